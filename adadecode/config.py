@@ -1,0 +1,132 @@
+"""Frozen settings. The command line builds them; nothing else reads flags or the environment."""
+
+import hashlib
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from adadecode.errors import UsageError
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Method = Literal["vanilla", "vanilla-w1", "adadecode", "transformers"]
+
+# Settings that say where and with how many hands a run is done, not what it computes.
+PLACEMENT_FIELDS = {"workers", "local", "address", "threads"}
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DecodeSettings(Settings):
+    """How tokens are decoded. Defaults are the paper's (section 4: gamma 0.75, at most 5 drafts, 512 new tokens)."""
+
+    gamma: float = Field(0.75, ge=0.0, le=1.0)
+    exits: tuple[int, ...] | None = None  # None: the layers the heads were trained for
+    max_drafts: int = Field(5, ge=0, le=64)
+    max_new_tokens: int = Field(512, ge=1)
+
+    @field_validator("exits")
+    @classmethod
+    def _exits_increase(cls, exits: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if exits is not None and (not exits or exits[0] < 1 or any(a >= b for a, b in pairwise(exits))):
+            raise ValueError("exit layers must increase and lie in 1..L-1, such as 4,8,12")
+        return exits
+
+
+class EvalConfig(Settings):
+    """One evaluation run. The resolved form is stored in run.json; `fingerprint` ties a run folder to it."""
+
+    model: str = "demo"
+    revision: str | None = None
+    heads: str | None = None  # None: the demo's heads for the task's domain; required for other models
+    task: str = "demo"
+    data_file: str | None = None
+    prompt_field: str = "prompt"
+    limit: int | None = Field(None, ge=1)
+    methods: tuple[Method, ...] = ("vanilla", "vanilla-w1", "adadecode")
+    decode: DecodeSettings = DecodeSettings()  # pyright: ignore[reportCallIssue]
+    dtype: Dtype = "bfloat16"
+    device: Literal["cpu", "cuda"] = "cpu"
+    seed: int = 0
+    repeats: int = Field(1, ge=1)
+    warmup: int = Field(1, ge=0)  # generations per method and worker before anything is measured
+    shard_size: int = Field(4, ge=1)
+    check_logits: bool = True
+    workers: int = Field(1, ge=1)
+    threads: int | None = Field(None, ge=1)  # per worker; None: cores // workers
+    local: bool = False
+    address: str | None = None
+
+    @field_validator("methods")
+    @classmethod
+    def _methods_hold_vanilla(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        if "vanilla" not in methods or len(set(methods)) != len(methods):
+            raise ValueError("methods must be distinct and include vanilla, which every other method is compared with")
+        return methods
+
+    @model_validator(mode="after")
+    def _local_has_one_worker(self) -> Self:
+        if self.local and (self.workers != 1 or self.address is not None):
+            raise ValueError("a local run has one worker and no cluster: drop --local, or --workers and --address")
+        return self
+
+    def fingerprint(self, **facts: str | None) -> str:
+        """Hash of all that decides the results: these settings less placement, and `facts` such as file hashes."""
+        decisive = {**self.model_dump(mode="json", exclude=PLACEMENT_FIELDS), **facts}
+        canonical = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+class TrainConfig(Settings):
+    """One training of exit heads."""
+
+    model: str
+    revision: str | None = None
+    task: str = "demo"
+    data_file: str | None = None
+    prompt_field: str = "prompt"
+    limit: int | None = Field(None, ge=2)
+    exits: tuple[int, ...] | None = None  # None: L/4, L/2, 3L/4
+    max_new_tokens: int = Field(256, ge=1)
+    dtype: Dtype = "bfloat16"
+    device: Literal["cpu", "cuda"] = "cpu"
+    seed: int = 0
+    epochs: int = Field(8, ge=1)
+    batch_tokens: int = Field(1024, ge=1)
+    learning_rate: float = Field(1e-3, gt=0.0)
+    held_out: float = Field(0.1, gt=0.0, lt=1.0)
+    threads: int | None = Field(None, ge=1)
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def build_settings(kind: type[SettingsT], config_file: Path | None, flags: dict[str, Any]) -> SettingsT:
+    """`kind` from a YAML file overlaid with the flags that were given; a bad value becomes one line."""
+    values: dict[str, Any] = {}
+    if config_file is not None:
+        loaded = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+        if not isinstance(loaded, dict):
+            raise UsageError(f"{config_file}: expected a mapping of settings, such as `task: gsm8k`")
+        values = loaded
+    given = {name: value for name, value in flags.items() if value is not None}
+    decode_fields = set(DecodeSettings.model_fields)
+    if "decode" in kind.model_fields:
+        decode = {**values.get("decode", {}), **{k: v for k, v in given.items() if k in decode_fields}}
+        given = {k: v for k, v in given.items() if k not in decode_fields}
+        values = {**values, "decode": decode}
+    try:
+        return kind.model_validate({**values, **given})
+    except ValidationError as error:
+        raise UsageError("; ".join(_one_line(problem) for problem in error.errors())) from None
+
+
+def _one_line(problem: Any) -> str:
+    flag = "--" + str(problem["loc"][-1]).replace("_", "-") if problem["loc"] else "settings"
+    value = "" if isinstance(problem["input"], dict) else f" {problem['input']!r}"
+    return f"{flag}{value}: {problem['msg'].removeprefix('Value error, ')}"

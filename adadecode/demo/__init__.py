@@ -1,0 +1,8 @@
+"""The embedded default: a small trained model, its exit heads, its prompts, and the script that rebuilds them."""
+
+from pathlib import Path
+
+DEMO_DIR = Path(__file__).parent
+MODEL_DIR = DEMO_DIR / "model"
+HEADS_DIR = DEMO_DIR / "heads"
+PROMPTS_DIR = DEMO_DIR / "prompts"

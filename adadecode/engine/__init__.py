@@ -1,0 +1,1 @@
+"""The decode loop: rounds of drafting, deferring and verifying."""

@@ -1,0 +1,48 @@
+"""The state of one round, a value passed from step to step."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from adadecode.model.decoder import StepInputs
+
+
+@dataclass
+class Round:
+    """One round: slot 0 holds the last verified token, slot i the i-th draft after it.
+
+    Slot i stands at position `first_position + i` and has run `layers_run[i]` layers; the last slot is the *current*
+    one, the others are parked at an exit layer. A later slot that passes a boundary takes every slot parked there along,
+    so layers_run never increases with the slot:
+
+        slot          0   1   2   3          3 is current, about to run segment 1;
+        layers_run    8   4   4   0          1 and 2 join it when it passes layer 4
+
+    `draft_exits[i]` is the exit layer that proposed the token of slot i + 1. `hidden` is `[W, d]`.
+    """
+
+    first_position: int
+    token_ids: list[int]
+    layers_run: list[int]
+    hidden: Tensor
+    step: StepInputs
+    draft_exits: list[int] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Asserts the invariants drawn above."""
+        assert len(self.token_ids) == len(self.layers_run) == len(self.draft_exits) + 1 <= len(self.hidden)
+        assert self.layers_run == sorted(self.layers_run, reverse=True), self.layers_run
+
+    @property
+    def current(self) -> int:
+        """The slot of the current token."""
+        return len(self.token_ids) - 1
+
+    @property
+    def num_drafts(self) -> int:
+        return len(self.draft_exits)
+
+    @property
+    def first_joined(self) -> int:
+        """The first of the slots that stand at the current slot's boundary; they are [first_joined, current + 1)."""
+        return self.layers_run.index(self.layers_run[-1])

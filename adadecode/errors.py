@@ -1,0 +1,59 @@
+"""Failures explained in one line: the value, the allowed range and the remedy. `exit_code` is the process's."""
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_MISMATCH, EXIT_INCOMPLETE, EXIT_REGRESSION = range(6)
+
+
+class AdaDecodeError(Exception):
+    """Any failure we explain in one line instead of a traceback."""
+
+    exit_code = EXIT_FAILED
+
+
+class UsageError(AdaDecodeError, ValueError):
+    """A setting, file or name the user gave is not usable."""
+
+    exit_code = EXIT_USAGE
+
+
+class UnsupportedModelError(UsageError):
+    """The model's layers need something the engine does not do; decoding it would be wrong."""
+
+
+class ExitHeadsError(UsageError):
+    """Exit heads that are damaged, or were made for another model or other exit layers."""
+
+
+class TaskDataError(UsageError):
+    """A data set that is missing, empty or malformed."""
+
+
+class RunFolderError(UsageError):
+    """An output folder that belongs to another run or cannot be written."""
+
+
+class ResourcesError(UsageError):
+    """More workers were asked for than the cluster can hold."""
+
+
+class PromptTooLongError(AdaDecodeError, ValueError):
+    """One sample's prompt leaves no room in the model's context: an error row, not the end of the run."""
+
+
+class NonFiniteLogitsError(AdaDecodeError, ArithmeticError):
+    """One sample's logits hold NaN or infinity, so no argmax is meaningful: an error row."""
+
+
+class RowsDependentError(AdaDecodeError):
+    """On this machine a row's bits depend on its slot or on the other rows, so parity cannot be promised."""
+
+
+class ParityError(AdaDecodeError):
+    """A method under the parity contract gave other tokens or other logits than vanilla."""
+
+    exit_code = EXIT_MISMATCH
+
+
+class IncompleteRunError(AdaDecodeError):
+    """Planned rows are missing from the results."""
+
+    exit_code = EXIT_INCOMPLETE

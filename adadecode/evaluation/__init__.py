@@ -1,0 +1,1 @@
+"""Sharding a data set, evaluating one shard, parity, and the atomic store."""

@@ -1,0 +1,43 @@
+"""Which samples are evaluated together: stable ids into shards, the same for any number of workers."""
+
+import hashlib
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from adadecode.records import Example, Shard
+from adadecode.report.schema import PLAN
+
+
+def make_plan(examples_by_task: dict[str, Sequence[Example]], shard_size: int) -> tuple[Shard, ...]:
+    """Shards of at most `shard_size` examples of one task each, in data-set order, numbered from 0 over all tasks."""
+    chunks = [
+        (task, tuple(examples[start : start + shard_size]))
+        for task, examples in examples_by_task.items()
+        for start in range(0, len(examples), shard_size)
+    ]
+    return tuple(Shard(shard_idx, task, chunk) for shard_idx, (task, chunk) in enumerate(chunks))
+
+
+def plan_table(shards: Sequence[Shard]) -> pa.Table:
+    """The plan as a table: one row per sample, with its shard and a hash of its prompt."""
+    rows = [
+        {
+            "task": shard.task,
+            "sample_id": example.sample_id,
+            "shard": shard.shard_idx,
+            "prompt_hash": _hash(f"{example.prompt}\0{example.chat_prompt}\0{example.reference}"),
+        }
+        for shard in shards
+        for example in shard.examples
+    ]
+    return pa.Table.from_pylist(rows, schema=PLAN)
+
+
+def plan_hash(table: pa.Table) -> str:
+    """A hash of the whole plan: samples, prompts and their shards."""
+    return _hash(repr(table.to_pylist()))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,178 @@
+"""One run's folder: exactly-once results over at-least-once work.
+
+Data goes to a file under a unique name; then a commit marker, created only if absent, names it. Readers follow commits
+and nothing else, so a file whose writer died is never read. A folder belongs to one fingerprint.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from adadecode.errors import RunFolderError
+from adadecode.report.schema import SAMPLES, SCHEMA_VERSION
+
+RUN_FILE = "run.json"
+
+
+class RunFolder:
+    """The files of one run. Workers on every node must see the same folder."""
+
+    def __init__(self, path: Path, run_id: str, fingerprint: str) -> None:
+        self.path, self.run_id, self.fingerprint = path, run_id, fingerprint
+
+    @classmethod
+    def open(cls, path: Path, fingerprint: str, facts: dict[str, Any]) -> "RunFolder":
+        """Creates the folder of a new run, or opens it to finish the same run; refuses another run's."""
+        try:
+            (path / "commits").mkdir(parents=True, exist_ok=True)
+            (path / "samples").mkdir(exist_ok=True)
+            if not (path / RUN_FILE).exists():
+                run = {"run_id": path.name, "fingerprint": fingerprint, "status": "running", **facts}
+                _create(path / RUN_FILE, _json_bytes(run))
+        except OSError as error:
+            raise RunFolderError(
+                f"--out {str(path)!r} cannot be written ({error.strerror}): choose a folder you may write to"
+            ) from error
+        run = read_run(path)
+        if run["fingerprint"] != fingerprint:
+            changed = _changed_settings(run.get("config", {}), facts.get("config", {}))
+            raise RunFolderError(
+                f"--out {str(path)!r} belongs to another run (fingerprint {run['fingerprint']}, this one is "
+                f"{fingerprint}; {changed}): choose another --out, or repeat that run's settings to finish it"
+            )
+        return cls(path, run["run_id"], fingerprint)
+
+    def update_run(self, **facts: Any) -> dict[str, Any]:
+        """Replaces top-level entries of run.json, atomically; returns the new content."""
+        run = read_run(self.path) | facts
+        _replace(self.path / RUN_FILE, _json_bytes(run))
+        return run
+
+    def commit_shard(self, task: str, shard_idx: int, rows: list[dict[str, Any]], facts: dict[str, Any]) -> bool:
+        """Writes a shard's rows and then its commit; False when another attempt had committed it before."""
+        attempt = rows[0]["attempt"]
+        ordered = sorted(rows, key=lambda row: (row["sample_id"], row["repeat"], row["method"]))
+        metadata = {"schema_version": str(SCHEMA_VERSION), "run_id": self.run_id, "fingerprint": self.fingerprint}
+        table = pa.Table.from_pylist(ordered, schema=SAMPLES.with_metadata(metadata))
+        name = f"samples/task={task}/part-{shard_idx:05d}-{attempt}.parquet"
+        digest = self.write_table(name, table)
+        commit = {
+            "shard": shard_idx,
+            "task": task,
+            "file": name,
+            "sha256": digest,
+            "num_rows": len(rows),
+            "fingerprint": self.fingerprint,
+            "attempt": attempt,
+            "worker": facts,
+        }
+        return _create(self.path / "commits" / f"{shard_idx:05d}.json", _json_bytes(commit))
+
+    def write_table(self, name: str, table: pa.Table) -> str:
+        """Writes a Parquet file under `name`, whole or not at all; returns the SHA-256 of its bytes."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd", write_page_index=True, write_page_checksum=True)
+        content = sink.getvalue().to_pybytes()
+        (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+        _replace(self.path / name, content)
+        return hashlib.sha256(content).hexdigest()
+
+    def commits(self) -> dict[int, dict[str, Any]]:
+        """Every commit by shard."""
+        return read_commits(self.path)
+
+    def samples(self) -> pa.Table:
+        """All committed rows."""
+        return read_samples(self.path)
+
+
+def new_attempt() -> str:
+    """A name no other attempt at a shard has."""
+    return uuid.uuid4().hex[:12]
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """run.json of a run folder; raises RunFolderError when it is not one."""
+    try:
+        run = json.loads((path / RUN_FILE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{str(path)!r} is not a run folder: it has no readable {RUN_FILE}") from error
+    if not isinstance(run, dict) or "fingerprint" not in run or "run_id" not in run:
+        raise RunFolderError(f"{str(path)!r} is not a run folder: its {RUN_FILE} names no run_id and fingerprint")
+    return run
+
+
+def read_commits(path: Path) -> dict[int, dict[str, Any]]:
+    """Every commit of a run folder, by shard."""
+    found = [json.loads(file.read_bytes()) for file in sorted((path / "commits").glob("*.json"))]
+    return {commit["shard"]: commit for commit in found}
+
+
+def read_samples(path: Path) -> pa.Table:
+    """All committed rows of a run folder; raises RunFolderError when a committed file is missing or altered."""
+    return pa.concat_tables([SAMPLES.empty_table(), *_committed_tables(path, read_commits(path).values())])
+
+
+def _committed_tables(path: Path, commits: Iterable[dict[str, Any]]) -> Iterable[pa.Table]:
+    for commit in commits:
+        file = path / commit["file"]
+        remedy = f"delete commits/{commit['shard']:05d}.json and run the same command to compute the shard again"
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise RunFolderError(f"{file}: a committed file cannot be read ({error.strerror}); {remedy}") from error
+        if hashlib.sha256(content).hexdigest() != commit["sha256"]:
+            raise RunFolderError(f"{file}: a committed file was altered after its commit; {remedy}")
+        yield pq.read_table(pa.BufferReader(content)).replace_schema_metadata(None)
+
+
+def missing_rows(plan: pa.Table, samples: pa.Table, methods: Sequence[str], repeats: int) -> int:
+    """How many planned rows (samples x methods x repeats) are not among `samples`."""
+    planned = {(row["task"], row["sample_id"]) for row in plan.select(["task", "sample_id"]).to_pylist()}
+    keys = samples.select(["task", "sample_id", "method", "repeat"]).to_pylist()
+    found = {tuple(key.values()) for key in keys if (key["task"], key["sample_id"]) in planned}
+    return len(planned) * len(methods) * repeats - len(found)
+
+
+def _changed_settings(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    names = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+    return f"different: {', '.join(names)}" if names else "the model, heads or data behind the same settings changed"
+
+
+def _json_bytes(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _write_synced(path: Path, content: bytes) -> Path:
+    """A new file beside `path` with `content` on disk."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return temporary
+
+
+def _replace(path: Path, content: bytes) -> None:
+    os.replace(_write_synced(path, content), path)
+
+
+def _create(path: Path, content: bytes) -> bool:
+    """Creates `path` with `content` unless it exists; the first of several creators wins."""
+    temporary = _write_synced(path, content)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+    return True

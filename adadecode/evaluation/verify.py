@@ -1,0 +1,54 @@
+"""Parity of one generation with vanilla's, from token ids and logits."""
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adadecode.engine.generate import Decoded
+from adadecode.report.parity import classify, first_difference
+
+
+def logits_digest(logits: Tensor | None) -> str | None:
+    """BLAKE2b-128 of the bytes of logits `[n, V]`; None when they were not recorded."""
+    if logits is None:
+        return None
+    as_bytes = logits.detach().cpu().contiguous().view(torch.uint8).numpy()
+    return hashlib.blake2b(as_bytes.tobytes(), digest_size=16).hexdigest()
+
+
+def compare(vanilla: Decoded, other: Decoded, dtype: str) -> dict[str, Any]:
+    """The parity columns of `other`'s row: class, first difference, the two tokens and margins there, equal bits."""
+    ours, theirs = other.generation, vanilla.generation
+    first = first_difference(theirs.output_token_ids, ours.output_token_ids)
+    margin = None if first is None else _margin(vanilla.logits, first)
+    parity = classify(first, margin, dtype)
+    if first is None and ours.finish_reason != theirs.finish_reason:
+        parity = "mismatch"
+    return {
+        "parity": parity,
+        "logits_equal": _same_bits(vanilla.logits, other.logits),
+        "first_diff_idx": first,
+        "vanilla_token_id": _token(theirs.output_token_ids, first),
+        "method_token_id": _token(ours.output_token_ids, first),
+        "vanilla_margin": margin,
+        "method_margin": None if first is None else _margin(other.logits, first),
+    }
+
+
+def _same_bits(a: Tensor | None, b: Tensor | None) -> bool | None:
+    if a is None or b is None:
+        return None
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
+def _token(token_ids: tuple[int, ...], idx: int | None) -> int | None:
+    return None if idx is None or idx >= len(token_ids) else token_ids[idx]
+
+
+def _margin(logits: Tensor | None, idx: int) -> float | None:
+    if logits is None or idx >= len(logits):
+        return None
+    top, second = logits[idx].float().topk(2).values.tolist()
+    return top - second

@@ -1,0 +1,204 @@
+"""One worker: a model loaded once, and the evaluation of one shard with every method of the run."""
+
+import platform
+import socket
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adadecode.config import EvalConfig, Method
+from adadecode.demo import HEADS_DIR
+from adadecode.engine.baselines import generate_with_transformers
+from adadecode.engine.generate import Decoded, generate
+from adadecode.engine.invariance import check_rows_independent
+from adadecode.engine.policy import Policy, make_policy, step_width
+from adadecode.errors import AdaDecodeError, UsageError
+from adadecode.evaluation.verify import compare, logits_digest
+from adadecode.model.decoder import DecoderModel, chat_template_hash, load_model
+from adadecode.model.exit_heads import ExitHeads, load_heads
+from adadecode.records import Example, Shard
+from adadecode.tasks import score, task_domain
+from adadecode.tasks.encode import encode_prompt
+
+WARMUP_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What stays loaded between shards."""
+
+    worker_id: str
+    config: EvalConfig
+    model: DecoderModel
+    tokenizer: Any
+    heads: dict[str, ExitHeads]  # per task
+    width: int
+
+    def facts(self) -> dict[str, Any]:
+        """What only the worker knows of where and with what it ran; stored with every commit."""
+        gpu = torch.cuda.get_device_name() if self.config.device == "cuda" else None
+        return {
+            "worker_id": self.worker_id,
+            "host": socket.gethostname(),
+            "cpu": cpu_name(),
+            "gpu": gpu,
+            "cuda": torch.version.cuda if gpu else None,
+            "threads": torch.get_num_threads(),
+            "python": sys.version.split()[0],
+            "torch": torch.__version__,
+            "width": self.width,
+            "model_hash": self.model.model_hash,
+            "heads_hash": {task: heads.content_hash for task, heads in self.heads.items()},
+            "exits": {task: list(self.policy(task).exits) for task in self.heads},
+            "chat_template_hash": chat_template_hash(self.tokenizer),
+        }
+
+    def policy(self, task: str) -> Policy:
+        return make_policy(self.config.decode, self.heads[task].exits)
+
+
+def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, threads: int) -> Worker:
+    """Loads model and heads, checks that rows are independent at this width, and warms every method up."""
+    torch.set_num_threads(threads)
+    model, tokenizer = load_model(config.model, dtype=config.dtype, device=config.device, revision=config.revision)
+    heads = {}
+    if "adadecode" in config.methods:
+        heads = {task: load_heads(heads_folder(config.model, config.heads, task), model) for task in tasks}
+    width = step_width(config.decode.max_drafts)
+    worker = Worker(worker_id, config, model, tokenizer, heads, width)
+    for task in heads:
+        worker.policy(task)  # an exit without a head is refused before anything is measured
+    check_rows_independent(model, width)
+    warmup_ids = [i % model.vocab_size for i in range(1, min(17, model.context_len))]
+    for task in tasks:
+        for method in config.methods * config.warmup:
+            decode(worker, method, task, warmup_ids, max_new_tokens=WARMUP_TOKENS)
+    return worker
+
+
+def heads_folder(model: str, heads: str | None, task: str) -> Path:
+    """Where the heads for `task` lie: `--heads`, or the demo's own for the task's domain (math when it has none)."""
+    if heads is not None:
+        return Path(heads)
+    if model == "demo":
+        return HEADS_DIR / (task_domain(task) or "math")
+    raise UsageError(
+        f"--heads is missing: model {model!r} has no heads of its own; make some with `adadecode train-heads`, "
+        "or leave adadecode out of --methods"
+    )
+
+
+def decode(
+    worker: Worker, method: Method, task: str, prompt_ids: list[int], max_new_tokens: int | None = None
+) -> Decoded:
+    """One generation of `prompt_ids` by `method`."""
+    config, model = worker.config, worker.model
+    max_new_tokens = max_new_tokens or config.decode.max_new_tokens
+    record = config.check_logits
+    if method == "transformers":
+        return generate_with_transformers(
+            model, prompt_ids, max_new_tokens=max_new_tokens, record_logits=record
+        )
+    settings: dict[str, Any] = {"policy": worker.policy(task), "drafter": worker.heads[task]}
+    return generate(
+        model,
+        prompt_ids,
+        width=1 if method == "vanilla-w1" else worker.width,
+        max_new_tokens=max_new_tokens,
+        record_logits=record,
+        **(settings if method == "adadecode" else {}),
+    )
+
+
+def evaluate_shard(worker: Worker, shard: Shard, run_id: str, attempt: str) -> list[dict[str, Any]]:
+    """One row per sample, repeat and method, as the SAMPLES schema has them; a failure is a row with its error."""
+    rows = []
+    for sample_idx, example in enumerate(shard.examples):
+        for repeat in range(worker.config.repeats):
+            backwards = (shard.shard_idx + sample_idx + repeat) % 2 == 1
+            common = {
+                "run_id": run_id,
+                "task": shard.task,
+                "sample_id": example.sample_id,
+                "repeat": repeat,
+                "shard": shard.shard_idx,
+                "reference": example.reference,
+                "worker_id": worker.worker_id,
+                "attempt": attempt,
+            }
+            rows += [{**common, **row} for row in _evaluate_sample(worker, shard.task, example, backwards)]
+    return rows
+
+
+def _evaluate_sample(worker: Worker, task: str, example: Example, backwards: bool) -> list[dict[str, Any]]:
+    """The rows of all methods on one sample, run in the configured order or `backwards`; rows come in that order."""
+    methods = worker.config.methods[::-1] if backwards else worker.config.methods
+    rows: dict[Method, dict[str, Any]] = {}
+    decoded: dict[Method, Decoded] = {}
+    for order_idx, method in enumerate(methods):
+        row: dict[str, Any] = {"method": method, "order_idx": order_idx, "started_at": datetime.now(UTC)}
+        rows[method] = row
+        try:
+            prompt_ids = encode_prompt(worker.tokenizer, example)
+            row |= {"prompt_len": len(prompt_ids), "prompt_token_ids": prompt_ids}
+            decoded[method] = decode(worker, method, task, prompt_ids)
+            row |= {"status": "ok", **_measurements(worker, method, task, example, decoded[method])}
+        except (AdaDecodeError, RuntimeError, ValueError, MemoryError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                torch.cuda.empty_cache()
+            message = " ".join(str(error).split())[:1000]
+            row |= {"status": "error", "finish_reason": "error", "error_type": type(error).__name__}
+            row["error_message"] = message
+    for method, result in decoded.items():
+        if method != "vanilla" and "vanilla" in decoded:
+            rows[method] |= compare(decoded["vanilla"], result, worker.config.dtype)
+    return list(rows.values())
+
+
+def _measurements(
+    worker: Worker, method: Method, task: str, example: Example, decoded: Decoded
+) -> dict[str, Any]:
+    """The columns of a generation that succeeded; drafting columns are null for methods that cannot draft."""
+    generation = decoded.generation
+    ended = generation.finish_reason == "eos"
+    shown_ids = generation.output_token_ids[: -1 if ended else None]
+    text = worker.tokenizer.decode(shown_ids)
+    drafting = {
+        "num_drafted": generation.num_drafted,
+        "num_accepted": generation.num_accepted,
+        "exits": generation.exits,
+        "drafted_per_exit": generation.drafted_per_exit,
+        "accepted_per_exit": generation.accepted_per_exit,
+        "draft_depths": generation.draft_depths,
+    }
+    return {
+        "output_len": len(generation.output_token_ids),
+        "output_token_ids": generation.output_token_ids,
+        "output_text": text,
+        "finish_reason": generation.finish_reason,
+        "correct": score(task, text, example.reference),
+        "ttft_s": generation.ttft_s,
+        "decode_s": generation.decode_s,
+        "e2e_s": generation.e2e_s,
+        "tpot_s": generation.tpot_s,
+        "step_gaps_s": generation.step_gaps_s,
+        "num_rounds": generation.num_rounds,
+        "layers_per_token": generation.layers_per_token,
+        "logits_digest": logits_digest(decoded.logits),
+        "width": {"vanilla-w1": 1, "transformers": None}.get(method, worker.width),
+        **(drafting if method == "adadecode" else {}),
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,73 @@
+"""The dataclasses that cross a boundary between folders."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sample of a task.
+
+    `prompt` is the plain text a base model continues; `chat_prompt` the user message put through the tokenizer's chat
+    template when it has one. `reference` is what scoring compares with, None when the task has no answers.
+    """
+
+    sample_id: str
+    prompt: str
+    chat_prompt: str
+    reference: str | None = None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Samples evaluated and committed together; `shard_idx` counts from 0 within a run."""
+
+    shard_idx: int
+    task: str
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one greedy generation gave and cost.
+
+    The first token comes from the prefill; rounds, drafts and layers count the tokens after it. Times are seconds.
+    `decode_s` is e2e minus TTFT; `step_gaps_s` holds one gap per round. `draft_depths` has one entry per output token:
+    the exit layer it was drafted at, or L when the full model gave it. `layers_run` counts batched layer executions: a
+    segment of 4 layers run once for 3 rows counts 4.
+    """
+
+    output_token_ids: tuple[int, ...]
+    finish_reason: str
+    ttft_s: float
+    e2e_s: float
+    step_gaps_s: tuple[float, ...]
+    num_rounds: int
+    layers_run: int
+    exits: tuple[int, ...]
+    drafted_per_exit: tuple[int, ...]
+    accepted_per_exit: tuple[int, ...]
+    draft_depths: tuple[int, ...]
+
+    @property
+    def num_drafted(self) -> int:
+        return sum(self.drafted_per_exit)
+
+    @property
+    def num_accepted(self) -> int:
+        return sum(self.accepted_per_exit)
+
+    @property
+    def decode_s(self) -> float:
+        return self.e2e_s - self.ttft_s
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Seconds per output token after the first; None below two tokens."""
+        num_later = len(self.output_token_ids) - 1
+        return self.decode_s / num_later if num_later else None
+
+    @property
+    def layers_per_token(self) -> float | None:
+        """Batched layer executions per token after the first; L for vanilla; None below two tokens."""
+        num_later = len(self.output_token_ids) - 1
+        return self.layers_run / num_later if num_later else None

@@ -1,0 +1,1 @@
+"""The Parquet schemas, the statistics over them and the tables made from them."""

@@ -1,0 +1,130 @@
+"""The Parquet tables: one explicit, versioned Arrow schema each. Null means not measured, never 0 or -1."""
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+# The methods whose tokens and logits must equal vanilla's; the others are compared and only reported.
+CONTRACT_METHODS = ("adadecode",)
+
+TOKEN_IDS = pa.list_(pa.int32())
+
+SAMPLES = pa.schema(
+    [
+        # which row: the key is (task, sample_id, method, repeat)
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("repeat", pa.int32(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),  # ok | error
+        # what went in and came out
+        pa.field("prompt_len", pa.int32()),
+        pa.field("output_len", pa.int32()),
+        pa.field("prompt_token_ids", TOKEN_IDS),
+        pa.field("output_token_ids", TOKEN_IDS),
+        pa.field("output_text", pa.string()),
+        pa.field("finish_reason", pa.string()),  # eos | length | error
+        pa.field("reference", pa.string()),
+        pa.field("correct", pa.bool_()),  # null where the task has no scorer
+        # what it cost
+        pa.field("ttft_s", pa.float64()),
+        pa.field("decode_s", pa.float64()),
+        pa.field("e2e_s", pa.float64()),
+        pa.field("tpot_s", pa.float64()),
+        pa.field("step_gaps_s", pa.list_(pa.float32())),
+        pa.field("num_rounds", pa.int32()),
+        pa.field("num_drafted", pa.int32()),
+        pa.field("num_accepted", pa.int32()),
+        pa.field("exits", TOKEN_IDS),
+        pa.field("drafted_per_exit", TOKEN_IDS),
+        pa.field("accepted_per_exit", TOKEN_IDS),
+        pa.field("draft_depths", TOKEN_IDS),
+        pa.field("layers_per_token", pa.float64()),
+        # parity with the method `vanilla` of the same sample and repeat; all null for `vanilla` itself
+        pa.field("parity", pa.string()),  # exact | near_tie | mismatch
+        pa.field("logits_equal", pa.bool_()),  # bits of all accepted logits; null when not recorded
+        pa.field("first_diff_idx", pa.int32()),  # output position; null when equal
+        pa.field("vanilla_token_id", pa.int32()),  # the two tokens there; null past the end of an output
+        pa.field("method_token_id", pa.int32()),
+        pa.field("vanilla_margin", pa.float64()),  # top-1 minus top-2 logit there
+        pa.field("method_margin", pa.float64()),
+        pa.field("logits_digest", pa.string()),  # BLAKE2b-128 of the accepted logits' bytes
+        # how it was run
+        pa.field("width", pa.int32()),
+        pa.field("order_idx", pa.int32()),  # 0: ran first of the sample's methods
+        pa.field("worker_id", pa.string(), nullable=False),
+        pa.field("attempt", pa.string(), nullable=False),
+        pa.field("started_at", pa.timestamp("us", "UTC"), nullable=False),
+        pa.field("error_type", pa.string()),
+        pa.field("error_message", pa.string()),
+    ]
+)
+
+PLAN = pa.schema(
+    [
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("prompt_hash", pa.string(), nullable=False),
+    ]
+)
+
+VERIFY = pa.schema(
+    [
+        pa.field(name, SAMPLES.field(name).type)
+        for name in (
+            "task",
+            "sample_id",
+            "method",
+            "repeat",
+            "parity",
+            "logits_equal",
+            "first_diff_idx",
+            "vanilla_token_id",
+            "method_token_id",
+            "vanilla_margin",
+            "method_margin",
+        )
+    ]
+)
+
+SUMMARY = pa.schema(
+    [
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("n", pa.int32(), nullable=False),  # samples measured, all repeats
+        pa.field("num_errors", pa.int32(), nullable=False),
+        pa.field("num_output_tokens", pa.int64(), nullable=False),
+        pa.field("tokens_per_s", pa.float64()),  # sum of tokens / sum of e2e_s
+        pa.field("decode_tokens_per_s", pa.float64()),  # sum of later tokens / sum of decode_s
+        pa.field("ttft_p50_s", pa.float64()),
+        pa.field("ttft_p90_s", pa.float64()),
+        pa.field("num_tpot", pa.int32(), nullable=False),  # samples of two or more tokens: those that have a TPOT
+        pa.field("tpot_mean_s", pa.float64()),
+        pa.field("tpot_p50_s", pa.float64()),
+        pa.field("tpot_p90_s", pa.float64()),
+        pa.field("e2e_p50_s", pa.float64()),
+        pa.field("e2e_p90_s", pa.float64()),
+        pa.field("num_drafted", pa.int64()),
+        pa.field("num_accepted", pa.int64()),
+        pa.field("acceptance_rate", pa.float64()),  # null when nothing was drafted
+        pa.field("tokens_per_round", pa.float64()),
+        pa.field("layers_per_token", pa.float64()),  # mean over tokens
+        pa.field("baseline", pa.string()),  # the faster vanilla: denominator of both speedups
+        pa.field("num_prompts", pa.int32()),  # prompts behind both speedups
+        pa.field("speedup_geomean", pa.float64()),  # geometric mean of per-prompt e2e ratios
+        pa.field("speedup_geomean_low", pa.float64()),  # 95 % BCa bootstrap over prompts
+        pa.field("speedup_geomean_high", pa.float64()),
+        pa.field("speedup_total", pa.float64()),  # ratio of summed e2e times
+        pa.field("speedup_total_low", pa.float64()),
+        pa.field("speedup_total_high", pa.float64()),
+        pa.field("num_parity_exact", pa.int32()),  # null for `vanilla`
+        pa.field("num_parity_checked", pa.int32()),
+        pa.field("num_logits_equal", pa.int32()),
+        pa.field("num_logits_checked", pa.int32()),
+        pa.field("num_correct", pa.int32()),  # null where the task has no scorer
+        pa.field("num_scored", pa.int32()),
+    ]
+)

@@ -1,0 +1,180 @@
+"""One line per task and method: what was measured, how fast against the faster vanilla, how much of it was equal."""
+
+# pyarrow makes its compute functions at import time, where pyright cannot see them.
+# pyright: reportAttributeAccessIssue=false
+
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from adadecode.report.parity import pair_codes, recompute_parity
+from adadecode.report.schema import CONTRACT_METHODS, SUMMARY
+from adadecode.report.stats import paired_speedups, percentiles
+
+VANILLAS = ("vanilla", "vanilla-w1")
+
+NUMBERS = (
+    "output_len",
+    "ttft_s",
+    "decode_s",
+    "e2e_s",
+    "tpot_s",
+    "num_rounds",
+    "num_drafted",
+    "num_accepted",
+    "layers_per_token",
+)
+
+
+def summarise(samples: pa.Table) -> pa.Table:
+    """A SUMMARY table: one row per task and method, tasks by first appearance, the vanillas first among the methods.
+
+    Error rows are counted and measured nowhere. A speedup is over the (sample, repeat) pairs that both methods
+    finished, against whichever of `vanilla` and `vanilla-w1` took less time on the pairs both of those finished. Parity
+    is recomputed from the ids, so a summary cannot repeat a claim that the outputs contradict.
+    """
+    verify = recompute_parity(samples)
+    flat = samples.select(["task", "sample_id", "method", "repeat", "status", "correct", *NUMBERS])
+    methods = _vanillas_first(flat["method"].unique().to_pylist())
+    lines = []
+    for task in flat["task"].unique().to_pylist():
+        of_task = flat.filter(pc.equal(flat["task"], task))
+        timings = _Timings(of_task)
+        for method in methods:
+            rows = of_task.filter(pc.equal(of_task["method"], method))
+            if rows.num_rows:
+                checked = verify.filter((pc.field("task") == task) & (pc.field("method") == method))
+                lines.append(
+                    {"task": task, "method": method}
+                    | _measurements(rows)
+                    | timings.speedups(method)
+                    | (_parity_counts(checked) if method != "vanilla" else {})
+                    | _scores(rows)
+                )
+    return pa.Table.from_pylist(lines, schema=SUMMARY)
+
+
+def parity_line(summary: pa.Table) -> str:
+    """`parity 48/48, logits 48/48` over the methods under the parity contract; logits only where they were recorded."""
+    contract = summary.filter(pc.field("method").isin(CONTRACT_METHODS))
+    num_checked, num_logits_checked = (
+        _total(contract[name]) or 0 for name in ("num_parity_checked", "num_logits_checked")
+    )
+    if not num_checked:
+        return "parity not checked"
+    line = f"parity {_total(contract['num_parity_exact'])}/{num_checked}"
+    return line + (
+        f", logits {_total(contract['num_logits_equal'])}/{num_logits_checked}" if num_logits_checked else ""
+    )
+
+
+class _Timings:
+    """The e2e seconds of one task's methods, aligned on (sample, repeat) pairs: [pairs], NaN where not measured."""
+
+    def __init__(self, of_task: pa.Table) -> None:
+        codes = pair_codes(of_task)
+        num_pairs = codes.max(initial=-1) + 1
+        self._prompt_of_pair = np.empty(num_pairs, dtype=np.int64)
+        samples = pc.dictionary_encode(of_task["sample_id"].combine_chunks())
+        self._prompt_of_pair[codes] = samples.indices.to_numpy()
+        methods, is_ok = of_task["method"], pc.equal(of_task["status"], "ok")
+        self._e2e_s: dict[str, NDArray] = {}
+        for method in methods.unique().to_pylist():
+            of_method = pc.and_(pc.equal(methods, method), is_ok).to_numpy()
+            self._e2e_s[method] = np.full(num_pairs, np.nan)
+            self._e2e_s[method][codes[of_method]] = _floats(of_task["e2e_s"])[of_method]
+        self.baseline = self._faster_vanilla()
+
+    def speedups(self, method: str) -> dict:
+        """The summary's speedup columns for `method`; those left out are null."""
+        if self.baseline is None:
+            return {}
+        base_s, method_s = self._e2e_s[self.baseline], self._e2e_s[method]
+        both = _measured(base_s, method_s)
+        speedups = paired_speedups(self._prompt_of_pair[both], base_s[both], method_s[both])
+        if speedups is None:
+            return {"baseline": self.baseline, "num_prompts": 0}
+        line = {"baseline": self.baseline, "num_prompts": speedups.num_prompts}
+        for name, estimate in (("speedup_geomean", speedups.geomean), ("speedup_total", speedups.total)):
+            line |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        return line
+
+    def _faster_vanilla(self) -> str | None:
+        ran = [name for name in VANILLAS if _measured(self._e2e_s.get(name, np.array([np.nan]))).any()]
+        if len(ran) < 2:
+            return ran[0] if ran else None
+        both = _measured(*(self._e2e_s[name] for name in ran))
+        return min(ran, key=lambda name: self._e2e_s[name][both].sum())
+
+
+def _vanillas_first(methods: Iterable[str]) -> list[str]:
+    return sorted(methods, key=lambda name: VANILLAS.index(name) if name in VANILLAS else len(VANILLAS))
+
+
+def _measurements(rows: pa.Table) -> dict:
+    """The summary's measured columns of one task and method; None where nothing was measured."""
+    ok = rows.filter(pc.field("status") == "ok")
+    column = {name: _floats(ok[name]) for name in NUMBERS}
+    later = column["output_len"] - 1  # tokens after the first, which comes from the prefill
+    ttft, tpot, e2e = (percentiles(column[name]) for name in ("ttft_s", "tpot_s", "e2e_s"))
+    num_drafted, num_accepted = (_total(ok[name]) for name in ("num_drafted", "num_accepted"))
+    return {
+        "n": ok.num_rows,
+        "num_errors": rows.num_rows - ok.num_rows,
+        "num_output_tokens": _total(ok["output_len"]) or 0,
+        "tokens_per_s": _rate(column["output_len"], column["e2e_s"]),
+        "decode_tokens_per_s": _rate(later, column["decode_s"]),
+        "ttft_p50_s": ttft.p50,
+        "ttft_p90_s": ttft.p90,
+        "num_tpot": tpot.n,
+        "tpot_mean_s": pc.mean(ok["tpot_s"]).as_py(),
+        "tpot_p50_s": tpot.p50,
+        "tpot_p90_s": tpot.p90,
+        "e2e_p50_s": e2e.p50,
+        "e2e_p90_s": e2e.p90,
+        "num_drafted": num_drafted,
+        "num_accepted": num_accepted,
+        "acceptance_rate": num_accepted / num_drafted if num_drafted and num_accepted is not None else None,
+        "tokens_per_round": _rate(later, column["num_rounds"]),
+        "layers_per_token": _rate(column["layers_per_token"] * later, later),
+    }
+
+
+def _parity_counts(checked: pa.Table) -> dict:
+    num_logits_checked = pc.count(checked["logits_equal"]).as_py()
+    return {
+        "num_parity_exact": _total(pc.equal(checked["parity"], "exact")) or 0,
+        "num_parity_checked": pc.count(checked["parity"]).as_py(),
+        "num_logits_equal": _total(checked["logits_equal"]),
+        "num_logits_checked": num_logits_checked or None,
+    }
+
+
+def _scores(rows: pa.Table) -> dict:
+    """How many ok rows were right, of those with a score; both None where the task has no scorer."""
+    correct = rows.filter(pc.field("status") == "ok")["correct"]
+    return {"num_correct": _total(correct), "num_scored": pc.count(correct).as_py() or None}
+
+
+def _rate(amounts: NDArray, per: NDArray) -> float | None:
+    """Sum over sum, over the rows that have both; None where the denominator is 0."""
+    both = _measured(amounts, per)
+    denominator = per[both].sum()
+    return float(amounts[both].sum() / denominator) if denominator > 0 else None
+
+
+def _measured(*columns: NDArray) -> NDArray[np.bool_]:
+    return np.all([~np.isnan(column) for column in columns], axis=0)
+
+
+def _total(column: pa.ChunkedArray) -> int | None:
+    """The sum of a column (true counts 1), None where every value is null."""
+    return pc.sum(column).as_py()
+
+
+def _floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    """A numeric column as float64 with NaN for null."""
+    return column.cast(pa.float64()).to_numpy()

@@ -1,0 +1,121 @@
+"""What a person reads: the summary as a rich table, the pairs that differ, and where the run came from."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+COLUMNS = (
+    "task",
+    "method",
+    "n",
+    "tokens\n/s",
+    "TPOT\nms p50",
+    "TTFT\nms p50",
+    "accept\nrate",
+    "tokens\n/round",
+    "layers\n/token",
+    "speedup\n(95 % CI)",
+    "parity",
+    "correct",
+)
+
+# The columns that give way on a terminal narrower than the table; the others keep every digit.
+FOLDING: dict[str, Any] = {
+    "task": {"overflow": "fold", "min_width": 6},
+    "speedup\n(95 % CI)": {"min_width": 11},
+}
+
+CAPTION = "speedup: geometric mean of per-prompt e2e ratios over the faster vanilla (`baseline`); BCa bootstrap"
+
+ABSENT = "-"
+
+
+def summary_table(summary: pa.Table) -> Table:
+    """A rich table with one line per row of a SUMMARY table; `-` stands for not measured.
+
+    It wants up to 110 columns; where the output is no terminal, give the Console that width.
+    """
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, caption=CAPTION, caption_justify="left")
+    for name in COLUMNS:
+        table.add_column(
+            name, justify="left" if name in COLUMNS[:2] else "right", **FOLDING.get(name, {"no_wrap": True})
+        )
+    shown_task = None
+    for row in summary.to_pylist():
+        task = row["task"] if row["task"] != shown_task else ""
+        shown_task = row["task"]
+        # Text, because a string would have its brackets read as markup
+        table.add_row(*(Text(cell) for cell in (task, row["method"], *_cells(row))))
+    return table
+
+
+def mismatch_lines(verify: pa.Table) -> list[str]:
+    """One line per pair that is not exact: its class, where it first differs, both tokens there and their margins."""
+    return [_mismatch_line(row) for row in verify.to_pylist() if row["parity"] not in (None, "exact")]
+
+
+def provenance_lines(run: dict[str, Any]) -> list[str]:
+    """The essentials of run.json, one `name: value` per line; what is missing is left out."""
+    lines = [
+        f"{name}: {_plain(run[name])}" for name in ("run_id", "status", "fingerprint") if run.get(name) is not None
+    ]
+    for section in ("config", "provenance"):
+        values = run.get(section)
+        if isinstance(values, dict):
+            lines += [f"{section}.{name}: {_plain(value)}" for name, value in values.items() if value is not None]
+    return lines
+
+
+def _cells(row: dict[str, Any]) -> Iterator[str]:
+    yield str(row["n"]) + (f" ({row['num_errors']} err)" if row["num_errors"] else "")
+    yield _number(row["tokens_per_s"], ".1f")
+    yield _number(row["tpot_p50_s"], ".2f", scale=1000)
+    yield _number(row["ttft_p50_s"], ".1f", scale=1000)
+    yield _number(row["acceptance_rate"], ".1%")
+    yield _number(row["tokens_per_round"], ".2f")
+    yield _number(row["layers_per_token"], ".2f")
+    yield _speedup(row)
+    yield _fraction(row["num_parity_exact"], row["num_parity_checked"])
+    yield _fraction(row["num_correct"], row["num_scored"])
+
+
+def _speedup(row: dict[str, Any]) -> str:
+    if row["method"] == row["baseline"]:
+        return "baseline"
+    if row["speedup_geomean"] is None:
+        return ABSENT
+    low, high = row["speedup_geomean_low"], row["speedup_geomean_high"]
+    interval = "(no CI)" if low is None else f"({low:.2f}-{high:.2f})"
+    return f"{row['speedup_geomean']:.2f}x {interval}"
+
+
+def _mismatch_line(row: dict[str, Any]) -> str:
+    pair = f"{row['task']}/{row['sample_id']} {row['method']} repeat {row['repeat']}: {row['parity']}"
+    if row["first_diff_idx"] is None:
+        return f"{pair}, equal token ids, but the finish reason differs or a stored claim contradicts the outputs"
+    vanilla = _token(row["vanilla_token_id"], row["vanilla_margin"])
+    method = _token(row["method_token_id"], row["method_margin"])
+    return f"{pair} at output position {row['first_diff_idx']}: vanilla {vanilla}, {row['method']} {method}"
+
+
+def _token(token_id: int | None, margin: float | None) -> str:
+    token = "ended" if token_id is None else f"token {token_id}"
+    return f"{token} (margin {'not recorded' if margin is None else format(margin, '.4g')})"
+
+
+def _number(value: float | None, form: str, scale: float = 1) -> str:
+    return ABSENT if value is None else format(value * scale, form)
+
+
+def _fraction(part: int | None, whole: int | None) -> str:
+    return ABSENT if whole is None else f"{part}/{whole}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={_plain(part)}" for name, part in value.items() if part is not None)
+    return ",".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value)

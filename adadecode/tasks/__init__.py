@@ -1,0 +1,89 @@
+"""Data sets: what each task's prompts are, and how an output is scored.
+
+A task is known here by name; its file holds its prompt formats, its loading and its scoring.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from adadecode.errors import UsageError
+from adadecode.records import Example
+from adadecode.tasks import demo, gsm8k, humaneval, jsonl
+
+Domain = Literal["math", "code"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What `adadecode tasks` says of a task. `domain` is None where the prompts may be of any kind."""
+
+    description: str
+    source: str
+    domain: Domain | None
+
+
+TASKS = {
+    "gsm8k": Task("GSM8K grade-school word problems, scored by final number", f"{gsm8k.HUB} or --data-file", "math"),
+    "humaneval": Task("HumanEval functions to complete, not scored", f"{humaneval.HUB} or --data-file", "code"),
+    "jsonl": Task("your own prompts, not scored", "--data-file with the column --prompt-field", None),
+    "demo-math": Task("24 word problems, scored by final number", "embedded", "math"),
+    "demo-code": Task("24 functions to complete, not scored", "embedded", "code"),
+}
+DEMO_TASKS = ("demo-math", "demo-code")
+
+
+def expand_task(name: str) -> tuple[str, ...]:
+    """The tasks `name` stands for: both demo tasks for `demo`, itself for any other."""
+    if name == "demo":
+        return DEMO_TASKS
+    _find(name)
+    return (name,)
+
+
+def task_domain(task: str) -> Domain | None:
+    """The domain of a task's prompts, by which the demo's exit heads are chosen; None when unknown."""
+    return _find(task).domain
+
+
+def load_examples(
+    task: str, *, data_file: Path | None, prompt_field: str = "prompt", limit: int | None = None
+) -> list[Example]:
+    """The first `limit` examples of `task`, all when None, with distinct sample ids.
+
+    Raises `UsageError` for an unknown task or a setting it does not use, `TaskDataError` for unusable data.
+    """
+    _find(task)
+    if data_file is not None and task in DEMO_TASKS:
+        raise UsageError(f"--data-file {data_file}: task {task} has embedded prompts; drop it, or use --task jsonl")
+    if prompt_field != "prompt" and task != "jsonl":
+        raise UsageError(f"--prompt-field {prompt_field}: task {task} has fixed fields; drop it, or use --task jsonl")
+    match task:
+        case "gsm8k":
+            return gsm8k.load(data_file, limit)
+        case "humaneval":
+            return humaneval.load(data_file, limit)
+        case "demo-math":
+            return demo.load_math(limit)
+        case "demo-code":
+            return demo.load_code(limit)
+    if data_file is None:
+        raise UsageError(
+            "--data-file is missing: task jsonl reads your prompts from a .jsonl, .jsonl.gz or .parquet file"
+        )
+    return jsonl.load(data_file, prompt_field, limit)
+
+
+def score(task: str, output_text: str, reference: str | None) -> bool | None:
+    """Whether `output_text` has the example's answer; None for tasks that are not scored."""
+    if task_domain(task) != "math":
+        return None
+    assert reference is not None, f"{task} example without a reference"
+    return gsm8k.score(output_text, reference)
+
+
+def _find(task: str) -> Task:
+    if task not in TASKS:
+        known = ", ".join(TASKS)
+        raise UsageError(f"--task {task}: unknown task; use demo (both demo tasks) or one of {known}")
+    return TASKS[task]

@@ -1,0 +1,1 @@
+"""Training of exit heads on the model's own greedy outputs."""

@@ -1,0 +1,46 @@
+"""The actor that owns a GPU (or a share of the CPU), loads the model once and evaluates shards."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from adadecode.config import EvalConfig
+from adadecode.records import Shard
+
+
+@dataclass(frozen=True)
+class ActorTask:
+    """What an actor needs to know of its run; sent once."""
+
+    config: EvalConfig
+    tasks: tuple[str, ...]
+    folder: Path
+    run_id: str
+    fingerprint: str
+    threads: int
+
+
+@ray.remote
+class EvalActor:
+    """Evaluates shards of one run, one at a time; rows go from here to the run folder, not through the driver."""
+
+    def __init__(self, worker_id: str, task: ActorTask) -> None:
+        self._worker_id, self._task = worker_id, task
+
+    def load(self) -> str:
+        """Loads the model and warms it up; returns the worker id. Separate from `__init__`, so that errors arrive whole."""
+        from adadecode.evaluation.store import RunFolder
+        from adadecode.evaluation.worker import load_worker
+
+        task = self._task
+        self._folder = RunFolder(task.folder, task.run_id, task.fingerprint)
+        self._worker = load_worker(task.config, task.tasks, self._worker_id, task.threads)
+        return self._worker_id
+
+    def evaluate(self, shard: Shard) -> int:
+        """Evaluates and commits `shard`; returns its number."""
+        from adadecode.evaluation.run import do_shard
+
+        do_shard(self._worker, shard, self._folder)
+        return shard.shard_idx

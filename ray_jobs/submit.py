@@ -1,0 +1,51 @@
+"""Submits an evaluation as a Ray job, follows its log and returns the driver's own exit code."""
+
+import shlex
+import time
+from collections.abc import Callable, Sequence
+
+from ray.dashboard.modules.job.pydantic_models import JobDetails
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from adadecode.errors import EXIT_FAILED, EXIT_OK, UsageError
+
+POLL_S = 0.5
+
+
+def submit_job(arguments: Sequence[str], address: str, working_dir: str | None, say: Callable[[str], None]) -> int:
+    """Runs `python -m ray_jobs.evaluate ARGUMENTS` on the cluster whose dashboard is at `address`; returns its exit code.
+
+    The log is passed on to `say` piece by piece. Ray itself tells SUCCEEDED from FAILED only; the driver's exit code
+    (3 for a parity mismatch, 4 for missing rows, ...) comes from the job's record.
+    """
+    try:
+        client = JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"--address {address!r}: no Ray dashboard answers there; give http://HOST:8265 of a running head, and "
+            f"RAY_AUTH_MODE=token with its RAY_AUTH_TOKEN where it asks for one ({reason})"
+        ) from error
+    entrypoint = shlex.join(["python", "-m", "ray_jobs.evaluate", *arguments])
+    job_id = client.submit_job(
+        entrypoint=entrypoint, runtime_env={"working_dir": working_dir} if working_dir is not None else {}
+    )
+    say(f"job {job_id}: {entrypoint}\n")
+    shown_len = 0
+    while True:
+        details = client.get_job_info(job_id)
+        log = client.get_job_logs(job_id)
+        say(log[shown_len:])
+        shown_len = len(log)
+        if details.status.is_terminal():
+            break
+        time.sleep(POLL_S)
+    say(f"job {job_id}: {details.status}\n")
+    return exit_code(details)
+
+
+def exit_code(details: JobDetails) -> int:
+    """The driver's exit code; 1 for a job that was stopped or never started."""
+    if details.status == JobStatus.SUCCEEDED:
+        return EXIT_OK
+    return details.driver_exit_code or EXIT_FAILED

@@ -1,0 +1,181 @@
+"""Scripted exit heads force every way a round can go."""
+
+import itertools
+
+import pytest
+import torch
+
+from adadecode.engine.generate import Decoded, generate
+from adadecode.engine.policy import Policy, make_policy, step_width
+from adadecode.errors import NonFiniteLogitsError, PromptTooLongError, UsageError
+from adadecode.config import DecodeSettings
+from tests.models import ScriptedExitHead, tiny_model
+
+PROMPT = [11, 12, 13]
+EXITS = (1, 2, 3)
+WIDTH = 8
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model(num_layers=4)
+
+
+@pytest.fixture(scope="module")
+def vanilla(model) -> Decoded:
+    return generate(model, PROMPT, width=WIDTH, max_new_tokens=24, eos_token_ids=(), record_logits=True)
+
+
+def right_at(vanilla: Decoded, position: int) -> int:
+    """The token vanilla emits after `position`."""
+    return vanilla.generation.output_token_ids[position - len(PROMPT) + 1]
+
+
+def decode(model, heads, *, max_new_tokens=24, max_drafts=5, eos=(), width=WIDTH) -> Decoded:
+    policy = Policy(heads.exits, (0.5,) * len(heads.exits), max_drafts)
+    return generate(
+        model,
+        PROMPT,
+        width=width,
+        max_new_tokens=max_new_tokens,
+        eos_token_ids=eos,
+        policy=policy,
+        drafter=heads,
+        record_logits=True,
+    )
+
+
+PATTERNS = [p for n in range(1, 6) for p in itertools.product([True, False], repeat=n)]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda p: "".join("ar"[not ok] for ok in p))
+def test_every_accept_reject_pattern_ends_in_vanillas_tokens(model, vanilla, pattern):
+    """The first round drafts `pattern` (right or wrong each), at exits that vary with the slot; no later round drafts."""
+    first = len(PROMPT)
+    script = {}
+    for i, right in enumerate(pattern):
+        token = right_at(vanilla, first + i)
+        exit_layer = EXITS[(len(pattern) - i) % len(EXITS)]
+        script[first + i] = {exit_layer: (token if right else (token + 1) % 97, 0.9)}
+    result = decode(model, ScriptedExitHead(EXITS, script))
+    accepted = pattern.index(False) if False in pattern else len(pattern)
+    generation = result.generation
+    assert generation.output_token_ids == vanilla.generation.output_token_ids
+    assert torch.equal(result.logits, vanilla.logits)
+    # A position after the rejected one is decoded again in a later round, where its script speaks once more.
+    assert generation.num_accepted >= accepted
+    assert generation.num_drafted >= len(pattern)
+    assert generation.num_rounds == 23 - generation.num_accepted
+    assert sum(generation.drafted_per_exit) == generation.num_drafted
+
+
+@pytest.mark.parametrize("wrong_at", range(22))
+def test_a_rejection_at_any_position_is_replaced_by_the_argmax(model, vanilla, wrong_at):
+    script = {}
+    for i in range(23):
+        token = right_at(vanilla, len(PROMPT) + i)
+        script[len(PROMPT) + i] = {2: (token if i != wrong_at else (token + 1) % 97, 0.9)}
+    result = decode(model, ScriptedExitHead(EXITS, script))
+    assert result.generation.output_token_ids == vanilla.generation.output_token_ids
+    assert torch.equal(result.logits, vanilla.logits)
+    was_drafted = wrong_at % 6 != 5  # the sixth token of a full round comes from the last layer
+    num_dropped = result.generation.num_drafted - result.generation.num_accepted
+    assert (num_dropped > 0) == was_drafted
+
+
+@pytest.mark.parametrize("eos_at", range(1, 24))
+@pytest.mark.parametrize("eos_drafted", [True, False])
+def test_eos_at_any_position_ends_both_methods_alike(model, vanilla, eos_at, eos_drafted):
+    eos = {vanilla.generation.output_token_ids[eos_at]}
+    plain = generate(model, PROMPT, width=WIDTH, max_new_tokens=24, eos_token_ids=eos, record_logits=True)
+    script = {}
+    for i in range(23):
+        token = right_at(vanilla, len(PROMPT) + i)
+        script[len(PROMPT) + i] = {1: (token, 0.9)} if eos_drafted or token not in eos else {}
+    result = decode(model, ScriptedExitHead(EXITS, script), eos=eos)
+    assert result.generation.output_token_ids == plain.generation.output_token_ids
+    assert result.generation.finish_reason == plain.generation.finish_reason == "eos"
+    assert torch.equal(result.logits, plain.logits)
+    assert not eos & set(result.generation.output_token_ids[:-1])
+
+
+def test_nothing_is_drafted_past_a_confident_eos_even_a_wrong_one(model, vanilla):
+    wrong_eos = next(t for t in range(97) if t not in vanilla.generation.output_token_ids)
+    heads = ScriptedExitHead(EXITS, {len(PROMPT) + i: {1: (wrong_eos, 0.9), 2: (5, 0.9)} for i in range(23)})
+    result = decode(model, heads, eos={wrong_eos})
+    assert result.generation.output_token_ids == vanilla.generation.output_token_ids
+    assert result.generation.num_drafted == 0
+    assert {exit_layer for _, exit_layer in heads.asked} == {1}, "after a confident EOS no deeper exit is asked"
+
+
+@pytest.mark.parametrize("max_new_tokens", range(1, 12))
+@pytest.mark.parametrize("max_drafts", [0, 1, 5])
+def test_max_new_tokens_is_exact_when_every_draft_is_right(model, vanilla, max_new_tokens, max_drafts):
+    script = {len(PROMPT) + i: {1: (right_at(vanilla, len(PROMPT) + i), 0.9)} for i in range(23)}
+    heads = ScriptedExitHead(EXITS, script)
+    result = decode(model, heads, max_new_tokens=max_new_tokens, max_drafts=max_drafts)
+    assert result.generation.output_token_ids == vanilla.generation.output_token_ids[:max_new_tokens]
+    assert result.generation.finish_reason == "length"
+    rounds = -(-(max_new_tokens - 1) // (max_drafts + 1))
+    assert result.generation.num_rounds == rounds
+    assert result.generation.num_accepted == max_new_tokens - 1 - rounds
+
+
+def test_statistics_of_a_round_with_drafts_at_two_exits(model, vanilla):
+    """Drafts at layers 3 and 1, then a full token: segments [0,3) [0,1) [0,1) [1,2) [2,3) [3,4) are run once each."""
+    first = len(PROMPT)
+    script = {first: {3: (right_at(vanilla, first), 0.9)}, first + 1: {1: (right_at(vanilla, first + 1), 0.9)}}
+    generation = decode(model, ScriptedExitHead(EXITS, script), max_new_tokens=4).generation
+    assert generation.num_rounds == 1
+    assert generation.layers_run == 3 + 1 + 4
+    assert generation.draft_depths == (4, 3, 1, 4)
+    assert generation.drafted_per_exit == generation.accepted_per_exit == (1, 0, 1)
+    assert generation.layers_per_token == pytest.approx(8 / 3)
+    assert len(generation.step_gaps_s) == 1
+    assert generation.decode_s == pytest.approx(sum(generation.step_gaps_s))
+
+
+def test_one_output_token_has_no_tpot(model):
+    generation = generate(model, PROMPT, width=1, max_new_tokens=1).generation
+    assert generation.tpot_s is None
+    assert generation.layers_per_token is None
+    assert generation.ttft_s == generation.e2e_s > 0
+
+
+def test_output_ends_where_the_context_does():
+    model = tiny_model(context_len=20)
+    for prompt_len in (1, 18, 19):
+        result = generate(model, [4] * prompt_len, width=4, max_new_tokens=50)
+        assert len(result.generation.output_token_ids) == 20 - prompt_len
+        assert result.generation.finish_reason == "length"
+
+
+@pytest.mark.parametrize("prompt_len", [0, 20, 21])
+def test_a_prompt_without_room_is_a_clear_error(prompt_len):
+    model = tiny_model(context_len=20)
+    with pytest.raises(PromptTooLongError, match=rf"has {prompt_len} tokens.*1 to 19"):
+        generate(model, [4] * prompt_len, width=4, max_new_tokens=5)
+
+
+def test_logits_that_are_not_finite_are_a_clear_error():
+    model = tiny_model(dtype=torch.float16)
+    with torch.no_grad():
+        model.lm.lm_head.weight.fill_(60000.0)
+    with pytest.raises(NonFiniteLogitsError, match="not finite; try --dtype float32"):
+        generate(model, [4, 5], width=2, max_new_tokens=5)
+
+
+def test_ties_go_to_the_lowest_id():
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm.lm_head.weight.zero_()
+    assert set(generate(model, [4, 5], width=3, max_new_tokens=6).generation.output_token_ids) == {0}
+
+
+def test_policy_names_the_exits_that_have_no_head():
+    with pytest.raises(UsageError, match=r"--exits 2,5.*no heads at \[5\].*heads are at 2,3"):
+        make_policy(DecodeSettings(exits=(2, 5)), (2, 3))
+
+
+def test_width_is_a_multiple_of_eight():
+    assert [step_width(n) for n in (0, 5, 7, 8, 15)] == [8, 8, 8, 16, 16]

@@ -1,0 +1,111 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from adadecode.report.parity import recompute_parity
+from adadecode.report.summary import summarise
+from adadecode.report.tables import mismatch_lines, provenance_lines, summary_table
+
+
+@pytest.fixture
+def rendered(samples_table):
+    """The summary table of some samples rows as plain text lines."""
+
+    def render(*rows):
+        console = Console(file=io.StringIO(), width=120)
+        console.print(summary_table(summarise(samples_table(*rows))))
+        return console.file.getvalue().splitlines()
+
+    return render
+
+
+def line_of(lines, method):
+    return next(line.split() for line in lines if method in line.split())
+
+
+def test_summary_table_shows_the_numbers_in_their_units(rendered, row):
+    lines = rendered(
+        row("vanilla", "s0", e2e_s=4.5, correct=True),
+        row("vanilla", "s1", e2e_s=8.5, correct=True),
+        row("adadecode", "s0", num_drafted=3, num_accepted=2, num_rounds=1, correct=True),
+        row("adadecode", "s1", num_drafted=1, num_accepted=1, num_rounds=1, correct=False),
+    )
+    # speedups 4.5 / 2.5 and 8.5 / 2.5; TPOT (2.5 - 0.5) / 2 s
+    expected = "adadecode 2 1.2 1000.00 500.0 75.0% 2.00 8.00 2.47x (1.80-3.40) 2/2 1/2"
+    assert line_of(lines, "adadecode") == expected.split()
+    expected = "demo vanilla 2 0.5 3000.00 500.0 - 1.00 8.00 baseline - 2/2"
+    assert line_of(lines, "vanilla") == expected.split()
+
+
+def test_one_prompt_prints_no_interval(rendered, row):
+    assert "(no CI)" in " ".join(rendered(row("vanilla", e2e_s=5.0), row("adadecode")))
+
+
+def test_failed_samples_are_shown_beside_n(rendered, row, error_row):
+    assert "1 (1 err)" in " ".join(rendered(row("vanilla"), row("adadecode"), error_row("adadecode", "s1")))
+
+
+def test_summary_table_fits_a_hundred_columns_and_keeps_brackets(samples_table, row):
+    samples = samples_table(
+        *(row(method, f"s{i}", task="gsm[8k]", e2e_s=2.0 + i) for i in range(3) for method in ("vanilla", "adadecode"))
+    )
+    console = Console(file=io.StringIO(), width=100)
+    console.print(summary_table(summarise(samples)))
+    text = console.file.getvalue()
+    assert "gsm[8k]" in text
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_mismatch_lines_name_both_tokens_and_margins(samples_table, row):
+    stored = {"parity": "near_tie", "first_diff_idx": 1, "vanilla_margin": 0.25, "method_margin": 0.125}
+    verify = recompute_parity(
+        samples_table(
+            row("vanilla", "s0"),
+            row("adadecode", "s0"),
+            row("vanilla-w1", "s0", output_token_ids=[5, 9, 7], **stored),
+            row("vanilla", "s1"),
+            row("adadecode", "s1", output_token_ids=[5, 6], parity="mismatch", first_diff_idx=2),
+            row("vanilla", "s2"),
+            row("adadecode", "s2", finish_reason="eos", parity="mismatch"),
+        )
+    )
+    assert mismatch_lines(verify) == [
+        "demo/s0 vanilla-w1 repeat 0: near_tie at output position 1: "
+        "vanilla token 6 (margin 0.25), vanilla-w1 token 9 (margin 0.125)",
+        "demo/s1 adadecode repeat 0: mismatch at output position 2: "
+        "vanilla token 7 (margin not recorded), adadecode ended (margin not recorded)",
+        "demo/s2 adadecode repeat 0: mismatch, equal token ids, "
+        "but the finish reason differs or a stored claim contradicts the outputs",
+    ]
+
+
+def test_pairs_that_were_not_compared_have_no_mismatch_line(samples_table, row):
+    assert mismatch_lines(recompute_parity(samples_table(row("adadecode")))) == []
+
+
+def test_provenance_lines_flatten_what_is_there():
+    run = {
+        "run_id": "r1",
+        "fingerprint": "ab12",
+        "status": "complete",
+        "config": {"model": "demo", "heads": None, "methods": ["vanilla", "adadecode"], "decode": {"gamma": 0.75}},
+        "provenance": {"packages": {"torch": "2.9"}, "git_dirty": False},
+        "unknown": 1,
+    }
+    assert provenance_lines(run) == [
+        "run_id: r1",
+        "status: complete",
+        "fingerprint: ab12",
+        "config.model: demo",
+        "config.methods: vanilla,adadecode",
+        "config.decode: gamma=0.75",
+        "provenance.packages: torch=2.9",
+        "provenance.git_dirty: False",
+    ]
+
+
+@pytest.mark.parametrize("run", [{}, {"config": None, "provenance": "lost"}])
+def test_provenance_lines_of_a_damaged_run_are_empty(run):
+    assert provenance_lines(run) == []

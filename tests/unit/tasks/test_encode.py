@@ -1,0 +1,44 @@
+"""Prompts become token ids through the chat template when there is one."""
+
+import subprocess
+import sys
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from adadecode.records import Example
+from adadecode.tasks.encode import encode_prompt
+
+WORDS = ["<bos>", "<unk>", "[user]", "[model]", "add", "two", "and", "please"]
+EXAMPLE = Example("0", prompt="add two", chat_prompt="please add two and two")
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %} [{{ m['role'] }}] {{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %} [model]{% endif %}"
+)
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<bos>", unk_token="<unk>")
+
+
+def ids(text: str) -> list[int]:
+    return [WORDS.index(word) for word in text.split()]
+
+
+def test_without_a_template_the_plain_prompt_is_encoded_with_the_tokenizers_special_tokens(tokenizer):
+    assert encode_prompt(tokenizer, EXAMPLE) == ids("<bos> add two")
+
+
+def test_with_a_template_the_chat_prompt_is_the_users_turn_and_the_model_is_next(tokenizer):
+    tokenizer.chat_template = TEMPLATE
+    assert encode_prompt(tokenizer, EXAMPLE) == ids("<bos> [user] please add two and two [model]")
+
+
+def test_importing_encode_loads_no_transformers():
+    code = "import sys, adadecode.tasks.encode; assert 'transformers' not in sys.modules and 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
