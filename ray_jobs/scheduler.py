@@ -3,6 +3,7 @@
 Own loop over `ray.wait`, not `ray.util.ActorPool`, which loses the work of a node that dies.
 """
 
+import logging
 import os
 import tempfile
 from collections import Counter, deque
@@ -25,9 +26,9 @@ def connect(address: str | None) -> None:
     """Joins the cluster at `address` (RAY_ADDRESS inside a job), or starts one on this machine, dashboard off."""
     if not ray.is_initialized():
         if address is None and "RAY_ADDRESS" not in os.environ:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         else:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
 
 
 def actor_resources(config: EvalConfig) -> tuple[dict[str, float], int]:
@@ -80,14 +81,14 @@ class _Crew:
 
     def __init__(self, task: ActorTask, resources: dict[str, float]) -> None:
         environment = {"env_vars": {"OMP_NUM_THREADS": str(task.threads)}}
-        self._remote = EvalActor.options(runtime_env=environment, **resources)  # pyright: ignore
+        self._actor_class: Any = EvalActor.options(runtime_env=environment, **resources)  # pyright: ignore
         self._task = task
         self._num_hired = 0
         self.busy: dict[ray.ObjectRef, tuple[Any, Shard | None]] = {}
 
     def hire(self) -> None:
         """Starts one more actor, loading."""
-        actor = self._remote.remote(f"worker-{self._num_hired}", self._task)
+        actor = self._actor_class.remote(f"worker-{self._num_hired}", self._task)
         self._num_hired += 1
         self.busy[actor.load.remote()] = (actor, None)
 

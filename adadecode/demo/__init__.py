@@ -6,3 +6,8 @@ DEMO_DIR = Path(__file__).parent
 MODEL_DIR = DEMO_DIR / "model"
 HEADS_DIR = DEMO_DIR / "heads"
 PROMPTS_DIR = DEMO_DIR / "prompts"
+
+
+def resolve_model(model: str) -> str:
+    """The path or hub id that the name `model` stands for: `demo` is the embedded model."""
+    return str(MODEL_DIR) if model == "demo" else model

@@ -1,6 +1,8 @@
 """transformers' own greedy `generate`: the independent oracle, and the baseline users know."""
 
 import time
+from itertools import pairwise
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
@@ -17,7 +19,7 @@ class _TokenClock(StoppingCriteria):
         self.device = device
         self.clocks: list[int] = []
 
-    def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> Any:
         self.clocks.append(clock_ns(self.device))
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
@@ -54,7 +56,7 @@ def generate_with_transformers(
         finish_reason="eos" if output[-1] in model.eos_token_ids else "length",
         ttft_s=(clocks[0] - started) / 1e9,
         e2e_s=(clocks[-1] - started) / 1e9,
-        step_gaps_s=tuple((b - a) / 1e9 for a, b in zip(clocks[:-1], clocks[1:], strict=True)),
+        step_gaps_s=tuple((b - a) / 1e9 for a, b in pairwise(clocks)),
         num_rounds=len(output) - 1,
         layers_run=model.num_layers * (len(output) - 1),
         exits=(),

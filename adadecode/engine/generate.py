@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Collection
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -77,7 +78,7 @@ def generate(
         finish_reason="eos" if output[-1] in eos else "length",
         ttft_s=(clocks[0] - started) / 1e9,
         e2e_s=(clocks[-1] - started) / 1e9,
-        step_gaps_s=tuple((b - a) / 1e9 for a, b in zip(clocks[:-1], clocks[1:], strict=True)),
+        step_gaps_s=tuple((b - a) / 1e9 for a, b in pairwise(clocks)),
         num_rounds=num_rounds,
         layers_run=layers_run,
         exits=policy.exits,

@@ -3,9 +3,11 @@
 import os
 from collections.abc import Callable
 
+from adadecode.config import EvalConfig, Method
 from adadecode.evaluation.run import PreparedRun, do_shard
-from adadecode.evaluation.worker import load_worker
-from adadecode.records import Shard
+from adadecode.evaluation.worker import Worker, decode, load_worker
+from adadecode.records import Example, Generation, Shard
+from adadecode.tasks.encode import encode_prompt
 
 
 def run_local(prepared: PreparedRun, on_shard: Callable[[Shard], None]) -> None:
@@ -17,3 +19,13 @@ def run_local(prepared: PreparedRun, on_shard: Callable[[Shard], None]) -> None:
     for shard in prepared.todo:
         do_shard(worker, shard, prepared.folder)
         on_shard(shard)
+
+
+def generate_once(
+    config: EvalConfig, prompt: str, methods: tuple[Method, ...]
+) -> tuple[Worker, dict[Method, Generation]]:
+    """One generation of `prompt` by each of `methods`, after a warm-up."""
+    task = config.task
+    worker = load_worker(config, (task,), "local", config.threads or os.cpu_count() or 1)
+    prompt_ids = encode_prompt(worker.tokenizer, Example("prompt", prompt, prompt))
+    return worker, {method: decode(worker, method, task, prompt_ids).generation for method in methods}

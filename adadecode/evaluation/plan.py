@@ -1,7 +1,7 @@
 """Which samples are evaluated together: stable ids into shards, the same for any number of workers."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
@@ -9,7 +9,7 @@ from adadecode.records import Example, Shard
 from adadecode.report.schema import PLAN
 
 
-def make_plan(examples_by_task: dict[str, Sequence[Example]], shard_size: int) -> tuple[Shard, ...]:
+def make_plan(examples_by_task: Mapping[str, Sequence[Example]], shard_size: int) -> tuple[Shard, ...]:
     """Shards of at most `shard_size` examples of one task each, in data-set order, numbered from 0 over all tasks."""
     chunks = [
         (task, tuple(examples[start : start + shard_size]))

@@ -1,28 +1,30 @@
 """What every executor shares: preparing a run folder, doing one shard in it, and closing the run."""
 
 import functools
-import hashlib
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from adadecode import __version__
 from adadecode.config import EvalConfig
+from adadecode.errors import RunFolderError
 from adadecode.evaluation.plan import make_plan, plan_hash, plan_table
-from adadecode.evaluation.store import RunFolder, missing_rows, new_attempt
+from adadecode.evaluation.sources import source_hashes
+from adadecode.evaluation.store import RunFolder, missing_rows, new_attempt, read_commits, read_run, read_samples
 from adadecode.records import Shard
 from adadecode.report.parity import recompute_parity, stored_disagreements
 from adadecode.report.summary import summarise
 from adadecode.tasks import expand_task, load_examples
 
 PACKAGES = ("torch", "transformers", "ray", "datasets", "pyarrow", "tokenizers", "numpy", "scipy")
-HASHED_SUFFIXES = {".json", ".safetensors", ".model", ".txt", ".jinja"}
 
 
 @dataclass(frozen=True)
@@ -38,19 +40,19 @@ class PreparedRun:
     @functools.cached_property
     def todo(self) -> tuple[Shard, ...]:
         """The shards that had no commit when this process opened the run."""
-        done = self.folder.commits()
+        done = read_commits(self.folder.path)
         return tuple(shard for shard in self.shards if shard.shard_idx not in done)
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a closed run comes to."""
+    """What a run comes to, judged from its committed rows."""
 
+    folder: Path
     summary: pa.Table
     verify: pa.Table
     disagreements: list[str]
     num_missing: int
-    run: dict[str, Any]
 
 
 def plan_run(config: EvalConfig) -> tuple[tuple[Shard, ...], pa.Table]:
@@ -68,35 +70,54 @@ def plan_run(config: EvalConfig) -> tuple[tuple[Shard, ...], pa.Table]:
     return shards, plan_table(shards)
 
 
-def prepare_run(config: EvalConfig, out: Path, sources: dict[str, Path]) -> PreparedRun:
-    """Plans the run and opens its folder; `sources` are the local model and heads folders whose content it depends on."""
+def prepare_run(config: EvalConfig, out: Path | None) -> PreparedRun:
+    """Plans the run and opens its folder, `results/<task>-<fingerprint>` when `out` is None."""
     shards, plan = plan_run(config)
-    facts = {name: hash_folder(path) for name, path in sources.items()}
-    fingerprint = config.fingerprint(plan=plan_hash(plan), **facts)
-    folder = RunFolder.open(
-        out,
-        fingerprint,
-        {
-            "config": config.model_dump(mode="json"),
-            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "provenance": provenance() | {"plan_hash": plan_hash(plan), "source_hashes": facts},
-        },
-    )
+    tasks = tuple(dict.fromkeys(shard.task for shard in shards))
+    hashes = source_hashes(config, tasks) | {"plan": plan_hash(plan)}
+    fingerprint = config.fingerprint(**hashes)
+    facts = {
+        "config": config.model_dump(mode="json"),
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "provenance": provenance() | {"hashes": hashes},
+    }
+    folder = RunFolder.open(out or Path("results") / f"{config.task}-{fingerprint[:8]}", fingerprint, facts)
     folder.write_table("plan.parquet", plan)
-    return PreparedRun(config, folder, tuple(dict.fromkeys(shard.task for shard in shards)), shards, plan)
+    return PreparedRun(config, folder, tasks, shards, plan)
 
 
 def close_run(prepared: PreparedRun) -> RunResult:
     """Writes verify.parquet and summary.parquet from the committed rows and sets the run's status."""
-    folder, config = prepared.folder, prepared.config
-    samples = folder.samples()
-    verify, summary = recompute_parity(samples), summarise(samples)
-    folder.write_table("verify.parquet", verify)
-    folder.write_table("summary.parquet", summary)
-    num_missing = missing_rows(prepared.plan, samples, config.methods, config.repeats)
-    workers = {commit["worker"]["worker_id"]: commit["worker"] for commit in folder.commits().values()}
-    run = folder.update_run(status="incomplete" if num_missing else "complete", workers=list(workers.values()))
-    return RunResult(summary, verify, stored_disagreements(samples, verify), num_missing, run)
+    folder = prepared.folder
+    result = judge(folder.path, prepared.plan, prepared.config.methods, prepared.config.repeats)
+    folder.write_table("verify.parquet", result.verify)
+    folder.write_table("summary.parquet", result.summary)
+    workers = {commit["worker"]["worker_id"]: commit["worker"] for commit in read_commits(folder.path).values()}
+    folder.update_run(status="incomplete" if result.num_missing else "complete", workers=list(workers.values()))
+    return result
+
+
+def reopen_result(path: Path) -> RunResult:
+    """What the run in `path` comes to, recomputed from its tables alone; writes nothing."""
+    config = read_run(path)["config"]
+    try:
+        plan = pq.read_table(path / "plan.parquet")
+    except (OSError, pa.ArrowException) as error:
+        raise RunFolderError(f"{str(path)!r}: plan.parquet cannot be read; run the same command again") from error
+    return judge(path, plan, config["methods"], config["repeats"])
+
+
+def judge(path: Path, plan: pa.Table, methods: Sequence[str], repeats: int) -> RunResult:
+    """Summary, parity and missing rows of the committed rows in `path`."""
+    samples = read_samples(path)
+    verify = recompute_parity(samples)
+    return RunResult(
+        folder=path,
+        summary=summarise(samples),
+        verify=verify,
+        disagreements=stored_disagreements(samples, verify),
+        num_missing=missing_rows(plan, samples, methods, repeats),
+    )
 
 
 def do_shard(worker: Any, shard: Shard, folder: RunFolder) -> bool:
@@ -105,16 +126,6 @@ def do_shard(worker: Any, shard: Shard, folder: RunFolder) -> bool:
 
     rows = evaluate_shard(worker, shard, folder.run_id, new_attempt())
     return folder.commit_shard(shard.task, shard.shard_idx, rows, worker.facts())
-
-
-def hash_folder(path: Path) -> str:
-    """A hash of the model files in a folder, or of one file."""
-    digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in HASHED_SUFFIXES)
-    for file in files:
-        with file.open("rb") as stream:
-            digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16]
 
 
 def provenance() -> dict[str, Any]:

@@ -85,14 +85,6 @@ class RunFolder:
         _replace(self.path / name, content)
         return hashlib.sha256(content).hexdigest()
 
-    def commits(self) -> dict[int, dict[str, Any]]:
-        """Every commit by shard."""
-        return read_commits(self.path)
-
-    def samples(self) -> pa.Table:
-        """All committed rows."""
-        return read_samples(self.path)
-
 
 def new_attempt() -> str:
     """A name no other attempt at a shard has."""

@@ -11,17 +11,17 @@ from typing import Any
 import torch
 
 from adadecode.config import EvalConfig, Method
-from adadecode.demo import HEADS_DIR
 from adadecode.engine.baselines import generate_with_transformers
 from adadecode.engine.generate import Decoded, generate
 from adadecode.engine.invariance import check_rows_independent
 from adadecode.engine.policy import Policy, make_policy, step_width
-from adadecode.errors import AdaDecodeError, UsageError
+from adadecode.errors import AdaDecodeError
+from adadecode.evaluation.sources import heads_folder
 from adadecode.evaluation.verify import compare, logits_digest
 from adadecode.model.decoder import DecoderModel, chat_template_hash, load_model
 from adadecode.model.exit_heads import ExitHeads, load_heads
 from adadecode.records import Example, Shard
-from adadecode.tasks import score, task_domain
+from adadecode.tasks import score
 from adadecode.tasks.encode import encode_prompt
 
 WARMUP_TOKENS = 16
@@ -67,7 +67,7 @@ def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, thre
     model, tokenizer = load_model(config.model, dtype=config.dtype, device=config.device, revision=config.revision)
     heads = {}
     if "adadecode" in config.methods:
-        heads = {task: load_heads(heads_folder(config.model, config.heads, task), model) for task in tasks}
+        heads = {task: load_heads(heads_folder(config, task), model) for task in tasks}
     width = step_width(config.decode.max_drafts)
     worker = Worker(worker_id, config, model, tokenizer, heads, width)
     for task in heads:
@@ -80,18 +80,6 @@ def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, thre
     return worker
 
 
-def heads_folder(model: str, heads: str | None, task: str) -> Path:
-    """Where the heads for `task` lie: `--heads`, or the demo's own for the task's domain (math when it has none)."""
-    if heads is not None:
-        return Path(heads)
-    if model == "demo":
-        return HEADS_DIR / (task_domain(task) or "math")
-    raise UsageError(
-        f"--heads is missing: model {model!r} has no heads of its own; make some with `adadecode train-heads`, "
-        "or leave adadecode out of --methods"
-    )
-
-
 def decode(
     worker: Worker, method: Method, task: str, prompt_ids: list[int], max_new_tokens: int | None = None
 ) -> Decoded:
@@ -100,9 +88,7 @@ def decode(
     max_new_tokens = max_new_tokens or config.decode.max_new_tokens
     record = config.check_logits
     if method == "transformers":
-        return generate_with_transformers(
-            model, prompt_ids, max_new_tokens=max_new_tokens, record_logits=record
-        )
+        return generate_with_transformers(model, prompt_ids, max_new_tokens=max_new_tokens, record_logits=record)
     settings: dict[str, Any] = {"policy": worker.policy(task), "drafter": worker.heads[task]}
     return generate(
         model,
@@ -159,9 +145,7 @@ def _evaluate_sample(worker: Worker, task: str, example: Example, backwards: boo
     return list(rows.values())
 
 
-def _measurements(
-    worker: Worker, method: Method, task: str, example: Example, decoded: Decoded
-) -> dict[str, Any]:
+def _measurements(worker: Worker, method: Method, task: str, example: Example, decoded: Decoded) -> dict[str, Any]:
     """The columns of a generation that succeeded; drafting columns are null for methods that cannot draft."""
     generation = decoded.generation
     ended = generation.finish_reason == "eos"

@@ -21,9 +21,10 @@ from transformers import (
     GenerationConfig,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from adadecode.config import Dtype
-from adadecode.demo import MODEL_DIR
+from adadecode.demo import resolve_model
 from adadecode.errors import UnsupportedModelError, UsageError
 from adadecode.model.kv_cache import KVCache
 
@@ -39,7 +40,7 @@ def _static_attention(
     The H/G query heads that share keys are folded into rows, so keys are never repeated. Without a mask it is the
     causal attention of a prefill.
     """
-    _, num_heads, num_rows, head_dim = query.shape
+    num_heads, num_rows, head_dim = query.shape[1:]
     num_groups = key.shape[1]
     if mask is None:
         out = nn.functional.scaled_dot_product_attention(
@@ -209,22 +210,18 @@ def hash_weights(lm: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def resolve_model(model: str) -> str:
-    """The path or hub id that the name `model` stands for: `demo` is the embedded model."""
-    return str(MODEL_DIR) if model == "demo" else model
-
-
 def load_model(
     model: str, *, dtype: Dtype = "bfloat16", device: str = "cpu", revision: str | None = None
 ) -> tuple[DecoderModel, PreTrainedTokenizerBase]:
     """The decoder and tokenizer of a path, a hub id or `demo`; raises UsageError or UnsupportedModelError."""
+    transformers_logging.disable_progress_bar()
     source = resolve_model(model)
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device 'cuda': no CUDA device is visible to this process; use --device cpu")
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
         check_supported(config)
-        lm = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=getattr(torch, dtype))
+        lm: Any = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=getattr(torch, dtype))
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     except (OSError, ValueError) as error:
         if isinstance(error, UsageError):

@@ -100,13 +100,17 @@ def load_heads(folder: Path, model: DecoderModel) -> ExitHeads:
         raw = (folder / TENSORS).read_bytes()
         tensors = load(raw)
     except (SafetensorError, ValidationError) as error:
-        raise ExitHeadsError(f"--heads {str(folder)!r}: the files are damaged; {retrain} ({type(error).__name__})") from error
+        raise ExitHeadsError(
+            f"--heads {str(folder)!r}: the files are damaged; {retrain} ({type(error).__name__})"
+        ) from error
     if facts.base_model_hash != model.model_hash:
         raise ExitHeadsError(
             f"--heads {str(folder)!r}: made for {facts.base_model!r} with weights {facts.base_model_hash}, "
             f"this model's are {model.model_hash}; {retrain}"
         )
     if set(tensors) != {f"T.{e}" for e in facts.exits}:
-        raise ExitHeadsError(f"--heads {str(folder)!r}: tensors {sorted(tensors)} do not match exits {list(facts.exits)}")
+        raise ExitHeadsError(
+            f"--heads {str(folder)!r}: tensors {sorted(tensors)} do not match exits {list(facts.exits)}"
+        )
     transforms = {e: tensors[f"T.{e}"] for e in facts.exits}
     return ExitHeads(model, transforms, hashlib.sha256(raw).hexdigest()[:16])

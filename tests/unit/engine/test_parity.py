@@ -92,7 +92,7 @@ def test_a_row_gives_the_same_bits_in_every_slot_and_company(family, dtype, num_
 def test_the_row_check_sees_a_row_that_depends_on_its_company():
     model = tiny_model(num_layers=2)
     model.lm.model.norm.register_forward_hook(lambda _, args, out: out + args[0].mean())
-    with pytest.raises(RowsDependentError, match="W = 8 .* --threads"):
+    with pytest.raises(RowsDependentError, match=r"W = 8 .* --threads"):
         check_rows_independent(model, 8)
 
 

@@ -5,10 +5,10 @@ import itertools
 import pytest
 import torch
 
+from adadecode.config import DecodeSettings
 from adadecode.engine.generate import Decoded, generate
 from adadecode.engine.policy import Policy, make_policy, step_width
 from adadecode.errors import NonFiniteLogitsError, PromptTooLongError, UsageError
-from adadecode.config import DecodeSettings
 from tests.models import ScriptedExitHead, tiny_model
 
 PROMPT = [11, 12, 13]

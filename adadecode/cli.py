@@ -1,0 +1,395 @@
+"""The command line: parse, build the settings, call the library, print.
+
+Heavy imports wait for the command that needs them.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from adadecode import __version__
+from adadecode.config import EvalConfig, TrainConfig, build_settings
+from adadecode.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_MISMATCH, EXIT_OK, AdaDecodeError, UsageError
+
+if TYPE_CHECKING:
+    from adadecode.evaluation.run import PreparedRun, RunResult
+    from adadecode.records import Shard
+
+PLAIN_WIDTH = 120  # rich assumes 80 columns in a job log, too few for the summary
+
+
+class OneLineErrors(click.Group):
+    """Turns an AdaDecodeError into one line on stderr and its documented exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AdaDecodeError as error:
+            click.echo(f"adadecode: {error}", err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=OneLineErrors)
+@click.version_option(__version__)
+def main() -> None:
+    """Lossless early-exit decoding, evaluated over whole data sets on Ray.
+
+    Exit codes: 0 ok, 1 the run failed, 2 usage, 3 parity mismatch, 4 planned rows missing.
+    """
+
+
+def _integers(_: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} must be whole numbers with commas, such as 4,8,12") from None
+
+
+def _names(_: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(part.strip() for part in text.split(","))
+
+
+Flag = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _flags(*flags: Flag) -> Flag:
+    return lambda function: functools.reduce(lambda decorated, flag: flag(decorated), reversed(flags), function)
+
+
+# No flag has a default of its own: what is not given comes from --config, then from the settings' defaults.
+model_flags = _flags(
+    click.option("--model", help="`demo`, a folder with a transformers model, or a hub id.  [default: demo]"),
+    click.option("--revision", help="Revision of a model on the hub."),
+    click.option("--dtype", help="float32, bfloat16 or float16.  [default: bfloat16]"),
+    click.option("--device", help="cpu or cuda.  [default: cpu]"),
+    click.option("--threads", type=int, help="CPU threads per worker.  [default: cores // workers]"),
+    click.option("--seed", type=int),
+    click.option("--config", "config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML."),
+)
+data_flags = _flags(
+    click.option("--task", help="See `adadecode tasks`.  [default: demo, both embedded prompt sets]"),
+    click.option("--data-file", help=".jsonl, .jsonl.gz or .parquet instead of the hub."),
+    click.option("--prompt-field", help="Column of the prompt, for --task jsonl.  [default: prompt]"),
+    click.option("--limit", type=int, help="Only the first N samples of each task."),
+)
+decode_flags = _flags(
+    click.option("--heads", help="Folder of exit heads.  [default for demo: its own]"),
+    click.option("--gamma", type=float, help="Exit threshold in [0, 1].  [default: 0.75]"),
+    click.option("--exits", callback=_integers, help="Exit layers, such as 4,8,12.  [default: the heads']"),
+    click.option("--max-drafts", type=int, help="Drafts pending at once.  [default: 5]"),
+    click.option("--max-new-tokens", type=int, help="[default: 512]"),
+)
+run_flags = _flags(
+    click.option("--methods", callback=_names, help="[default: vanilla,vanilla-w1,adadecode; also: transformers]"),
+    click.option("--repeats", type=int, help="Measurements of each sample and method.  [default: 1]"),
+    click.option("--warmup", type=int, help="Generations per method and worker that are not recorded.  [default: 1]"),
+    click.option("--shard-size", type=int, help="Samples committed together.  [default: 4]"),
+    click.option("--check-logits/--no-check-logits", default=None, help="Compare logit bits too.  [default: yes]"),
+    click.option("--workers", type=int, help="Ray actors: one GPU each, or an equal share of the CPUs.  [default: 1]"),
+    click.option("--local", is_flag=True, default=None, help="In this process, without Ray."),
+    click.option("--address", help="Ray cluster to join.  [default: RAY_ADDRESS, else one on this machine]"),
+)
+
+
+def console() -> Console:
+    """A terminal's console, or a plain one wide enough for the tables."""
+    found = Console()
+    return found if found.is_terminal else Console(width=PLAIN_WIDTH)
+
+
+@main.command("eval")
+@model_flags
+@data_flags
+@decode_flags
+@run_flags
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: results/<task>-<fingerprint>]")
+def eval_command(config_file: Path | None, out: Path | None, **flags: Any) -> None:
+    """Evaluate AdaDecode against vanilla decoding; rerun the same command to finish what is missing.
+
+    Without arguments: the embedded model on the embedded prompts.
+    """
+    result = evaluate(build_settings(EvalConfig, config_file, flags), out)
+    sys.exit(report_result(result))
+
+
+def evaluate(config: EvalConfig, out: Path | None) -> "RunResult":
+    """Runs `config` to its end, on Ray or in this process; returns the closed run."""
+    from adadecode.evaluation.run import close_run, prepare_run
+
+    prepared = prepare_run(config, out)
+    num_todo, num_shards = len(prepared.todo), len(prepared.shards)
+    click.echo(
+        f"run {prepared.folder.path}: {prepared.plan.num_rows} samples in {num_shards} shards, "
+        f"{num_shards - num_todo} done before, {num_todo} to do; methods {', '.join(config.methods)}"
+    )
+    with shard_progress(prepared) as on_shard:
+        if config.local:
+            from adadecode.evaluation.local import run_local
+
+            run_local(prepared, on_shard)
+        else:
+            from ray_jobs.scheduler import connect, run_on_ray
+
+            if prepared.todo:
+                connect(config.address)
+            run_on_ray(prepared, on_shard)
+    return close_run(prepared)
+
+
+def shard_progress(prepared: "PreparedRun") -> "AbstractContextManager[Callable[[Shard], None]]":
+    """A context whose value is called after each shard: a progress bar on a terminal, plain lines in a log."""
+    return _ShardProgress(prepared)
+
+
+class _ShardProgress:
+    def __init__(self, prepared: "PreparedRun") -> None:
+        self._num_done = sum(len(s.examples) for s in prepared.shards) - sum(len(s.examples) for s in prepared.todo)
+        self._total = prepared.plan.num_rows
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=console()) if console().is_terminal else None
+
+    def __enter__(self) -> "Callable[[Shard], None]":
+        if self._bar is not None:
+            self._bar.start()
+            self._bar_id = self._bar.add_task("samples", total=self._total, completed=self._num_done)
+        return self._on_shard
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _on_shard(self, shard: "Shard") -> None:
+        self._num_done += len(shard.examples)
+        if self._bar is not None:
+            self._bar.update(self._bar_id, completed=self._num_done)
+        else:
+            click.echo(f"{self._num_done}/{self._total} samples (shard {shard.shard_idx} of {shard.task})")
+
+
+def report_result(result: "RunResult") -> int:
+    """Prints the summary, the parity and what is wrong; returns the exit code."""
+    from adadecode.report.schema import CONTRACT_METHODS
+    from adadecode.report.summary import parity_line
+    from adadecode.report.tables import mismatch_lines, summary_table
+
+    console().print(summary_table(result.summary))
+    click.echo(parity_line(result.summary))
+    for line in mismatch_lines(result.verify) + result.disagreements:
+        click.echo(line)
+    click.echo(f"tables: {result.folder}")
+    broken = [
+        row
+        for row in result.verify.to_pylist()
+        if row["method"] in CONTRACT_METHODS and (row["parity"] not in ("exact", None) or row["logits_equal"] is False)
+    ]
+    if broken or result.disagreements:
+        click.echo(f"parity broken on {len(broken)} of {result.verify.num_rows} checked outputs", err=True)
+        return EXIT_MISMATCH
+    if result.num_missing:
+        click.echo(f"{result.num_missing} planned rows are missing: run the same command again", err=True)
+        return EXIT_INCOMPLETE
+    num_errors = sum(result.summary["num_errors"].to_pylist())
+    if num_errors and not sum(result.summary["n"].to_pylist()):
+        click.echo("every sample failed; see error_message in the samples", err=True)
+        return EXIT_FAILED
+    return EXIT_OK
+
+
+@main.command("plan")
+@model_flags
+@data_flags
+@decode_flags
+@run_flags
+def plan_command(config_file: Path | None, **flags: Any) -> None:
+    """Show how a run would be sharded; loads no model and writes nothing."""
+    from adadecode.evaluation.plan import plan_hash
+    from adadecode.evaluation.run import plan_run
+
+    config = build_settings(EvalConfig, config_file, flags)
+    shards, plan = plan_run(config)
+    rows_per_sample = len(config.methods) * config.repeats
+    for task in dict.fromkeys(shard.task for shard in shards):
+        of_task = [shard for shard in shards if shard.task == task]
+        num_samples = sum(len(shard.examples) for shard in of_task)
+        click.echo(f"{task}: {num_samples} samples in {len(of_task)} shards of at most {config.shard_size}")
+    click.echo(
+        f"{plan.num_rows} samples x {len(config.methods)} methods x {config.repeats} repeats = "
+        f"{plan.num_rows * rows_per_sample} rows; plan hash {plan_hash(plan)}"
+    )
+
+
+@main.command("sweep")
+@model_flags
+@data_flags
+@click.option("--gammas", default="0.75", help="Gammas with commas.  [default: 0.75]")
+@click.option("--exits", "exit_sets", multiple=True, help="Exit layers, such as 4,8,12; repeat for more cells.")
+@click.option("--max-drafts", "max_drafts_list", default="5", help="Numbers with commas.  [default: 5]")
+@click.option("--tasks", "task_list", help="Tasks with commas; default: --task.")
+@click.option("--heads")
+@click.option("--max-new-tokens", type=int)
+@run_flags
+@click.option("--out", type=click.Path(path_type=Path), default=Path("results/sweep"), show_default=True)
+def sweep_command(
+    config_file: Path | None,
+    gammas: str,
+    exit_sets: Sequence[str],
+    max_drafts_list: str,
+    task_list: str | None,
+    out: Path,
+    **flags: Any,
+) -> None:
+    """Evaluate a grid of settings, one run folder per cell under --out; rerun to finish it."""
+    cells = [
+        {**flags, "task": task, "gamma": gamma, "exits": exits, "max_drafts": max_drafts}
+        for task in (_split(task_list, str) if task_list else [flags["task"]])
+        for gamma in _split(gammas, float)
+        for exits in ([tuple(_split(text, int)) for text in exit_sets] or [None])
+        for max_drafts in _split(max_drafts_list, int)
+    ]
+    configs = [build_settings(EvalConfig, config_file, cell) for cell in cells]
+    codes = []
+    for idx, config in enumerate(configs):
+        name = cell_name(config)
+        click.echo(f"cell {idx + 1}/{len(configs)}: {name}")
+        codes.append(report_result(evaluate(config, out / name)))
+    sys.exit(max(codes))
+
+
+def cell_name(config: EvalConfig) -> str:
+    """The folder name of a sweep's cell: what varies in it."""
+    decode = config.decode
+    exits = "heads" if decode.exits is None else "-".join(map(str, decode.exits))
+    return f"{config.task}_gamma-{decode.gamma:g}_exits-{exits}_drafts-{decode.max_drafts}"
+
+
+def _split(text: str, kind: Callable[[str], Any]) -> list[Any]:
+    try:
+        return [kind(part.strip()) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{text!r} must be {kind.__name__} values with commas") from None
+
+
+@main.command("generate")
+@click.argument("prompt")
+@model_flags
+@decode_flags
+@click.option("--compare", is_flag=True, help="Run vanilla too and compare tokens and speed.")
+def generate_command(prompt: str, config_file: Path | None, compare: bool, **flags: Any) -> None:
+    """Continue PROMPT, coloured by the depth each token was drafted at, then the statistics."""
+    from adadecode.evaluation.local import generate_once
+    from adadecode.report.text import coloured_text, statistics_lines
+
+    flags |= {"local": True, "task": "jsonl", "methods": ("vanilla", "adadecode")}
+    config = build_settings(EvalConfig, config_file, flags)
+    worker, generations = generate_once(config, prompt, config.methods if compare else ("adadecode",))
+    out = console()
+    out.print(coloured_text(generations["adadecode"], worker.tokenizer, worker.model.num_layers))
+    for method, generation in generations.items():
+        for line in statistics_lines(method, generation):
+            out.print(line, highlight=False)
+    if compare:
+        same = generations["adadecode"].output_token_ids == generations["vanilla"].output_token_ids
+        click.echo("tokens equal to vanilla's" if same else "tokens DIFFER from vanilla's")
+        sys.exit(EXIT_OK if same else EXIT_MISMATCH)
+
+
+@main.command("train-heads")
+@model_flags
+@data_flags
+@click.option("--exits", callback=_integers, help="Exit layers.  [default: L/4, L/2, 3L/4]")
+@click.option("--max-new-tokens", type=int, help="Longest output to learn from.  [default: 256]")
+@click.option("--epochs", type=int, help="[default: 8]")
+@click.option("--batch-tokens", type=int, help="Tokens per training step.  [default: 1024]")
+@click.option("--learning-rate", type=float, help="[default: 0.001]")
+@click.option("--held-out", type=float, help="Share of the prompts kept for the report.  [default: 0.1]")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the heads.")
+def train_heads_command(config_file: Path | None, out: Path, **flags: Any) -> None:
+    """Train exit heads on the model's own greedy outputs; rerun the same command to resume."""
+    from adadecode.report.tables import heads_table
+    from adadecode.training.run import train_from_config
+
+    flags["model"] = flags["model"] or "demo"
+    facts = train_from_config(build_settings(TrainConfig, config_file, flags), out, click.echo)
+    console().print(heads_table(facts.training))
+    click.echo(f"heads: {out}")
+
+
+@main.command("report")
+@click.argument("run", type=click.Path(path_type=Path))
+def report_command(run: Path) -> None:
+    """Print a run's tables, from its committed rows."""
+    from adadecode.evaluation.store import read_run, read_samples
+    from adadecode.report.parity import recompute_parity
+    from adadecode.report.summary import parity_line, summarise
+    from adadecode.report.tables import mismatch_lines, provenance_lines, summary_table
+
+    facts, samples = read_run(run), read_samples(run)
+    for line in provenance_lines(facts):
+        click.echo(line)
+    summary = summarise(samples)
+    console().print(summary_table(summary))
+    click.echo(parity_line(summary))
+    for line in mismatch_lines(recompute_parity(samples)):
+        click.echo(line)
+
+
+@main.command("verify")
+@click.argument("run", type=click.Path(path_type=Path))
+def verify_command(run: Path) -> None:
+    """Recompute the parity of a run from its tables alone: token ids, lengths, digests, stored claims, planned rows."""
+    from adadecode.evaluation.run import reopen_result
+
+    sys.exit(report_result(reopen_result(run)))
+
+
+@main.command("tasks")
+def tasks_command() -> None:
+    """List the data sets."""
+    from rich.table import Table
+
+    from adadecode.tasks import TASKS
+
+    table = Table("task", "what", "source", "demo heads")
+    for name, task in TASKS.items():
+        table.add_row(name, task.description, task.source, task.domain or "-")
+    console().print(table)
+
+
+@main.command("submit", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--address", default="http://127.0.0.1:8265", show_default=True, help="The head's dashboard.")
+@click.option("--working-dir", help="Folder sent to the cluster, where adadecode is not installed there.")
+@click.argument("command", type=click.Choice(["eval"]))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def submit_command(address: str, working_dir: str | None, command: str, arguments: tuple[str, ...]) -> None:
+    """Run `adadecode eval ARGUMENTS` as a Ray job; exits with the driver's own exit code.
+
+    --out must be on storage every node sees; a relative one is taken from this folder.
+    """
+    from ray_jobs.submit import submit_job
+
+    arguments = with_absolute_out(arguments)
+    sys.exit(submit_job(arguments, address, working_dir, lambda text: click.echo(text, nl=False)))
+
+
+def with_absolute_out(arguments: Sequence[str]) -> tuple[str, ...]:
+    """`arguments` with --out absolute, since a job runs in a folder of its own; raises UsageError without one."""
+    given = list(arguments)
+    for idx, argument in enumerate(given):
+        if argument.startswith("--out="):
+            given[idx : idx + 1] = ["--out", argument.removeprefix("--out=")]
+    if "--out" not in given:
+        raise UsageError("--out is missing: a job needs a run folder on storage every node of the cluster sees")
+    value_idx = given.index("--out") + 1
+    if value_idx == len(given):
+        raise UsageError("--out needs a folder")
+    given[value_idx] = str(Path(given[value_idx]).resolve())
+    return tuple(given)
