@@ -6,7 +6,6 @@ Heavy imports wait for the command that needs them.
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +71,6 @@ model_flags = _flags(
     click.option("--dtype", help="float32, bfloat16 or float16.  [default: bfloat16]"),
     click.option("--device", help="cpu or cuda.  [default: cpu]"),
     click.option("--threads", type=int, help="CPU threads per worker.  [default: cores // workers]"),
-    click.option("--seed", type=int),
     click.option("--config", "config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML."),
 )
 data_flags = _flags(
@@ -131,7 +129,7 @@ def evaluate(config: EvalConfig, out: Path | None) -> "RunResult":
         f"run {prepared.folder.path}: {prepared.plan.num_rows} samples in {num_shards} shards, "
         f"{num_shards - num_todo} done before, {num_todo} to do; methods {', '.join(config.methods)}"
     )
-    with shard_progress(prepared) as on_shard:
+    with ShardProgress(prepared) as on_shard:
         if config.local:
             from adadecode.evaluation.local import run_local
 
@@ -145,12 +143,9 @@ def evaluate(config: EvalConfig, out: Path | None) -> "RunResult":
     return close_run(prepared)
 
 
-def shard_progress(prepared: "PreparedRun") -> "AbstractContextManager[Callable[[Shard], None]]":
+class ShardProgress:
     """A context whose value is called after each shard: a progress bar on a terminal, plain lines in a log."""
-    return _ShardProgress(prepared)
 
-
-class _ShardProgress:
     def __init__(self, prepared: "PreparedRun") -> None:
         self._num_done = sum(len(s.examples) for s in prepared.shards) - sum(len(s.examples) for s in prepared.todo)
         self._total = prepared.plan.num_rows
@@ -230,19 +225,19 @@ def plan_command(config_file: Path | None, **flags: Any) -> None:
 @main.command("sweep")
 @model_flags
 @data_flags
-@click.option("--gammas", default="0.75", help="Gammas with commas.  [default: 0.75]")
+@click.option("--gammas", help="Gammas with commas.  [default: --config's, else 0.75]")
 @click.option("--exits", "exit_sets", multiple=True, help="Exit layers, such as 4,8,12; repeat for more cells.")
-@click.option("--max-drafts", "max_drafts_list", default="5", help="Numbers with commas.  [default: 5]")
+@click.option("--max-drafts", "max_drafts_list", help="Numbers with commas.  [default: --config's, else 5]")
 @click.option("--tasks", "task_list", help="Tasks with commas; default: --task.")
-@click.option("--heads")
-@click.option("--max-new-tokens", type=int)
+@click.option("--heads", help="Folder of exit heads.  [default for demo: its own]")
+@click.option("--max-new-tokens", type=int, help="[default: 512]")
 @run_flags
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results/sweep"), show_default=True)
 def sweep_command(
     config_file: Path | None,
-    gammas: str,
+    gammas: str | None,
     exit_sets: Sequence[str],
-    max_drafts_list: str,
+    max_drafts_list: str | None,
     task_list: str | None,
     out: Path,
     **flags: Any,
@@ -250,7 +245,7 @@ def sweep_command(
     """Evaluate a grid of settings, one run folder per cell under --out; rerun to finish it."""
     cells = [
         {**flags, "task": task, "gamma": gamma, "exits": exits, "max_drafts": max_drafts}
-        for task in (_split(task_list, str) if task_list else [flags["task"]])
+        for task in _split(task_list, str, default=flags["task"])
         for gamma in _split(gammas, float)
         for exits in ([tuple(_split(text, int)) for text in exit_sets] or [None])
         for max_drafts in _split(max_drafts_list, int)
@@ -271,7 +266,10 @@ def cell_name(config: EvalConfig) -> str:
     return f"{config.task}_gamma-{decode.gamma:g}_exits-{exits}_drafts-{decode.max_drafts}"
 
 
-def _split(text: str, kind: Callable[[str], Any]) -> list[Any]:
+def _split(text: str | None, kind: Callable[[str], Any], default: Any = None) -> list[Any]:
+    """The values in `text`, or `default` alone, where None leaves the choice to the settings."""
+    if text is None:
+        return [default]
     try:
         return [kind(part.strip()) for part in text.split(",")]
     except ValueError:
@@ -283,12 +281,13 @@ def _split(text: str, kind: Callable[[str], Any]) -> list[Any]:
 @model_flags
 @decode_flags
 @click.option("--compare", is_flag=True, help="Run vanilla too and compare tokens and speed.")
-def generate_command(prompt: str, config_file: Path | None, compare: bool, **flags: Any) -> None:
+@click.option("--domain", type=click.Choice(["math", "code"]), default="math", help="Which of the demo's heads.")
+def generate_command(prompt: str, config_file: Path | None, compare: bool, domain: str, **flags: Any) -> None:
     """Continue PROMPT, coloured by the depth each token was drafted at, then the statistics."""
     from adadecode.evaluation.local import generate_once
     from adadecode.report.text import coloured_text, statistics_lines
 
-    flags |= {"local": True, "task": "jsonl", "methods": ("vanilla", "adadecode")}
+    flags |= {"local": True, "task": f"demo-{domain}", "methods": ("vanilla", "adadecode")}
     config = build_settings(EvalConfig, config_file, flags)
     worker, generations = generate_once(config, prompt, config.methods if compare else ("adadecode",))
     out = console()
@@ -307,6 +306,7 @@ def generate_command(prompt: str, config_file: Path | None, compare: bool, **fla
 @data_flags
 @click.option("--exits", callback=_integers, help="Exit layers.  [default: L/4, L/2, 3L/4]")
 @click.option("--max-new-tokens", type=int, help="Longest output to learn from.  [default: 256]")
+@click.option("--seed", type=int, help="Order of the batches and choice of held-out prompts.  [default: 0]")
 @click.option("--epochs", type=int, help="[default: 8]")
 @click.option("--batch-tokens", type=int, help="Tokens per training step.  [default: 1024]")
 @click.option("--learning-rate", type=float, help="[default: 0.001]")

@@ -52,7 +52,6 @@ class EvalConfig(Settings):
     decode: DecodeSettings = DecodeSettings()  # pyright: ignore[reportCallIssue]
     dtype: Dtype = "bfloat16"
     device: Literal["cpu", "cuda"] = "cpu"
-    seed: int = 0
     repeats: int = Field(1, ge=1)
     warmup: int = Field(1, ge=0)  # generations per method and worker before anything is measured
     shard_size: int = Field(4, ge=1)
@@ -110,9 +109,14 @@ def build_settings(kind: type[SettingsT], config_file: Path | None, flags: dict[
     """`kind` from a YAML file overlaid with the flags that were given; a bad value becomes one line."""
     values: dict[str, Any] = {}
     if config_file is not None:
-        loaded = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-        if not isinstance(loaded, dict):
-            raise UsageError(f"{config_file}: expected a mapping of settings, such as `task: gsm8k`")
+        try:
+            loaded = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise UsageError(f"{config_file}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+        if not isinstance(loaded, dict) or not isinstance(loaded.get("decode", {}), dict):
+            raise UsageError(
+                f"{config_file}: expected a mapping of settings, such as `task: gsm8k`, and one in `decode`"
+            )
         values = loaded
     given = {name: value for name, value in flags.items() if value is not None}
     decode_fields = set(DecodeSettings.model_fields)
@@ -127,6 +131,8 @@ def build_settings(kind: type[SettingsT], config_file: Path | None, flags: dict[
 
 
 def _one_line(problem: Any) -> str:
-    flag = "--" + str(problem["loc"][-1]).replace("_", "-") if problem["loc"] else "settings"
-    value = "" if isinstance(problem["input"], dict) else f" {problem['input']!r}"
-    return f"{flag}{value}: {problem['msg'].removeprefix('Value error, ')}"
+    names = [part for part in problem["loc"] if isinstance(part, str)]  # the others count items of a list
+    flag = "--" + names[-1].replace("_", "-") if names else "settings"
+    value = problem["input"]
+    shown = ",".join(map(str, value)) if isinstance(value, tuple) else repr(value)
+    return f"{flag}{'' if isinstance(value, dict) else f' {shown}'}: {problem['msg'].removeprefix('Value error, ')}"

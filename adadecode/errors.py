@@ -1,6 +1,6 @@
 """Failures explained in one line: the value, the allowed range and the remedy. `exit_code` is the process's."""
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_MISMATCH, EXIT_INCOMPLETE, EXIT_REGRESSION = range(6)
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_MISMATCH, EXIT_INCOMPLETE = range(5)
 
 
 class AdaDecodeError(Exception):
@@ -45,15 +45,3 @@ class NonFiniteLogitsError(AdaDecodeError, ArithmeticError):
 
 class RowsDependentError(AdaDecodeError):
     """On this machine a row's bits depend on its slot or on the other rows, so parity cannot be promised."""
-
-
-class ParityError(AdaDecodeError):
-    """A method under the parity contract gave other tokens or other logits than vanilla."""
-
-    exit_code = EXIT_MISMATCH
-
-
-class IncompleteRunError(AdaDecodeError):
-    """Planned rows are missing from the results."""
-
-    exit_code = EXIT_INCOMPLETE

@@ -16,8 +16,6 @@ class ActorTask:
     config: EvalConfig
     tasks: tuple[str, ...]
     folder: Path
-    run_id: str
-    fingerprint: str
     threads: int
 
 
@@ -34,7 +32,7 @@ class EvalActor:
         from adadecode.evaluation.worker import load_worker
 
         task = self._task
-        self._folder = RunFolder(task.folder, task.run_id, task.fingerprint)
+        self._folder = RunFolder(task.folder)
         self._worker = load_worker(task.config, task.tasks, self._worker_id, task.threads)
         return self._worker_id
 

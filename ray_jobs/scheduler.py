@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -54,6 +55,12 @@ def actor_resources(config: EvalConfig) -> tuple[dict[str, float], int]:
     return {"num_cpus": threads}, threads
 
 
+def with_absolute_paths(config: EvalConfig) -> EvalConfig:
+    """`config` with the local folders of model and heads absolute: an actor runs in a folder of its own."""
+    local = {name: path for name in ("model", "heads") if (path := getattr(config, name)) and Path(path).is_dir()}
+    return config.model_copy(update={name: str(Path(path).resolve()) for name, path in local.items()})
+
+
 def run_on_ray(prepared: PreparedRun, on_shard: Callable[[Shard], None]) -> None:
     """Evaluates every shard not yet committed on the actors of the run; calls `on_shard` after each.
 
@@ -64,9 +71,7 @@ def run_on_ray(prepared: PreparedRun, on_shard: Callable[[Shard], None]) -> None
         return
     config = prepared.config
     resources, threads = actor_resources(config)
-    folder = prepared.folder
-    path = folder.path.resolve()
-    task = ActorTask(config, prepared.tasks, path, folder.run_id, folder.fingerprint, threads)
+    task = ActorTask(with_absolute_paths(config), prepared.tasks, prepared.folder.path.resolve(), threads)
     crew = _Crew(task, resources)
     try:
         for _ in range(min(config.workers, len(prepared.todo))):

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from ray.dashboard.modules.job.pydantic_models import JobDetails
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from adadecode.errors import EXIT_FAILED, EXIT_OK, UsageError
@@ -20,7 +21,7 @@ def submit_job(arguments: Sequence[str], address: str, working_dir: str | None, 
     """
     try:
         client = JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as error:
+    except (ConnectionError, RuntimeError, AuthenticationError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(
             f"--address {address!r}: no Ray dashboard answers there; give http://HOST:8265 of a running head, and "

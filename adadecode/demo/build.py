@@ -1,217 +1,85 @@
 """Rebuilds the demo from scratch: tokenizer, model and exit heads.
 
-    python -m adadecode.demo.build --gsm8k train.jsonl --work build/demo
+    python -m adadecode.demo.build --gsm8k train.jsonl --work build/demo --install
 
-The model is a plain Llama trained with the plain language-model loss on GSM8K's training split and on the documented
-functions of the standard library of the Python that runs this script. No early-exit loss touches the base model: what
-AdaDecode claims, it claims of unmodified models. Stages resume: a checkpoint is written every few minutes.
+The texts are GSM8K's training split and the documented functions of the standard library of the Python that runs this
+script. Every stage resumes, and is skipped when its result is in the work folder. On two CPU cores it takes about 90
+minutes; the result depends, in the last bits, on the machine's kernels and number of threads.
 """
 
-import itertools
 import json
-import math
-import random
-import time
+import platform
+import shutil
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from adadecode.demo.corpus import Document, python_functions
+from adadecode.config import TrainConfig
+from adadecode.demo import HEADS_DIR, MODEL_DIR
+from adadecode.demo.corpus import Document, gsm8k_documents, python_functions
+from adadecode.demo.pretrain import demo_config, encode, train_model, train_tokenizer
+from adadecode.model.decoder import load_model
+from adadecode.model.exit_heads import FACTS, TENSORS
+from adadecode.training.distill import train_heads
 
-VOCAB_SIZE = 2048
-BOS, EOS = "<|bos|>", "<|eos|>"
-ROW_LENGTHS = (128, 192, 256, 384, 512)  # padded lengths: few shapes, so that each compiles once
-BATCH_TOKENS = 6144
-GSM8K_EPOCHS, CODE_EPOCHS = 3, 1
-PEAK_LR, WARMUP_STEPS, DECAY_FROM = 1.5e-3, 150, 0.4
-CHECKPOINT_EVERY_S = 180.0
-
-
-def gsm8k_documents(path: Path | None) -> list[Document]:
-    """GSM8K's training questions with their worked answers as published, from a JSONL file or else from the hub."""
-    if path is None:
-        import datasets
-
-        rows: Any = datasets.load_dataset("openai/gsm8k", "main", split="train")
-    else:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [Document(f"Question: {row['question']}\nAnswer:", " " + row["answer"]) for row in rows]
-
-
-def train_tokenizer(documents: list[Document], out: Path) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with every digit a token of its own; saved to `out`."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
-        special_tokens=[BOS, EOS],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator((document.text for document in documents), trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
-        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
-    )
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, model_max_length=2048)
-    fast.save_pretrained(out)
-    return fast
-
-
-def demo_config(tokenizer: Any) -> LlamaConfig:
-    """16 layers of width 256: deep and thin, so that an early exit skips something."""
-    return LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=16,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        max_position_embeddings=2048,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-
-
-def make_batches(rows: list[list[int]], rng: random.Random) -> list[list[list[int]]]:
-    """One epoch of `rows` as shuffled batches of rows of like length, each at most BATCH_TOKENS when padded."""
-    by_length: dict[int, list[list[int]]] = {length: [] for length in ROW_LENGTHS}
-    for row in rng.sample(rows, len(rows)):
-        row = row[: ROW_LENGTHS[-1] + 1]
-        by_length[next(length for length in ROW_LENGTHS if len(row) <= length + 1)].append(row)
-    batches = []
-    for length, group in by_length.items():
-        size = BATCH_TOKENS // length
-        batches += [group[i : i + size] for i in range(0, len(group) - size + 1, size)]
-    return rng.sample(batches, len(batches))
-
-
-def to_tensors(batch: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """`batch` as inputs and next-token labels `[B, T]`, padded on the right with label -100."""
-    length = next(length for length in ROW_LENGTHS if max(map(len, batch)) <= length + 1)
-    inputs = torch.zeros(len(batch), length, dtype=torch.long)
-    labels = torch.full((len(batch), length), -100)
-    for i, row in enumerate(batch):
-        inputs[i, : len(row) - 1] = torch.tensor(row[:-1])
-        labels[i, : len(row) - 1] = torch.tensor(row[1:])
-    return inputs, labels
-
-
-def learning_rate(progress: float, step: int) -> float:
-    """Linear warm-up, a plateau, then a linear decay to zero from DECAY_FROM on."""
-    decay = 1.0 if progress < DECAY_FROM else (1.0 - progress) / (1.0 - DECAY_FROM)
-    return PEAK_LR * min(1.0, (step + 1) / WARMUP_STEPS) * decay
-
-
-def train_model(rows: dict[str, list[list[int]]], config: LlamaConfig, work: Path, seed: int) -> LlamaForCausalLM:
-    """Trains the model on token id `rows` per domain (Muon on matrices, AdamW elsewhere); resumes from `work`."""
-    torch.manual_seed(seed)
-    rng = random.Random(seed)
-    config._attn_implementation = "eager"  # on CPU its backward is twice as fast as the fused kernel's
-    model = LlamaForCausalLM(config)
-    held_out = {domain: group[:96] for domain, group in rows.items()}
-    epochs = [make_batches(rows["math"][96:], rng) for _ in range(GSM8K_EPOCHS)]
-    epochs += [make_batches(rows["code"][96:], rng) for _ in range(CODE_EPOCHS)]
-    batches = list(itertools.chain.from_iterable(epochs))
-    rng.shuffle(batches)
-
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(matrices, lr=PEAK_LR, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
-    ]
-    checkpoint, first_step = work / "checkpoint.pt", 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        first_step = state["step"]
-    for layer in model.model.layers:
-        layer.compile(dynamic=False)
-
-    @torch.compile(dynamic=False)
-    def cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-        return torch.nn.functional.cross_entropy((hidden @ weight.T).float().flatten(0, 1), labels.flatten())
-
-    def loss_of(batch: list[list[int]]) -> Tensor:
-        inputs, labels = to_tensors(batch)
-        with torch.autocast("cpu", torch.bfloat16):
-            hidden = model.model(input_ids=inputs, use_cache=False).last_hidden_state
-            return cross_entropy(hidden, model.lm_head.weight, labels)
-
-    def save(step: int) -> None:
-        state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step}
-        torch.save(state, checkpoint.with_suffix(".tmp"))
-        checkpoint.with_suffix(".tmp").replace(checkpoint)
-
-    started = last_saved = time.monotonic()
-    num_tokens = 0
-    for step in range(first_step, len(batches)):
-        rate = learning_rate(step / len(batches), step)
-        loss = loss_of(batches[step])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        num_tokens += sum(map(len, batches[step]))
-        if step % 20 == 0:
-            per_s = num_tokens / (time.monotonic() - started)
-            click.echo(f"step {step}/{len(batches)} loss {loss.item():.3f} lr {rate:.2e} {per_s:.0f} tokens/s")
-        if time.monotonic() - last_saved > CHECKPOINT_EVERY_S:
-            save(step + 1)
-            last_saved = time.monotonic()
-    save(len(batches))
-    with torch.no_grad():
-        for domain, group in held_out.items():
-            batch_list = make_batches(group, random.Random(0))
-            mean = sum(loss_of(batch).item() for batch in batch_list) / max(1, len(batch_list))
-            click.echo(f"held-out {domain}: loss {mean:.3f}, perplexity {math.exp(mean):.2f}")
-    return model
-
-
-def encode(tokenizer: Any, documents: list[Document]) -> list[list[int]]:
-    """Token ids of every document, from BOS to EOS."""
-    ids = tokenizer([document.text for document in documents])["input_ids"]
-    return [[*row, tokenizer.eos_token_id] for row in ids]
+MODEL_FACTS = "training.json"
+HEAD_PROMPTS = {"math": 1000, "code": 800}
+LONGEST_HEAD_PROMPT = 256
+HEAD_SETTINGS: dict[str, Any] = {"max_new_tokens": 192, "epochs": 3, "batch_tokens": 1024}
 
 
 @click.command()
-@click.option("--gsm8k", type=click.Path(exists=True, path_type=Path), help="GSM8K train.jsonl; default: the hub.")
-@click.option("--work", type=click.Path(path_type=Path), default=Path("build/demo"), help="Checkpoints go here.")
-@click.option("--threads", type=int, default=2)
-@click.option("--seed", type=int, default=0)
-def main(gsm8k: Path | None, work: Path, threads: int, seed: int) -> None:
+@click.option("--gsm8k", type=click.Path(exists=True, path_type=Path), help="GSM8K train.jsonl.  [default: the hub]")
+@click.option("--work", type=click.Path(path_type=Path), default=Path("build/demo"), show_default=True)
+@click.option("--threads", type=int, default=2, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--install", is_flag=True, help="Copy the result into this package.")
+def main(gsm8k: Path | None, work: Path, threads: int, seed: int, install: bool) -> None:
     """Builds the demo's tokenizer, model and heads."""
     torch.set_num_threads(threads)
     work.mkdir(parents=True, exist_ok=True)
     documents = {"math": gsm8k_documents(gsm8k), "code": python_functions()}
-    tokenizer_dir = work / "tokenizer"
-    if not tokenizer_dir.exists():
-        train_tokenizer([*documents["math"], *documents["code"]], tokenizer_dir)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_dir)
+    build_model(documents, work, seed)
+    for domain, group in documents.items():
+        build_heads(domain, group, work, threads, seed)
+    if install:
+        shutil.copytree(work / "model", MODEL_DIR, dirs_exist_ok=True)
+        for domain in documents:
+            (HEADS_DIR / domain).mkdir(parents=True, exist_ok=True)
+            for name in (TENSORS, FACTS):
+                shutil.copy(work / "heads" / domain / name, HEADS_DIR / domain / name)
+
+
+def build_model(documents: dict[str, list[Document]], work: Path, seed: int) -> None:
+    """Trains tokenizer and model into `work`/model, in bfloat16, unless they are there."""
+    if not (work / "tokenizer").exists():
+        train_tokenizer([document for group in documents.values() for document in group], work / "tokenizer")
+    if (work / "model" / MODEL_FACTS).exists():
+        return
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
     rows = {domain: encode(tokenizer, group) for domain, group in documents.items()}
     for domain, group in rows.items():
-        num_chars = sum(len(document.text) for document in documents[domain])
-        num_tokens = sum(map(len, group))
-        click.echo(f"{domain}: {len(group)} documents, {num_tokens} tokens, {num_chars / num_tokens:.2f} chars/token")
-    model = train_model(rows, demo_config(tokenizer), work, seed)
+        click.echo(f"{domain}: {len(group)} documents, {sum(map(len, group))} tokens")
+    model, facts = train_model(rows, demo_config(tokenizer), work, seed, click.echo)
     model.bfloat16().save_pretrained(work / "model")
     tokenizer.save_pretrained(work / "model")
+    facts |= {"python": platform.python_version(), "torch": torch.__version__, "seed": seed}
+    (work / "model" / MODEL_FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def build_heads(domain: str, documents: list[Document], work: Path, threads: int, seed: int) -> None:
+    """Trains the exit heads of one domain into `work`/heads/<domain>, unless they are there."""
+    out = work / "heads" / domain
+    if (out / FACTS).exists():
+        return
+    model, tokenizer = load_model(str(work / "model"))
+    prompts: list[list[int]] = tokenizer([document.prompt for document in documents])["input_ids"]  # pyright: ignore
+    prompts = [prompt for prompt in prompts if len(prompt) <= LONGEST_HEAD_PROMPT][: HEAD_PROMPTS[domain]]
+    config = TrainConfig(model="demo", task=f"demo-{domain}", seed=seed, threads=threads, **HEAD_SETTINGS)
+    train_heads(model, prompts, config, out, click.echo)
 
 
 if __name__ == "__main__":

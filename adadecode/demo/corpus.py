@@ -1,12 +1,13 @@
 """The texts the demo model learns from: GSM8K's training split and the functions of the Python standard library."""
 
 import ast
+import json
 import sysconfig
 import textwrap
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "__pycache__"}
 
@@ -54,3 +55,14 @@ def _functions_of(path: Path) -> Iterator[Document]:
             head = "".join(whole.splitlines(keepends=True)[:num_head_lines])
             if head and whole[len(head) :].strip():
                 yield Document(head, whole[len(head) :])
+
+
+def gsm8k_documents(path: Path | None) -> list[Document]:
+    """GSM8K's training questions with their worked answers as published, from a JSONL file or else from the hub."""
+    if path is None:
+        import datasets
+
+        rows: Any = datasets.load_dataset("openai/gsm8k", "main", split="train")
+    else:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [Document(f"Question: {row['question']}\nAnswer:", " " + row["answer"]) for row in rows]

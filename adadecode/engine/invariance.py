@@ -7,6 +7,7 @@ from adadecode.errors import RowsDependentError
 from adadecode.model.decoder import DecoderModel
 
 NUM_COMPANIES = 3
+CACHE_SIZES = (64, 1024)
 
 
 @torch.inference_mode()
@@ -17,8 +18,14 @@ def check_rows_independent(model: DecoderModel, width: int) -> None:
     deterministic for a shape, but some choose other instructions for the last rows of a step; which do so depends on
     the library, the number of threads and the chip, so it is tried instead of assumed.
     """
+    for num_positions in CACHE_SIZES:
+        _check_at(model, width, num_positions)
+
+
+def _check_at(model: DecoderModel, width: int, num_positions: int) -> None:
+    """The check with one number of cache columns, which an attention kernel may split differently."""
     prompt_len = 8
-    cache = model.new_cache(prompt_len + 2 * width)
+    cache = model.new_cache(max(num_positions, prompt_len + 2 * width))
     model.prefill(torch.arange(prompt_len, device=model.device) % model.vocab_size, cache)
     row = embed_one(model, 1)
     slots = torch.arange(width, device=model.device)

@@ -25,8 +25,13 @@ RUN_FILE = "run.json"
 class RunFolder:
     """The files of one run. Workers on every node must see the same folder."""
 
-    def __init__(self, path: Path, run_id: str, fingerprint: str) -> None:
-        self.path, self.run_id, self.fingerprint = path, run_id, fingerprint
+    def __init__(self, path: Path) -> None:
+        """Opens the run in `path`; raises RunFolderError when there is none."""
+        run = read_run(path)
+        self.path: Path = path
+        self.run_id: str = run["run_id"]
+        self.fingerprint: str = run["fingerprint"]
+        self._git_sha: str | None = run.get("provenance", {}).get("git_sha")
 
     @classmethod
     def open(cls, path: Path, fingerprint: str, facts: dict[str, Any]) -> "RunFolder":
@@ -37,18 +42,18 @@ class RunFolder:
             if not (path / RUN_FILE).exists():
                 run = {"run_id": path.name, "fingerprint": fingerprint, "status": "running", **facts}
                 _create(path / RUN_FILE, _json_bytes(run))
+            folder = cls(path)
         except OSError as error:
             raise RunFolderError(
                 f"--out {str(path)!r} cannot be written ({error.strerror}): choose a folder you may write to"
             ) from error
-        run = read_run(path)
-        if run["fingerprint"] != fingerprint:
-            changed = _changed_settings(run.get("config", {}), facts.get("config", {}))
+        if folder.fingerprint != fingerprint:
+            changed = _changed_settings(read_run(path).get("config", {}), facts.get("config", {}))
             raise RunFolderError(
-                f"--out {str(path)!r} belongs to another run (fingerprint {run['fingerprint']}, this one is "
+                f"--out {str(path)!r} belongs to another run (fingerprint {folder.fingerprint}, this one is "
                 f"{fingerprint}; {changed}): choose another --out, or repeat that run's settings to finish it"
             )
-        return cls(path, run["run_id"], fingerprint)
+        return folder
 
     def update_run(self, **facts: Any) -> dict[str, Any]:
         """Replaces top-level entries of run.json, atomically; returns the new content."""
@@ -60,8 +65,7 @@ class RunFolder:
         """Writes a shard's rows and then its commit; False when another attempt had committed it before."""
         attempt = rows[0]["attempt"]
         ordered = sorted(rows, key=lambda row: (row["sample_id"], row["repeat"], row["method"]))
-        metadata = {"schema_version": str(SCHEMA_VERSION), "run_id": self.run_id, "fingerprint": self.fingerprint}
-        table = pa.Table.from_pylist(ordered, schema=SAMPLES.with_metadata(metadata))
+        table = pa.Table.from_pylist(ordered, schema=SAMPLES)
         name = f"samples/task={task}/part-{shard_idx:05d}-{attempt}.parquet"
         digest = self.write_table(name, table)
         commit = {
@@ -77,7 +81,17 @@ class RunFolder:
         return _create(self.path / "commits" / f"{shard_idx:05d}.json", _json_bytes(commit))
 
     def write_table(self, name: str, table: pa.Table) -> str:
-        """Writes a Parquet file under `name`, whole or not at all; returns the SHA-256 of its bytes."""
+        """Writes a Parquet file under `name`, whole or not at all; returns the SHA-256 of its bytes.
+
+        Its metadata name the schema version, the run, its fingerprint and the git revision.
+        """
+        metadata = {
+            "schema_version": str(SCHEMA_VERSION),
+            "run_id": self.run_id,
+            "fingerprint": self.fingerprint,
+            "git_sha": self._git_sha or "",
+        }
+        table = table.replace_schema_metadata(metadata)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd", write_page_index=True, write_page_checksum=True)
         content = sink.getvalue().to_pybytes()
@@ -103,14 +117,25 @@ def read_run(path: Path) -> dict[str, Any]:
 
 
 def read_commits(path: Path) -> dict[int, dict[str, Any]]:
-    """Every commit of a run folder, by shard."""
-    found = [json.loads(file.read_bytes()) for file in sorted((path / "commits").glob("*.json"))]
-    return {commit["shard"]: commit for commit in found}
+    """Every commit of a run folder, by shard; raises RunFolderError when one is damaged."""
+    commits = {}
+    for file in sorted((path / "commits").glob("*.json")):
+        try:
+            commit = json.loads(file.read_bytes())
+            commits[commit["shard"]] = commit
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunFolderError(f"{file}: the commit is damaged; delete it and run the same command again") from error
+    return commits
 
 
 def read_samples(path: Path) -> pa.Table:
     """All committed rows of a run folder; raises RunFolderError when a committed file is missing or altered."""
-    return pa.concat_tables([SAMPLES.empty_table(), *_committed_tables(path, read_commits(path).values())])
+    fingerprint = read_run(path)["fingerprint"]
+    commits = read_commits(path).values()
+    foreign = [commit["shard"] for commit in commits if commit["fingerprint"] != fingerprint]
+    if foreign:
+        raise RunFolderError(f"{str(path)!r}: the commits of shards {foreign} are of another run: delete them")
+    return pa.concat_tables([SAMPLES.empty_table(), *_committed_tables(path, commits)])
 
 
 def _committed_tables(path: Path, commits: Iterable[dict[str, Any]]) -> Iterable[pa.Table]:
@@ -164,6 +189,10 @@ def _create(path: Path, content: bytes) -> bool:
         os.link(temporary, path)
     except FileExistsError:
         return False
+    except OSError as error:
+        raise RunFolderError(
+            f"{path}: this storage makes no hard links ({error.strerror}), which commits need: use a local disk or NFS"
+        ) from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()

@@ -40,7 +40,7 @@ def compare(vanilla: Decoded, other: Decoded, dtype: str) -> dict[str, Any]:
 def _same_bits(a: Tensor | None, b: Tensor | None) -> bool | None:
     if a is None or b is None:
         return None
-    return a.dtype == b.dtype and torch.equal(a, b)
+    return a.dtype == b.dtype and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 
 def _token(token_ids: tuple[int, ...], idx: int | None) -> int | None:

@@ -1,5 +1,6 @@
 """One worker: a model loaded once, and the evaluation of one shard with every method of the run."""
 
+import os
 import platform
 import socket
 import sys
@@ -44,6 +45,7 @@ class Worker:
         return {
             "worker_id": self.worker_id,
             "host": socket.gethostname(),
+            "pid": os.getpid(),
             "cpu": cpu_name(),
             "gpu": gpu,
             "cuda": torch.version.cuda if gpu else None,
@@ -89,14 +91,16 @@ def decode(
     record = config.check_logits
     if method == "transformers":
         return generate_with_transformers(model, prompt_ids, max_new_tokens=max_new_tokens, record_logits=record)
-    settings: dict[str, Any] = {"policy": worker.policy(task), "drafter": worker.heads[task]}
+    drafting: dict[str, Any] = {}
+    if method == "adadecode":
+        drafting = {"policy": worker.policy(task), "drafter": worker.heads[task]}
     return generate(
         model,
         prompt_ids,
         width=1 if method == "vanilla-w1" else worker.width,
         max_new_tokens=max_new_tokens,
         record_logits=record,
-        **(settings if method == "adadecode" else {}),
+        **drafting,
     )
 
 

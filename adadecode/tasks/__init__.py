@@ -47,20 +47,28 @@ def task_domain(task: str) -> Domain | None:
 
 
 def load_examples(
-    task: str, *, data_file: Path | None, prompt_field: str = "prompt", limit: int | None = None
+    task: str,
+    *,
+    data_file: Path | None,
+    prompt_field: str = "prompt",
+    limit: int | None = None,
+    for_training: bool = False,
 ) -> list[Example]:
     """The first `limit` examples of `task`, all when None, with distinct sample ids.
 
-    Raises `UsageError` for an unknown task or a setting it does not use, `TaskDataError` for unusable data.
+    From the hub come test splits, or training splits `for_training`. Raises `UsageError` for an unknown task or a
+    setting it does not use, `TaskDataError` for unusable data.
     """
     _find(task)
     if data_file is not None and task in DEMO_TASKS:
         raise UsageError(f"--data-file {data_file}: task {task} has embedded prompts; drop it, or use --task jsonl")
     if prompt_field != "prompt" and task != "jsonl":
         raise UsageError(f"--prompt-field {prompt_field}: task {task} has fixed fields; drop it, or use --task jsonl")
+    if for_training and task == "humaneval" and data_file is None:
+        raise UsageError("--data-file is missing: humaneval has no training split; train on prompts of your own")
     match task:
         case "gsm8k":
-            return gsm8k.load(data_file, limit)
+            return gsm8k.load(data_file, limit, "train" if for_training else "test")
         case "humaneval":
             return humaneval.load(data_file, limit)
         case "demo-math":

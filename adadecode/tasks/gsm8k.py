@@ -27,9 +27,9 @@ NUMBER = re.compile(r"(?:(?<![\w)])-)?\$?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)"
 MARKED_NUMBER = re.compile(rf"####\s*({NUMBER.pattern})")
 
 
-def load(data_file: Path | None, limit: int | None) -> list[Example]:
-    """The examples of the test split, or of `data_file`, numbered by row."""
-    rows = load_rows(data_file or HUB, limit)
+def load(data_file: Path | None, limit: int | None, split: str = "test") -> list[Example]:
+    """The examples of `split` on the hub, or of `data_file`, numbered by row."""
+    rows = load_rows(data_file or HUB._replace(split=split), limit)
     return [to_example(row, f"gsm8k-{row_idx:05d}") for row_idx, row in enumerate(rows)]
 
 

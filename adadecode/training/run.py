@@ -25,6 +25,7 @@ def train_from_config(config: TrainConfig, out: Path, say: Callable[[str], None]
             data_file=Path(config.data_file) if config.data_file else None,
             prompt_field=config.prompt_field,
             limit=config.limit,
+            for_training=True,
         )
     ]
     model, tokenizer = load_model(config.model, dtype=config.dtype, device=config.device, revision=config.revision)

@@ -1,0 +1,83 @@
+"""The program's commands as documents and cluster files write them, parsed by the real command line; nothing is run."""
+
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adadecode.cli import main, with_absolute_out
+from adadecode.config import EvalConfig, TrainConfig, build_settings
+
+FENCED_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
+
+
+def shell_blocks(markdown: str) -> list[str]:
+    """The contents of the fenced blocks marked `bash`."""
+    return [block for language, block in FENCED_BLOCK.findall(markdown) if language == "bash"]
+
+
+def comments(yaml_text: str) -> str:
+    """The comment lines of a YAML file, without their marks."""
+    lines = (line.strip() for line in yaml_text.splitlines())
+    return "\n".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
+
+
+def program_commands(shell_text: str) -> Iterator[list[str]]:
+    """Every `adadecode ...` and `python -m ray_jobs...` in `shell_text`, as `[subcommand, argument, ...]`.
+
+    Variables set before a command and another program's words before it (`ray job submit ... --`) are skipped.
+    """
+    for line in shell_text.replace("\\\n", " ").splitlines():
+        if re.search(r"\badadecode [a-z]|\bray_jobs\.", line):
+            words = shlex.split(line, comments=True)
+            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                words = words[1:]
+            if words[:1] == ["adadecode"]:
+                yield words[1:]
+            elif any(word.startswith("ray_jobs.") for word in words):
+                yield in_job(words)
+
+
+def in_job(words: Sequence[str]) -> list[str]:
+    """The subcommand and arguments that `... python -m ray_jobs.MODULE ARGUMENTS` stands for."""
+    start = next(idx for idx, word in enumerate(words) if word.startswith("ray_jobs."))
+    assert list(words[start - 2 : start]) == ["python", "-m"], words
+    spec = importlib.util.find_spec(words[start])
+    assert spec is not None, f"there is no module {words[start]}"
+    assert spec.origin is not None, spec
+    called = re.search(r'main\(\["([\w-]+)"', Path(spec.origin).read_text(encoding="utf-8"))
+    assert called is not None, f"{words[start]} runs no command"
+    return [called[1], *words[start + 1 :]]
+
+
+def parse(command: Sequence[str]) -> dict[str, Any]:
+    """The parameters click makes of `[subcommand, argument, ...]`; raises click's or our error when it refuses them.
+
+    Settings are built too, so that a bad value is refused. A submitted command is parsed as the cluster would parse it.
+    """
+    name, *arguments = command
+    if name not in main.commands:
+        raise click.UsageError(f"there is no command {name!r}")
+    parameters = main.commands[name].make_context(name, list(arguments)).params
+    if name == "submit":
+        return parse([parameters["command"], *with_absolute_out(parameters["arguments"])])
+    kind = {"eval": EvalConfig, "plan": EvalConfig, "train-heads": TrainConfig}.get(name)
+    if kind is not None:
+        flags = {flag: value for flag, value in parameters.items() if flag not in ("config_file", "out")}
+        flags["model"] = flags["model"] or "demo"
+        build_settings(kind, parameters["config_file"], flags)
+    return parameters
+
+
+def all_flags() -> set[str]:
+    """Every flag of every command."""
+    found = {"--help", "--version"}
+    for command in main.commands.values():
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                found |= {*parameter.opts, *parameter.secondary_opts}
+    return found

@@ -1,0 +1,107 @@
+"""A job submitted to a head started by hand, with token authentication and the dashboard on loopback."""
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray
+
+from adadecode.evaluation.store import read_run
+from tests.integration.test_ray_run import deterministic
+
+REPOSITORY = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+@pytest.fixture(scope="module")
+def head():
+    """`ray start --head` in a process group of its own; yields its dashboard address and the environment to reach it."""
+    assert not ray.is_initialized()
+    port, dashboard, agent = free_ports(3)
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={port}"]
+    command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+    command += [f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats"]
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        wait_for_head(process, dashboard)
+        yield address, environment
+    finally:
+        process.terminate()  # `--block` ends the processes it started
+        try:
+            process.wait(timeout=20)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for_head(process: subprocess.Popen, dashboard_port: int) -> None:
+    """Returns once the dashboard accepts connections."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the head ended"
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", dashboard_port)) == 0:
+                return
+        time.sleep(0.2)
+    raise AssertionError("no dashboard after 90 s")
+
+
+def adadecode(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess:
+    command = [str(BIN / "adadecode"), *arguments]
+    return subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
+
+
+def test_a_submitted_job_succeeds_with_the_tables_of_a_local_run(
+    head, model_folder, heads_folder, prompts_file, tmp_path
+):
+    address, environment = head
+    run = ["--model", str(model_folder), "--heads", str(heads_folder), "--task", "jsonl"]
+    run += ["--data-file", str(prompts_file), "--limit", "6", "--gamma", "0.05", "--max-new-tokens", "16"]
+    run += ["--methods", "vanilla,adadecode", "--shard-size", "2", "--threads", "1"]
+    submit = ["submit", "--address", address, "eval", *run]
+    submitted = adadecode(*submit, "--workers", "2", "--out", str(tmp_path / "job"), environment=environment)
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    assert "SUCCEEDED" in submitted.stdout
+    assert "parity 6/6, logits 6/6" in submitted.stdout
+    local = adadecode("eval", "--local", *run, "--out", str(tmp_path / "local"), environment=environment)
+    assert local.returncode == 0, local.stdout + local.stderr
+    assert deterministic(tmp_path / "job").equals(deterministic(tmp_path / "local"))
+    assert read_run(tmp_path / "job")["fingerprint"] == read_run(tmp_path / "local")["fingerprint"]
+
+    wrong = adadecode(*submit, "--gamma", "1.5", "--out", str(tmp_path / "wrong"), environment=environment)
+    assert wrong.returncode == 2, "the driver's own exit code, not Ray's 1"
+    assert "--gamma 1.5" in wrong.stdout
+
+    no_token = {**environment, "RAY_AUTH_TOKEN": "0" * 64}
+    refused = adadecode(*submit, "--out", str(tmp_path / "refused"), environment=no_token)
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+    assert refused.stderr.startswith("adadecode: --address")

@@ -1,0 +1,338 @@
+"""A whole evaluation in this process: a saved model, its heads and a file of prompts, through the command line."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import Result
+
+from adadecode.evaluation.store import read_commits, read_run, read_samples
+from adadecode.report.schema import PLAN, SUMMARY, VERIFY
+from tests.folders import SPECIAL, save_tiny_heads, save_tiny_model, write_prompts
+
+METHODS = ("vanilla", "vanilla-w1", "adadecode", "transformers")
+SETTINGS = {"methods": ",".join(METHODS), "repeats": 2}
+NUM_PROMPTS, NUM_SHARDS = 5, 3
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, cli, tmp_path_factory) -> tuple[Path, Result]:
+    """The folder of a complete run and what it printed; not to be changed."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    return out, cli("eval", "--local", *tiny.flags(**SETTINGS), "--out", out)
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> Path:
+    """A copy of the complete run, to be changed."""
+    return Path(shutil.copytree(finished[0], tmp_path / "run"))
+
+
+@pytest.fixture
+def rerun(tiny, cli):
+    """The same command again, with `changed` flags, on folder `out`."""
+    return lambda out, **changed: cli("eval", "--local", *tiny.flags(**(SETTINGS | changed)), "--out", out)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def data_times(folder: Path) -> dict[str, int]:
+    """When each data file and commit was last written."""
+    files = [file for part in ("samples", "commits") for file in (folder / part).rglob("*") if file.is_file()]
+    return {str(file.relative_to(folder)): file.stat().st_mtime_ns for file in files}
+
+
+def rewrite(folder: Path, shard_idx: int, change) -> None:
+    """Replaces the committed rows of a shard by `change(rows)`, with a digest to match, as a wrong engine would."""
+    commit_file = folder / "commits" / f"{shard_idx:05d}.json"
+    commit = json.loads(commit_file.read_text())
+    file = folder / commit["file"]
+    table = pq.ParquetFile(file).read()
+    pq.write_table(pa.Table.from_pylist(change(table.to_pylist()), schema=table.schema), file)
+    commit["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    commit_file.write_text(json.dumps(commit))
+
+
+def break_token(rows: list[dict], idx: int = 4) -> list[dict]:
+    """`rows` with one wrong token at output position `idx` in the first row of adadecode."""
+    row = next(row for row in rows if row["method"] == "adadecode")
+    row["output_token_ids"][idx] = (row["output_token_ids"][idx] + 1) % 97
+    return rows
+
+
+def test_a_run_has_a_row_per_sample_method_and_repeat(finished):
+    out, result = finished
+    assert result.exit_code == 0, result.stderr
+    samples = read_samples(out)
+    keys = {tuple(row.values()) for row in samples.select(["sample_id", "method", "repeat"]).to_pylist()}
+    assert samples.num_rows == len(keys) == NUM_PROMPTS * len(METHODS) * 2
+    assert {key[0] for key in keys} == {f"{i:05d}" for i in range(NUM_PROMPTS)}
+    assert {key[1] for key in keys} == set(METHODS)
+    assert set(samples["status"].to_pylist()) == {"ok"}
+    assert sorted(read_commits(out)) == list(range(NUM_SHARDS))
+
+
+def test_every_output_is_exact_and_adadecodes_logits_are_vanillas_bits(finished):
+    rows = read_samples(finished[0]).to_pylist()
+    for row in rows:
+        if row["method"] == "vanilla":
+            assert row["parity"] is row["logits_equal"] is row["first_diff_idx"] is None
+        else:
+            assert row["parity"] == "exact", row
+            assert row["first_diff_idx"] is None
+    adadecode = [row for row in rows if row["method"] == "adadecode"]
+    assert all(row["logits_equal"] for row in adadecode)
+    assert sum(row["num_accepted"] for row in adadecode) > 0, "the test needs accepted drafts"
+    assert sum(row["num_drafted"] - row["num_accepted"] for row in adadecode) > 0, "and rejected ones"
+
+
+def test_methods_run_in_the_order_given_and_backwards_in_turn(finished):
+    order = {}
+    for row in read_samples(finished[0]).to_pylist():
+        order.setdefault((row["shard"], row["sample_id"], row["repeat"]), {})[row["order_idx"]] = row["method"]
+    for (shard_idx, sample_id, repeat), by_idx in order.items():
+        sample_idx = int(sample_id) - 2 * shard_idx
+        backwards = (shard_idx + sample_idx + repeat) % 2 == 1
+        assert [by_idx[i] for i in range(len(METHODS))] == list(METHODS[:: -1 if backwards else 1])
+    assert len(order) == NUM_PROMPTS * 2
+
+
+def test_rows_hold_what_was_measured_and_null_for_the_rest(finished):
+    for row in read_samples(finished[0]).to_pylist():
+        assert row["prompt_len"] == len(row["prompt_token_ids"])
+        assert row["output_len"] == len(row["output_token_ids"]) == 10
+        assert row["finish_reason"] == "length"
+        assert 0 < row["ttft_s"] < row["e2e_s"]
+        assert row["decode_s"] == pytest.approx(row["e2e_s"] - row["ttft_s"])
+        assert row["tpot_s"] == pytest.approx(row["decode_s"] / 9)
+        assert len(row["step_gaps_s"]) == row["num_rounds"]
+        words = [SPECIAL[i] if i < len(SPECIAL) else f"w{i}" for i in row["output_token_ids"]]
+        assert row["output_text"] == " ".join(words)
+        assert row["correct"] is row["reference"] is row["error_type"] is None
+        assert row["width"] == {"vanilla-w1": 1, "transformers": None}.get(row["method"], 8)
+        if row["method"] == "adadecode":
+            assert row["exits"] == [1, 2]
+            assert row["num_accepted"] + row["num_rounds"] == 9
+            assert (sum(row["drafted_per_exit"]), sum(row["accepted_per_exit"])) == (
+                row["num_drafted"],
+                row["num_accepted"],
+            )
+        else:
+            assert row["num_drafted"] is row["num_accepted"] is row["exits"] is row["draft_depths"] is None
+            assert row["layers_per_token"] == 4
+
+
+def test_the_run_file_says_what_was_run_by_what_and_where(finished, tiny):
+    run = read_run(finished[0])
+    assert run["status"] == "complete"
+    assert run["run_id"] == "run"
+    assert (run["config"]["model"], run["config"]["decode"]["gamma"]) == (str(tiny.model), 0.02)
+    assert run["config"]["methods"] == list(METHODS)
+    provenance = run["provenance"]
+    assert {"torch", "transformers", "pyarrow"} <= provenance["packages"].keys()
+    assert {"model", "heads_jsonl", "plan"} <= provenance["hashes"].keys()
+    assert {"git_sha", "git_dirty", "platform", "adadecode"} <= provenance.keys()
+    (worker,) = run["workers"]
+    assert (worker["worker_id"], worker["threads"], worker["width"]) == ("local", 1, 8)
+    assert worker["exits"] == {"jsonl": [1, 2]}
+    assert worker["model_hash"]
+    assert worker["heads_hash"]["jsonl"]
+
+
+def test_the_tables_beside_the_samples_have_their_schemas(finished):
+    out, _ = finished
+    assert pq.read_table(out / "plan.parquet").schema.equals(PLAN)
+    verify, summary = pq.read_table(out / "verify.parquet"), pq.read_table(out / "summary.parquet")
+    assert verify.schema.equals(VERIFY)
+    assert summary.schema.equals(SUMMARY)
+    assert verify.num_rows == NUM_PROMPTS * 2 * (len(METHODS) - 1)
+    assert summary["method"].to_pylist() == list(METHODS)
+    assert summary["n"].to_pylist() == [NUM_PROMPTS * 2] * len(METHODS)
+
+
+def test_the_output_names_progress_parity_and_folder(finished):
+    out, result = finished
+    lines = result.stdout.splitlines()
+    assert lines[0] == (
+        f"run {out}: 5 samples in 3 shards, 0 done before, 3 to do; methods vanilla, vanilla-w1, adadecode, transformers"
+    )
+    assert lines[1:4] == [f"{n}/5 samples (shard {i} of jsonl)" for i, n in enumerate((2, 4, 5))]
+    assert "parity 10/10, logits 10/10" in lines
+    assert lines[-1] == f"tables: {out}"
+    assert "\x1b" not in result.stdout, "plain lines in a job log"
+
+
+def test_a_rerun_computes_nothing_and_changes_nothing(copied, rerun):
+    before, times = contents(copied), data_times(copied)
+    result = rerun(copied)
+    assert result.exit_code == 0
+    assert "3 done before, 0 to do" in result.stdout
+    assert "samples (shard" not in result.stdout
+    assert contents(copied) == before
+    assert data_times(copied) == times
+
+
+def test_a_deleted_commit_is_the_only_shard_computed_again(copied, rerun):
+    (copied / "commits" / "00001.json").unlink()
+    before, times = contents(copied), data_times(copied)
+    result = rerun(copied)
+    assert result.exit_code == 0
+    assert "2 done before, 1 to do" in result.stdout
+    assert "(shard 1 of jsonl)" in result.stdout
+    new = contents(copied).keys() - before.keys()
+    assert len(new) == 2
+    assert {Path(name).name[:10] for name in new} == {"00001.json", "part-00001"}
+    assert {name: time for name, time in data_times(copied).items() if name in times} == times
+    assert read_samples(copied).num_rows == NUM_PROMPTS * len(METHODS) * 2
+
+
+def test_a_prompt_that_is_too_long_is_error_rows_beside_good_ones(cli, tiny, tmp_path):
+    model = save_tiny_model(tmp_path / "model", context_len=24)
+    heads = save_tiny_heads(tmp_path / "heads", model, (2,))
+    prompts = write_prompts(tmp_path / "p.jsonl", ["w5 w6", " ".join(["w7"] * 24), "w8"])
+    out = tmp_path / "run"
+    flags = tiny.flags(model=model, heads=heads, data_file=prompts, max_new_tokens=5)
+    result = cli("eval", "--local", *flags, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    rows = read_samples(out).to_pylist()
+    errors = [row for row in rows if row["status"] == "error"]
+    assert [(row["sample_id"], row["error_type"]) for row in errors] == [("00001", "PromptTooLongError")] * 3
+    for row in errors:
+        assert "has 24 tokens; the model's context of 24 needs 1 to 23" in row["error_message"]
+        assert row["finish_reason"] == "error"
+        assert row["prompt_len"] == 24
+        assert row["output_token_ids"] is row["e2e_s"] is row["ttft_s"] is row["parity"] is row["num_rounds"] is None
+    assert len(rows) == 9
+    summary = pq.read_table(out / "summary.parquet").to_pylist()
+    assert [(line["n"], line["num_errors"]) for line in summary] == [(2, 1)] * 3
+    assert "2 (1 err)" in result.stdout
+    assert "parity 2/2, logits 2/2" in result.stdout
+    assert read_run(out)["status"] == "complete"
+
+
+def test_a_run_whose_every_sample_failed_exits_1(cli, tiny, tmp_path):
+    model = save_tiny_model(tmp_path / "model", context_len=12)
+    prompts = write_prompts(tmp_path / "p.jsonl", [" ".join(["w7"] * n) for n in (12, 13)])
+    flags = tiny.flags(model=model, heads=None, data_file=prompts, methods="vanilla")
+    result = cli("eval", "--local", *flags, "--out", tmp_path / "run")
+    assert result.exit_code == 1
+    assert result.stderr == "every sample failed; see error_message in the samples\n"
+    assert read_samples(tmp_path / "run")["status"].to_pylist() == ["error", "error"]
+
+
+def test_methods_that_draft_nothing_need_no_heads(cli, tiny, tmp_path):
+    flags = tiny.flags(heads=None, methods="vanilla,transformers")
+    result = cli("eval", "--local", *flags, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.stderr
+    assert set(read_samples(tmp_path / "run")["parity"].to_pylist()) == {None, "exact"}
+    assert "parity not checked" in result.stdout
+
+
+def test_logits_are_not_compared_when_told_so(cli, tiny, tmp_path):
+    result = cli("eval", "--local", *tiny.flags(limit=2), "--no-check-logits", "--out", tmp_path / "run")
+    assert result.exit_code == 0
+    assert "parity 2/2\n" in result.stdout
+    samples = read_samples(tmp_path / "run")
+    assert set(samples["logits_digest"].to_pylist()) == {None}
+    assert set(samples["logits_equal"].to_pylist()) == {None}
+
+
+def test_other_settings_in_the_same_folder_are_refused(copied, rerun):
+    before = contents(copied)
+    result = rerun(copied, gamma=0.5)
+    assert result.exit_code == 2
+    assert "belongs to another run" in result.stderr
+    assert "different: decode)" in result.stderr
+    assert contents(copied) == before
+
+
+@pytest.mark.parametrize("changed", [{"threads": 2}, {"workers": 1}])
+def test_placement_may_change_between_a_run_and_its_rerun(copied, rerun, changed):
+    result = rerun(copied, **changed)
+    assert result.exit_code == 0
+    assert "0 to do" in result.stdout
+
+
+def test_verify_confirms_a_run_and_writes_nothing(copied, cli):
+    before = contents(copied)
+    result = cli("verify", copied)
+    assert result.exit_code == 0
+    assert "parity 10/10, logits 10/10" in result.stdout
+    assert contents(copied) == before
+
+
+def test_a_broken_token_exits_3_with_its_position_and_both_tokens(copied, cli, rerun):
+    (row,) = [
+        row
+        for row in read_samples(copied).to_pylist()
+        if (row["sample_id"], row["method"], row["repeat"]) == ("00002", "adadecode", 0)
+    ]
+    right = row["output_token_ids"][4]
+    rewrite(copied, 1, break_token)
+    for result in (cli("verify", copied), rerun(copied)):
+        assert result.exit_code == 3
+        lines = result.stdout.splitlines()
+        line = next(line for line in lines if line.startswith("jsonl/00002 adadecode repeat 0: mismatch"))
+        assert f"at output position 4: vanilla token {right} (margin " in line
+        assert f"adadecode token {(right + 1) % 97} (margin " in line
+        assert "jsonl/00002 adadecode repeat 0: parity is stored as exact and recomputed as mismatch" in result.stdout
+        assert "parity 9/10" in result.stdout
+        assert result.stderr == "parity broken on 1 of 30 checked outputs\n"
+
+
+def test_logits_that_are_not_vanillas_exit_3_though_the_tokens_are_equal(copied, cli):
+    def break_digest(rows: list[dict]) -> list[dict]:
+        row = next(row for row in rows if row["method"] == "adadecode")
+        return [r | {"logits_digest": "0" * 32, "logits_equal": False} if r is row else r for r in rows]
+
+    rewrite(copied, 0, break_digest)
+    result = cli("verify", copied)
+    assert result.exit_code == 3
+    assert "parity 10/10, logits 9/10" in result.stdout
+
+
+def test_a_broken_baseline_outside_the_contract_is_reported_but_is_no_failure(copied, cli):
+    """vanilla-w1's bits may differ; what its row says of the difference must be true."""
+
+    def differ(rows: list[dict]) -> list[dict]:
+        row = next(row for row in rows if row["method"] == "vanilla-w1")
+        old = row["output_token_ids"][9]
+        row["output_token_ids"][9] = new = (old + 1) % 97
+        claim = {"parity": "mismatch", "logits_equal": False, "logits_digest": "0" * 32, "first_diff_idx": 9}
+        row |= claim | {"vanilla_token_id": old, "method_token_id": new, "vanilla_margin": 2.0, "method_margin": 1.0}
+        return rows
+
+    rewrite(copied, 0, differ)
+    result = cli("verify", copied)
+    assert result.exit_code == 0, result.stderr
+    assert "vanilla-w1 repeat 0: mismatch at output position 9" in result.stdout
+
+
+def test_a_missing_commit_makes_verify_exit_4_until_a_rerun(copied, cli, rerun):
+    (copied / "commits" / "00002.json").unlink()
+    result = cli("verify", copied)
+    assert result.exit_code == 4
+    assert result.stderr == "8 planned rows are missing: run the same command again\n"
+    assert rerun(copied).exit_code == 0
+    assert cli("verify", copied).exit_code == 0
+
+
+def test_an_altered_file_is_refused_by_verify_report_and_rerun(copied, cli, rerun):
+    file = copied / read_commits(copied)[1]["file"]
+    file.write_bytes(file.read_bytes() + b"\0")
+    for result in (cli("verify", copied), cli("report", copied), rerun(copied)):
+        assert result.exit_code == 2
+        assert "altered after its commit; delete commits/00001.json" in result.stderr
+
+
+def test_a_missing_plan_is_refused_by_verify(copied, cli):
+    (copied / "plan.parquet").unlink()
+    result = cli("verify", copied)
+    assert result.exit_code == 2
+    assert "plan.parquet cannot be read; run the same command again" in result.stderr

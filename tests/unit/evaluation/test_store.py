@@ -1,0 +1,281 @@
+"""The run folder: data, then a commit that names it; readers follow commits and nothing else."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from adadecode.errors import RunFolderError
+from adadecode.evaluation.store import RunFolder, missing_rows, new_attempt, read_commits, read_run, read_samples
+from adadecode.report.schema import SAMPLES, SCHEMA_VERSION
+
+ROOT = Path(__file__).parents[3]
+FACTS = {"config": {"gamma": 0.75, "task": "jsonl"}, "provenance": {"git_sha": "abc123"}}
+
+
+def shard_rows(attempt: str, shard_idx: int = 0, methods: tuple[str, ...] = ("vanilla", "adadecode")) -> list[dict]:
+    """Two samples of shard `shard_idx`, a row per method."""
+    return [
+        {
+            "run_id": "run",
+            "task": "jsonl",
+            "sample_id": f"{shard_idx}-{i}",
+            "method": method,
+            "repeat": 0,
+            "shard": shard_idx,
+            "status": "ok",
+            "output_token_ids": [1, 2, 3],
+            "worker_id": "w",
+            "attempt": attempt,
+            "started_at": datetime(2026, 1, 1, tzinfo=UTC),
+        }
+        for i in (1, 0)
+        for method in methods
+    ]
+
+
+def open_run(path: Path, fingerprint: str = "f00d", facts: dict[str, Any] = FACTS) -> RunFolder:
+    return RunFolder.open(path, fingerprint, facts)
+
+
+def commit(run: RunFolder, attempt: str = "one", shard_idx: int = 0) -> bool:
+    return run.commit_shard("jsonl", shard_idx, shard_rows(attempt, shard_idx), {"worker_id": "w"})
+
+
+@pytest.fixture
+def run(tmp_path) -> RunFolder:
+    return open_run(tmp_path / "run")
+
+
+def data_files(path: Path) -> list[Path]:
+    return sorted((path / "samples").rglob("*.parquet"))
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(RunFolderError) as caught:
+        read_samples(path)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def test_a_shard_is_committed_once_and_the_first_attempts_rows_stay(run):
+    assert commit(run, "first") is True
+    assert commit(run, "second") is False
+    assert len(data_files(run.path)) == 2, "the second attempt's data is there, but nobody reads it"
+    samples = read_samples(run.path)
+    assert samples["attempt"].to_pylist() == ["first"] * 4
+    assert read_commits(run.path)[0]["attempt"] == "first"
+
+
+def test_of_many_attempts_at_once_exactly_one_is_committed(run):
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda i: commit(run, f"attempt{i}"), range(16)))
+    assert sum(won) == 1
+    assert set(read_samples(run.path)["attempt"].to_pylist()) == {f"attempt{won.index(True)}"}
+    assert not list((run.path / "commits").glob(".*")), "no temporary file is left"
+
+
+def test_attempts_have_names_of_their_own():
+    assert len({new_attempt() for _ in range(100)}) == 100
+
+
+def test_a_commit_names_its_file_rows_fingerprint_and_worker(run):
+    commit(run, "one", shard_idx=7)
+    stored = read_commits(run.path)[7]
+    assert stored["file"] == "samples/task=jsonl/part-00007-one.parquet"
+    assert (stored["shard"], stored["task"], stored["num_rows"]) == (7, "jsonl", 4)
+    assert (stored["fingerprint"], stored["attempt"], stored["worker"]) == ("f00d", "one", {"worker_id": "w"})
+
+
+def test_a_data_file_has_the_samples_schema_its_metadata_and_rows_in_key_order(run):
+    commit(run)
+    (file,) = data_files(run.path)
+    schema = pq.read_schema(file)
+    assert schema.equals(SAMPLES, check_metadata=False)
+    metadata = {key.decode(): value.decode() for key, value in schema.metadata.items()}
+    assert metadata == {
+        "schema_version": str(SCHEMA_VERSION),
+        "run_id": "run",
+        "fingerprint": "f00d",
+        "git_sha": "abc123",
+    }
+    assert pq.ParquetFile(file).metadata.row_group(0).column(0).compression == "ZSTD"
+    keys = pq.ParquetFile(file).read(["sample_id", "method"]).to_pylist()
+    assert [tuple(key.values()) for key in keys] == [
+        ("0-0", "adadecode"),
+        ("0-0", "vanilla"),
+        ("0-1", "adadecode"),
+        ("0-1", "vanilla"),
+    ]
+
+
+def test_readers_ignore_data_without_a_commit_and_temporary_files(run):
+    commit(run, "one")
+    (committed,) = data_files(run.path)
+    committed.with_name("part-00001-lost.parquet").write_bytes(committed.read_bytes())
+    committed.with_name(".part-00002-x.parquet.ab.tmp").write_bytes(b"half")
+    (run.path / "commits" / ".00001.json.abcd.tmp").write_text('{"shard": 1')
+    assert read_samples(run.path).num_rows == 4
+    assert list(read_commits(run.path)) == [0]
+
+
+def test_a_run_without_commits_has_no_samples_but_their_schema(run):
+    samples = read_samples(run.path)
+    assert samples.num_rows == 0
+    assert samples.schema.equals(SAMPLES)
+
+
+def test_an_altered_committed_file_is_refused_naming_the_commit_to_delete(run):
+    commit(run, "one")
+    (file,) = data_files(run.path)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    message = refusal(run.path)
+    assert str(file) in message
+    assert "altered after its commit; delete commits/00000.json and run the same command" in message
+
+
+def test_a_missing_committed_file_is_refused_naming_the_commit_to_delete(run):
+    commit(run, "one")
+    commit(run, "one", shard_idx=3)
+    data_files(run.path)[1].unlink()
+    assert "cannot be read (No such file or directory); delete commits/00003.json" in refusal(run.path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"task": "jsonl"}', "\x00"])
+def test_a_damaged_commit_is_refused_by_name(run, content):
+    (run.path / "commits" / "00004.json").write_text(content)
+    message = refusal(run.path)
+    assert message.startswith(str(run.path / "commits" / "00004.json"))
+    assert "delete it and run the same command again" in message
+
+
+def test_a_commit_of_another_run_is_refused(run, tmp_path):
+    commit(run)
+    commit(open_run(tmp_path / "other", "beef"), shard_idx=2)
+    stray = tmp_path / "other" / "commits" / "00002.json"
+    (run.path / "commits" / "00002.json").write_bytes(stray.read_bytes())
+    assert "the commits of shards [2] are of another run: delete them" in refusal(run.path)
+
+
+def test_a_run_opened_by_its_path_is_the_one_that_was_made(run, tmp_path):
+    opened = RunFolder(run.path)
+    assert (opened.path, opened.run_id, opened.fingerprint) == (run.path, "run", "f00d")
+    with pytest.raises(RunFolderError, match="is not a run folder"):
+        RunFolder(tmp_path / "none")
+
+
+def test_the_same_run_opens_again_with_its_first_id_and_facts(tmp_path):
+    first = open_run(tmp_path / "run", facts=FACTS | {"created_at": "then"})
+    again = open_run(tmp_path / "run", facts=FACTS | {"created_at": "now"})
+    assert (again.run_id, again.fingerprint) == (first.run_id, first.fingerprint) == ("run", "f00d")
+    assert read_run(tmp_path / "run")["created_at"] == "then"
+
+
+def test_another_runs_folder_is_refused_naming_what_differs(run):
+    with pytest.raises(RunFolderError) as caught:
+        open_run(run.path, "beef", {"config": {"gamma": 0.5, "task": "jsonl", "seed": 1}})
+    message = str(caught.value)
+    assert message.startswith(f"--out {str(run.path)!r} belongs to another run")
+    assert "(fingerprint f00d, this one is beef; different: gamma, seed)" in message
+    assert "choose another --out" in message
+    assert read_run(run.path)["fingerprint"] == "f00d"
+
+
+def test_the_same_settings_over_other_files_are_refused(run):
+    with pytest.raises(RunFolderError, match="the model, heads or data behind the same settings changed"):
+        open_run(run.path, "beef")
+
+
+@pytest.mark.parametrize("in_the_way", ["run", "run/samples", "run/commits", ""])
+def test_a_folder_that_cannot_be_written_is_one_line(in_the_way, tmp_path):
+    """A file in the way, since root may write anywhere."""
+    obstacle = tmp_path / (in_the_way or "file")
+    obstacle.parent.mkdir(exist_ok=True)
+    obstacle.write_text("")
+    path = tmp_path / "run" if in_the_way else obstacle / "run"
+    with pytest.raises(RunFolderError) as caught:
+        open_run(path)
+    message = str(caught.value)
+    assert message.startswith(f"--out {str(path)!r} cannot be written (")
+    assert message.endswith("): choose a folder you may write to")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b'{"run_id": "run"}', b'{"fingerprint": "f00d"}'])
+def test_a_damaged_run_file_is_refused(run, content):
+    (run.path / "run.json").write_bytes(content)
+    for use in (read_run, open_run):
+        with pytest.raises(RunFolderError, match=r"is not a run folder: .*run\.json"):
+            use(run.path)
+
+
+def test_update_run_replaces_the_entries_given_and_leaves_no_temporary_file(run):
+    run.update_run(status="complete", workers=[{"worker_id": "w"}])
+    stored = read_run(run.path)
+    assert (stored["status"], stored["workers"]) == ("complete", [{"worker_id": "w"}])
+    assert (stored["fingerprint"], stored["config"]) == ("f00d", FACTS["config"])
+    assert sorted(path.name for path in run.path.iterdir()) == ["commits", "run.json", "samples"]
+
+
+def test_missing_rows_are_the_planned_ones_that_no_commit_holds(run):
+    plan = pa.table({"task": ["jsonl"] * 4, "sample_id": ["0-0", "0-1", "1-0", "1-1"]})
+    methods = ("vanilla", "adadecode")
+    assert missing_rows(plan, read_samples(run.path), methods, 1) == 8
+    commit(run)
+    assert missing_rows(plan, read_samples(run.path), methods, 1) == 4
+    assert missing_rows(plan, read_samples(run.path), methods, 3) == 20
+    commit(run, shard_idx=1)
+    assert missing_rows(plan, read_samples(run.path), methods, 1) == 0
+    assert missing_rows(plan.slice(0, 1), read_samples(run.path), methods, 1) == 0, "rows of no plan count for nothing"
+
+
+KILLED_BEFORE_THE_COMMIT = """
+import os, signal, sys
+from adadecode.evaluation import store
+
+create = store._create
+
+def create_unless_killed(path, content):
+    if path.name == "00001.json":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return create(path, content)
+
+store._create = create_unless_killed
+from adadecode.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_a_run_killed_between_data_and_commit_is_finished_exactly_once_by_its_rerun(tiny, cli, tmp_path):
+    out = tmp_path / "run"
+    command = ["eval", "--local", *tiny.flags(max_new_tokens=4), "--out", str(out)]
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_BEFORE_THE_COMMIT, *command], cwd=ROOT, env=os.environ, capture_output=True
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    orphans = [file.name for file in data_files(out) if file.name.startswith("part-00001-")]
+    assert len(orphans) == 1, "the data was written"
+    assert list(read_commits(out)) == [0], "and its commit was not"
+    assert json.loads((out / "run.json").read_text())["status"] == "running"
+    first_commit = (out / "commits" / "00000.json").read_bytes()
+
+    result = cli(*command)
+    assert result.exit_code == 0, result.stderr
+    assert "5 samples in 3 shards, 1 done before, 2 to do" in result.stdout
+    assert (out / "commits" / "00000.json").read_bytes() == first_commit
+    assert list(read_commits(out)) == [0, 1, 2]
+    assert Path(read_commits(out)[1]["file"]).name not in orphans
+    keys = [tuple(row.values()) for row in read_samples(out).select(["sample_id", "method"]).to_pylist()]
+    assert len(keys) == len(set(keys)) == 5 * 3
+    assert read_run(out)["status"] == "complete"
