@@ -192,9 +192,9 @@ def report_result(result: "RunResult") -> int:
     if result.num_missing:
         click.echo(f"{result.num_missing} planned rows are missing: run the same command again", err=True)
         return EXIT_INCOMPLETE
-    num_errors = sum(result.summary["num_errors"].to_pylist())
-    if num_errors and not sum(result.summary["n"].to_pylist()):
-        click.echo("every sample failed; see error_message in the samples", err=True)
+    failed = [f"{row['method']} on {row['task']}" for row in result.summary.to_pylist() if row["n"] == 0]
+    if failed:
+        click.echo(f"every sample failed: {', '.join(failed)}; see error_message in the samples", err=True)
         return EXIT_FAILED
     return EXIT_OK
 

@@ -25,10 +25,17 @@ class Settings(BaseModel):
 class DecodeSettings(Settings):
     """How tokens are decoded. Defaults are the paper's (section 4: gamma 0.75, at most 5 drafts, 512 new tokens)."""
 
-    gamma: float = Field(0.75, ge=0.0, le=1.0)
+    gamma: float = 0.75
     exits: tuple[int, ...] | None = None  # None: the layers the heads were trained for
     max_drafts: int = Field(5, ge=0, le=64)
     max_new_tokens: int = Field(512, ge=1)
+
+    @field_validator("gamma")
+    @classmethod
+    def _gamma_is_a_probability(cls, gamma: float) -> float:
+        if not 0.0 <= gamma <= 1.0:
+            raise ValueError("the exit threshold must lie in [0, 1]; 1 drafts nothing")
+        return gamma
 
     @field_validator("exits")
     @classmethod
@@ -118,6 +125,8 @@ def build_settings(kind: type[SettingsT], config_file: Path | None, flags: dict[
                 f"{config_file}: expected a mapping of settings, such as `task: gsm8k`, and one in `decode`"
             )
         values = loaded
+        flat = {name: values.pop(name) for name in DecodeSettings.model_fields.keys() & values.keys()}
+        values = {**values, "decode": {**flat, **values.get("decode", {})}} if flat else values
     given = {name: value for name, value in flags.items() if value is not None}
     decode_fields = set(DecodeSettings.model_fields)
     if "decode" in kind.model_fields:

@@ -1,4 +1,4 @@
-"""Saved fakes: a tiny random model with a real tokenizer, and heads for it, as folders that `--model` and `--heads` take."""
+"""Saved fakes: a tiny random model with a real tokenizer, and heads for it, as the folders `--model` and `--heads` take."""
 
 import json
 from pathlib import Path

@@ -3,8 +3,8 @@
     python -m adadecode.demo.build --gsm8k train.jsonl --work build/demo --install
 
 The texts are GSM8K's training split and the documented functions of the standard library of the Python that runs this
-script. Every stage resumes, and is skipped when its result is in the work folder. On two CPU cores it takes about 90
-minutes; the result depends, in the last bits, on the machine's kernels and number of threads.
+script. Every stage resumes, and is skipped when its result is in the work folder. On two CPU cores it takes about an
+hour; the result depends, in the last bits, on the machine's kernels and number of threads.
 """
 
 import json

@@ -28,16 +28,16 @@ def source_hashes(config: EvalConfig, tasks: tuple[str, ...]) -> dict[str, str]:
     folders: dict[str, Path] = {}
     model = Path(resolve_model(config.model))
     if model.is_dir():
-        folders["model"] = model
+        folders["model_files"] = model
     if "adadecode" in config.methods:
-        folders |= {f"heads_{task}": heads_folder(config, task) for task in tasks}
+        folders |= {f"heads_files_{task}": heads_folder(config, task) for task in tasks}
     return {name: hash_folder(folder) for name, folder in folders.items()}
 
 
 def hash_folder(folder: Path) -> str:
     """A hash of the names and contents of the model files in `folder`."""
     if not folder.is_dir():
-        raise ExitHeadsError(f"{str(folder)!r} is not a folder: give one that `adadecode train-heads` wrote")
+        raise ExitHeadsError(f"--heads {str(folder)!r}: not a folder; give one that `adadecode train-heads` wrote")
     digest = hashlib.sha256()
     for file in sorted(file for file in folder.iterdir() if file.suffix in HASHED_SUFFIXES):
         with file.open("rb") as stream:

@@ -35,14 +35,17 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path, fingerprint: str, facts: dict[str, Any]) -> "RunFolder":
-        """Creates the folder of a new run, or opens it to finish the same run; refuses another run's."""
+        """Creates the folder of a new run, or opens it to finish the same run; refuses another's results."""
         try:
             (path / "commits").mkdir(parents=True, exist_ok=True)
             (path / "samples").mkdir(exist_ok=True)
+            run = {"run_id": path.resolve().name, "fingerprint": fingerprint, "status": "running", **facts}
             if not (path / RUN_FILE).exists():
-                run = {"run_id": path.name, "fingerprint": fingerprint, "status": "running", **facts}
                 _create(path / RUN_FILE, _json_bytes(run))
             folder = cls(path)
+            if folder.fingerprint != fingerprint and not any((path / "commits").iterdir()):
+                _replace(path / RUN_FILE, _json_bytes(run))  # the other run was refused, or died without a result
+                folder = cls(path)
         except OSError as error:
             raise RunFolderError(
                 f"--out {str(path)!r} cannot be written ({error.strerror}): choose a folder you may write to"

@@ -24,7 +24,8 @@ def compare(vanilla: Decoded, other: Decoded, dtype: str) -> dict[str, Any]:
     first = first_difference(theirs.output_token_ids, ours.output_token_ids)
     margin = None if first is None else _margin(vanilla.logits, first)
     parity = classify(first, margin, dtype)
-    if first is None and ours.finish_reason != theirs.finish_reason:
+    cut_short = first is not None and first >= min(len(ours.output_token_ids), len(theirs.output_token_ids))
+    if cut_short or (first is None and ours.finish_reason != theirs.finish_reason):
         parity = "mismatch"
     return {
         "parity": parity,

@@ -54,6 +54,7 @@ class Worker:
             "torch": torch.__version__,
             "width": self.width,
             "model_hash": self.model.model_hash,
+            "model_commit": getattr(self.model.config, "_commit_hash", None),  # of a hub model
             "heads_hash": {task: heads.content_hash for task, heads in self.heads.items()},
             "exits": {task: list(self.policy(task).exits) for task in self.heads},
             "chat_template_hash": chat_template_hash(self.tokenizer),
@@ -137,7 +138,7 @@ def _evaluate_sample(worker: Worker, task: str, example: Example, backwards: boo
             row |= {"prompt_len": len(prompt_ids), "prompt_token_ids": prompt_ids}
             decoded[method] = decode(worker, method, task, prompt_ids)
             row |= {"status": "ok", **_measurements(worker, method, task, example, decoded[method])}
-        except (AdaDecodeError, RuntimeError, ValueError, MemoryError) as error:
+        except (AdaDecodeError, RuntimeError, ValueError, IndexError, MemoryError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 torch.cuda.empty_cache()
             message = " ".join(str(error).split())[:1000]

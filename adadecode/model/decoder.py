@@ -199,7 +199,10 @@ def check_supported(config: Any) -> None:
 
 
 def hash_weights(lm: Any) -> str:
-    """A 16-digit hash that tells one set of weights from another, the same in every dtype the weights are loaded in.
+    """A 16-digit hash that tells one set of weights from another.
+
+    It is the same in every dtype a half-precision checkpoint is loaded in; a float32 checkpoint loaded in float16 gives
+    another one than in bfloat16, because its weights are rounded twice.
 
     Every parameter adds its name, shape and up to 256 evenly spaced elements, rounded to multiples of 2**-10.
     """
@@ -222,7 +225,12 @@ def load_model(
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
         check_supported(config)
-        lm: Any = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=getattr(torch, dtype))
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, revision=revision, dtype=getattr(torch, dtype), output_loading_info=True
+        )
+        lm, loading = loaded
+        if loading["missing_keys"]:  # transformers would go on with random weights
+            raise ValueError(f"the checkpoint lacks {', '.join(sorted(loading['missing_keys']))}")
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     except (OSError, ValueError, SafetensorError) as error:
         if isinstance(error, UsageError):

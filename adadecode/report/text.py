@@ -13,10 +13,15 @@ DEPTH_STYLES = ("bold green", "green", "cyan", "blue", "magenta")  # from the sh
 def coloured_text(generation: Generation, tokenizer: Any, num_layers: int) -> Text:
     """The output text, tokens drafted at an exit in that exit's colour, the full model's plain; then a legend."""
     styles = dict(zip(generation.exits, DEPTH_STYLES * len(generation.exits), strict=False))
-    text = Text()
-    pairs = zip(generation.output_token_ids, generation.draft_depths, strict=True)
-    for depth, run in groupby(pairs, key=lambda pair: pair[1]):
-        text.append(tokenizer.decode([token_id for token_id, _ in run], skip_special_tokens=True), styles.get(depth))
+    text, end, shown_len = Text(), 0, 0
+    for depth, run in groupby(generation.draft_depths):
+        end += len(list(run))
+        # The text so far, less what was shown: a run decoded alone loses its leading space, or half a character.
+        whole = tokenizer.decode(generation.output_token_ids[:end], skip_special_tokens=True)
+        if end < len(generation.output_token_ids):
+            whole = whole.rstrip("\ufffd")
+        text.append(whole[shown_len:], styles.get(depth))
+        shown_len = max(shown_len, len(whole))
     text.append("\n\ndrafted at layer ")
     for exit_layer, style in styles.items():
         text.append(f"{exit_layer} ", style)

@@ -58,8 +58,8 @@ def test_settings_come_back_from_their_json():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"gamma": -0.1}, "--gamma -0.1: Input should be greater than or equal to 0"),
-        ({"gamma": 1.1}, "--gamma 1.1: Input should be less than or equal to 1"),
+        ({"gamma": -0.1}, "--gamma -0.1: the exit threshold must lie in [0, 1]"),
+        ({"gamma": 1.1}, "--gamma 1.1: the exit threshold must lie in [0, 1]"),
         ({"gamma": float("nan")}, "--gamma nan: "),
         ({"exits": (4, 2)}, "--exits 4,2: exit layers must increase and lie in 1..L-1, such as 4,8,12"),
         ({"exits": (2, 2)}, "--exits 2,2: exit layers must increase"),

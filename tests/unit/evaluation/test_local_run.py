@@ -12,7 +12,7 @@ from click.testing import Result
 
 from adadecode.evaluation.store import read_commits, read_run, read_samples
 from adadecode.report.schema import PLAN, SUMMARY, VERIFY
-from tests.folders import SPECIAL, save_tiny_heads, save_tiny_model, write_prompts
+from tests.folders import SPECIAL, save_tiny_heads, save_tiny_model, word_tokenizer, write_prompts
 
 METHODS = ("vanilla", "vanilla-w1", "adadecode", "transformers")
 SETTINGS = {"methods": ",".join(METHODS), "repeats": 2}
@@ -136,7 +136,7 @@ def test_the_run_file_says_what_was_run_by_what_and_where(finished, tiny):
     assert run["config"]["methods"] == list(METHODS)
     provenance = run["provenance"]
     assert {"torch", "transformers", "pyarrow"} <= provenance["packages"].keys()
-    assert {"model", "heads_jsonl", "plan"} <= provenance["hashes"].keys()
+    assert {"model_files", "heads_files_jsonl", "plan"} <= provenance["hashes"].keys()
     assert {"git_sha", "git_dirty", "platform", "adadecode"} <= provenance.keys()
     (worker,) = run["workers"]
     assert (worker["worker_id"], worker["threads"], worker["width"]) == ("local", 1, 8)
@@ -216,13 +216,23 @@ def test_a_prompt_that_is_too_long_is_error_rows_beside_good_ones(cli, tiny, tmp
     assert read_run(out)["status"] == "complete"
 
 
+def test_a_token_the_model_has_no_embedding_for_is_error_rows(cli, tiny, tmp_path):
+    model = save_tiny_model(tmp_path / "model")
+    word_tokenizer(200).save_pretrained(model)
+    prompts = write_prompts(tmp_path / "p.jsonl", ["w150 w5", "w5"])
+    flags = tiny.flags(model=model, heads=None, data_file=prompts, methods="vanilla")
+    assert cli("eval", "--local", *flags, "--out", tmp_path / "run").exit_code == 0
+    rows = read_samples(tmp_path / "run").to_pylist()
+    assert [(row["status"], row["error_type"]) for row in rows] == [("error", "IndexError"), ("ok", None)]
+
+
 def test_a_run_whose_every_sample_failed_exits_1(cli, tiny, tmp_path):
     model = save_tiny_model(tmp_path / "model", context_len=12)
     prompts = write_prompts(tmp_path / "p.jsonl", [" ".join(["w7"] * n) for n in (12, 13)])
     flags = tiny.flags(model=model, heads=None, data_file=prompts, methods="vanilla")
     result = cli("eval", "--local", *flags, "--out", tmp_path / "run")
     assert result.exit_code == 1
-    assert result.stderr == "every sample failed; see error_message in the samples\n"
+    assert result.stderr == "every sample failed: vanilla on jsonl; see error_message in the samples\n"
     assert read_samples(tmp_path / "run")["status"].to_pylist() == ["error", "error"]
 
 

@@ -183,7 +183,14 @@ def test_the_same_run_opens_again_with_its_first_id_and_facts(tmp_path):
     assert read_run(tmp_path / "run")["created_at"] == "then"
 
 
+def test_the_folder_of_a_run_that_committed_nothing_is_taken_over(run):
+    """A run may be refused after its folder was made: the corrected command must work in the same folder."""
+    taken = open_run(run.path, "beef")
+    assert taken.fingerprint == read_run(run.path)["fingerprint"] == "beef"
+
+
 def test_another_runs_folder_is_refused_naming_what_differs(run):
+    commit(run)
     with pytest.raises(RunFolderError) as caught:
         open_run(run.path, "beef", {"config": {"gamma": 0.5, "task": "jsonl", "seed": 1}})
     message = str(caught.value)
@@ -194,6 +201,7 @@ def test_another_runs_folder_is_refused_naming_what_differs(run):
 
 
 def test_the_same_settings_over_other_files_are_refused(run):
+    commit(run)
     with pytest.raises(RunFolderError, match="the model, heads or data behind the same settings changed"):
         open_run(run.path, "beef")
 
