@@ -173,7 +173,7 @@ class ShardProgress:
 def report_result(result: "RunResult") -> int:
     """Prints the summary, the parity and what is wrong; returns the exit code."""
     from adadecode.report.schema import CONTRACT_METHODS
-    from adadecode.report.summary import parity_line
+    from adadecode.report.summary import num_owed, parity_line
     from adadecode.report.tables import mismatch_lines, summary_table
 
     console().print(summary_table(result.summary))
@@ -192,6 +192,12 @@ def report_result(result: "RunResult") -> int:
     if result.num_missing:
         click.echo(f"{result.num_missing} planned rows are missing: run the same command again", err=True)
         return EXIT_INCOMPLETE
+    unproved = num_owed(result.summary) - sum(row["method"] in CONTRACT_METHODS for row in result.verify.to_pylist())
+    if unproved:
+        click.echo(
+            f"{unproved} outputs of vanilla have none to compare with; see error_message in the samples", err=True
+        )
+        return EXIT_FAILED
     failed = [f"{row['method']} on {row['task']}" for row in result.summary.to_pylist() if row["n"] == 0]
     if failed:
         click.echo(f"every sample failed: {', '.join(failed)}; see error_message in the samples", err=True)
@@ -287,7 +293,7 @@ def generate_command(prompt: str, config_file: Path | None, compare: bool, domai
     from adadecode.evaluation.local import generate_once
     from adadecode.report.text import coloured_text, statistics_lines
 
-    flags |= {"local": True, "task": f"demo-{domain}", "methods": ("vanilla", "adadecode")}
+    flags |= {"local": True, "workers": 1, "task": f"demo-{domain}", "methods": ("vanilla", "adadecode")}
     config = build_settings(EvalConfig, config_file, flags)
     worker, generations = generate_once(config, prompt, config.methods if compare else ("adadecode",))
     out = console()
@@ -317,7 +323,6 @@ def train_heads_command(config_file: Path | None, out: Path, **flags: Any) -> No
     from adadecode.report.tables import heads_table
     from adadecode.training.run import train_from_config
 
-    flags["model"] = flags["model"] or "demo"
     facts = train_from_config(build_settings(TrainConfig, config_file, flags), out, click.echo)
     console().print(heads_table(facts.training))
     click.echo(f"heads: {out}")

@@ -91,9 +91,9 @@ class EvalConfig(Settings):
 class TrainConfig(Settings):
     """One training of exit heads."""
 
-    model: str
+    model: str = "demo"
     revision: str | None = None
-    task: str = "demo"
+    task: str  # no default: heads trained on the prompts they are judged by would look better than they are
     data_file: str | None = None
     prompt_field: str = "prompt"
     limit: int | None = Field(None, ge=2)
@@ -125,14 +125,13 @@ def build_settings(kind: type[SettingsT], config_file: Path | None, flags: dict[
                 f"{config_file}: expected a mapping of settings, such as `task: gsm8k`, and one in `decode`"
             )
         values = loaded
-        flat = {name: values.pop(name) for name in DecodeSettings.model_fields.keys() & values.keys()}
-        values = {**values, "decode": {**flat, **values.get("decode", {})}} if flat else values
     given = {name: value for name, value in flags.items() if value is not None}
     decode_fields = set(DecodeSettings.model_fields)
-    if "decode" in kind.model_fields:
-        decode = {**values.get("decode", {}), **{k: v for k, v in given.items() if k in decode_fields}}
-        given = {k: v for k, v in given.items() if k not in decode_fields}
-        values = {**values, "decode": decode}
+    if "decode" in kind.model_fields:  # its settings may also stand flat in the file, as the flags do
+        flat = {**values, **given}
+        decode = {**values.get("decode", {}), **{name: flat[name] for name in decode_fields & flat.keys()}}
+        values = {name: value for name, value in values.items() if name not in decode_fields} | {"decode": decode}
+        given = {name: value for name, value in given.items() if name not in decode_fields}
     try:
         return kind.model_validate({**values, **given})
     except ValidationError as error:

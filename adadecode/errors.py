@@ -43,5 +43,9 @@ class NonFiniteLogitsError(AdaDecodeError, ArithmeticError):
     """One sample's logits hold NaN or infinity, so no argmax is meaningful: an error row."""
 
 
+class DeviceLostError(AdaDecodeError):
+    """The device's context is broken: every later sample of this process would fail too."""
+
+
 class RowsDependentError(AdaDecodeError):
     """On this machine a row's bits depend on its slot or on the other rows, so parity cannot be promised."""

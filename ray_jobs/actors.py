@@ -1,11 +1,14 @@
 """The actor that owns a GPU (or a share of the CPU), loads the model once and evaluates shards."""
 
+import os
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 
 from adadecode.config import EvalConfig
+from adadecode.errors import DeviceLostError, RunFolderError
 from adadecode.records import Shard
 
 
@@ -16,6 +19,7 @@ class ActorTask:
     config: EvalConfig
     tasks: tuple[str, ...]
     folder: Path
+    fingerprint: str
     threads: int
 
 
@@ -33,6 +37,8 @@ class EvalActor:
 
         task = self._task
         self._folder = RunFolder(task.folder)
+        if self._folder.fingerprint != task.fingerprint:
+            raise RunFolderError(f"{str(task.folder)!r} was taken over by another run: choose another --out")
         self._worker = load_worker(task.config, task.tasks, self._worker_id, task.threads)
         return self._worker_id
 
@@ -40,5 +46,9 @@ class EvalActor:
         """Evaluates and commits `shard`; returns its number."""
         from adadecode.evaluation.run import do_shard
 
-        do_shard(self._worker, shard, self._folder)
+        try:
+            do_shard(self._worker, shard, self._folder)
+        except DeviceLostError:
+            traceback.print_exc()
+            os._exit(1)  # not a raise: the driver shall replace this process and give the shard to the next
         return shard.shard_idx

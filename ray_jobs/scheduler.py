@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from adadecode.config import EvalConfig
-from adadecode.errors import AdaDecodeError, ResourcesError
+from adadecode.errors import AdaDecodeError, ResourcesError, UsageError
 from adadecode.evaluation.run import PreparedRun
 from adadecode.records import Shard
 from ray_jobs.actors import ActorTask, EvalActor
@@ -25,11 +25,20 @@ MAX_ATTEMPTS = 3  # deaths of actors a shard may cause, or loads that may fail, 
 
 def connect(address: str | None) -> None:
     """Joins the cluster at `address` (RAY_ADDRESS inside a job), or starts one on this machine, dashboard off."""
-    if not ray.is_initialized():
-        if address is None and "RAY_ADDRESS" not in os.environ:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    if ray.is_initialized():
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None and "RAY_ADDRESS" not in os.environ:
+        ray.init(address="local", include_dashboard=False, **quiet)  # never a head somebody else left behind
+        return
+    try:
+        ray.init(address=address, **quiet)
+    except (RayError, RuntimeError, ValueError, ConnectionError, SystemExit) as error:  # Ray exits on a dead address
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"--address {address!r}: no Ray cluster answers there; give HOST:PORT of a running head, or leave it out to "
+            f"start one on this machine ({reason})"
+        ) from error
 
 
 def actor_resources(config: EvalConfig) -> tuple[dict[str, float], int]:
@@ -46,13 +55,16 @@ def actor_resources(config: EvalConfig) -> tuple[dict[str, float], int]:
         return {"num_gpus": 1, "num_cpus": 1}, config.threads or max(1, num_cpus // config.workers)
     if config.workers > num_cpus:
         raise ResourcesError(f"--workers {config.workers}: {holds}; ask for 1..{num_cpus} workers on the CPU")
-    threads = config.threads or num_cpus // config.workers
-    if threads * config.workers > num_cpus:
-        raise ResourcesError(
-            f"--threads {threads} for --workers {config.workers}: {holds}; "
-            f"ask for 1..{num_cpus // config.workers} threads"
-        )
+    most = most_threads(config.workers, [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]])
+    threads = config.threads or most
+    if threads > most:
+        raise ResourcesError(f"--threads {threads} for --workers {config.workers}: {holds}; ask for 1..{most} threads")
     return {"num_cpus": threads}, threads
+
+
+def most_threads(workers: int, cpus_per_node: list[int]) -> int:
+    """The most threads each of `workers` can have when every worker lives on one node."""
+    return max(t for t in range(1, max(cpus_per_node) + 1) if sum(cpus // t for cpus in cpus_per_node) >= workers)
 
 
 def with_absolute_paths(config: EvalConfig) -> EvalConfig:
@@ -71,7 +83,8 @@ def run_on_ray(prepared: PreparedRun, on_shard: Callable[[Shard], None]) -> None
         return
     config = prepared.config
     resources, threads = actor_resources(config)
-    task = ActorTask(with_absolute_paths(config), prepared.tasks, prepared.folder.path.resolve(), threads)
+    folder = prepared.folder
+    task = ActorTask(with_absolute_paths(config), prepared.tasks, folder.path.resolve(), folder.fingerprint, threads)
     crew = _Crew(task, resources)
     try:
         for _ in range(min(config.workers, len(prepared.todo))):
@@ -100,22 +113,28 @@ class _Crew:
     def give(self, actor: Any, shard: Shard) -> None:
         self.busy[actor.evaluate.remote(shard)] = (actor, shard)
 
+    def works(self) -> bool:
+        """Whether any actor has a shard; those that only load are not waited for."""
+        return any(shard is not None for _, shard in self.busy.values())
+
     def dismiss(self) -> None:
-        """Ends every actor that still works."""
+        """Ends every actor that is still busy."""
         for actor, _ in self.busy.values():
             ray.kill(actor)
 
 
 def _drive(crew: _Crew, pending: deque[Shard], on_shard: Callable[[Shard], None]) -> None:
-    deaths: Counter[int | None] = Counter()
-    while crew.busy:
+    deaths: Counter[int | None] = Counter()  # by shard; None: while loading, since the last actor that loaded
+    while pending or crew.works():
         (done,), _ = ray.wait(list(crew.busy), num_returns=1)
         actor, shard = crew.busy.pop(done)
         try:
             ray.get(done)
         except RayTaskError as error:
+            ray.kill(actor)
             raise _as_told(error, shard) from error
-        except RayActorError as error:
+        except RayError as error:  # the actor, its node or its environment is gone
+            ray.kill(actor)
             deaths[shard.shard_idx if shard else None] += 1
             if shard is not None:
                 pending.appendleft(shard)
@@ -124,9 +143,12 @@ def _drive(crew: _Crew, pending: deque[Shard], on_shard: Callable[[Shard], None]
                     f"{_doing(shard)} ended its worker {MAX_ATTEMPTS} times; what is committed stays, and the same "
                     f"command continues ({' '.join(str(error).split())[:200]})"
                 ) from error
-            crew.hire()
+            if pending:
+                crew.hire()
             continue
-        if shard is not None:
+        if shard is None:
+            deaths[None] = 0
+        else:
             on_shard(shard)
         if pending:
             crew.give(actor, pending.popleft())

@@ -28,9 +28,13 @@ def submit_job(arguments: Sequence[str], address: str, working_dir: str | None, 
             f"RAY_AUTH_MODE=token with its RAY_AUTH_TOKEN where it asks for one ({reason})"
         ) from error
     entrypoint = shlex.join(["python", "-m", "ray_jobs.evaluate", *arguments])
-    job_id = client.submit_job(
-        entrypoint=entrypoint, runtime_env={"working_dir": working_dir} if working_dir is not None else {}
-    )
+    try:
+        job_id = client.submit_job(
+            entrypoint=entrypoint, runtime_env={"working_dir": working_dir} if working_dir is not None else {}
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"the cluster at {address} did not take the job; check --working-dir ({reason})") from error
     say(f"job {job_id}: {entrypoint}\n")
     shown_len = 0
     while True:

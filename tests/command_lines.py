@@ -68,7 +68,6 @@ def parse(command: Sequence[str]) -> dict[str, Any]:
     kind = {"eval": EvalConfig, "plan": EvalConfig, "train-heads": TrainConfig}.get(name)
     if kind is not None:
         flags = {flag: value for flag, value in parameters.items() if flag not in ("config_file", "out")}
-        flags["model"] = flags["model"] or "demo"
         build_settings(kind, parameters["config_file"], flags)
     return parameters
 

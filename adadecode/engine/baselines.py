@@ -64,5 +64,6 @@ def generate_with_transformers(
         accepted_per_exit=(),
         draft_depths=(model.num_layers,) * len(output),
     )
-    logits = torch.cat(result.logits) if record_logits else None
+    # `generate` widens the logits to float32; back in the model's dtype they are the bits its LM head gave
+    logits = torch.cat(result.logits).to(model.dtype) if record_logits else None
     return Decoded(generation, logits)

@@ -71,7 +71,7 @@ def generate(
         drafted.update(round_.draft_exits)
         accepted.update(round_.draft_exits[:num_accepted])
         if record_logits:
-            kept_logits.append(logits[: num_accepted + 1])
+            kept_logits.append(logits[: num_accepted + 1].clone())  # a slice would keep all W rows
 
     generation = Generation(
         output_token_ids=tuple(output),

@@ -1,6 +1,5 @@
 """The in-process executor: the same plan and the same shard function, without Ray."""
 
-import os
 from collections.abc import Callable
 
 from adadecode.config import EvalConfig, Method
@@ -15,7 +14,7 @@ def run_local(prepared: PreparedRun, on_shard: Callable[[Shard], None]) -> None:
     if not prepared.todo:
         return
     config = prepared.config
-    worker = load_worker(config, prepared.tasks, "local", config.threads or os.cpu_count() or 1)
+    worker = load_worker(config, prepared.tasks, "local", config.threads)
     for shard in prepared.todo:
         do_shard(worker, shard, prepared.folder)
         on_shard(shard)
@@ -26,6 +25,6 @@ def generate_once(
 ) -> tuple[Worker, dict[Method, Generation]]:
     """One generation of `prompt` by each of `methods`, after a warm-up."""
     task = config.task
-    worker = load_worker(config, (task,), "local", config.threads or os.cpu_count() or 1)
+    worker = load_worker(config, (task,), "local", config.threads)
     prompt_ids = encode_prompt(worker.tokenizer, Example("prompt", prompt, prompt))
     return worker, {method: decode(worker, method, task, prompt_ids).generation for method in methods}

@@ -111,11 +111,13 @@ def judge(path: Path, plan: pa.Table, methods: Sequence[str], repeats: int) -> R
     """Summary, parity and missing rows of the committed rows in `path`."""
     samples = read_samples(path)
     verify = recompute_parity(samples)
+    hashes = sorted({commit["worker"].get("model_hash", "unknown") for commit in read_commits(path).values()})
+    mixed = [f"shards were computed with different weights: {', '.join(hashes)}"] if len(hashes) > 1 else []
     return RunResult(
         folder=path,
         summary=summarise(samples),
         verify=verify,
-        disagreements=stored_disagreements(samples, verify),
+        disagreements=mixed + stored_disagreements(samples, verify),
         num_missing=missing_rows(plan, samples, methods, repeats),
     )
 
@@ -125,7 +127,8 @@ def do_shard(worker: Any, shard: Shard, folder: RunFolder) -> bool:
     from adadecode.evaluation.worker import evaluate_shard
 
     rows = evaluate_shard(worker, shard, folder.run_id, new_attempt())
-    return folder.commit_shard(shard.task, shard.shard_idx, rows, worker.facts())
+    facts = worker.facts() | {"adadecode": __version__, "git_sha": git_sha()}
+    return folder.commit_shard(shard.task, shard.shard_idx, rows, facts)
 
 
 def provenance() -> dict[str, Any]:
@@ -134,8 +137,8 @@ def provenance() -> dict[str, Any]:
         "adadecode": __version__,
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)},
         "platform": platform.platform(),
-        "git_sha": _git("rev-parse", "HEAD"),
-        "git_dirty": None if (status := _git("status", "--porcelain")) is None else bool(status),
+        "git_sha": git_sha(),
+        "git_dirty": bool(_git("status", "--porcelain")) if git_sha() else None,
     }
 
 
@@ -147,8 +150,14 @@ def _installed(package: str) -> bool:
     return True
 
 
+@functools.cache
+def git_sha() -> str | None:
+    """The revision of the checkout this package runs from; None when git does not track its files."""
+    return _git("rev-parse", "HEAD") if _git("ls-files", "--error-unmatch", Path(__file__).name) else None
+
+
 def _git(*arguments: str) -> str | None:
-    """The output of git in this package's own checkout; None when it is installed without one."""
+    """The output of git in this file's folder; None when it fails."""
     folder = Path(__file__).resolve().parent
     try:
         result = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)

@@ -8,7 +8,7 @@ from adadecode.demo import HEADS_DIR, resolve_model
 from adadecode.errors import ExitHeadsError, UsageError
 from adadecode.tasks import task_domain
 
-HASHED_SUFFIXES = {".json", ".safetensors", ".model", ".txt", ".jinja"}
+HASHED_SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}
 
 
 def heads_folder(config: EvalConfig, task: str) -> Path:

@@ -66,6 +66,8 @@ class RunFolder:
 
     def commit_shard(self, task: str, shard_idx: int, rows: list[dict[str, Any]], facts: dict[str, Any]) -> bool:
         """Writes a shard's rows and then its commit; False when another attempt had committed it before."""
+        if read_run(self.path)["fingerprint"] != self.fingerprint:
+            raise RunFolderError(f"{str(self.path)!r} was taken over by another run: choose another --out")
         attempt = rows[0]["attempt"]
         ordered = sorted(rows, key=lambda row: (row["sample_id"], row["repeat"], row["method"]))
         table = pa.Table.from_pylist(ordered, schema=SAMPLES)
@@ -98,7 +100,6 @@ class RunFolder:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd", write_page_index=True, write_page_checksum=True)
         content = sink.getvalue().to_pybytes()
-        (self.path / name).parent.mkdir(parents=True, exist_ok=True)
         _replace(self.path / name, content)
         return hashlib.sha256(content).hexdigest()
 
@@ -174,10 +175,19 @@ def _json_bytes(content: dict[str, Any]) -> bytes:
 def _write_synced(path: Path, content: bytes) -> Path:
     """A new file beside `path` with `content` on disk."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise RunFolderError(
+            f"{str(path)!r} cannot be written ({error.strerror}): make room or choose another --out; what is committed "
+            "stays, and the same command continues"
+        ) from error
     return temporary
 
 

@@ -3,6 +3,7 @@
 import os
 import platform
 import socket
+import subprocess
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from adadecode.engine.baselines import generate_with_transformers
 from adadecode.engine.generate import Decoded, generate
 from adadecode.engine.invariance import check_rows_independent
 from adadecode.engine.policy import Policy, make_policy, step_width
-from adadecode.errors import AdaDecodeError
+from adadecode.errors import AdaDecodeError, DeviceLostError
 from adadecode.evaluation.sources import heads_folder
 from adadecode.evaluation.verify import compare, logits_digest
 from adadecode.model.decoder import DecoderModel, chat_template_hash, load_model
@@ -48,6 +49,7 @@ class Worker:
             "pid": os.getpid(),
             "cpu": cpu_name(),
             "gpu": gpu,
+            "gpu_driver": gpu_driver() if gpu else None,
             "cuda": torch.version.cuda if gpu else None,
             "threads": torch.get_num_threads(),
             "python": sys.version.split()[0],
@@ -64,9 +66,10 @@ class Worker:
         return make_policy(self.config.decode, self.heads[task].exits)
 
 
-def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, threads: int) -> Worker:
+def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, threads: int | None) -> Worker:
     """Loads model and heads, checks that rows are independent at this width, and warms every method up."""
-    torch.set_num_threads(threads)
+    if threads is not None:
+        torch.set_num_threads(threads)
     model, tokenizer = load_model(config.model, dtype=config.dtype, device=config.device, revision=config.revision)
     heads = {}
     if "adadecode" in config.methods:
@@ -110,7 +113,7 @@ def evaluate_shard(worker: Worker, shard: Shard, run_id: str, attempt: str) -> l
     rows = []
     for sample_idx, example in enumerate(shard.examples):
         for repeat in range(worker.config.repeats):
-            backwards = (shard.shard_idx + sample_idx + repeat) % 2 == 1
+            methods = method_order(worker.config.methods, shard.shard_idx + sample_idx + repeat)
             common = {
                 "run_id": run_id,
                 "task": shard.task,
@@ -121,13 +124,21 @@ def evaluate_shard(worker: Worker, shard: Shard, run_id: str, attempt: str) -> l
                 "worker_id": worker.worker_id,
                 "attempt": attempt,
             }
-            rows += [{**common, **row} for row in _evaluate_sample(worker, shard.task, example, backwards)]
+            rows += [{**common, **row} for row in _evaluate_sample(worker, shard.task, example, methods)]
     return rows
 
 
-def _evaluate_sample(worker: Worker, task: str, example: Example, backwards: bool) -> list[dict[str, Any]]:
-    """The rows of all methods on one sample, run in the configured order or `backwards`; rows come in that order."""
-    methods = worker.config.methods[::-1] if backwards else worker.config.methods
+def method_order(methods: tuple[Method, ...], turn: int) -> tuple[Method, ...]:
+    """The order of `methods` at the `turn`-th sample: over 2 n turns each of n stands twice in every place.
+
+    The first method of a sample pays for what is new in it, such as the length of its prompt.
+    """
+    rotated = methods[turn % len(methods) :] + methods[: turn % len(methods)]
+    return rotated if turn // len(methods) % 2 == 0 else rotated[::-1]
+
+
+def _evaluate_sample(worker: Worker, task: str, example: Example, methods: tuple[Method, ...]) -> list[dict[str, Any]]:
+    """The rows of one sample, one for each of `methods`, which are run in this order."""
     rows: dict[Method, dict[str, Any]] = {}
     decoded: dict[Method, Decoded] = {}
     for order_idx, method in enumerate(methods):
@@ -141,6 +152,8 @@ def _evaluate_sample(worker: Worker, task: str, example: Example, backwards: boo
         except (AdaDecodeError, RuntimeError, ValueError, IndexError, MemoryError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 torch.cuda.empty_cache()
+            elif isinstance(error, torch.AcceleratorError):
+                raise DeviceLostError(f"the device failed and needs a new process: {error}") from error
             message = " ".join(str(error).split())[:1000]
             row |= {"status": "error", "finish_reason": "error", "error_type": type(error).__name__}
             row["error_message"] = message
@@ -181,6 +194,15 @@ def _measurements(worker: Worker, method: Method, task: str, example: Example, d
         "width": {"vanilla-w1": 1, "transformers": None}.get(method, worker.width),
         **(drafting if method == "adadecode" else {}),
     }
+
+
+def gpu_driver() -> str | None:
+    """The version of the NVIDIA driver, None when nvidia-smi does not tell."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return None
 
 
 def cpu_name() -> str:

@@ -62,10 +62,10 @@ class ExitHeads:
 
         The head runs over all W rows, so that what it proposes does not depend on the row's slot.
         """
-        logits = self.logits(exit_layer, hidden).float()
-        top, token_ids = logits.max(dim=-1)
+        logits = self.logits(exit_layer, hidden)[row].float()
+        top, argmax = logits.max(dim=-1)
         confidence = (top - logits.logsumexp(dim=-1)).exp()
-        token_id, probability = torch.stack([token_ids.double(), confidence.double()])[:, row].tolist()
+        token_id, probability = torch.stack([argmax.double(), confidence.double()]).tolist()
         return int(token_id), probability
 
 

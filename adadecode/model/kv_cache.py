@@ -14,7 +14,9 @@ class KVCache:
 
     Column i belongs to position i; the last column is scratch, where rows that take no part in a step write. A layer
     calls `update` once per step; `prefill` or `decode_at` says beforehand where its rows go. Rejected columns are not
-    cleared: no row attends past its own position, and a column is rewritten before any row may see it again.
+    cleared: no row attends past its own position, and a column is rewritten before any row may see it again. A masked
+    column has weight zero, but zero times NaN is NaN: a key or value that is not finite (a wrong draft may overflow in
+    float16) is written as zero, so that it cannot reach the rows that do not attend to it.
     """
 
     def __init__(self, num_layers: int, num_kv_heads: int, head_dim: int, num_positions: int, like: Tensor) -> None:
@@ -46,6 +48,6 @@ class KVCache:
             keys[:, :, : self._prompt_len] = key
             values[:, :, : self._prompt_len] = value
             return key, value
-        keys.index_copy_(2, self._columns, key)
-        values.index_copy_(2, self._columns, value)
+        keys.index_copy_(2, self._columns, key.nan_to_num(0.0, 0.0, 0.0))
+        values.index_copy_(2, self._columns, value.nan_to_num(0.0, 0.0, 0.0))
         return keys, values

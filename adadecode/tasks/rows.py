@@ -97,7 +97,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
 def _parse_line(line: bytes, where: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TaskDataError(f"{where}: {shown(line)} is not JSON ({error}); write one JSON object per line") from error
     if not isinstance(value, dict):
         raise TaskDataError(f"{where}: {shown(value)} is not an object; write one JSON object per line")

@@ -1,6 +1,5 @@
 """Training from a configuration: load model and prompts, then train."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from adadecode.training.distill import train_heads
 
 def train_from_config(config: TrainConfig, out: Path, say: Callable[[str], None]) -> HeadFacts:
     """Trains the heads `config` describes into `out`; returns their facts."""
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     examples = [
         example
         for task in expand_task(config.task)

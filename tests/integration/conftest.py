@@ -37,7 +37,7 @@ def prompts_file(tmp_path) -> Path:
 def ray_cluster():
     """Two CPUs, no dashboard, authentication explicitly off: nothing listens beyond loopback."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()
     del os.environ["RAY_AUTH_MODE"]

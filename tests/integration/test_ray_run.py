@@ -5,6 +5,7 @@ import signal
 import threading
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pytest
 
@@ -102,17 +103,15 @@ def test_a_sigkilled_actor_costs_no_row_and_doubles_none(ray_cluster, config, tm
 
 
 def actor_pids() -> list[int]:
-    """Processes of this user that are evaluation actors of a Ray cluster."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                title = (folder / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if title.startswith(b"ray::EvalActor"):
-                found.append(int(folder.name))
-    return found
+    """The evaluation actors among the descendants of this process, which started the cluster."""
+    return [process.pid for process in psutil.Process().children(recursive=True) if is_actor(process)]
+
+
+def is_actor(process: psutil.Process) -> bool:
+    try:
+        return "ray::EvalActor" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
 
 
 def test_a_worker_that_dies_every_time_ends_the_run_with_one_line(ray_cluster, config, tmp_path):

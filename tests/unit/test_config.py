@@ -119,12 +119,24 @@ def test_a_bad_settings_file_is_one_line(text, message, tmp_path):
 
 
 def test_training_takes_no_decode_settings(tmp_path):
-    assert "--decode" in refusal(TrainConfig, yaml(tmp_path, "model: m\ndecode: {gamma: 0.5}\n"))
-    assert build_settings(TrainConfig, yaml(tmp_path, "model: m\n"), {"exits": (1,), "max_new_tokens": 5}).exits == (1,)
+    assert "--decode" in refusal(TrainConfig, yaml(tmp_path, "task: gsm8k\ndecode: {gamma: 0.5}\n"))
+    config = build_settings(TrainConfig, yaml(tmp_path, "task: gsm8k\nexits: [1]\n"), {"max_new_tokens": 5})
+    assert (config.model, config.exits, config.max_new_tokens) == ("demo", (1,), 5)
+    assert build_settings(TrainConfig, yaml(tmp_path, "task: gsm8k\nmodel: m\n"), {"model": None}).model == "m"
+
+
+def test_training_needs_a_task_named():
+    assert refusal(TrainConfig).startswith("--task: Field required")
+
+
+def test_decode_settings_may_stand_flat_in_the_file_and_flags_win(tmp_path):
+    file = yaml(tmp_path, "gamma: 0.5\nmax_drafts: 3\ndecode: {exits: [2, 4]}\n")
+    decode = build_settings(EvalConfig, file, {"gamma": 0.6}).decode
+    assert (decode.gamma, decode.max_drafts, decode.exits) == (0.6, 3, (2, 4))
 
 
 @pytest.mark.parametrize(
     "flags", [{"held_out": 0.0}, {"held_out": 1.0}, {"learning_rate": 0.0}, {"epochs": 0}, {"limit": 1}], ids=" ".join
 )
 def test_training_settings_out_of_range_are_refused(flags):
-    assert refusal(TrainConfig, model="m", **flags).startswith("--" + next(iter(flags)).replace("_", "-"))
+    assert refusal(TrainConfig, task="gsm8k", **flags).startswith("--" + next(iter(flags)).replace("_", "-"))

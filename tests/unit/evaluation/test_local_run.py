@@ -11,6 +11,7 @@ import pytest
 from click.testing import Result
 
 from adadecode.evaluation.store import read_commits, read_run, read_samples
+from adadecode.evaluation.worker import method_order
 from adadecode.report.schema import PLAN, SUMMARY, VERIFY
 from tests.folders import SPECIAL, save_tiny_heads, save_tiny_model, word_tokenizer, write_prompts
 
@@ -92,15 +93,23 @@ def test_every_output_is_exact_and_adadecodes_logits_are_vanillas_bits(finished)
     assert sum(row["num_drafted"] - row["num_accepted"] for row in adadecode) > 0, "and rejected ones"
 
 
-def test_methods_run_in_the_order_given_and_backwards_in_turn(finished):
+def test_the_order_of_methods_turns_with_the_sample(finished):
     order = {}
     for row in read_samples(finished[0]).to_pylist():
         order.setdefault((row["shard"], row["sample_id"], row["repeat"]), {})[row["order_idx"]] = row["method"]
     for (shard_idx, sample_id, repeat), by_idx in order.items():
         sample_idx = int(sample_id) - 2 * shard_idx
-        backwards = (shard_idx + sample_idx + repeat) % 2 == 1
-        assert [by_idx[i] for i in range(len(METHODS))] == list(METHODS[:: -1 if backwards else 1])
+        expected = method_order(METHODS, shard_idx + sample_idx + repeat)
+        assert tuple(by_idx[i] for i in range(len(METHODS))) == expected
     assert len(order) == NUM_PROMPTS * 2
+
+
+@pytest.mark.parametrize("num_methods", [1, 2, 3, 4])
+def test_every_method_stands_equally_often_in_every_place(num_methods):
+    methods = METHODS[:num_methods]
+    orders = [method_order(methods, turn) for turn in range(2 * num_methods)]
+    for place in range(num_methods):
+        assert sorted(order[place] for order in orders) == sorted(methods * 2)
 
 
 def test_rows_hold_what_was_measured_and_null_for_the_rest(finished):

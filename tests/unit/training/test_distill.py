@@ -23,7 +23,14 @@ ROOT = Path(__file__).parents[3]
 RNG = random.Random(0)
 PROMPTS = [[RNG.randrange(97) for _ in range(RNG.randrange(2, 10))] for _ in range(40)]
 CONFIG = TrainConfig(
-    model="tiny", max_new_tokens=16, epochs=4, batch_tokens=128, held_out=0.2, learning_rate=5e-3, dtype="float32"
+    model="tiny",
+    task="jsonl",
+    max_new_tokens=16,
+    epochs=4,
+    batch_tokens=128,
+    held_out=0.2,
+    learning_rate=5e-3,
+    dtype="float32",
 )
 
 

@@ -10,7 +10,7 @@ from adadecode.training.outputs import BATCH_PROMPTS, OUTPUTS, greedy_outputs
 from tests.models import tiny_model
 
 PROMPTS = [[1 + (i * j) % 90 for j in range(1, 4 + i % 7)] for i in range(1, 13)]
-CONFIG = TrainConfig(model="tiny", max_new_tokens=12)
+CONFIG = TrainConfig(model="tiny", task="jsonl", max_new_tokens=12)
 
 
 def make_outputs(model, out, prompts=PROMPTS, config=CONFIG):
@@ -32,7 +32,7 @@ def test_batched_outputs_are_those_of_vanilla_decoding(family, tmp_path):
 def test_more_prompts_than_one_batch_come_back_in_order(tmp_path):
     model = tiny_model()
     prompts = [[1 + i % 96, 1 + i // 96] for i in range(BATCH_PROMPTS + 3)]
-    outputs, _ = make_outputs(model, tmp_path, prompts, TrainConfig(model="tiny", max_new_tokens=2))
+    outputs, _ = make_outputs(model, tmp_path, prompts, TrainConfig(model="tiny", task="jsonl", max_new_tokens=2))
     assert [output.prompt_ids for output in outputs] == prompts
 
 
@@ -93,7 +93,9 @@ def test_outputs_of_another_model_are_generated_again(tmp_path):
 def test_outputs_of_other_prompts_or_limits_are_generated_again(tmp_path):
     model = tiny_model()
     make_outputs(model, tmp_path)
-    _, lines = make_outputs(model, tmp_path, PROMPTS[:6], TrainConfig(model="tiny", max_new_tokens=3, seed=1))
+    _, lines = make_outputs(
+        model, tmp_path, PROMPTS[:6], TrainConfig(model="tiny", task="jsonl", max_new_tokens=3, seed=1)
+    )
     assert lines[0] == "outputs.parquet was made with another max_new_tokens, prompts_hash, seed: generating again"
 
 
