@@ -169,7 +169,7 @@ def train_model(
     with torch.no_grad():
         for domain, group in held_out.items():
             held_out_batches = make_batches(group, random.Random(0))
-            mean = sum(loss_of(batch).item() for batch in held_out_batches) / len(held_out_batches)
+            mean = sum(loss_of(batch).item() for batch in held_out_batches) / max(1, len(held_out_batches))
             facts[f"held_out_perplexity_{domain}"] = round(math.exp(mean), 3)
     return model, facts
 

@@ -85,9 +85,18 @@ def paper_exits(num_layers: int) -> tuple[int, ...]:
 def save_heads(folder: Path, transforms: dict[int, Tensor], facts: HeadFacts) -> None:
     """Writes T(e) per exit layer and `facts` to `folder`, made if missing; the facts last, as the sign of completeness."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / FACTS).unlink(missing_ok=True)
     dtype = getattr(torch, facts.dtype)
     save_file({f"T.{e}": t.to("cpu", dtype).contiguous() for e, t in transforms.items()}, folder / TENSORS)
     (folder / FACTS).write_text(json.dumps(facts.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
+
+
+def read_facts(folder: Path) -> HeadFacts | None:
+    """The facts of the complete heads in `folder`; None when there are none that can be read."""
+    try:
+        return HeadFacts.model_validate_json((folder / FACTS).read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
 def load_heads(folder: Path, model: DecoderModel) -> ExitHeads:

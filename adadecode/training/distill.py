@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from adadecode.config import TrainConfig
 from adadecode.errors import NonFiniteLogitsError, RunFolderError
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.exit_heads import ExitHeads, HeadFacts, check_exits, paper_exits, save_heads
+from adadecode.model.exit_heads import ExitHeads, HeadFacts, check_exits, paper_exits, read_facts, save_heads
 from adadecode.training.outputs import GreedyOutput, Say, greedy_outputs
 from adadecode.training.replay import BasePass, measure, pack, run_base
 
@@ -39,7 +39,8 @@ def train_heads(
 ) -> HeadFacts:
     """Trains a head per exit on greedy outputs of `prompts`, saves them to `out` and returns their facts.
 
-    A run that was interrupted goes on from the outputs and the checkpoint in `out` and ends in the same bits. `say`
+    A run that was interrupted goes on from the outputs and the checkpoint in `out` and ends in the same bits; one that
+    was finished is not done again. `say`
     gets lines of progress. Raises UsageError, also as ExitHeadsError and RunFolderError, and NonFiniteLogitsError.
     """
     exits = config.exits or paper_exits(model.num_layers)
@@ -51,6 +52,10 @@ def train_heads(
     outputs = greedy_outputs(model, prompts, config, out, say)
     train, held_out = split_held_out(outputs, config.held_out, config.seed)
     run = Distillation(model, exits, train, config)
+    finished = read_facts(out)
+    if finished is not None and finished.training.get("fingerprint") == run.fingerprint:
+        say(f"{out}: these heads were trained before; delete the folder to train them again")
+        return finished
     run.train(out / CHECKPOINT, checkpoint_every_s, say)
 
     transforms = dict(zip(exits, run.transforms.detach(), strict=True))
@@ -65,6 +70,7 @@ def train_heads(
         dtype=str(model.dtype).removeprefix("torch."),
         training={
             "settings": config.model_dump(mode="json"),
+            "fingerprint": run.fingerprint,
             "num_prompts": len(outputs),
             "num_held_out_prompts": len(held_out),
             "num_trained_tokens": sum(len(output.output_ids) for output in train),
