@@ -242,3 +242,11 @@ def test_logits_that_are_not_finite_stop_the_training_with_one_line(tmp_path):
     model.lm.lm_head.weight.data[5, 0] = torch.inf
     with pytest.raises(NonFiniteLogitsError, match=r"training step 0: .* use --dtype float32"):
         train(model, tmp_path)
+
+
+def test_a_finished_training_is_not_done_again(trained):
+    before = (trained[0] / TENSORS).stat().st_mtime_ns
+    facts, lines = train(tiny_model(), trained[0])
+    assert facts == trained[1]
+    assert lines[-1].endswith("these heads were trained before; delete the folder to train them again")
+    assert (trained[0] / TENSORS).stat().st_mtime_ns == before

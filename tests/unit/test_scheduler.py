@@ -1,0 +1,24 @@
+"""What the scheduler decides without a cluster."""
+
+from pathlib import Path
+
+import pytest
+
+from adadecode.config import EvalConfig
+from ray_jobs.scheduler import most_threads, with_absolute_paths
+
+
+@pytest.mark.parametrize(
+    ("workers", "cpus_per_node", "threads"),
+    [(1, [2], 2), (2, [2], 1), (1, [4, 4], 4), (2, [4, 4], 4), (3, [4, 4], 2), (4, [8, 1], 2), (9, [8, 1], 1)],
+)
+def test_a_worker_gets_as_many_threads_as_one_node_can_give_all_of_them(workers, cpus_per_node, threads):
+    assert most_threads(workers, cpus_per_node) == threads
+
+
+def test_local_folders_are_made_absolute_for_the_actors_and_hub_ids_are_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("heads").mkdir()
+    config = with_absolute_paths(EvalConfig(model="meta-llama/Llama-3.1-8B", heads="heads", task="gsm8k"))
+    assert config.model == "meta-llama/Llama-3.1-8B"
+    assert config.heads == str(tmp_path / "heads")
