@@ -11,6 +11,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from adadecode.errors import EXIT_FAILED, EXIT_OK, UsageError
 
 POLL_S = 0.5
+AGENT_TIMEOUT_S = 60.0
 
 
 def submit_job(arguments: Sequence[str], address: str, working_dir: str | None, say: Callable[[str], None]) -> int:
@@ -29,9 +30,7 @@ def submit_job(arguments: Sequence[str], address: str, working_dir: str | None, 
         ) from error
     entrypoint = shlex.join(["python", "-m", "ray_jobs.evaluate", *arguments])
     try:
-        job_id = client.submit_job(
-            entrypoint=entrypoint, runtime_env={"working_dir": working_dir} if working_dir is not None else {}
-        )
+        job_id = _submit_when_ready(client, entrypoint, {"working_dir": working_dir} if working_dir else {})
     except (RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"the cluster at {address} did not take the job; check --working-dir ({reason})") from error
@@ -47,6 +46,18 @@ def submit_job(arguments: Sequence[str], address: str, working_dir: str | None, 
         time.sleep(POLL_S)
     say(f"job {job_id}: {details.status}\n")
     return exit_code(details)
+
+
+def _submit_when_ready(client: JobSubmissionClient, entrypoint: str, runtime_env: dict[str, str]) -> str:
+    """The id of the submitted job; a head that has just started answers before its agent can take jobs."""
+    deadline = time.monotonic() + AGENT_TIMEOUT_S
+    while True:
+        try:
+            return client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env)
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_S)
 
 
 def exit_code(details: JobDetails) -> int:
