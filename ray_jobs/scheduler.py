@@ -5,6 +5,7 @@ Own loop over `ray.wait`, not `ray.util.ActorPool`, which loses the work of a no
 
 import logging
 import os
+import socket
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from adadecode.evaluation.run import PreparedRun
 from adadecode.records import Shard
 from ray_jobs.actors import ActorTask, EvalActor
 
+PROBE_S = 5.0
 MAX_ATTEMPTS = 3  # deaths of actors a shard may cause, or loads that may fail, before the run gives up
 
 
@@ -32,13 +34,21 @@ def connect(address: str | None) -> None:
         ray.init(address="local", include_dashboard=False, **quiet)  # never a head somebody else left behind
         return
     try:
+        _probe(address)
         ray.init(address=address, **quiet)
-    except (RayError, RuntimeError, ValueError, ConnectionError, SystemExit) as error:  # Ray exits on a dead address
+    except (RayError, RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(
             f"--address {address!r}: no Ray cluster answers there; give HOST:PORT of a running head, or leave it out to "
             f"start one on this machine ({reason})"
         ) from error
+
+
+def _probe(address: str | None) -> None:
+    """Raises OSError when nothing listens at HOST:PORT: Ray itself would wait for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if host and "/" not in host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=PROBE_S).close()
 
 
 def actor_resources(config: EvalConfig) -> tuple[dict[str, float], int]:

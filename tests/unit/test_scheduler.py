@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from adadecode.config import EvalConfig
-from ray_jobs.scheduler import most_threads, with_absolute_paths
+from adadecode.errors import UsageError
+from ray_jobs.scheduler import connect, most_threads, with_absolute_paths
 
 
 @pytest.mark.parametrize(
@@ -22,3 +23,13 @@ def test_local_folders_are_made_absolute_for_the_actors_and_hub_ids_are_not(tmp_
     config = with_absolute_paths(EvalConfig(model="meta-llama/Llama-3.1-8B", heads="heads", task="gsm8k"))
     assert config.model == "meta-llama/Llama-3.1-8B"
     assert config.heads == str(tmp_path / "heads")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "bogus", "127.0.0.1:99999"])
+def test_an_address_where_nothing_listens_is_one_line_at_once(address, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(
+        UsageError, match=f"--address '{address}': no Ray cluster answers there; give HOST:PORT"
+    ) as caught:
+        connect(address)
+    assert "\n" not in str(caught.value)
