@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from adadecode.errors import UsageError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Kernels = Literal["auto", "native", "eager", "compile"]
 Method = Literal["vanilla", "vanilla-w1", "adadecode", "transformers"]
 
 # Settings that say where and with how many hands a run is done, not what it computes.
@@ -25,17 +26,28 @@ class Settings(BaseModel):
 class DecodeSettings(Settings):
     """How tokens are decoded. Defaults are the paper's (section 4: gamma 0.75, at most 5 drafts, 512 new tokens)."""
 
-    gamma: float = 0.75
+    gamma: float | tuple[float, ...] = 0.75  # one for all exits, or one for each
     exits: tuple[int, ...] | None = None  # None: the layers the heads were trained for
     max_drafts: int = Field(5, ge=0, le=64)
+    head: Literal["full", "shortlist"] = "full"
+    gate: float = Field(0.0, ge=0.0, le=1.0)  # skip the test of a head that is right with less probability
+    reject: float | None = Field(None, ge=0.0, le=1.0)  # confidence of a deeper head that rejects a draft early
+    ngram: tuple[int, int] | None = None  # shortest and longest match of the n-gram drafter
     max_new_tokens: int = Field(512, ge=1)
 
     @field_validator("gamma")
     @classmethod
-    def _gamma_is_a_probability(cls, gamma: float) -> float:
-        if not 0.0 <= gamma <= 1.0:
+    def _gamma_is_a_probability(cls, gamma: float | tuple[float, ...]) -> float | tuple[float, ...]:
+        if not all(0.0 <= g <= 1.0 for g in (gamma if isinstance(gamma, tuple) else (gamma,))):
             raise ValueError("the exit threshold must lie in [0, 1]; 1 drafts nothing")
         return gamma
+
+    @field_validator("ngram")
+    @classmethod
+    def _ngram_is_a_range(cls, ngram: tuple[int, int] | None) -> tuple[int, int] | None:
+        if ngram is not None and not 1 <= ngram[0] <= ngram[1]:
+            raise ValueError("matches need 1 <= shortest <= longest, such as 2,5")
+        return ngram
 
     @field_validator("exits")
     @classmethod

@@ -19,6 +19,10 @@ class UnsupportedModelError(UsageError):
     """The model's layers need something the engine does not do; decoding it would be wrong."""
 
 
+class KernelsError(UsageError):
+    """The kernels that were asked for cannot be had on this machine, device or dtype."""
+
+
 class ExitHeadsError(UsageError):
     """Exit heads that are damaged, or were made for another model or other exit layers."""
 

@@ -9,12 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from adadecode.engine.ngram import NgramDrafter
 from adadecode.engine.policy import VANILLA, Drafter, Policy
 from adadecode.engine.state import Round
-from adadecode.engine.steps import add_draft, advance, begin_round, check_finite, verify
+from adadecode.engine.steps import add_drafts, advance, begin_round, check_finite, reject_after, verify
 from adadecode.errors import PromptTooLongError
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.kv_cache import KVCache
+from adadecode.model.step import DecodeStep
 from adadecode.records import Generation
 
 
@@ -47,10 +48,11 @@ def generate(
     assert drafter is not None or not policy.exits, policy
     eos = model.eos_token_ids if eos_token_ids is None else eos_token_ids
     limit = min(max_new_tokens, room_for_output(model, len(prompt_ids)))
-    cache = model.new_cache(len(prompt_ids) + limit)
+    step = model.new_step(width, len(prompt_ids) + limit)
+    ngrams = NgramDrafter(*policy.ngram) if policy.ngram else None
 
     started = clock_ns(model.device)
-    first_logits = model.prefill(torch.tensor(prompt_ids, device=model.device), cache)
+    first_logits = step.prefill(prompt_ids)
     top, first_id = first_logits.max(dim=-1)
     output, kept_logits = [int(first_id)], [first_logits[None]] if record_logits else []
     clocks = [clock_ns(model.device)]
@@ -58,20 +60,25 @@ def generate(
 
     depths, drafted, accepted = [model.num_layers], Counter[int](), Counter[int]()
     num_rounds = layers_run = 0
+    if ngrams is not None:
+        ngrams.extend([*prompt_ids, *output])
     while output[-1] not in eos and len(output) < limit:
-        round_ = begin_round(model, cache, output[-1], len(prompt_ids) + len(output) - 1, width)
+        round_ = begin_round(step, output[-1], len(prompt_ids) + len(output) - 1)
         max_drafts = min(policy.max_drafts, limit - len(output) - 1)
-        layers_run += run_round(model, cache, round_, policy, drafter, max_drafts, eos)
-        predicted, num_accepted, logits = verify(model, round_)
+        layers_run += run_round(step, round_, policy, drafter, ngrams, max_drafts, model.num_layers, eos)
+        predicted, num_accepted = verify(step, round_)
 
-        output += [*round_.token_ids[1 : num_accepted + 1], predicted[num_accepted]]
+        verified = [*round_.token_ids[1 : num_accepted + 1], predicted[num_accepted]]
+        output += verified
+        if ngrams is not None:
+            ngrams.extend(verified)
         clocks.append(clock_ns(model.device))
         num_rounds += 1
         depths += [*round_.draft_exits[:num_accepted], model.num_layers]
-        drafted.update(round_.draft_exits)
+        drafted.update(round_.draft_exits + round_.dropped)
         accepted.update(round_.draft_exits[:num_accepted])
         if record_logits:
-            kept_logits.append(logits[: num_accepted + 1].clone())  # a slice would keep all W rows
+            kept_logits.append(step.logits[: num_accepted + 1].clone())  # the next round overwrites them
 
     generation = Generation(
         output_token_ids=tuple(output),
@@ -81,43 +88,80 @@ def generate(
         step_gaps_s=tuple((b - a) / 1e9 for a, b in pairwise(clocks)),
         num_rounds=num_rounds,
         layers_run=layers_run,
-        exits=policy.exits,
-        drafted_per_exit=tuple(drafted[e] for e in policy.exits),
-        accepted_per_exit=tuple(accepted[e] for e in policy.exits),
+        exits=policy.draft_exits,
+        drafted_per_exit=tuple(drafted[e] for e in policy.draft_exits),
+        accepted_per_exit=tuple(accepted[e] for e in policy.draft_exits),
         draft_depths=tuple(depths),
     )
     return Decoded(generation, torch.cat(kept_logits) if record_logits else None)
 
 
 def run_round(
-    model: DecoderModel,
-    cache: KVCache,
+    step: DecodeStep,
     round_: Round,
     policy: Policy,
     drafter: Drafter | None,
+    ngrams: NgramDrafter | None,
     max_drafts: int,
+    num_layers: int,
     eos: Collection[int],
 ) -> int:
     """Drafts at the policy's exits until a token runs through all layers and takes every parked slot along.
 
     Stops drafting at `max_drafts` and at a confident EOS, which nothing may follow. Returns the layers run.
     """
-    gammas = dict(zip(policy.exits, policy.gammas, strict=True))
-    boundaries = (*policy.exits, model.num_layers)
+    boundaries = (*policy.exits, num_layers)
     layers_run, may_draft = 0, True
-    while round_.layers_run[-1] < model.num_layers:
+    draft_ngrams(step, round_, ngrams, max_drafts, eos)
+    while round_.layers_run[-1] < num_layers:
         stop = next(boundary for boundary in boundaries if boundary > round_.layers_run[-1])
-        layers_run += advance(model, cache, round_, stop)
-        if stop == model.num_layers or not may_draft or round_.num_drafts >= max_drafts:
+        layers_run += advance(step, round_, stop)
+        if stop == num_layers:
+            break
+        may_draft = may_draft and round_.num_drafts < max_drafts
+        lo = round_.first_joined if policy.reject is not None else round_.current
+        if not may_draft and lo == round_.current:
             continue
         assert drafter is not None
-        position = round_.first_position + round_.current
-        token_id, confidence = drafter.propose(stop, round_.hidden, round_.current, position)
-        if confidence > gammas[stop]:
+        proposals = drafter.propose(stop, step, lo, round_.current + 1, round_.first_position)
+        if proposals is None:
+            continue
+        contradicted = first_contradicted(round_, lo, proposals, policy.reject)
+        if contradicted is not None:
+            reject_after(round_, contradicted)
+            may_draft = True
+        token_id, confidence = proposals[round_.current - lo]
+        if may_draft and confidence > policy.gamma_at(stop):
             may_draft = token_id not in eos
             if may_draft:
-                add_draft(model, round_, token_id, stop)
+                add_drafts(step, round_, [token_id], stop)
+                draft_ngrams(step, round_, ngrams, max_drafts, eos)
     return layers_run
+
+
+def draft_ngrams(
+    step: DecodeStep, round_: Round, ngrams: NgramDrafter | None, max_drafts: int, eos: Collection[int]
+) -> None:
+    """Adds what the n-gram drafter proposes after the current slot, up to `max_drafts` in all and to an EOS."""
+    room = max_drafts - round_.num_drafts
+    if ngrams is None or room < 1:
+        return
+    proposed = ngrams.propose(round_.token_ids[1:], room)
+    ends = next((i for i, token_id in enumerate(proposed) if token_id in eos), len(proposed))
+    if ends:
+        add_drafts(step, round_, proposed[:ends], 0)
+
+
+def first_contradicted(
+    round_: Round, lo: int, proposals: list[tuple[int, float]], reject: float | None
+) -> int | None:
+    """The first slot from `lo` on whose draft another token is proposed for with more confidence than `reject`."""
+    if reject is not None:
+        for slot in range(lo, round_.current):
+            token_id, confidence = proposals[slot - lo]
+            if confidence > reject and token_id != round_.token_ids[slot + 1]:
+                return slot
+    return None
 
 
 def room_for_output(model: DecoderModel, prompt_len: int) -> int:

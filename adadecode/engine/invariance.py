@@ -1,8 +1,9 @@
 """The premise of the parity contract, checked on the machine at hand before anything is measured."""
 
+import random
+
 import torch
 
-from adadecode.engine.steps import embed_one
 from adadecode.errors import RowsDependentError
 from adadecode.model.decoder import DecoderModel
 
@@ -25,21 +26,20 @@ def check_rows_independent(model: DecoderModel, width: int) -> None:
 def _check_at(model: DecoderModel, width: int, num_positions: int) -> None:
     """The check with one number of cache columns, which an attention kernel may split differently."""
     prompt_len = 8
-    cache = model.new_cache(max(num_positions, prompt_len + 2 * width))
-    model.prefill(torch.arange(prompt_len, device=model.device) % model.vocab_size, cache)
-    row = embed_one(model, 1)
-    slots = torch.arange(width, device=model.device)
+    step = model.new_step(width, max(num_positions, prompt_len + 2 * width))
+    step.prefill([token_id % model.vocab_size for token_id in range(prompt_len)])
     expected = None
     for company in range(NUM_COMPANIES):
-        generator = torch.Generator().manual_seed(company)
+        rng = random.Random(company)
         for slot in range(width):
             # the row always stands at position prompt_len + width; the slots after it are its company there
-            step = model.step_inputs(prompt_len + width - slot, width, cache)
-            hidden = torch.randn(width, model.width, generator=generator).to(row) * row.std()
-            hidden[slot] = row
-            active = slots >= slot if company else slots == slot
-            out = model.run_layers(hidden, 0, model.num_layers, active, step, cache)
-            logits = model.lm_head(out)[slot]
+            step.begin(prompt_len + width - slot)
+            hi = width if company else slot + 1
+            others = [rng.randrange(model.vocab_size) for _ in range(hi - slot - 1)]
+            step.put(slot, [1, *others])
+            step.run(slot, hi, 0, model.num_layers)
+            step.verify(hi)
+            logits = step.logits[slot].clone()
             expected = logits if expected is None else expected
             if not torch.equal(logits, expected):
                 raise RowsDependentError(

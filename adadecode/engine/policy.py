@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
-
 from adadecode.config import DecodeSettings
 from adadecode.errors import UsageError
+from adadecode.model.step import DecodeStep
 
 # With 5, 6 or 7 rows a float32 GEMM on two CPU threads gives a row other bits in other slots, and an odd number of rows
 # leaves vector tails; multiples of 8 were free of both for every dtype and thread count tried (docs/parity.md).
@@ -14,27 +13,47 @@ WIDTH_MULTIPLE = 8
 
 
 class Drafter(Protocol):
-    """Anything that proposes a next token at an exit layer; `ExitHeads` is the real one."""
+    """Anything that proposes next tokens at an exit layer; `ExitHeads` is the real one."""
 
     @property
     def exits(self) -> tuple[int, ...]: ...
 
-    def propose(self, exit_layer: int, hidden: Tensor, row: int, position: int) -> tuple[int, float]:
-        """Token id and confidence in [0, 1] for the token after `position`, from `row` of `hidden` `[W, d]`."""
+    def propose(
+        self, exit_layer: int, step: DecodeStep, lo: int, hi: int, first_position: int
+    ) -> list[tuple[int, float]] | None:
+        """Token id and confidence in [0, 1] for the token after each of slots [lo, hi), which stand at `exit_layer`.
+
+        Slot i stands at `first_position + i`. None when a gate says that the last slot is not worth a test.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Exit layers, the gamma of each, and how many drafts may be pending. No exits is vanilla decoding."""
+    """What is drafted when. No exits and no n-grams is vanilla decoding.
+
+    `exits` are tested with a gamma each; at most `max_drafts` drafts are pending; `reject` is the confidence with which
+    a deeper head rejects a draft early, None for never; `ngram` the shortest and longest match of the n-gram drafter,
+    None for none.
+    """
 
     exits: tuple[int, ...] = ()
     gammas: tuple[float, ...] = ()
     max_drafts: int = 0
+    reject: float | None = None
+    ngram: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         assert len(self.exits) == len(self.gammas), (self.exits, self.gammas)
         assert list(self.exits) == sorted(set(self.exits)), self.exits
+
+    def gamma_at(self, exit_layer: int) -> float:
+        return self.gammas[self.exits.index(exit_layer)]
+
+    @property
+    def draft_exits(self) -> tuple[int, ...]:
+        """Where drafts may come from: the exits, and 0 for the n-gram drafter."""
+        return self.exits if self.ngram is None else (0, *self.exits)
 
 
 VANILLA = Policy()
@@ -49,7 +68,13 @@ def make_policy(settings: DecodeSettings, head_exits: tuple[int, ...]) -> Policy
             f"--exits {','.join(map(str, exits))}: there are no heads at {missing}; "
             f"the heads are at {','.join(map(str, head_exits))}: choose among them or train others"
         )
-    return Policy(exits, (settings.gamma,) * len(exits), settings.max_drafts)
+    gammas = settings.gamma if isinstance(settings.gamma, tuple) else (settings.gamma,) * len(exits)
+    if len(gammas) != len(exits):
+        raise UsageError(
+            f"--gamma {','.join(map(str, gammas))}: {len(gammas)} thresholds for the {len(exits)} exits "
+            f"{','.join(map(str, exits))}; give one for all or one for each"
+        )
+    return Policy(exits, gammas, settings.max_drafts, settings.reject, settings.ngram)
 
 
 def step_width(max_drafts: int) -> int:

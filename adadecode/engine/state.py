@@ -1,10 +1,6 @@
-"""The state of one round, a value passed from step to step."""
+"""The state of one round, whole numbers only; the tensors are the decode step's."""
 
 from dataclasses import dataclass, field
-
-from torch import Tensor
-
-from adadecode.model.decoder import StepInputs
 
 
 @dataclass
@@ -18,19 +14,19 @@ class Round:
         slot          0   1   2   3          3 is current, about to run segment 1;
         layers_run    8   4   4   0          1 and 2 join it when it passes layer 4
 
-    `draft_exits[i]` is the exit layer that proposed the token of slot i + 1. `hidden` is `[W, d]`.
+    `draft_exits[i]` is the exit layer that proposed the token of slot i + 1, 0 for the n-gram drafter. `dropped` holds
+    those of drafts that a deeper head rejected early.
     """
 
     first_position: int
     token_ids: list[int]
     layers_run: list[int]
-    hidden: Tensor
-    step: StepInputs
     draft_exits: list[int] = field(default_factory=list)
+    dropped: list[int] = field(default_factory=list)
 
     def check(self) -> None:
         """Asserts the invariants drawn above."""
-        assert len(self.token_ids) == len(self.layers_run) == len(self.draft_exits) + 1 <= len(self.hidden)
+        assert len(self.token_ids) == len(self.layers_run) == len(self.draft_exits) + 1
         assert self.layers_run == sorted(self.layers_run, reverse=True), self.layers_run
 
     @property

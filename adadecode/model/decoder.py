@@ -1,93 +1,60 @@
-"""A transformers causal LM as embed, run layers [start, stop), and head, at the static shapes of a decode step.
+"""A transformers causal LM as segments of layers and heads, at the static shapes of a decode step.
 
-Shapes: W rows of a step, T rows of a prompt, S cache columns, d model width, V vocabulary, D head width, H query heads,
-G key/value heads. The batch dimension of transformers' layers is 1 and rows are its sequence.
+Shapes: T rows of a prompt, W rows of a step, S cache columns, d model width, V vocabulary, D head width.
 """
 
+import functools
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
-from transformers import (
-    AttentionInterface,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedTokenizerBase,
-)
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from adadecode.config import Dtype
+from adadecode.config import Dtype, Kernels
 from adadecode.demo import resolve_model
-from adadecode.errors import UnsupportedModelError, UsageError
-from adadecode.model.kv_cache import KVCache
+from adadecode.errors import KernelsError, UnsupportedModelError, UsageError
+from adadecode.model.cuda_graphs import GraphedStep, graph_columns
+from adadecode.model.kv_cache import COLUMN_MULTIPLE, KVCache, num_columns
+from adadecode.model.layers import Head, LayerShape, fuse_layer, layer_step
+from adadecode.model.native import DTYPES as NATIVE_DTYPES
+from adadecode.model.native import NativeStep, NativeWeights, load_library
+from adadecode.model.step import DecodeStep, EagerStep
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-ATTENTION = "adadecode_static"
-
-
-def _static_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **_: object
-) -> tuple[Tensor, None]:
-    """Attention of `query` `[1, H, T, D]` over `key`, `value` `[1, G, S, D]`; returns `[1, T, H, D]`.
-
-    The H/G query heads that share keys are folded into rows, so keys are never repeated. Without a mask it is the
-    causal attention of a prefill.
-    """
-    num_heads, num_rows, head_dim = query.shape[1:]
-    num_groups = key.shape[1]
-    if mask is None:
-        out = nn.functional.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=scaling, enable_gqa=num_heads != num_groups
-        )
-        return out.transpose(1, 2), None
-    folded = query.reshape(1, num_groups, num_heads // num_groups * num_rows, head_dim)
-    out = nn.functional.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
-    return out.reshape(1, num_heads, num_rows, head_dim).transpose(1, 2), None
-
-
-AttentionInterface.register(ATTENTION, _static_attention)
-
-
-@dataclass(frozen=True)
-class StepInputs:
-    """What every segment of one round shares: rows stand at consecutive positions from the round's first.
-
-    positions `[W]`; rotary cos and sin `[1, W, D]`; mask `[1, 1, H/G * W, S]`, additive, row i seeing columns up to its
-    own position.
-    """
-
-    positions: Tensor
-    rotary: tuple[Tensor, Tensor]
-    mask: Tensor
 
 
 class DecoderModel:
     """Embedding, layers and head of a frozen causal LM. Holds no decoding state."""
 
-    def __init__(self, lm: Any) -> None:
-        """Wraps `lm`, a loaded transformers causal LM; raises UnsupportedModelError when the engine cannot decode it."""
+    def __init__(self, lm: Any, kernels: Kernels = "eager") -> None:
+        """Wraps `lm`, a loaded transformers causal LM, to decode with `kernels`; `auto` takes the fastest there are.
+
+        Raises UnsupportedModelError when the engine cannot decode it, KernelsError when it cannot do so with `kernels`.
+        """
         check_supported(lm.config)
         self.lm = lm.eval().requires_grad_(False)
-        self.config = lm.config
-        self.config._attn_implementation = ATTENTION
-        self.num_layers: int = lm.config.num_hidden_layers
-        self.vocab_size: int = lm.config.vocab_size
-        self.context_len: int = lm.config.max_position_embeddings
-        self.head_dim: int = getattr(lm.config, "head_dim", None) or (
-            lm.config.hidden_size // lm.config.num_attention_heads
-        )
+        self.config = config = lm.config
+        self.num_layers: int = config.num_hidden_layers
+        self.vocab_size: int = config.vocab_size
+        self.context_len: int = config.max_position_embeddings
         self.eos_token_ids = _eos_token_ids(lm)
         lm.generation_config = GenerationConfig()  # greedy means greedy: no penalties from the model's own defaults
-        self._layers = list(lm.model.layers)
         self.model_hash = hash_weights(lm)
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.shape = LayerShape(
+            config.num_attention_heads, config.num_key_value_heads, head_dim, config.rms_norm_eps
+        )
+        self.layers = [fuse_layer(layer) for layer in lm.model.layers]
+        self.head = Head((lm.lm_head.weight,))
+        self.kernels = choose_kernels(kernels, self.device, self.dtype)
+        self.native = NativeWeights(self) if self.kernels == "native" else None
+        self.layer_step = compile_layer_step() if self.kernels == "compile" else layer_step
+        self._graphs: dict[tuple[int, int], GraphedStep] = {}
 
     @property
     def device(self) -> torch.device:
@@ -102,53 +69,50 @@ class DecoderModel:
         """d, the width of a hidden state."""
         return self.config.hidden_size
 
-    def new_cache(self, num_positions: int) -> KVCache:
-        """Zeroed keys and values for `num_positions` positions."""
-        return KVCache(
-            self.num_layers, self.config.num_key_value_heads, self.head_dim, num_positions, self.lm.lm_head.weight
-        )
+    @property
+    def norm(self) -> Tensor:
+        """The weight `[d]` of the model's last normalisation."""
+        return self.lm.model.norm.weight
 
-    def step_inputs(self, first_position: int, width: int, cache: KVCache) -> StepInputs:
-        """Positions, rotary tables and mask for W = `width` rows from `first_position` on.
+    @functools.cached_property
+    def rotary(self) -> tuple[Tensor, Tensor]:
+        """Cos and sin `[positions, D]` of every position in the context, in the model's dtype."""
+        like = torch.zeros(1, dtype=self.dtype, device=self.device)
+        positions = torch.arange(self.context_len + COLUMN_MULTIPLE + 1, device=self.device)
+        cos, sin = self.lm.model.rotary_emb(like, position_ids=positions[None])
+        return cos[0], sin[0]
 
-        Rows past the cache are clamped to the scratch column; they never take part in a step.
+    def new_cache(self, num_columns: int) -> KVCache:
+        """Zeroed keys and values with S = `num_columns`."""
+        shape = self.shape
+        return KVCache(self.num_layers, shape.num_kv_heads, shape.head_dim, num_columns, self.lm.lm_head.weight)
+
+    def new_step(self, width: int, num_positions: int) -> DecodeStep:
+        """The decode step of one request: W = `width` rows over columns for `num_positions` positions.
+
+        On a CUDA device steps of one shape share their buffers and graphs: one request decodes at a time.
         """
-        device = self.device
-        positions = torch.arange(first_position, first_position + width, device=device).clamp_(max=cache.scratch)
-        columns = torch.arange(cache.num_columns, device=device)
-        mask = torch.zeros(width, cache.num_columns, dtype=self.dtype, device=device)
-        mask.masked_fill_(columns > positions[:, None], float("-inf"))
-        mask = mask.repeat(self.config.num_attention_heads // self.config.num_key_value_heads, 1)
-        rotary = self.lm.model.rotary_emb(mask, position_ids=positions[None])
-        return StepInputs(positions, rotary, mask[None, None])
+        if self.kernels == "native":
+            return NativeStep(self, width, num_columns(num_positions))
+        if self.device.type != "cuda":
+            return EagerStep(self, width, num_columns(num_positions))
+        key = (width, graph_columns(num_positions))
+        if key not in self._graphs:
+            self._graphs[key] = GraphedStep(self, *key)
+        return self._graphs[key]
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Hidden states `[T, d]` of `token_ids` `[T]` before layer 1."""
         return self.lm.model.embed_tokens(token_ids)
 
     def prefill(self, prompt_ids: Tensor, cache: KVCache) -> Tensor:
-        """Runs the prompt `[T]` through every layer, fills `cache`, returns the last row's logits `[V]`."""
+        """Runs the prompt `[T]` through transformers' layers, fills `cache`, returns the last row's logits `[V]`."""
         hidden = self.embed(prompt_ids)[None]
         positions = torch.arange(len(prompt_ids), device=self.device)[None]
         rotary = self.lm.model.rotary_emb(hidden, position_ids=positions)
-        cache.prefill(len(prompt_ids))
-        for layer in self._layers:
+        for layer in self.lm.model.layers:
             hidden = layer(hidden, past_key_values=cache, position_embeddings=rotary)
         return self.lm_head(hidden[0, -1:])[0]
-
-    def run_layers(
-        self, hidden: Tensor, start: int, stop: int, active: Tensor, step: StepInputs, cache: KVCache
-    ) -> Tensor:
-        """Runs the `active` (`[W]` bool) rows of `hidden` `[W, d]` through layers [start, stop); other rows keep theirs.
-
-        Inactive rows enter as zeros, so nothing they compute can overflow, and write to the scratch column.
-        """
-        cache.decode_at(torch.where(active, step.positions, cache.scratch))
-        active = active[:, None]
-        out = torch.where(active, hidden, 0.0)[None]
-        for layer in self._layers[start:stop]:
-            out = layer(out, attention_mask=step.mask, past_key_values=cache, position_embeddings=step.rotary)
-        return torch.where(active, out[0], hidden)
 
     def final_norm(self, hidden: Tensor) -> Tensor:
         """The model's last normalisation of `hidden` `[T, d]`."""
@@ -158,14 +122,32 @@ class DecoderModel:
         """Logits `[T, V]` of hidden states `[T, d]` that have passed all L layers."""
         return self.lm.lm_head(self.final_norm(hidden))
 
-    @contextmanager
-    def transformers_attention(self) -> Iterator[None]:
-        """Within it the wrapped model attends as transformers would, batches and padding too; then as the engine."""
-        self.config._attn_implementation = "sdpa"
+
+def choose_kernels(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Kernels:
+    """What `auto` stands for on `device` in `dtype`; raises KernelsError when `kernels` cannot be had there."""
+    can_be_native = device.type == "cpu" and dtype in NATIVE_DTYPES
+    if kernels == "native":
+        if not can_be_native:
+            raise KernelsError(
+                f"--kernels native: only on a CPU in float32 or bfloat16, not on {device.type} in {dtype}; "
+                "use --kernels eager or compile"
+            )
+        load_library()
+    if kernels != "auto":
+        return kernels
+    if can_be_native:
         try:
-            yield
-        finally:
-            self.config._attn_implementation = ATTENTION
+            load_library()
+            return "native"
+        except KernelsError:
+            return "eager"
+    return "eager"
+
+
+def compile_layer_step() -> Callable[..., Tensor]:
+    """`layer_step` compiled for static shapes: once per W and S, for all layers alike."""
+    torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
+    return torch.compile(layer_step, dynamic=False, fullgraph=True)
 
 
 def _eos_token_ids(lm: Any) -> frozenset[int]:
@@ -215,7 +197,12 @@ def hash_weights(lm: Any) -> str:
 
 
 def load_model(
-    model: str, *, dtype: Dtype = "bfloat16", device: str = "cpu", revision: str | None = None
+    model: str,
+    *,
+    dtype: Dtype = "bfloat16",
+    device: str = "cpu",
+    revision: str | None = None,
+    kernels: Kernels = "auto",
 ) -> tuple[DecoderModel, PreTrainedTokenizerBase]:
     """The decoder and tokenizer of a path, a hub id or `demo`; raises UsageError or UnsupportedModelError."""
     transformers_logging.disable_progress_bar()
@@ -239,7 +226,7 @@ def load_model(
         raise UsageError(
             f"--model {model!r} cannot be loaded; give `demo`, a folder with a transformers model, or a hub id ({reason})"
         ) from error
-    return DecoderModel(lm.to(device)), tokenizer
+    return DecoderModel(lm.to(device), kernels), tokenizer
 
 
 def chat_template_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:

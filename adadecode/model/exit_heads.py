@@ -6,8 +6,9 @@ and `exit_heads.json` with what they were made for. Shapes: W rows, d model widt
 
 import hashlib
 import json
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from adadecode.errors import ExitHeadsError
 from adadecode.model.decoder import DecoderModel
+from adadecode.model.layers import Head
+from adadecode.model.step import DecodeStep
 
 TENSORS, FACTS = "exit_heads.safetensors", "exit_heads.json"
 
@@ -35,11 +38,34 @@ class HeadFacts(BaseModel):
     training: dict[str, Any]
 
 
-class ExitHeads:
-    """The exit heads of one model; proposes a token with its top-1 probability at an exit layer."""
+class Shortlist(NamedTuple):
+    """Heads over the K most frequent tokens: `token_ids` `[K]`, and per exit layer E*[token_ids] . T(e) `[K, d]`."""
 
-    def __init__(self, model: DecoderModel, transforms: dict[int, Tensor], content_hash: str | None = None) -> None:
-        """Takes T(e) `[d, d]` per exit layer, in increasing order; raises ExitHeadsError when they do not fit `model`."""
+    token_ids: Tensor
+    matrices: dict[int, Tensor]
+
+
+class ExitHeads:
+    """The exit heads of one model; proposes tokens with their top-1 probability at an exit layer.
+
+    With a shortlist a test costs K d instead of V d + d d multiplications; its probabilities are over the shortlist.
+    With gates a test is skipped when the gate gives less than `gate` for the head being right.
+    """
+
+    def __init__(
+        self,
+        model: DecoderModel,
+        transforms: dict[int, Tensor],
+        *,
+        shortlist: Shortlist | None = None,
+        gates: dict[int, Tensor] | None = None,
+        gate: float = 0.0,
+        content_hash: str | None = None,
+    ) -> None:
+        """Takes T(e) `[d, d]` per exit layer, in increasing order; raises ExitHeadsError when they do not fit `model`.
+
+        A gate is a logistic regression on the normed hidden state, weights and bias `[d + 1]`.
+        """
         self.exits = tuple(transforms)
         check_exits(self.exits, model.num_layers)
         for exit_layer, transform in transforms.items():
@@ -50,23 +76,40 @@ class ExitHeads:
                 )
         self._model = model
         self._transforms = {e: t.to(device=model.device, dtype=model.dtype) for e, t in transforms.items()}
+        like = model.lm.lm_head.weight
+        if shortlist is None:
+            self._tests = {e: Head((transform, like)) for e, transform in self._transforms.items()}
+        else:
+            token_ids = shortlist.token_ids.to(model.device, torch.long)
+            self._tests = {e: Head((matrix.to(like),), token_ids) for e, matrix in shortlist.matrices.items()}
+        self._gate = gate
+        # a second output that is always 0 makes the probability of the first a logistic function
+        self._gates = {
+            e: (Head((torch.stack((g[:-1], torch.zeros_like(g[:-1]))).to(like),)), float(g[-1]))
+            for e, g in (gates or {}).items()
+        }
         self.content_hash = content_hash
 
     def logits(self, exit_layer: int, hidden: Tensor) -> Tensor:
-        """Logits `[W, V]` of hidden states `[W, d]` at `exit_layer`."""
+        """Logits `[W, V]` of the full head on hidden states `[W, d]` at `exit_layer`."""
         transformed = self._model.final_norm(hidden) @ self._transforms[exit_layer].T
         return self._model.lm.lm_head(transformed)
 
-    def propose(self, exit_layer: int, hidden: Tensor, row: int, position: int) -> tuple[int, float]:
-        """The most likely next token of `row` in `hidden` `[W, d]` and its probability; `position` is not needed here.
+    def propose(
+        self, exit_layer: int, step: DecodeStep, lo: int, hi: int, first_position: int
+    ) -> list[tuple[int, float]] | None:
+        """The most likely next token of slots [lo, hi) and its probability; None when the gate skips the test."""
+        if self._gate > 0.0 and self.pass_probability(exit_layer, step, hi - 1) < self._gate:
+            return None
+        return step.test(self._tests[exit_layer], lo, hi)
 
-        The head runs over all W rows, so that what it proposes does not depend on the row's slot.
-        """
-        logits = self.logits(exit_layer, hidden)[row].float()
-        top, argmax = logits.max(dim=-1)
-        confidence = (top - logits.logsumexp(dim=-1)).exp()
-        token_id, probability = torch.stack([argmax.double(), confidence.double()]).tolist()
-        return int(token_id), probability
+    def pass_probability(self, exit_layer: int, step: DecodeStep, slot: int) -> float:
+        """The gate's probability that the head at `exit_layer` is right about the token after `slot`."""
+        head, bias = self._gates[exit_layer]
+        [(output, probability)] = step.test(head, slot, slot + 1)
+        odds = probability / max(1.0 - probability, 1e-9)
+        odds = (odds if output == 0 else 1.0 / odds) * math.exp(bias)
+        return odds / (1.0 + odds)
 
 
 def check_exits(exits: tuple[int, ...], num_layers: int) -> None:
@@ -122,4 +165,4 @@ def load_heads(folder: Path, model: DecoderModel) -> ExitHeads:
             f"--heads {str(folder)!r}: tensors {sorted(tensors)} do not match exits {list(facts.exits)}"
         )
     transforms = {e: tensors[f"T.{e}"] for e in facts.exits}
-    return ExitHeads(model, transforms, hashlib.sha256(raw).hexdigest()[:16])
+    return ExitHeads(model, transforms, content_hash=hashlib.sha256(raw).hexdigest()[:16])

@@ -1,0 +1,106 @@
+"""Decode steps on a CUDA device: each segment, head test and verification is one graph, replayed.
+
+Shapes: W rows, S cache columns.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from adadecode.model.layers import Head
+from adadecode.model.step import EagerStep
+
+if TYPE_CHECKING:
+    from adadecode.model.decoder import DecoderModel
+
+SMALLEST_BUCKET = 256
+WARMUPS = 3
+
+
+def graph_columns(num_positions: int) -> int:
+    """S for `num_positions` positions and a scratch column: a power of two, so that few graphs serve all requests."""
+    return max(SMALLEST_BUCKET, 1 << num_positions.bit_length())
+
+
+class GraphedStep(EagerStep):
+    """An eager step whose calls are captured once and replayed: no launch overhead, no allocation.
+
+    All it reads and writes is in buffers that stay where they are, from request to request. The graphs of all steps share one memory pool:
+    only one of them runs at a time, and what a graph leaves in the pool is read before the next one starts.
+    """
+
+    _pool: tuple[int, int] | None = None
+
+    def __init__(self, model: "DecoderModel", width: int, num_columns: int) -> None:
+        super().__init__(model, width, num_columns)
+        self._segments: dict[tuple[int, int], Callable[[], None]] = {}
+        self._tests: dict[Head, tuple[Callable[[], None], Tensor]] = {}
+        self._verify: tuple[Callable[[], None], Tensor] | None = None
+        self._copied = torch.cuda.Event()
+        self._landing = torch.zeros(2, width, dtype=torch.float64, pin_memory=True)
+
+    def prefill(self, prompt_ids: list[int]) -> Tensor:
+        self.cache.kv.zero_()  # what an earlier request left there may not be finite
+        return super().prefill(prompt_ids)
+
+    def put(self, slot: int, token_ids: list[int]) -> None:
+        self._copied.synchronize()  # the buffer may still be on its way to the device
+        super().put(slot, token_ids)
+
+    def begin(self, first_position: int) -> None:
+        self._copied.synchronize()
+        super().begin(first_position)
+
+    def run(self, lo: int, hi: int, start: int, stop: int) -> None:
+        self._copied.synchronize()
+        self._host[-3], self._host[-2] = lo, hi
+        self.control.copy_(self._host, non_blocking=True)
+        self._copied.record()
+        if (start, stop) not in self._segments:
+            self._segments[start, stop] = self._capture(lambda: self.segment(start, stop))
+        self._segments[start, stop]()
+
+    def test(self, head: Head, lo: int, hi: int) -> list[tuple[int, float]]:
+        if head not in self._tests:
+            out = torch.zeros(2, self.width, dtype=torch.float64, device=self.model.device)
+            self._tests[head] = self._capture(lambda: out.copy_(self.proposals(head))), out
+        both = self._replay(*self._tests[head])[:, lo:hi].tolist()
+        return [(int(token_id), probability) for token_id, probability in zip(*both, strict=True)]
+
+    def verify(self, hi: int) -> tuple[list[int], list[float]]:
+        if self._verify is None:
+            out = torch.zeros(2, self.width, dtype=torch.float64, device=self.model.device)
+            self._verify = self._capture(lambda: out.copy_(self.verdicts())), out
+        token_ids, tops = self._replay(*self._verify)[:, :hi].tolist()
+        return [int(token_id) for token_id in token_ids], tops
+
+    def _replay(self, replay: Callable[[], None], out: Tensor) -> Tensor:
+        """`out` after `replay`, on the host."""
+        replay()
+        self._landing.copy_(out, non_blocking=True)
+        torch.cuda.current_stream().synchronize()
+        return self._landing
+
+    def _capture(self, call: Callable[[], object]) -> Callable[[], None]:
+        """A graph of `call`, which must leave its buffers as replaying it once would.
+
+        Warm-ups and capture run `call` on the live buffers, so hidden states and cache are put back between them; what
+        the warm-ups wrote to the cache, the first replay writes again.
+        """
+        hidden = self.hidden.clone()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARMUPS):
+                call()
+                self.hidden.copy_(hidden)
+        torch.cuda.current_stream().wait_stream(stream)
+        if GraphedStep._pool is None:
+            GraphedStep._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=GraphedStep._pool):
+            call()
+        self.hidden.copy_(hidden)
+        return graph.replay

@@ -1,0 +1,238 @@
+"""Loads native.cpp, compiled for the processor at hand, and runs decode steps with it.
+
+Shapes: M rows, d model width, N outputs and K inputs of a linear layer, D head width, S cache columns, V vocabulary.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from adadecode.errors import KernelsError
+from adadecode.model.layers import Head
+
+if TYPE_CHECKING:
+    from adadecode.model.decoder import DecoderModel
+
+SOURCE = Path(__file__).with_name("native.cpp")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
+DTYPES = (torch.float32, torch.bfloat16)
+
+Pointer, Int = ctypes.c_void_p, ctypes.c_int32
+
+
+class _LayerWeights(ctypes.Structure):
+    _fields_ = [
+        (name, Pointer)
+        for name in (
+            "input_norm",
+            "qkv",
+            "qkv_bias",
+            "q_norm",
+            "k_norm",
+            "o",
+            "post_norm",
+            "gate_up",
+            "down",
+        )
+    ]
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = [
+        *((name, Int) for name in ("d", "F", "H", "G", "D", "S", "is_bf16", "num_threads")),
+        ("eps", ctypes.c_float),
+        ("scale", ctypes.c_float),
+    ]
+
+
+@functools.cache
+def load_library() -> ctypes.CDLL:
+    """The compiled native.cpp, from the user's cache folder or compiled now; raises KernelsError when it cannot be."""
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        raise KernelsError("native kernels need a C++ compiler such as g++: install one, or use --kernels eager")
+    source = SOURCE.read_bytes()
+    key = hashlib.sha256(source + repr((FLAGS, compiler, _processor())).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adadecode"
+    path = folder / f"native-{key}.so"
+    if not path.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            path = Path(tempfile.mkdtemp(prefix="adadecode-")) / path.name
+        unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+        try:
+            subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(unfinished)], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            reason = " ".join(getattr(error, "stderr", b"").decode(errors="replace").split())[:200]
+            raise KernelsError(f"{compiler} cannot compile the native kernels; use --kernels eager ({reason})") from error
+        os.replace(unfinished, path)
+    library = ctypes.CDLL(str(path))
+    library.adadecode_run_layers.argtypes = [
+        Pointer, Pointer, Pointer, Int, Int, Pointer, Pointer, Pointer, Int, Int
+    ]  # fmt: skip
+    library.adadecode_head.argtypes = [
+        Pointer, Pointer, Int, Pointer, Pointer, Pointer, Int, Pointer, Pointer, Pointer, Pointer
+    ]  # fmt: skip
+    library.adadecode_run_layers.restype = library.adadecode_head.restype = None
+    return library
+
+
+def _processor() -> str:
+    """What -march=native depends on: a cache folder may be shared by machines of several kinds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    except OSError:
+        return platform.processor()
+
+
+def pack_weight(weight: Tensor, tile: int) -> Tensor:
+    """`weight` `[N, K]` as `[ceil(N / tile), K, tile]`, so that a step reads it in one stream.
+
+    bfloat16 elements of a tile's two halves alternate, because a 32-bit word holds one of each.
+    """
+    num_outputs, num_inputs = weight.shape
+    num_tiles = -(-num_outputs // tile)
+    padded = torch.zeros(num_tiles * tile, num_inputs, dtype=weight.dtype)
+    padded[:num_outputs] = weight.detach()
+    packed = padded.view(num_tiles, tile, num_inputs).transpose(1, 2)
+    if weight.dtype == torch.bfloat16:
+        packed = packed.reshape(num_tiles, num_inputs, 2, tile // 2).transpose(2, 3)
+    return packed.contiguous()
+
+
+class _PackedHead:
+    """A head as the library takes it."""
+
+    def __init__(self, head: Head, tile: int) -> None:
+        self._packed = [pack_weight(matrix, tile) for matrix in head.matrices]  # keeps the memory alive
+        sizes = [head.matrices[0].shape[1], *(matrix.shape[0] for matrix in head.matrices)]
+        self.matrices = (Pointer * len(self._packed))(*(matrix.data_ptr() for matrix in self._packed))
+        self.sizes = (Int * len(sizes))(*sizes)
+        self.token_ids = None if head.token_ids is None else head.token_ids.tolist()
+
+
+class NativeWeights:
+    """The weights of one model packed for the library; shared by all its decode steps."""
+
+    def __init__(self, model: "DecoderModel") -> None:
+        self.library = load_library()
+        self.tile: int = self.library.adadecode_tile()
+        self._kept: list[Tensor] = []
+        self.layers = (_LayerWeights * model.num_layers)(
+            *(_LayerWeights(*(self._pointer(t) for t in vars(weights).values())) for weights in model.layers)
+        )
+        self._heads: WeakKeyDictionary[Head, _PackedHead] = WeakKeyDictionary()
+
+    def _pointer(self, tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        kept = pack_weight(tensor, self.tile) if tensor.dim() == 2 else tensor.detach().contiguous()
+        self._kept.append(kept)
+        return kept.data_ptr()
+
+    def head(self, head: Head) -> _PackedHead:
+        if head not in self._heads:
+            self._heads[head] = _PackedHead(head, self.tile)
+        return self._heads[head]
+
+
+class NativeStep:
+    """A decode step in native.cpp, where a row's bits do not depend on other rows: only rows that take part are run."""
+
+    def __init__(self, model: "DecoderModel", width: int, num_columns: int) -> None:
+        assert model.native is not None
+        self.model, self.width, self._weights = model, width, model.native
+        self.cache = model.new_cache(num_columns)
+        self.hidden = torch.zeros(width, model.width, dtype=model.dtype)
+        self.logits = torch.zeros(width, model.vocab_size, dtype=model.dtype)
+        self._first_position = 0
+        shape, config = model.shape, model.config
+        self._shape = _Shape(
+            model.width,
+            config.intermediate_size,
+            shape.num_heads,
+            shape.num_kv_heads,
+            shape.head_dim,
+            num_columns,
+            int(model.dtype == torch.bfloat16),
+            torch.get_num_threads(),
+            shape.eps,
+            shape.scale,
+        )
+        self._rotary = [table[:num_columns].float().contiguous() for table in model.rotary]
+        self._ids = (ctypes.c_int64 * width)()
+        self._tops, self._probabilities = (ctypes.c_float * width)(), (ctypes.c_float * width)()
+
+    def prefill(self, prompt_ids: list[int]) -> Tensor:
+        hidden = self.model.embed(torch.tensor(prompt_ids))
+        self._run(hidden, len(prompt_ids), 0, 0, self.model.num_layers)
+        self.hidden[0] = hidden[-1]
+        self.verify(1)
+        return self.logits[0].clone()
+
+    def begin(self, first_position: int) -> None:
+        self._first_position = first_position
+
+    def put(self, slot: int, token_ids: list[int]) -> None:
+        self.hidden[slot : slot + len(token_ids)] = self.model.embed(torch.tensor(token_ids))
+
+    def run(self, lo: int, hi: int, start: int, stop: int) -> None:
+        self._run(self.hidden[lo:], hi - lo, self._first_position + lo, start, stop)
+
+    def test(self, head: Head, lo: int, hi: int) -> list[tuple[int, float]]:
+        packed = self._weights.head(head)
+        self._head(packed, lo, hi, None, self._probabilities)
+        token_ids = self._ids[: hi - lo]
+        if packed.token_ids is not None:
+            token_ids = [packed.token_ids[output] for output in token_ids]
+        return list(zip(token_ids, self._probabilities, strict=False))
+
+    def verify(self, hi: int) -> tuple[list[int], list[float]]:
+        self._head(self._weights.head(self.model.head), 0, hi, self.logits.data_ptr(), None)
+        return self._ids[:hi], self._tops[:hi]
+
+    def _run(self, hidden: Tensor, num_rows: int, first_position: int, start: int, stop: int) -> None:
+        cos, sin = self._rotary
+        assert 0 < num_rows <= len(hidden), (num_rows, len(hidden))
+        assert first_position + num_rows <= self.cache.num_columns, (first_position, num_rows)
+        self._weights.library.adadecode_run_layers(
+            ctypes.byref(self._shape),
+            self._weights.layers,
+            hidden.data_ptr(),
+            num_rows,
+            first_position,
+            self.cache.kv.data_ptr(),
+            cos.data_ptr(),
+            sin.data_ptr(),
+            start,
+            stop,
+        )
+
+    def _head(self, packed: _PackedHead, lo: int, hi: int, logits: int | None, probabilities: Any) -> None:
+        assert 0 <= lo < hi <= self.width, (lo, hi, self.width)
+        self._weights.library.adadecode_head(
+            ctypes.byref(self._shape),
+            self.hidden[lo].data_ptr(),
+            hi - lo,
+            self.model.norm.data_ptr(),
+            packed.matrices,
+            packed.sizes,
+            len(packed.matrices),
+            logits,
+            self._ids,
+            self._tops,
+            probabilities,
+        )

@@ -1,0 +1,127 @@
+"""The rows of a decode step over one K/V cache: static buffers and the kernels that work on them.
+
+Shapes: W rows, d model width, D head width, S cache columns, V vocabulary.
+"""
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from adadecode.model.kv_cache import KVCache
+from adadecode.model.layers import Head, head_step, layer_step, top1
+
+if TYPE_CHECKING:
+    from adadecode.model.decoder import DecoderModel
+
+
+class DecodeStep(Protocol):
+    """W slots at consecutive positions. A slot holds a token's hidden state between two layers, `hidden` `[W, d]`.
+
+    The engine decides with whole numbers which slots go where; the kernels compute. `logits` `[W, V]` holds what the
+    last `verify` computed.
+    """
+
+    width: int
+    cache: KVCache
+    hidden: Tensor
+    logits: Tensor
+
+    def prefill(self, prompt_ids: list[int]) -> Tensor:
+        """Runs the prompt through all layers and fills the cache; returns its last row's logits `[V]`."""
+        ...
+
+    def begin(self, first_position: int) -> None:
+        """Slot i stands at `first_position + i` from now on."""
+        ...
+
+    def put(self, slot: int, token_ids: list[int]) -> None:
+        """The embeddings of `token_ids` go to `slot` and the slots after it, before layer 1."""
+        ...
+
+    def run(self, lo: int, hi: int, start: int, stop: int) -> None:
+        """Slots [lo, hi) pass layers [start, stop); the other slots keep their hidden states."""
+        ...
+
+    def test(self, head: Head, lo: int, hi: int) -> list[tuple[int, float]]:
+        """Token id and probability of the most likely next token of slots [lo, hi), by `head`."""
+        ...
+
+    def verify(self, hi: int) -> tuple[list[int], list[float]]:
+        """Next token and its logit, NaN when any logit is, of slots [0, hi) by the model's own head."""
+        ...
+
+
+class EagerStep:
+    """A decode step of torch operations at static shapes: every call computes all W rows.
+
+    Rows that take no part enter a layer as zeros, so nothing they compute can overflow, and write to the scratch column.
+    All that varies from call to call is in `control` `[W + 3]`: token ids, lo, hi and the first position.
+    """
+
+    def __init__(self, model: "DecoderModel", width: int, num_columns: int) -> None:
+        self.model, self.width = model, width
+        self.cache = model.new_cache(num_columns)
+        device, dtype = model.device, model.dtype
+        self.hidden = torch.zeros(width, model.width, dtype=dtype, device=device)
+        self.logits = torch.zeros(width, model.vocab_size, dtype=dtype, device=device)
+        self.control = torch.zeros(width + 3, dtype=torch.long, device=device)
+        self._slots = torch.arange(width, device=device)
+        self._columns = torch.arange(num_columns, device=device)
+        self._repeats = model.shape.num_heads // model.shape.num_kv_heads
+        self._host = torch.zeros(width + 3, dtype=torch.long, pin_memory=device.type == "cuda")
+
+    def prefill(self, prompt_ids: list[int]) -> Tensor:
+        return self.model.prefill(torch.tensor(prompt_ids, device=self.model.device), self.cache)
+
+    def begin(self, first_position: int) -> None:
+        self._host[-1] = first_position
+
+    def put(self, slot: int, token_ids: list[int]) -> None:
+        self._host[slot : slot + len(token_ids)] = torch.tensor(token_ids)
+
+    def run(self, lo: int, hi: int, start: int, stop: int) -> None:
+        self._host[-3], self._host[-2] = lo, hi
+        self.control.copy_(self._host, non_blocking=True)
+        self.segment(start, stop)
+
+    def segment(self, start: int, stop: int) -> None:
+        """Layers [start, stop) on `hidden`, in place, as `control` says; before layer 1 the tokens are embedded."""
+        lo, hi, first_position = self.control[-3], self.control[-2], self.control[-1]
+        idle = (self._slots < lo) | (self._slots >= hi)
+        # rows past the cache are clamped to the scratch column; they never take part
+        positions = (first_position + self._slots).clamp(max=self.cache.scratch)
+        columns = positions.masked_fill(idle, self.cache.scratch)
+        cos, sin = self.model.rotary
+        rotary = (cos[positions][:, None], sin[positions][:, None])
+        mask = torch.zeros_like(self._columns, dtype=self.hidden.dtype).repeat(self.width, 1)
+        mask = mask.masked_fill(self._columns > positions[:, None], float("-inf")).repeat(self._repeats, 1)
+        idle = idle[:, None]
+        entering = self.model.embed(self.control[: self.width]) if start == 0 else self.hidden
+        out = entering.masked_fill(idle, 0.0)
+        for idx in range(start, stop):
+            keys, values = self.cache.layer(idx)
+            weights = self.model.layers[idx]
+            out = self.model.layer_step(weights, self.model.shape, out, rotary, columns, mask, keys, values)
+        self.hidden.copy_(torch.where(idle, self.hidden, out))
+
+    def test(self, head: Head, lo: int, hi: int) -> list[tuple[int, float]]:
+        both = self.proposals(head)[:, lo:hi].tolist()
+        return [(int(token_id), probability) for token_id, probability in zip(*both, strict=True)]
+
+    def proposals(self, head: Head) -> Tensor:
+        """Token ids and probabilities of all W rows, `[2, W]` float64, which holds both exactly."""
+        model = self.model
+        token_ids, _, probabilities = top1(head_step(head, model.norm, model.shape.eps, self.hidden), head.token_ids)
+        return torch.stack((token_ids.double(), probabilities.double()))
+
+    def verify(self, hi: int) -> tuple[list[int], list[float]]:
+        token_ids, tops = self.verdicts()[:, :hi].tolist()
+        return [int(token_id) for token_id in token_ids], tops
+
+    def verdicts(self) -> Tensor:
+        """Fills `logits`; next tokens and their logits of all W rows, `[2, W]` float64."""
+        model = self.model
+        self.logits.copy_(head_step(model.head, model.norm, model.shape.eps, self.hidden))
+        tops, token_ids = self.logits.max(dim=-1)
+        return torch.stack((token_ids.double(), tops.double()))
