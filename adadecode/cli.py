@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adadecode import __version__
-from adadecode.config import EvalConfig, TrainConfig, build_settings
+from adadecode.config import BenchConfig, EvalConfig, TrainConfig, build_settings
 from adadecode.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_MISMATCH, EXIT_OK, AdaDecodeError, UsageError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from adadecode.records import Shard
 
 PLAIN_WIDTH = 120  # rich assumes 80 columns in a job log, too few for the summary
+BENCH_WIDTH = 150
 
 
 class OneLineErrors(click.Group):
@@ -53,6 +54,16 @@ def _integers(_: click.Context, parameter: click.Parameter, text: str | None) ->
         raise click.BadParameter(f"{text!r} must be whole numbers with commas, such as 4,8,12") from None
 
 
+def _gammas(_: click.Context, parameter: click.Parameter, text: str | None) -> float | tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        gammas = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} must be a number or one per exit with commas, such as 0.5,0.6") from None
+    return gammas if len(gammas) != 1 else gammas[0]
+
+
 def _names(_: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(part.strip() for part in text.split(","))
 
@@ -70,6 +81,8 @@ model_flags = _flags(
     click.option("--revision", help="Revision of a model on the hub."),
     click.option("--dtype", help="float32, bfloat16 or float16.  [default: bfloat16]"),
     click.option("--device", help="cpu or cuda.  [default: cpu]"),
+    click.option("--kernels", help="auto, native (CPU, needs a C++ compiler), eager or compile.  [default: auto]"),
+    click.option("--compile", "kernels", flag_value="compile", help="The same as --kernels compile."),
     click.option("--threads", type=int, help="CPU threads per worker.  [default: cores // workers]"),
     click.option("--config", "config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML."),
 )
@@ -81,9 +94,18 @@ data_flags = _flags(
 )
 decode_flags = _flags(
     click.option("--heads", help="Folder of exit heads.  [default for demo: its own]"),
-    click.option("--gamma", type=float, help="Exit threshold in [0, 1].  [default: 0.75]"),
+    click.option("--policy", help="paper, demo or a YAML file; other flags win.  [default: demo for the demo model]"),
+    click.option("--gamma", callback=_gammas, help="Exit threshold in [0, 1], or one per exit.  [default: 0.75]"),
     click.option("--exits", callback=_integers, help="Exit layers, such as 4,8,12.  [default: the heads']"),
     click.option("--max-drafts", type=int, help="Drafts pending at once.  [default: 5]"),
+    click.option("--head", help="What an exit test runs: full or shortlist.  [default: full]"),
+    click.option(
+        "--gate", type=float, help="Skip tests that pass with less probability; 0 tests always.  [default: 0]"
+    ),
+    click.option("--reject", type=float, help="Confidence at which a deeper head rejects a draft.  [default: never]"),
+    click.option(
+        "--ngram", callback=_integers, help="Shortest and longest n-gram match, such as 2,6.  [default: none]"
+    ),
     click.option("--max-new-tokens", type=int, help="[default: 512]"),
 )
 run_flags = _flags(
@@ -236,6 +258,7 @@ def plan_command(config_file: Path | None, **flags: Any) -> None:
 @click.option("--max-drafts", "max_drafts_list", help="Numbers with commas.  [default: --config's, else 5]")
 @click.option("--tasks", "task_list", help="Tasks with commas; default: --task.")
 @click.option("--heads", help="Folder of exit heads.  [default for demo: its own]")
+@click.option("--policy", help="paper, demo or a YAML file; other flags win.  [default: demo for the demo model]")
 @click.option("--max-new-tokens", type=int, help="[default: 512]")
 @run_flags
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results/sweep"), show_default=True)
@@ -269,7 +292,9 @@ def cell_name(config: EvalConfig) -> str:
     """The folder name of a sweep's cell: what varies in it."""
     decode = config.decode
     exits = "heads" if decode.exits is None else "-".join(map(str, decode.exits))
-    return f"{config.task}_gamma-{decode.gamma:g}_exits-{exits}_drafts-{decode.max_drafts}"
+    gammas = decode.gamma if isinstance(decode.gamma, tuple) else (decode.gamma,)
+    gamma = "-".join(f"{g:g}" for g in gammas)
+    return f"{config.task}_gamma-{gamma}_exits-{exits}_drafts-{decode.max_drafts}"
 
 
 def _split(text: str | None, kind: Callable[[str], Any], default: Any = None) -> list[Any]:
@@ -307,6 +332,41 @@ def generate_command(prompt: str, config_file: Path | None, compare: bool, domai
         sys.exit(EXIT_OK if same else EXIT_MISMATCH)
 
 
+@main.command("bench")
+@model_flags
+@click.option(
+    "--shape", help="Synthetic weights of a published size: llama-3.1-8b, llama-3.2-1b, qwen3-8b, llama-160m."
+)
+@data_flags
+@decode_flags
+@click.option("--methods", callback=_names, help="[default: vanilla,vanilla-w1,adadecode; also: transformers]")
+@click.option("--repeats", type=int, help="Measurements of each method, after one to warm up.  [default: 5]")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for bench.json, bench.txt and bench.parquet.")
+def bench_command(config_file: Path | None, out: Path | None, **flags: Any) -> None:
+    """Measure speed here: rounds, their parts, and what is between them; 128 new tokens unless told.
+
+    The last line is the result as one JSON object.
+    """
+    import json
+
+    from adadecode.evaluation.bench import make_folder, run_bench, write_bench
+    from adadecode.report.bench_table import bench_lines, bench_tables
+
+    config = build_settings(BenchConfig, config_file, flags)
+    if out is not None:
+        make_folder(out)
+    result, rows = run_bench(config, lambda line: click.echo(line, err=True))
+    shown = Console(width=max(BENCH_WIDTH, console().width), record=True)
+    for table in bench_tables(result):
+        shown.print(table)
+    for line in bench_lines(result):
+        shown.print(line, highlight=False, markup=False)
+    if out is not None:
+        write_bench(out, result, rows, shown.export_text())
+    click.echo(json.dumps(result))
+    sys.exit(EXIT_MISMATCH if result["parity"] == "broken" else EXIT_OK)
+
+
 @main.command("train-heads")
 @model_flags
 @data_flags
@@ -317,6 +377,7 @@ def generate_command(prompt: str, config_file: Path | None, compare: bool, domai
 @click.option("--batch-tokens", type=int, help="Tokens per training step.  [default: 1024]")
 @click.option("--learning-rate", type=float, help="[default: 0.001]")
 @click.option("--held-out", type=float, help="Share of the prompts kept for the report.  [default: 0.1]")
+@click.option("--shortlist-len", type=int, help="Tokens of the cheap heads.  [default: V / 4, at most 32768]")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the heads.")
 def train_heads_command(config_file: Path | None, out: Path, **flags: Any) -> None:
     """Train exit heads on the model's own greedy outputs; rerun the same command to resume."""

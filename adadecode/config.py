@@ -12,11 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from adadecode.errors import UsageError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+HeadKind = Literal["full", "shortlist"]
 Kernels = Literal["auto", "native", "eager", "compile"]
 Method = Literal["vanilla", "vanilla-w1", "adadecode", "transformers"]
+ShapeName = Literal["llama-3.1-8b", "llama-3.2-1b", "qwen3-8b", "llama-160m"]
 
 # Settings that say where and with how many hands a run is done, not what it computes.
 PLACEMENT_FIELDS = {"workers", "local", "address", "threads"}
+
+
+DEMO_POLICY = Path(__file__).parent / "demo" / "policy.yaml"
 
 
 class Settings(BaseModel):
@@ -24,12 +29,16 @@ class Settings(BaseModel):
 
 
 class DecodeSettings(Settings):
-    """How tokens are decoded. Defaults are the paper's (section 4: gamma 0.75, at most 5 drafts, 512 new tokens)."""
+    """How tokens are decoded. Defaults are the paper's (section 4: gamma 0.75, at most 5 drafts, 512 new tokens).
 
+    `policy` names where the settings come from that are not given: `paper`, `demo` or a YAML file of settings.
+    """
+
+    policy: str = "paper"
     gamma: float | tuple[float, ...] = 0.75  # one for all exits, or one for each
     exits: tuple[int, ...] | None = None  # None: the layers the heads were trained for
     max_drafts: int = Field(5, ge=0, le=64)
-    head: Literal["full", "shortlist"] = "full"
+    head: HeadKind = "full"
     gate: float = Field(0.0, ge=0.0, le=1.0)  # skip the test of a head that is right with less probability
     reject: float | None = Field(None, ge=0.0, le=1.0)  # confidence of a deeper head that rejects a draft early
     ngram: tuple[int, int] | None = None  # shortest and longest match of the n-gram drafter
@@ -71,6 +80,7 @@ class EvalConfig(Settings):
     decode: DecodeSettings = DecodeSettings()  # pyright: ignore[reportCallIssue]
     dtype: Dtype = "bfloat16"
     device: Literal["cpu", "cuda"] = "cpu"
+    kernels: Kernels = "auto"
     repeats: int = Field(1, ge=1)
     warmup: int = Field(1, ge=0)  # generations per method and worker before anything is measured
     shard_size: int = Field(4, ge=1)
@@ -118,7 +128,49 @@ class TrainConfig(Settings):
     batch_tokens: int = Field(1024, ge=1)
     learning_rate: float = Field(1e-3, gt=0.0)
     held_out: float = Field(0.1, gt=0.0, lt=1.0)
+    shortlist_len: int | None = Field(None, ge=1)  # None: a quarter of the vocabulary, at most 32768
     threads: int | None = Field(None, ge=1)
+
+
+class BenchDecodeSettings(DecodeSettings):
+    max_new_tokens: int = Field(128, ge=1)
+
+
+class BenchConfig(Settings):
+    """One measurement of speed, with the weights of `model` or synthetic ones of the size `shape`."""
+
+    model: str = "demo"
+    shape: ShapeName | None = None
+    revision: str | None = None
+    heads: str | None = None  # None: the demo's heads for the task's domain; required for other models
+    task: str = "demo"
+    data_file: str | None = None
+    prompt_field: str = "prompt"
+    limit: int | None = Field(None, ge=1)  # None: a few
+    methods: tuple[Method, ...] = ("vanilla", "vanilla-w1", "adadecode")
+    decode: BenchDecodeSettings = BenchDecodeSettings()  # pyright: ignore[reportCallIssue]
+    dtype: Dtype = "bfloat16"
+    device: Literal["cpu", "cuda"] = "cpu"
+    kernels: Kernels = "auto"
+    repeats: int = Field(5, ge=1)  # after one that is not recorded
+    threads: int | None = Field(None, ge=1)
+
+    @field_validator("methods")
+    @classmethod
+    def _methods_hold_vanilla(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        return EvalConfig._methods_hold_vanilla(methods)
+
+    @model_validator(mode="after")
+    def _shape_stands_alone(self) -> Self:
+        beside = {"model", "revision", "heads", "task", "data_file", "prompt_field"} & self.model_fields_set
+        if self.shape is not None and beside:
+            flags = ", ".join(sorted("--" + name.replace("_", "-") for name in beside))
+            raise ValueError(f"--shape {self.shape} has synthetic weights, heads and prompts: drop it, or {flags}")
+        return self
+
+    @property
+    def name(self) -> str:
+        return self.shape or self.model
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -142,12 +194,32 @@ def build_settings(kind: type[SettingsT], config_file: Path | None, flags: dict[
     if "decode" in kind.model_fields:  # its settings may also stand flat in the file, as the flags do
         flat = {**values, **given}
         decode = {**values.get("decode", {}), **{name: flat[name] for name in decode_fields & flat.keys()}}
+        is_demo = flat.get("model", "demo") == "demo" and flat.get("shape") is None
+        name = decode.setdefault("policy", "demo" if is_demo else "paper")
+        decode = {**read_policy(name), **decode}
         values = {name: value for name, value in values.items() if name not in decode_fields} | {"decode": decode}
         given = {name: value for name, value in given.items() if name not in decode_fields}
     try:
         return kind.model_validate({**values, **given})
     except ValidationError as error:
         raise UsageError("; ".join(_one_line(problem) for problem in error.errors())) from None
+
+
+def read_policy(name: str) -> dict[str, Any]:
+    """The decode settings of policy `name`: nothing for `paper`, whose settings are the defaults, else a YAML file's."""
+    if name == "paper":
+        return {}
+    file = DEMO_POLICY if name == "demo" else Path(name)
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(
+            f"--policy {name!r}: give paper, demo or a YAML file of decode settings ({' '.join(str(error).split())})"
+        ) from error
+    unknown = set(settings) - set(DecodeSettings.model_fields) if isinstance(settings, dict) else {"not a mapping"}
+    if unknown:
+        raise UsageError(f"--policy {name!r}: {', '.join(map(str, sorted(unknown)))} is not among the decode settings")
+    return settings
 
 
 def _one_line(problem: Any) -> str:

@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from adadecode.model.decoder import DecoderModel, load_model
-from adadecode.model.exit_heads import HeadFacts, save_heads
-from tests.models import tiny_lm
+from adadecode.model.exit_heads import HeadFacts, HeadTensors, save_heads
+from tests.models import random_transforms, tiny_lm
 
 # One token per word, so that a prompt of n words has n tokens; ids past the special ones are w3, w4, ...
 SPECIAL = ("<unk>", "<s>", "</s>")
@@ -35,9 +35,7 @@ def save_tiny_model(path: Path, family: str = "llama", *, dtype: torch.dtype = t
 def save_tiny_heads(path: Path, model: Path, exits: tuple[int, ...], seed: int = 0) -> Path:
     """Saves heads near the identity at `exits`, made for the model saved in `model`, to `path`, and returns it."""
     decoder, _ = load_model(str(model), dtype="float32")
-    generator = torch.Generator().manual_seed(seed)
-    noise = {e: 0.1 * torch.randn(decoder.width, decoder.width, generator=generator) for e in exits}
-    save_heads(path, {e: torch.eye(decoder.width) + t for e, t in noise.items()}, tiny_facts(decoder, exits))
+    save_heads(path, HeadTensors(random_transforms(decoder, exits, seed)), tiny_facts(decoder, exits))
     return path
 
 

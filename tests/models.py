@@ -1,7 +1,11 @@
 """Tiny random models of every family and heads for them: the fakes that make the suite run on any laptop."""
 
+import os
+import shutil
 from dataclasses import dataclass, field
+from typing import Any
 
+import pytest
 import torch
 from transformers import (
     LlamaConfig,
@@ -14,8 +18,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from adadecode.config import Kernels
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.exit_heads import ExitHeads
+from adadecode.model.exit_heads import ExitHeads, Shortlist
+from adadecode.model.step import DecodeStep
 
 FAMILIES = {
     "llama": (LlamaConfig, LlamaForCausalLM),
@@ -24,6 +30,20 @@ FAMILIES = {
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
 }
 EXTRA = {"mistral": {"sliding_window": None}, "qwen2": {"use_sliding_window": False}}
+
+HAS_COMPILER = any(map(shutil.which, (os.environ.get("CXX", "g++"), "c++")))
+needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler on this machine for the native kernels")
+
+
+def _kernels_param(kernels: str, *others: Any) -> Any:
+    marks = needs_compiler if kernels == "native" else ()
+    return pytest.param(kernels, *others, marks=marks, id="-".join(str(name) for name in (kernels, *others)))
+
+
+KERNELS = [_kernels_param("native"), _kernels_param("eager")]
+NATIVE_DTYPES = [_kernels_param("native", dtype) for dtype in (torch.float32, torch.bfloat16)]
+EAGER_DTYPES = [_kernels_param("eager", dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)]
+KERNELS_AND_DTYPES = NATIVE_DTYPES + EAGER_DTYPES
 
 
 def tiny_lm(
@@ -35,27 +55,30 @@ def tiny_lm(
     tied: bool = False,
     vocab_size: int = 97,
     eos_token_id: int | list[int] | None = None,
+    **config: Any,
 ):
-    """A random causal LM of `family`, float32, whose later layers add less and less, so that exits are often right."""
+    """A random causal LM of `family`, float32, whose later layers add less and less, so that exits are often right.
+
+    `config` replaces sizes of its configuration, such as `hidden_size`.
+    """
     config_type, lm_type = FAMILIES[family]
-    config = config_type(
-        vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=num_layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=context_len,
-        tie_word_embeddings=tied,
-        initializer_range=0.2,
-        bos_token_id=None,
-        eos_token_id=eos_token_id,
-        pad_token_id=None,
-        **EXTRA.get(family, {}),
-    )
+    sizes = {
+        "vocab_size": vocab_size,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": context_len,
+        "tie_word_embeddings": tied,
+        "initializer_range": 0.2,
+        "bos_token_id": None,
+        "eos_token_id": eos_token_id,
+        "pad_token_id": None,
+    }
     torch.manual_seed(seed)
-    lm = lm_type(config)
+    lm = lm_type(config_type(**(sizes | EXTRA.get(family, {}) | config)))
     with torch.no_grad():
         for depth, layer in enumerate(lm.model.layers):
             layer.self_attn.o_proj.weight.mul_(0.6**depth)
@@ -63,26 +86,57 @@ def tiny_lm(
     return lm
 
 
-def tiny_model(family: str = "llama", *, dtype: torch.dtype = torch.float32, **settings) -> DecoderModel:
-    """The decoder over `tiny_lm`, in `dtype`."""
-    return DecoderModel(tiny_lm(family, **settings).to(dtype))
+def tiny_model(
+    family: str = "llama", *, dtype: torch.dtype = torch.float32, kernels: Kernels = "eager", **settings: Any
+) -> DecoderModel:
+    """The decoder over `tiny_lm`, in `dtype`, with `kernels`."""
+    return DecoderModel(tiny_lm(family, **settings).to(dtype), kernels)
 
 
-def random_heads(model: DecoderModel, exits: tuple[int, ...], seed: int = 0) -> ExitHeads:
+def random_heads(model: DecoderModel, exits: tuple[int, ...], seed: int = 0, **settings: Any) -> ExitHeads:
     """Heads near the identity: sometimes right, often wrong, which is what a parity test wants."""
+    return ExitHeads(model, random_transforms(model, exits, seed), **settings)
+
+
+def random_transforms(model: DecoderModel, exits: tuple[int, ...], seed: int = 0) -> dict[int, torch.Tensor]:
+    """T(e) `[d, d]` near the identity for each of `exits`."""
     generator = torch.Generator().manual_seed(seed)
     noise = {e: 0.1 * torch.randn(model.width, model.width, generator=generator) for e in exits}
-    return ExitHeads(model, {e: torch.eye(model.width) + t for e, t in noise.items()})
+    return {e: torch.eye(model.width) + t for e, t in noise.items()}
+
+
+def random_gates(model: DecoderModel, exits: tuple[int, ...], seed: int = 0) -> dict[int, torch.Tensor]:
+    """Gates `[d + 1]` that let about half of the tests pass."""
+    generator = torch.Generator().manual_seed(seed)
+    return {e: torch.randn(model.width + 1, generator=generator) / 4 for e in exits}
+
+
+def shortlist_of(
+    model: DecoderModel, transforms: dict[int, torch.Tensor], token_ids: list[int] | torch.Tensor
+) -> Shortlist:
+    """The heads of `transforms` over `token_ids` alone."""
+    token_ids = torch.as_tensor(token_ids)
+    rows = model.lm.lm_head.weight.float()[token_ids]
+    return Shortlist(token_ids, {e: rows @ transform for e, transform in transforms.items()})
 
 
 @dataclass
 class ScriptedExitHead:
-    """Proposes at `exits` exactly what `script` says: position -> {exit layer: (token id, confidence)}."""
+    """Proposes at `exits` exactly what `script` says: position -> {exit layer: (token id, confidence)}.
+
+    None in place of a proposal skips the test when its position is the last one asked about. `asked` records each test:
+    its positions, the last of which is the current token's, and its exit layer.
+    """
 
     exits: tuple[int, ...]
-    script: dict[int, dict[int, tuple[int, float]]]
-    asked: list[tuple[int, int]] = field(default_factory=list)
+    script: dict[int, dict[int, tuple[int, float] | None]]
+    asked: list[tuple[range, int]] = field(default_factory=list)
 
-    def propose(self, exit_layer: int, hidden: torch.Tensor, row: int, position: int) -> tuple[int, float]:
-        self.asked.append((position, exit_layer))
-        return self.script.get(position, {}).get(exit_layer, (0, 0.0))
+    def propose(
+        self, exit_layer: int, step: DecodeStep, lo: int, hi: int, first_position: int
+    ) -> list[tuple[int, float]] | None:
+        positions = range(first_position + lo, first_position + hi)
+        assert len(positions) > 0, (lo, hi)
+        self.asked.append((positions, exit_layer))
+        said = [self.script.get(position, {}).get(exit_layer, (0, 0.0)) for position in positions]
+        return None if said[-1] is None else [(0, 0.0) if proposal is None else proposal for proposal in said]

@@ -41,14 +41,13 @@ def generate_with_transformers(
     )
     inputs = torch.tensor([prompt_ids], device=model.device)
     clock = _TokenClock(model.device)
-    with model.transformers_attention():
-        started = time.perf_counter_ns()
-        result = model.lm.generate(
-            inputs,
-            attention_mask=torch.ones_like(inputs),
-            generation_config=config,
-            stopping_criteria=StoppingCriteriaList([clock]),
-        )
+    started = time.perf_counter_ns()
+    result = model.lm.generate(
+        inputs,
+        attention_mask=torch.ones_like(inputs),
+        generation_config=config,
+        stopping_criteria=StoppingCriteriaList([clock]),
+    )
     output = result.sequences[0, len(prompt_ids) :].tolist()
     clocks = clock.clocks
     generation = Generation(

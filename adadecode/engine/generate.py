@@ -55,13 +55,13 @@ def generate(
     first_logits = step.prefill(prompt_ids)
     top, first_id = first_logits.max(dim=-1)
     output, kept_logits = [int(first_id)], [first_logits[None]] if record_logits else []
+    if ngrams is not None:
+        ngrams.extend([*prompt_ids, *output])
     clocks = [clock_ns(model.device)]
     check_finite([float(top)], len(prompt_ids) - 1)
 
     depths, drafted, accepted = [model.num_layers], Counter[int](), Counter[int]()
     num_rounds = layers_run = 0
-    if ngrams is not None:
-        ngrams.extend([*prompt_ids, *output])
     while output[-1] not in eos and len(output) < limit:
         round_ = begin_round(step, output[-1], len(prompt_ids) + len(output) - 1)
         max_drafts = min(policy.max_drafts, limit - len(output) - 1)
@@ -152,9 +152,7 @@ def draft_ngrams(
         add_drafts(step, round_, proposed[:ends], 0)
 
 
-def first_contradicted(
-    round_: Round, lo: int, proposals: list[tuple[int, float]], reject: float | None
-) -> int | None:
+def first_contradicted(round_: Round, lo: int, proposals: list[tuple[int, float]], reject: float | None) -> int | None:
     """The first slot from `lo` on whose draft another token is proposed for with more confidence than `reject`."""
     if reject is not None:
         for slot in range(lo, round_.current):

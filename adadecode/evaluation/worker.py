@@ -52,6 +52,7 @@ class Worker:
             "gpu_driver": gpu_driver() if gpu else None,
             "cuda": torch.version.cuda if gpu else None,
             "threads": torch.get_num_threads(),
+            "kernels": self.model.kernels,
             "python": sys.version.split()[0],
             "torch": torch.__version__,
             "width": self.width,
@@ -70,10 +71,15 @@ def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, thre
     """Loads model and heads, checks that rows are independent at this width, and warms every method up."""
     if threads is not None:
         torch.set_num_threads(threads)
-    model, tokenizer = load_model(config.model, dtype=config.dtype, device=config.device, revision=config.revision)
+    model, tokenizer = load_model(
+        config.model, dtype=config.dtype, device=config.device, revision=config.revision, kernels=config.kernels
+    )
     heads = {}
     if "adadecode" in config.methods:
-        heads = {task: load_heads(heads_folder(config, task), model) for task in tasks}
+        heads = {
+            task: load_heads(heads_folder(config, task), model, config.decode.head, config.decode.gate)
+            for task in tasks
+        }
     width = step_width(config.decode.max_drafts)
     worker = Worker(worker_id, config, model, tokenizer, heads, width)
     for task in heads:

@@ -4,7 +4,7 @@ Shapes: W rows, S cache columns.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,11 +27,12 @@ def graph_columns(num_positions: int) -> int:
 class GraphedStep(EagerStep):
     """An eager step whose calls are captured once and replayed: no launch overhead, no allocation.
 
-    All it reads and writes is in buffers that stay where they are, from request to request. The graphs of all steps share one memory pool:
-    only one of them runs at a time, and what a graph leaves in the pool is read before the next one starts.
+    All it reads and writes is in buffers that stay where they are, from request to request. The graphs of all steps
+    share one memory pool: only one of them runs at a time, and what a graph leaves in the pool is read before the next
+    one starts.
     """
 
-    _pool: tuple[int, int] | None = None
+    _pool: Any = None
 
     def __init__(self, model: "DecoderModel", width: int, num_columns: int) -> None:
         super().__init__(model, width, num_columns)

@@ -46,9 +46,7 @@ class DecoderModel:
         lm.generation_config = GenerationConfig()  # greedy means greedy: no penalties from the model's own defaults
         self.model_hash = hash_weights(lm)
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.shape = LayerShape(
-            config.num_attention_heads, config.num_key_value_heads, head_dim, config.rms_norm_eps
-        )
+        self.shape = LayerShape(config.num_attention_heads, config.num_key_value_heads, head_dim, config.rms_norm_eps)
         self.layers = [fuse_layer(layer) for layer in lm.model.layers]
         self.head = Head((lm.lm_head.weight,))
         self.kernels = choose_kernels(kernels, self.device, self.dtype)

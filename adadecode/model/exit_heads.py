@@ -1,12 +1,14 @@
 """Exit heads: one trained d x d matrix T(e) per exit layer in front of the model's own frozen norm and LM head.
 
 `logits = E* . T(e) . norm(h)` (paper section 3). On disk: `exit_heads.safetensors` with one tensor `T.<exit layer>` each
-and `exit_heads.json` with what they were made for. Shapes: W rows, d model width, V vocabulary.
+and, when they were reduced, `shortlist.ids`, `shortlist.<exit layer>` and `gate.<exit layer>`; `exit_heads.json` says what
+they were made for. Shapes: W rows, d model width, V vocabulary, K tokens of the shortlist.
 """
 
 import hashlib
 import json
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from adadecode.config import HeadKind
 from adadecode.errors import ExitHeadsError
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.layers import Head
@@ -125,12 +128,45 @@ def paper_exits(num_layers: int) -> tuple[int, ...]:
     return tuple(sorted({max(1, num_layers * quarter // 4) for quarter in (1, 2, 3)} & set(range(1, num_layers))))
 
 
-def save_heads(folder: Path, transforms: dict[int, Tensor], facts: HeadFacts) -> None:
-    """Writes T(e) per exit layer and `facts` to `folder`, made if missing; the facts last, as the sign of completeness."""
+@dataclass(frozen=True)
+class HeadTensors:
+    """The tensors of one set of heads: T(e) `[d, d]`, and what makes their tests cheap, when they were reduced.
+
+    A gate is a logistic regression on the normed hidden state, weights and bias `[d + 1]`, float32.
+    """
+
+    transforms: dict[int, Tensor]
+    shortlist: Shortlist | None = None
+    gates: dict[int, Tensor] = field(default_factory=dict)
+
+    def named(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """As they are on disk, the heads in `dtype`."""
+        tensors = {f"T.{e}": t.to(dtype) for e, t in self.transforms.items()}
+        if self.shortlist is not None:
+            tensors["shortlist.ids"] = self.shortlist.token_ids.to(torch.int32)
+            tensors |= {f"shortlist.{e}": t.to(dtype) for e, t in self.shortlist.matrices.items()}
+        tensors |= {f"gate.{e}": t.float() for e, t in self.gates.items()}
+        return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+    @classmethod
+    def from_named(cls, tensors: dict[str, Tensor], exits: tuple[int, ...]) -> "HeadTensors":
+        """The heads at `exits` in what a file holds; raises KeyError when it holds something else."""
+        tensors = dict(tensors)
+        transforms = {e: tensors.pop(f"T.{e}") for e in exits}
+        shortlist = None
+        if "shortlist.ids" in tensors:
+            shortlist = Shortlist(tensors.pop("shortlist.ids"), {e: tensors.pop(f"shortlist.{e}") for e in exits})
+        gates = {e: tensors.pop(f"gate.{e}") for e in exits} if tensors else {}
+        if tensors:
+            raise KeyError(*tensors)
+        return cls(transforms, shortlist, gates)
+
+
+def save_heads(folder: Path, tensors: HeadTensors, facts: HeadFacts) -> None:
+    """Writes `tensors` and `facts` to `folder`, made if missing; the facts last, as the sign of completeness."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FACTS).unlink(missing_ok=True)
-    dtype = getattr(torch, facts.dtype)
-    save_file({f"T.{e}": t.to("cpu", dtype).contiguous() for e, t in transforms.items()}, folder / TENSORS)
+    save_file(tensors.named(getattr(torch, facts.dtype)), folder / TENSORS)
     (folder / FACTS).write_text(json.dumps(facts.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
 
 
@@ -142,15 +178,18 @@ def read_facts(folder: Path) -> HeadFacts | None:
         return None
 
 
-def load_heads(folder: Path, model: DecoderModel) -> ExitHeads:
-    """The exit heads in `folder`; raises ExitHeadsError when they are missing, damaged or made for another model."""
+def load_heads(folder: Path, model: DecoderModel, head: HeadKind = "full", gate: float = 0.0) -> ExitHeads:
+    """The exit heads in `folder`, tested in full or over their shortlist, after a gate when `gate` is above 0.
+
+    Raises ExitHeadsError when they are missing, damaged, made for another model, or lack what `head` and `gate` need.
+    """
     retrain = "train heads for this model with `adadecode train-heads`"
     if not (folder / FACTS).is_file() or not (folder / TENSORS).is_file():
         raise ExitHeadsError(f"--heads {str(folder)!r}: no {FACTS} with {TENSORS} there; {retrain}")
     try:
         facts = HeadFacts.model_validate_json((folder / FACTS).read_bytes())
         raw = (folder / TENSORS).read_bytes()
-        tensors = load(raw)
+        named = load(raw)
     except (SafetensorError, ValidationError) as error:
         raise ExitHeadsError(
             f"--heads {str(folder)!r}: the files are damaged; {retrain} ({type(error).__name__})"
@@ -160,9 +199,20 @@ def load_heads(folder: Path, model: DecoderModel) -> ExitHeads:
             f"--heads {str(folder)!r}: made for {facts.base_model!r} with weights {facts.base_model_hash}, "
             f"this model's are {model.model_hash}; {retrain}"
         )
-    if set(tensors) != {f"T.{e}" for e in facts.exits}:
+    try:
+        tensors = HeadTensors.from_named(named, facts.exits)
+    except KeyError as error:
         raise ExitHeadsError(
-            f"--heads {str(folder)!r}: tensors {sorted(tensors)} do not match exits {list(facts.exits)}"
+            f"--heads {str(folder)!r}: tensors {sorted(named)} do not match exits {list(facts.exits)}"
+        ) from error
+    wanted = {"--head shortlist": head == "shortlist" and tensors.shortlist is None}
+    wanted[f"--gate {gate:g}"] = gate > 0.0 and not tensors.gates
+    for flag in (flag for flag, is_missing in wanted.items() if is_missing):
+        raise ExitHeadsError(
+            f"{flag}: the heads in {str(folder)!r} were made without; use --head full --gate 0, or {retrain}"
         )
-    transforms = {e: tensors[f"T.{e}"] for e in facts.exits}
-    return ExitHeads(model, transforms, content_hash=hashlib.sha256(raw).hexdigest()[:16])
+    shortlist = tensors.shortlist if head == "shortlist" else None
+    content_hash = hashlib.sha256(raw).hexdigest()[:16]
+    return ExitHeads(
+        model, tensors.transforms, shortlist=shortlist, gates=tensors.gates, gate=gate, content_hash=content_hash
+    )

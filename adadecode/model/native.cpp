@@ -155,7 +155,7 @@ inline vf vexp(vf x) {
 // out [M, TILES * TILE] = x [M, K] times TILES packed tiles of weights, each output one chain of additions over K.
 template <class T, int M, int TILES>
 inline void tiles(const float* x, int K, const T* w, float* out, int out_stride) {
-    constexpr int AHEAD = M <= 2 ? 1024 : 4096;  // bytes between the weight in use and the one fetched into the cache
+    constexpr int AHEAD = M <= 2 ? 8192 : 4096;  // bytes between the weight in use and the one fetched into the cache
     vf sums[M][TILES][2] = {};
     for (int k = 0; k < K; k++) {
 #pragma GCC unroll 4
@@ -198,21 +198,17 @@ void tiles_of_rows(const float* x, int M, int K, const T* w, float* out, int out
 template <class T>
 void linear(const float* x, int M, int K, const T* w, int N, float* out) {
     const int num_tiles = padded(N) / TILE, stride = padded(N);
-    // enough sums at once to hide the latency of an addition, not more than there are registers
-    const int together = M == 1 ? 4 : M == 2 ? 2 : 1;
+    const int together = M <= 2 ? 2 : 1;  // sums enough to hide the latency of an addition, registers permitting
 #pragma omp for schedule(static)
     for (int group = 0; group < (num_tiles + together - 1) / together; group++) {
-        const int first = group * together, count = std::min(together, num_tiles - first);
+        const int first = group * together;
         const T* from = w + size_t(first) * K * TILE;
-        float* to = out + first * TILE;
-        if (count == 4) {
-            tiles<T, 1, 4>(x, K, from, to, stride);
-        } else if (count == 2 && M == 2) {
-            tiles<T, 2, 2>(x, K, from, to, stride);
-        } else {
-            for (int t = 0; t < count; t++)
-                tiles_of_rows<T>(x, M, K, from + size_t(t) * K * TILE, to + t * TILE, stride);
-        }
+        if (together == 1 || first + 2 > num_tiles)
+            tiles_of_rows<T>(x, M, K, from, out + first * TILE, stride);
+        else if (M == 1)
+            tiles<T, 1, 2>(x, K, from, out + first * TILE, stride);
+        else
+            tiles<T, 2, 2>(x, K, from, out + first * TILE, stride);
     }
 }
 
@@ -222,7 +218,10 @@ void rms_norm(const X* x, const T* weight, int n, float eps, float* out) {
     vf squares = {};
     for (int i = 0; i < n; i += LANES) {
         float wide[LANES] = {};
-        for (int j = 0; j < std::min(LANES, n - i); j++) wide[j] = widen(x[i + j]);
+        if (i + LANES <= n)
+            for (int j = 0; j < LANES; j++) wide[j] = widen(x[i + j]);
+        else
+            for (int j = 0; j < n - i; j++) wide[j] = widen(x[i + j]);
         squares = multiply_add(load(wide), load(wide), squares);
     }
     const float scale = 1.0f / std::sqrt(sum(squares) / n + eps);
@@ -254,27 +253,84 @@ void split_query(const float* x, int D, float* out) {
     for (int k = 0; k < padded(D); k++) out[k / CHUNK * CHUNK + place<T>(k % CHUNK)] = k < D ? x[k] : 0.0f;
 }
 
-// scores[q][c] for Q queries and NUM keys from `key` on.
+// A packed query times one key, added up as `score` does.
+template <class T>
+inline float dot(const float* query, const T* key, int D) {
+    vf total = {};
+    for (int k = 0; k < D; k += CHUNK) {
+        const Pair pair = k + CHUNK <= D ? load_pair(key + k) : load_tail(key + k, D - k);
+        total = multiply_add(pair.a, load(query + k), total);
+        total = multiply_add(pair.b, load(query + k + LANES), total);
+    }
+    return sum(total);
+}
+
+// scores[q][c] for Q queries and NUM keys from `key` on; Q * NUM is a multiple of 4.
 template <class T, int Q, int NUM>
 inline void score(const float* queries, const T* key, int D, float* scores, int stride) {
-    vf sums[Q][NUM] = {};
+    vf sums[Q * NUM] = {};
     for (int k = 0; k < D; k += CHUNK) {
+        Pair pairs[NUM];
 #pragma GCC unroll 4
         for (int c = 0; c < NUM; c++) {
             const T* chunk = key + size_t(c) * D + k;
-            Pair pair = k + CHUNK <= D ? load_pair(chunk) : load_tail(chunk, D - k);
+            pairs[c] = k + CHUNK <= D ? load_pair(chunk) : load_tail(chunk, D - k);
+        }
 #pragma GCC unroll 4
-            for (int q = 0; q < Q; q++) {
-                sums[q][c] = multiply_add(pair.a, load(queries + size_t(q) * padded(D) + k), sums[q][c]);
-                sums[q][c] = multiply_add(pair.b, load(queries + size_t(q) * padded(D) + k + LANES), sums[q][c]);
+        for (int q = 0; q < Q; q++) {
+            const vf a = load(queries + size_t(q) * padded(D) + k), b = load(queries + size_t(q) * padded(D) + k + LANES);
+#pragma GCC unroll 4
+            for (int c = 0; c < NUM; c++) {
+                sums[q * NUM + c] = multiply_add(pairs[c].a, a, sums[q * NUM + c]);
+                sums[q * NUM + c] = multiply_add(pairs[c].b, b, sums[q * NUM + c]);
             }
         }
     }
-    for (int q = 0; q < Q; q++) {
+#pragma GCC unroll 4
+    for (int i = 0; i < Q * NUM; i += 4) {
         float four[4];
-        sum4(sums[q][0], sums[q][NUM > 1 ? 1 : 0], sums[q][NUM > 2 ? 2 : 0], sums[q][NUM > 3 ? 3 : 0], four);
-        for (int c = 0; c < NUM; c++) scores[size_t(q) * stride + c] = four[c];
+        sum4(sums[i], sums[i + 1], sums[i + 2], sums[i + 3], four);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) scores[size_t((i + j) / NUM) * stride + (i + j) % NUM] = four[j];
     }
+}
+
+// scores[q][0, num_columns) for Q queries; writes up to 3 columns more.
+template <class T, int Q>
+void score_all(const float* queries, const T* keys, int num_columns, int D, float* scores, int stride) {
+    constexpr int NUM = Q == 4 ? 2 : 4;
+    int c = 0;
+    for (; c + NUM <= num_columns; c += NUM) score<T, Q, NUM>(queries, keys + size_t(c) * D, D, scores + c, stride);
+    for (; c < num_columns; c++)
+        for (int q = 0; q < Q; q++)
+            scores[size_t(q) * stride + c] = dot<T>(queries + size_t(q) * padded(D), keys + size_t(c) * D, D);
+}
+
+// out[q][k..] = the values' chunks from element k on, weighted by scores[q] and divided by its total.
+template <class T, int Q, int CHUNKS>
+inline void mix(const T* values, const float* scores, int stride, int num_columns, int D, int rest,
+                const float* inverse, float* const* out, int k) {
+    vf mixed[Q][CHUNKS][2] = {};
+    for (int c = 0; c < num_columns; c++) {
+#pragma GCC unroll 2
+        for (int i = 0; i < CHUNKS; i++) {
+            const T* chunk = values + size_t(c) * D + i * CHUNK;
+            const Pair pair = CHUNKS > 1 || rest >= CHUNK ? load_pair(chunk) : load_tail(chunk, rest);
+#pragma GCC unroll 4
+            for (int q = 0; q < Q; q++) {
+                const vf p = splat(scores[size_t(q) * stride + c]);
+                mixed[q][i][0] = multiply_add(pair.a, p, mixed[q][i][0]);
+                mixed[q][i][1] = multiply_add(pair.b, p, mixed[q][i][1]);
+            }
+        }
+    }
+    for (int q = 0; q < Q; q++)
+        for (int i = 0; i < CHUNKS; i++) {
+            float both[CHUNK];
+            store(both, mixed[q][i][0] * inverse[q]);
+            store(both + LANES, mixed[q][i][1] * inverse[q]);
+            for (int j = 0; j < std::min(CHUNK, rest - i * CHUNK); j++) out[q][k + i * CHUNK + j] = both[place<T>(j)];
+        }
 }
 
 // Attention of Q queries [Q, padded(D)] over columns of keys and values [S, D]: query q sees `num_seen[q]` of them and
@@ -283,10 +339,7 @@ template <class T, int Q>
 void attend(const float* queries, const T* keys, const T* values, const int* num_seen, int D, float scale,
             float* scores, float* const* out) {
     const int num_columns = *std::max_element(num_seen, num_seen + Q), stride = padded(num_columns);
-    int first = 0;
-    for (; first + 2 <= num_columns; first += 2)
-        score<T, Q, 2>(queries, keys + size_t(first) * D, D, scores + first, stride);
-    if (first < num_columns) score<T, Q, 1>(queries, keys + size_t(first) * D, D, scores + first, stride);
+    score_all<T, Q>(queries, keys, num_columns, D, scores, stride);
     float inverse[Q];
     for (int q = 0; q < Q; q++) {
         float *row = scores + size_t(q) * stride, highest[LANES];
@@ -302,25 +355,11 @@ void attend(const float* queries, const T* keys, const T* values, const int* num
         }
         inverse[q] = 1.0f / sum(total);
     }
-    for (int k = 0; k < D; k += CHUNK) {
-        vf mixed[Q][2] = {};
-        for (int c = 0; c < num_columns; c++) {
-            const T* chunk = values + size_t(c) * D + k;
-            Pair pair = k + CHUNK <= D ? load_pair(chunk) : load_tail(chunk, D - k);
-#pragma GCC unroll 4
-            for (int q = 0; q < Q; q++) {
-                const vf p = splat(scores[size_t(q) * stride + c]);
-                mixed[q][0] = multiply_add(pair.a, p, mixed[q][0]);
-                mixed[q][1] = multiply_add(pair.b, p, mixed[q][1]);
-            }
-        }
-        for (int q = 0; q < Q; q++) {
-            float both[CHUNK];
-            store(both, mixed[q][0] * inverse[q]);
-            store(both + LANES, mixed[q][1] * inverse[q]);
-            for (int i = 0; i < std::min(CHUNK, D - k); i++) out[q][k + i] = both[place<T>(i)];
-        }
-    }
+    int k = 0;
+    if (Q <= 2)  // two chunks at once, to hide the latency of an addition
+        for (; k + 2 * CHUNK <= D; k += 2 * CHUNK)
+            mix<T, Q, 2>(values + k, scores, stride, num_columns, D, D - k, inverse, out, k);
+    for (; k < D; k += CHUNK) mix<T, Q, 1>(values + k, scores, stride, num_columns, D, D - k, inverse, out, k);
 }
 
 template <class T>
@@ -328,14 +367,20 @@ void add_to_hidden(T* hidden, const float* x, int n) {
     for (int i = 0; i < n; i++) narrow(widen(hidden[i]) + x[i], hidden[i]);
 }
 
-// x <- silu(x) * up
-inline void gate(float* x, const float* up, int n) {
-    for (int i = 0; i < n; i += LANES) {
-        float rest[LANES] = {};
-        std::memcpy(rest, x + i, std::min(LANES, n - i) * sizeof(float));
-        vf g = load(rest);
-        store(rest, g / (vexp(-g) + 1.0f));
-        for (int j = 0; j < std::min(LANES, n - i); j++) x[i + j] = rest[j] * up[i + j];
+// out = silu(x) * up
+inline void gate(const float* x, const float* up, int n, float* out) {
+    int i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        const vf g = load(x + i);
+        store(out + i, g / (vexp(-g) + 1.0f) * load(up + i));
+    }
+    if (i < n) {
+        float rest[2][LANES] = {};
+        std::memcpy(rest[0], x + i, (n - i) * sizeof(float));
+        std::memcpy(rest[1], up + i, (n - i) * sizeof(float));
+        const vf g = load(rest[0]);
+        store(rest[0], g / (vexp(-g) + 1.0f) * load(rest[1]));
+        std::memcpy(out + i, rest[0], (n - i) * sizeof(float));
     }
 }
 
@@ -421,9 +466,8 @@ void run(const Shape& s, const LayerWeights* layers, T* hidden, int M, int first
             linear<T>(x.data(), M, d, (const T*)w.gate_up, 2 * F, wide.data());
 #pragma omp for schedule(static)
             for (int m = 0; m < M; m++) {
-                float* row = wide.data() + size_t(m) * gate_up_stride;
-                gate(row, row + F, F);
-                std::memcpy(gated.data() + size_t(m) * F, row, F * sizeof(float));
+                const float* row = wide.data() + size_t(m) * gate_up_stride;
+                gate(row, row + F, F, gated.data() + size_t(m) * F);
             }
             linear<T>(gated.data(), M, F, (const T*)w.down, d, out.data());
 #pragma omp for schedule(static)
@@ -452,22 +496,28 @@ void head(const Shape& s, const T* hidden, int M, const T* norm, const void* con
         }
 #pragma omp for schedule(static)
         for (int m = 0; m < M; m++) {
-            float *row = out.data() + size_t(m) * padded(V), top = -INFINITY;
-            int best = 0;
-            bool is_nan = false;
-            for (int v = 0; v < V; v++) {
-                T rounded;
-                narrow(row[v], rounded);
-                row[v] = widen(rounded);
-                is_nan |= std::isnan(row[v]);
-                if (logits) logits[size_t(m) * V + v] = rounded;
+            float* row = out.data() + size_t(m) * padded(V);
+            if (logits)  // the choice is made among the logits as the model's dtype has them
+                for (int v = 0; v < V; v++) {
+                    T& rounded = logits[size_t(m) * V + v];
+                    narrow(row[v], rounded);
+                    row[v] = widen(rounded);
+                }
+            for (int v = V; v < padded(V); v++) row[v] = -INFINITY;
+            float highest[LANES];
+            vf tops_of_lanes = splat(-INFINITY), nans = {};
+            for (int v = 0; v < V; v += LANES) {
+                const vf some = load(row + v);
+                tops_of_lanes = some > tops_of_lanes ? some : tops_of_lanes;
+                nans = some == some ? nans : splat(1.0f);
             }
-            for (int v = 0; v < V; v++) top = std::max(top, row[v]);
+            store(highest, tops_of_lanes);
+            const float top = *std::max_element(highest, highest + LANES);
+            int best = 0;
             while (best + 1 < V && row[best] != top) best++;
             ids[m] = best;
-            tops[m] = is_nan ? NAN : top;
+            tops[m] = sum(nans) > 0.0f ? NAN : top;
             if (confidences) {
-                for (int v = V; v < padded(V); v++) row[v] = -INFINITY;
                 vf total = {};
                 for (int v = 0; v < V; v += LANES) total += vexp(load(row + v) - splat(top));
                 confidences[m] = 1.0f / sum(total);

@@ -76,7 +76,9 @@ def load_library() -> ctypes.CDLL:
             subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(unfinished)], check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError) as error:
             reason = " ".join(getattr(error, "stderr", b"").decode(errors="replace").split())[:200]
-            raise KernelsError(f"{compiler} cannot compile the native kernels; use --kernels eager ({reason})") from error
+            raise KernelsError(
+                f"{compiler} cannot compile the native kernels; use --kernels eager ({reason})"
+            ) from error
         os.replace(unfinished, path)
     library = ctypes.CDLL(str(path))
     library.adadecode_run_layers.argtypes = [
@@ -173,12 +175,19 @@ class NativeStep:
             shape.scale,
         )
         self._rotary = [table[:num_columns].float().contiguous() for table in model.rotary]
+        self._table = model.lm.model.embed_tokens.weight
+        self._row_len = model.width * model.dtype.itemsize  # bytes
+        # addresses are looked up once: a call of torch costs as much as a head test
+        self._hidden_at, self._table_at = self.hidden.data_ptr(), self._table.data_ptr()
+        self._around_rows = (self.cache.kv.data_ptr(), *(table.data_ptr() for table in self._rotary))
+        self._norm_at, self._logits_at = model.norm.data_ptr(), self.logits.data_ptr()
+        self._shape_at = ctypes.addressof(self._shape)
         self._ids = (ctypes.c_int64 * width)()
         self._tops, self._probabilities = (ctypes.c_float * width)(), (ctypes.c_float * width)()
 
     def prefill(self, prompt_ids: list[int]) -> Tensor:
         hidden = self.model.embed(torch.tensor(prompt_ids))
-        self._run(hidden, len(prompt_ids), 0, 0, self.model.num_layers)
+        self._run(hidden.data_ptr(), len(prompt_ids), 0, 0, self.model.num_layers)
         self.hidden[0] = hidden[-1]
         self.verify(1)
         return self.logits[0].clone()
@@ -187,10 +196,15 @@ class NativeStep:
         self._first_position = first_position
 
     def put(self, slot: int, token_ids: list[int]) -> None:
-        self.hidden[slot : slot + len(token_ids)] = self.model.embed(torch.tensor(token_ids))
+        assert slot + len(token_ids) <= self.width, (slot, len(token_ids))
+        for i, token_id in enumerate(token_ids):
+            assert 0 <= token_id < len(self._table), token_id
+            to = self._hidden_at + (slot + i) * self._row_len
+            ctypes.memmove(to, self._table_at + token_id * self._row_len, self._row_len)
 
     def run(self, lo: int, hi: int, start: int, stop: int) -> None:
-        self._run(self.hidden[lo:], hi - lo, self._first_position + lo, start, stop)
+        assert 0 <= lo < hi <= self.width, (lo, hi, self.width)
+        self._run(self._hidden_at + lo * self._row_len, hi - lo, self._first_position + lo, start, stop)
 
     def test(self, head: Head, lo: int, hi: int) -> list[tuple[int, float]]:
         packed = self._weights.head(head)
@@ -201,22 +215,19 @@ class NativeStep:
         return list(zip(token_ids, self._probabilities, strict=False))
 
     def verify(self, hi: int) -> tuple[list[int], list[float]]:
-        self._head(self._weights.head(self.model.head), 0, hi, self.logits.data_ptr(), None)
+        self._head(self._weights.head(self.model.head), 0, hi, self._logits_at, None)
         return self._ids[:hi], self._tops[:hi]
 
-    def _run(self, hidden: Tensor, num_rows: int, first_position: int, start: int, stop: int) -> None:
-        cos, sin = self._rotary
-        assert 0 < num_rows <= len(hidden), (num_rows, len(hidden))
+    def _run(self, hidden: int, num_rows: int, first_position: int, start: int, stop: int) -> None:
+        """Rows at address `hidden` through layers [start, stop)."""
         assert first_position + num_rows <= self.cache.num_columns, (first_position, num_rows)
         self._weights.library.adadecode_run_layers(
-            ctypes.byref(self._shape),
+            self._shape_at,
             self._weights.layers,
-            hidden.data_ptr(),
+            hidden,
             num_rows,
             first_position,
-            self.cache.kv.data_ptr(),
-            cos.data_ptr(),
-            sin.data_ptr(),
+            *self._around_rows,
             start,
             stop,
         )
@@ -224,10 +235,10 @@ class NativeStep:
     def _head(self, packed: _PackedHead, lo: int, hi: int, logits: int | None, probabilities: Any) -> None:
         assert 0 <= lo < hi <= self.width, (lo, hi, self.width)
         self._weights.library.adadecode_head(
-            ctypes.byref(self._shape),
-            self.hidden[lo].data_ptr(),
+            self._shape_at,
+            self._hidden_at + lo * self._row_len,
             hi - lo,
-            self.model.norm.data_ptr(),
+            self._norm_at,
             packed.matrices,
             packed.sizes,
             len(packed.matrices),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adadecode.model.kv_cache import KVCache
-from adadecode.model.layers import Head, head_step, layer_step, top1
+from adadecode.model.layers import Head, head_step, top1
 
 if TYPE_CHECKING:
     from adadecode.model.decoder import DecoderModel

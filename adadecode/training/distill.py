@@ -17,10 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from adadecode.config import TrainConfig
-from adadecode.errors import NonFiniteLogitsError, RunFolderError
+from adadecode.errors import NonFiniteLogitsError, RunFolderError, UsageError
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.exit_heads import ExitHeads, HeadFacts, check_exits, paper_exits, read_facts, save_heads
+from adadecode.model.exit_heads import (
+    ExitHeads,
+    HeadFacts,
+    check_exits,
+    paper_exits,
+    read_facts,
+    save_heads,
+)
 from adadecode.training.outputs import GreedyOutput, Say, greedy_outputs
+from adadecode.training.reduce import default_shortlist_len, reduce_heads
 from adadecode.training.replay import BasePass, measure, pack, run_base
 
 CHECKPOINT = "checkpoint.pt"
@@ -59,6 +67,10 @@ def train_heads(
     run.train(out / CHECKPOINT, checkpoint_every_s, say)
 
     transforms = dict(zip(exits, run.transforms.detach(), strict=True))
+    shortlist_len = config.shortlist_len or default_shortlist_len(model.vocab_size)
+    if shortlist_len > model.vocab_size:
+        raise UsageError(f"--shortlist-len {shortlist_len}: the vocabulary has {model.vocab_size} tokens; give fewer")
+    tensors = reduce_heads(model, transforms, train, shortlist_len, config.batch_tokens)
     report = measure(model, ExitHeads(model, transforms), held_out, config.batch_tokens)
     for exit_layer, share in report["agreement"].items():
         say(f"exit {exit_layer}: agrees with the final layer on {share:.1%} of {report['num_held_out_tokens']} tokens")
@@ -75,11 +87,12 @@ def train_heads(
             "num_held_out_prompts": len(held_out),
             "num_trained_tokens": sum(len(output.output_ids) for output in train),
             "num_steps": run.num_steps,
+            "shortlist_len": shortlist_len,
             "final_losses": dict(zip(map(str, exits), run.mean_losses(), strict=True)),
             **report,
         },
     )
-    save_heads(out, transforms, facts)
+    save_heads(out, tensors, facts)
     (out / CHECKPOINT).unlink(missing_ok=True)
     return facts
 

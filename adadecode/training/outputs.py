@@ -101,8 +101,7 @@ def _generate_batch(model: DecoderModel, prompts: list[list[int]], max_new_token
     padded = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     config = GenerationConfig(do_sample=False, max_new_tokens=max(limits), eos_token_id=eos or None, pad_token_id=pad)
-    with model.transformers_attention():
-        sequences = model.lm.generate(padded, attention_mask=mask, generation_config=config)
+    sequences = model.lm.generate(padded, attention_mask=mask, generation_config=config)
     continuations = []
     for row, limit in zip(sequences[:, longest:].tolist(), limits, strict=True):
         ends = (i + 1 for i, token_id in enumerate(row) if token_id in model.eos_token_ids)

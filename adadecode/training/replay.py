@@ -43,8 +43,7 @@ def run_base(model: DecoderModel, batch: list[GreedyOutput], exits: tuple[int, .
         token_ids[row, :stop] = torch.tensor(prompt_ids + output_ids[:-1])
         predicts[row, len(prompt_ids) - 1 : stop] = True
     predicts = predicts.to(model.device)
-    with model.transformers_attention():
-        base: Any = model.lm.model(token_ids.to(model.device), use_cache=False, output_hidden_states=True)
+    base: Any = model.lm.model(token_ids.to(model.device), use_cache=False, output_hidden_states=True)
     # hidden_states[e] has passed e layers; only the entry of layer L, which is last_hidden_state, is normalised too.
     hidden = [base.hidden_states[e][predicts] for e in exits]
     return BasePass(hidden, model.lm.lm_head(base.last_hidden_state[predicts]))

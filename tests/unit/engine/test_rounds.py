@@ -9,16 +9,16 @@ from adadecode.config import DecodeSettings
 from adadecode.engine.generate import Decoded, generate
 from adadecode.engine.policy import Policy, make_policy, step_width
 from adadecode.errors import NonFiniteLogitsError, PromptTooLongError, UsageError
-from tests.models import ScriptedExitHead, tiny_model
+from tests.models import KERNELS, KERNELS_AND_DTYPES, ScriptedExitHead, tiny_model
 
 PROMPT = [11, 12, 13]
 EXITS = (1, 2, 3)
 WIDTH = 8
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model(num_layers=4)
+@pytest.fixture(scope="module", params=KERNELS)
+def model(request):
+    return tiny_model(num_layers=4, kernels=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +136,26 @@ def test_statistics_of_a_round_with_drafts_at_two_exits(model, vanilla):
     assert generation.decode_s == pytest.approx(sum(generation.step_gaps_s))
 
 
+def test_the_exits_above_a_draft_are_asked_about_the_current_token_alone(model, vanilla):
+    """Without early rejection nobody asks what a parked token's deeper heads say."""
+    first = len(PROMPT)
+    script = {first: {1: (right_at(vanilla, first), 0.9)}, first + 1: {2: (right_at(vanilla, first + 1), 0.9)}}
+    heads = ScriptedExitHead(EXITS, script)
+    decode(model, heads, max_new_tokens=4)
+    current = [(positions[0], exit_layer) for positions, exit_layer in heads.asked if len(positions) == 1]
+    assert len(current) == len(heads.asked)
+    assert current == [(first, 1), (first + 1, 1), (first + 1, 2)], "max_new_tokens leaves room for two drafts"
+
+
+def test_a_skipped_test_drafts_nothing_and_the_next_exit_is_asked(model, vanilla):
+    first = len(PROMPT)
+    heads = ScriptedExitHead(EXITS, {first: {1: None, 2: (right_at(vanilla, first), 0.9)}})
+    generation = decode(model, heads, max_new_tokens=3).generation
+    assert generation.output_token_ids == vanilla.generation.output_token_ids[:3]
+    assert generation.drafted_per_exit == (0, 1, 0)
+    assert [exit_layer for _, exit_layer in heads.asked] == [1, 2]
+
+
 def test_one_output_token_has_no_tpot(model):
     generation = generate(model, PROMPT, width=1, max_new_tokens=1).generation
     assert generation.tpot_s is None
@@ -143,12 +163,28 @@ def test_one_output_token_has_no_tpot(model):
     assert generation.ttft_s == generation.e2e_s > 0
 
 
-def test_output_ends_where_the_context_does():
-    model = tiny_model(context_len=20)
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_output_ends_where_the_context_does(kernels):
+    model = tiny_model(context_len=20, kernels=kernels)
     for prompt_len in (1, 18, 19):
         result = generate(model, [4] * prompt_len, width=4, max_new_tokens=50)
         assert len(result.generation.output_token_ids) == 20 - prompt_len
         assert result.generation.finish_reason == "length"
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_every_position_up_to_the_end_of_the_context_can_be_drafted(kernels):
+    """The widest step at the last positions: most of its rows stand past the cache."""
+    model = tiny_model(context_len=63, kernels=kernels)
+    common = {"width": 72, "max_new_tokens": 99, "eos_token_ids": (), "record_logits": True}
+    plain = generate(model, PROMPT, **common)
+    script = {i: {1: (right_at(plain, i), 0.9)} for i in range(len(PROMPT), 62)}
+    heads = ScriptedExitHead(EXITS, script)
+    result = generate(model, PROMPT, policy=Policy(EXITS, (0.5,) * 3, 64), drafter=heads, **common)
+    assert result.generation.num_rounds == 1
+    assert len(result.generation.output_token_ids) == 60
+    assert result.generation.output_token_ids == plain.generation.output_token_ids
+    assert torch.equal(result.logits, plain.logits)
 
 
 @pytest.mark.parametrize("prompt_len", [0, 20, 21])
@@ -158,16 +194,28 @@ def test_a_prompt_without_room_is_a_clear_error(prompt_len):
         generate(model, [4] * prompt_len, width=4, max_new_tokens=5)
 
 
-def test_logits_that_are_not_finite_are_a_clear_error():
-    model = tiny_model(dtype=torch.float16)
+@pytest.mark.parametrize(("kernels", "dtype"), KERNELS_AND_DTYPES)
+def test_logits_that_are_not_finite_are_a_clear_error(kernels, dtype):
+    model = tiny_model(dtype=dtype, kernels=kernels)
     with torch.no_grad():
-        model.lm.lm_head.weight.fill_(60000.0)
+        model.lm.lm_head.weight.fill_(torch.finfo(dtype).max)
     with pytest.raises(NonFiniteLogitsError, match="not finite; try --dtype float32"):
         generate(model, [4, 5], width=2, max_new_tokens=5)
 
 
-def test_ties_go_to_the_lowest_id():
-    model = tiny_model()
+@pytest.mark.parametrize("bad_id", [0, 50, 96])
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_one_logit_that_is_nan_is_a_clear_error(kernels, bad_id):
+    model = tiny_model(kernels=kernels)
+    with torch.no_grad():
+        model.lm.lm_head.weight[bad_id] = float("nan")
+    with pytest.raises(NonFiniteLogitsError, match="at position 1 are not finite"):
+        generate(model, [4, 5], width=2, max_new_tokens=5)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_ties_go_to_the_lowest_id(kernels):
+    model = tiny_model(kernels=kernels)
     with torch.no_grad():
         model.lm.lm_head.weight.zero_()
     assert set(generate(model, [4, 5], width=3, max_new_tokens=6).generation.output_token_ids) == {0}
@@ -178,14 +226,21 @@ def test_policy_names_the_exits_that_have_no_head():
         make_policy(DecodeSettings(exits=(2, 5)), (2, 3))
 
 
+def test_policy_takes_rejection_and_ngrams_from_the_settings():
+    policy = make_policy(DecodeSettings(gamma=(0.5, 0.7), reject=0.6, ngram=(2, 4), max_drafts=3), (2, 3))
+    assert policy == Policy((2, 3), (0.5, 0.7), 3, 0.6, (2, 4))
+    assert policy.draft_exits == (0, 2, 3)
+    assert make_policy(DecodeSettings(), (2, 3)) == Policy((2, 3), (0.75, 0.75), 5)
+
+
 def test_width_is_a_multiple_of_eight():
     assert [step_width(n) for n in (0, 5, 7, 8, 15)] == [8, 8, 8, 16, 16]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-def test_a_wrong_draft_that_overflows_leaves_vanillas_bits(dtype):
+@pytest.mark.parametrize(("kernels", "dtype"), KERNELS_AND_DTYPES)
+def test_a_wrong_draft_that_overflows_leaves_vanillas_bits(kernels, dtype):
     """A masked column has weight zero, but zero times NaN is NaN: the overflow must not reach the rows beside it."""
-    model = tiny_model(dtype=dtype)
+    model = tiny_model(dtype=dtype, kernels=kernels)
     vanilla = generate(model, PROMPT, width=WIDTH, max_new_tokens=24, eos_token_ids=(), record_logits=True)
     poison = next(t for t in range(97) if t not in (*PROMPT, *vanilla.generation.output_token_ids))
     with torch.no_grad():

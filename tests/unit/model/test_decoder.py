@@ -15,6 +15,7 @@ from transformers import (
     MixtralConfig,
     PretrainedConfig,
     Qwen2Config,
+    Qwen3Config,
     Qwen3MoeConfig,
     T5Config,
 )
@@ -24,7 +25,7 @@ from adadecode.engine.generate import generate, room_for_output
 from adadecode.errors import PromptTooLongError, UnsupportedModelError, UsageError
 from adadecode.model.decoder import DecoderModel, load_model
 from tests.folders import save_tiny_model
-from tests.models import FAMILIES, tiny_lm, tiny_model
+from tests.models import FAMILIES, KERNELS, tiny_lm, tiny_model
 
 DTYPES = ("float32", "bfloat16", "float16")
 THETA = {"rope_theta": 10000.0}
@@ -43,6 +44,10 @@ UNSUPPORTED: dict[str, tuple[PretrainedConfig, str, str]] = {
     "soft-capped logits": (Gemma2Config(), "gemma2", "soft-capped"),
     "mixtral": (MixtralConfig(), "mixtral", "mixture-of-experts"),
     "qwen3 with experts": (Qwen3MoeConfig(), "qwen3_moe", "mixture-of-experts"),
+    "llama with biases in its attention": (LlamaConfig(attention_bias=True), "llama", "bias"),
+    "llama with biases in its MLP": (LlamaConfig(mlp_bias=True), "llama", "bias"),
+    "qwen3 with biases": (Qwen3Config(attention_bias=True), "qwen3", "bias"),
+    "another activation": (LlamaConfig(hidden_act="gelu"), "llama", "gelu"),
     "encoder-decoder": (T5Config(), "t5", "encoder-decoder"),
     "unknown family": (GPT2Config(), "gpt2", "not known to the engine"),
     "dynamic rope": (
@@ -112,9 +117,10 @@ def test_a_saved_model_loads_in_every_dtype_with_its_weights(dtype, tied, tmp_pa
     assert len(tokenizer) == model.vocab_size
 
 
+@pytest.mark.parametrize("kernels", ["auto", *KERNELS])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_loads_from_a_folder_and_decodes_as_transformers_does(family, tmp_path):
-    model, _ = load_model(str(save_tiny_model(tmp_path, family)), dtype="float32")
+def test_every_family_loads_from_a_folder_and_decodes_as_transformers_does(family, kernels, tmp_path):
+    model, _ = load_model(str(save_tiny_model(tmp_path, family)), dtype="float32", kernels=kernels)
     lm = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     prompt = torch.tensor([[5, 6, 7]])
     config = GenerationConfig(max_new_tokens=20, do_sample=False, pad_token_id=0)
@@ -122,18 +128,23 @@ def test_every_family_loads_from_a_folder_and_decodes_as_transformers_does(famil
     assert ids_of(generate(model, [5, 6, 7], width=8, max_new_tokens=20)) == tuple(oracle[0, 3:].tolist())
 
 
-def test_a_rotary_type_that_is_fixed_by_position_is_decoded(tmp_path):
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("rope", [LLAMA3, YARN], ids=["llama3", "yarn"])
+def test_a_rotary_type_that_is_fixed_by_position_is_decoded(rope, kernels):
     config = tiny_lm().config
-    config.rope_parameters = {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 128,
-        **THETA,
-    }
+    config.rope_parameters = {**rope, **THETA}
     torch.manual_seed(0)
-    model = DecoderModel(AutoModelForCausalLM.from_config(config))
+    model = DecoderModel(AutoModelForCausalLM.from_config(config), kernels)
     ours = generate(model, [5, 6, 7], width=8, max_new_tokens=20)
     assert ids_of(ours) == ids_of(generate_with_transformers(model, [5, 6, 7], max_new_tokens=20))
 
@@ -259,9 +270,32 @@ def test_room_for_output_is_what_the_context_leaves():
             room_for_output(model, prompt_len)
 
 
-def test_attention_is_the_engines_again_after_the_transformers_baseline():
-    model = tiny_model()
-    ours = model.config._attn_implementation
-    with model.transformers_attention():
-        assert model.config._attn_implementation == "sdpa"
-    assert model.config._attn_implementation == ours
+def test_a_model_in_transformers_hands_shares_the_weights_of_the_decoder():
+    """The joined projections are the parameters' own memory: they are in memory once, and changed together."""
+    model = tiny_model("qwen2")
+    layer, weights = model.lm.model.layers[2], model.layers[2]
+    parts = [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]
+    assert torch.equal(weights.qkv, torch.cat([part.weight for part in parts]))
+    assert torch.equal(weights.qkv_bias, torch.cat([part.bias for part in parts]))
+    assert torch.equal(weights.gate_up, torch.cat([layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight]))
+    for joined, part in ((weights.qkv, parts[0]), (weights.gate_up, layer.mlp.up_proj)):
+        assert part.weight.untyped_storage().data_ptr() == joined.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_a_second_decoder_over_the_same_weights_leaves_the_first_as_it_was(kernels):
+    lm = tiny_lm()
+    first = DecoderModel(lm, kernels)
+    expected = ids_of(generate(first, [5, 6, 7], width=8, max_new_tokens=20))
+    second = DecoderModel(lm, kernels)
+    assert ids_of(generate(second, [5, 6, 7], width=8, max_new_tokens=20)) == expected
+    assert ids_of(generate(first, [5, 6, 7], width=8, max_new_tokens=20)) == expected
+    assert first.model_hash == second.model_hash
+
+
+def test_a_decoder_can_be_saved_as_the_model_it_was(tmp_path):
+    lm = tiny_lm("qwen2")
+    before = {name: parameter.clone() for name, parameter in lm.named_parameters()}
+    DecoderModel(lm).lm.save_pretrained(tmp_path)
+    after = dict(AutoModelForCausalLM.from_pretrained(tmp_path).named_parameters())
+    assert all(torch.equal(after[name], parameter) for name, parameter in before.items())

@@ -1,4 +1,4 @@
-"""Exit heads on disk: the same bits back, and a one-line refusal of anything that does not fit the model."""
+"""Exit heads: what they propose, the same bits back from disk, and a one-line refusal of what does not fit the model."""
 
 import json
 from pathlib import Path
@@ -7,12 +7,25 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from adadecode.errors import ExitHeadsError
-from adadecode.model.exit_heads import FACTS, TENSORS, ExitHeads, check_exits, load_heads, paper_exits, save_heads
+from adadecode.model.decoder import DecoderModel
+from adadecode.model.exit_heads import (
+    FACTS,
+    TENSORS,
+    ExitHeads,
+    HeadTensors,
+    check_exits,
+    load_heads,
+    paper_exits,
+    save_heads,
+)
+from adadecode.model.step import DecodeStep
 from tests.folders import tiny_facts
-from tests.models import random_heads, tiny_model
+from tests.models import KERNELS_AND_DTYPES, random_gates, random_heads, random_transforms, shortlist_of, tiny_model
+
+CLOSE = {torch.float32: 1e-4, torch.float16: 0.01, torch.bfloat16: 0.06}
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +33,16 @@ def model():
     return tiny_model()
 
 
-def noise(model, exits, seed=0) -> dict[int, torch.Tensor]:
+def noise(model, exits, seed=0) -> HeadTensors:
+    """Random heads without a shortlist and gates."""
     generator = torch.Generator().manual_seed(seed)
-    return {e: torch.randn(model.width, model.width, generator=generator) for e in exits}
+    return HeadTensors({e: torch.randn(model.width, model.width, generator=generator) for e in exits})
+
+
+def reduced(model, exits) -> HeadTensors:
+    """Heads near the identity with a shortlist of ten tokens and gates."""
+    transforms = random_transforms(model, exits)
+    return HeadTensors(transforms, shortlist_of(model, transforms, range(40, 50)), random_gates(model, exits))
 
 
 @pytest.fixture
@@ -31,9 +51,21 @@ def folder(model, tmp_path) -> Path:
     return tmp_path / "heads"
 
 
-def refusal(folder: Path, model) -> str:
+@pytest.fixture
+def reduced_folder(model, tmp_path) -> Path:
+    save_heads(tmp_path / "reduced", reduced(model, (1, 3)), tiny_facts(model, (1, 3)))
+    return tmp_path / "reduced"
+
+
+def step_with_random_rows(model: DecoderModel, width: int = 8) -> DecodeStep:
+    step = model.new_step(width, 20)
+    step.hidden.copy_(torch.randn(width, model.width, generator=torch.Generator().manual_seed(1)))
+    return step
+
+
+def refusal(folder: Path, model, **settings) -> str:
     with pytest.raises(ExitHeadsError) as caught:
-        load_heads(folder, model)
+        load_heads(folder, model, **settings)
     message = str(caught.value)
     assert "\n" not in message
     assert caught.value.exit_code == 2
@@ -43,13 +75,31 @@ def refusal(folder: Path, model) -> str:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_saved_heads_come_back_bit_for_bit(dtype, tmp_path):
     model = tiny_model(dtype=getattr(torch, dtype))
-    transforms = noise(model, (1, 2, 3))
-    save_heads(tmp_path, transforms, tiny_facts(model, (1, 2, 3), dtype=dtype))
-    loaded, made = load_heads(tmp_path, model), ExitHeads(model, transforms)
+    tensors = noise(model, (1, 2, 3))
+    save_heads(tmp_path, tensors, tiny_facts(model, (1, 2, 3), dtype=dtype))
+    loaded, made = load_heads(tmp_path, model), ExitHeads(model, tensors.transforms)
     assert loaded.exits == (1, 2, 3)
     hidden = torch.randn(8, model.width, generator=torch.Generator().manual_seed(1)).to(model.dtype)
     for exit_layer in loaded.exits:
         assert torch.equal(loaded.logits(exit_layer, hidden), made.logits(exit_layer, hidden))
+
+
+@pytest.mark.parametrize("head", ["full", "shortlist"])
+@pytest.mark.parametrize("gate", [0.0, 0.5])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_saved_heads_with_a_shortlist_and_gates_propose_what_they_did(dtype, gate, head, tmp_path):
+    model = tiny_model(dtype=getattr(torch, dtype))
+    tensors = reduced(model, (1, 2, 3))
+    save_heads(tmp_path, tensors, tiny_facts(model, (1, 2, 3), dtype=dtype))
+    loaded = load_heads(tmp_path, model, head, gate)
+    shortlist = tensors.shortlist if head == "shortlist" else None
+    made = ExitHeads(model, tensors.transforms, shortlist=shortlist, gates=tensors.gates, gate=gate)
+    step = step_with_random_rows(model)
+    proposals = [
+        [heads.propose(e, step, slot, slot + 1, 0) for e in (1, 2, 3) for slot in range(8)] for heads in (loaded, made)
+    ]
+    assert proposals[0] == proposals[1]
+    assert (None in proposals[0]) == (gate > 0.0), "the gates let some pass and hold some up"
 
 
 def test_the_content_hash_tells_one_set_of_heads_from_another(model, folder, tmp_path):
@@ -60,14 +110,83 @@ def test_the_content_hash_tells_one_set_of_heads_from_another(model, folder, tmp
     assert load_heads(tmp_path / "other", model).content_hash != first
 
 
-def test_a_proposal_is_the_argmax_with_its_softmax_probability_in_every_row(model):
+@pytest.mark.parametrize(("kernels", "dtype"), KERNELS_AND_DTYPES)
+@torch.inference_mode()
+def test_a_proposal_is_the_argmax_with_its_softmax_probability_in_every_slot_asked_about(kernels, dtype):
+    model = tiny_model(kernels=kernels, dtype=dtype)
     heads = random_heads(model, (2,))
-    hidden = torch.randn(8, model.width, generator=torch.Generator().manual_seed(1))
-    probabilities = heads.logits(2, hidden).softmax(dim=-1)
-    for row in range(8):
-        token_id, confidence = heads.propose(2, hidden, row, position=0)
-        assert token_id == probabilities[row].argmax()
-        assert confidence == pytest.approx(probabilities[row].max().item(), rel=1e-5)
+    step = step_with_random_rows(model)
+    probabilities = heads.logits(2, step.hidden).float().softmax(dim=-1)
+    for lo, hi in ((0, 8), (3, 6), (7, 8)):
+        proposals = heads.propose(2, step, lo, hi, first_position=0)
+        for row, (token_id, confidence) in zip(probabilities[lo:hi], proposals, strict=True):
+            assert row[token_id] == pytest.approx(row.max().item(), rel=CLOSE[dtype])
+            assert confidence == pytest.approx(row.max().item(), rel=CLOSE[dtype])
+
+
+@pytest.mark.parametrize(("kernels", "dtype"), KERNELS_AND_DTYPES)
+@torch.inference_mode()
+def test_a_shortlist_proposes_the_full_heads_best_token_in_the_shortlist(kernels, dtype):
+    model = tiny_model(kernels=kernels, dtype=dtype)
+    transforms, token_ids = random_transforms(model, (1, 3)), [90, 3, 41, 42, 77, 5, 0]
+    heads = ExitHeads(model, transforms, shortlist=shortlist_of(model, transforms, token_ids))
+    step = step_with_random_rows(model)
+    for exit_layer in (1, 3):
+        over_shortlist = heads.logits(exit_layer, step.hidden).float()[:, token_ids].softmax(dim=-1)
+        proposals = heads.propose(exit_layer, step, 0, 8, first_position=0)
+        for row, (token_id, confidence) in zip(over_shortlist, proposals, strict=True):
+            assert row[token_ids.index(token_id)] == pytest.approx(row.max().item(), rel=CLOSE[dtype])
+            assert confidence == pytest.approx(row.max().item(), rel=CLOSE[dtype])
+
+
+def test_a_shortlist_of_the_whole_vocabulary_proposes_what_the_full_head_does(model):
+    transforms = random_transforms(model, (2,))
+    full, listed = (
+        ExitHeads(model, transforms),
+        ExitHeads(model, transforms, shortlist=shortlist_of(model, transforms, range(97))),
+    )
+    step = step_with_random_rows(model)
+    for ours, theirs in zip(listed.propose(2, step, 0, 8, 0), full.propose(2, step, 0, 8, 0), strict=True):
+        assert ours == (theirs[0], pytest.approx(theirs[1], rel=1e-4))
+
+
+@pytest.mark.parametrize(("kernels", "dtype"), KERNELS_AND_DTYPES)
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
+@torch.inference_mode()
+def test_a_gate_is_a_logistic_regression_on_the_normed_hidden_state(scale, kernels, dtype):
+    model = tiny_model(kernels=kernels, dtype=dtype)
+    gates = {e: gate * scale for e, gate in random_gates(model, (1, 2)).items()}
+    heads = random_heads(model, (1, 2), gates=gates, gate=0.5)
+    step = step_with_random_rows(model)
+    for exit_layer in (1, 2):
+        logits = model.final_norm(step.hidden).float() @ gates[exit_layer][:-1] + gates[exit_layer][-1]
+        for slot, expected in enumerate(logits.sigmoid().tolist()):
+            probability = heads.pass_probability(exit_layer, step, slot)
+            assert probability == pytest.approx(expected, rel=CLOSE[dtype], abs=CLOSE[dtype])
+
+
+@torch.inference_mode()
+def test_a_gate_skips_a_test_whose_last_slot_is_not_worth_it(model):
+    gates = random_gates(model, (2,))
+    step = step_with_random_rows(model)
+    free = random_heads(model, (2,), gates=gates)
+    probabilities = [free.pass_probability(2, step, slot) for slot in range(8)]
+    bar = sorted(probabilities)[3] + 1e-6
+    gated = random_heads(model, (2,), gates=gates, gate=bar)
+    for slot, probability in enumerate(probabilities):
+        expected = free.propose(2, step, 0, slot + 1, 0) if probability > bar else None
+        assert gated.propose(2, step, 0, slot + 1, 0) == expected
+    assert sum(probability > bar for probability in probabilities) == 4
+
+
+def test_a_gate_of_1_skips_every_test_and_a_gate_of_0_none(model):
+    gates = random_gates(model, (1, 2, 3))
+    step = step_with_random_rows(model)
+    closed, opened = (random_heads(model, (1, 2, 3), gates=gates, gate=gate) for gate in (1.0, 0.0))
+    for exit_layer in (1, 2, 3):
+        for slot in range(8):
+            assert closed.propose(exit_layer, step, 0, slot + 1, 0) is None
+            assert opened.propose(exit_layer, step, 0, slot + 1, 0) is not None
 
 
 def test_heads_of_another_model_are_refused(folder):
@@ -100,13 +219,56 @@ def test_damaged_facts_are_refused(model, folder, content):
 
 
 def test_heads_of_another_width_are_refused(model, tmp_path):
-    save_heads(tmp_path, {1: torch.eye(16)}, tiny_facts(model, (1,), width=16))
+    save_heads(tmp_path, HeadTensors({1: torch.eye(16)}), tiny_facts(model, (1,), width=16))
     assert "exit head 1 has shape [16, 16], the model needs [32, 32]" in refusal(tmp_path, model)
 
 
 def test_tensors_that_do_not_match_the_named_exits_are_refused(model, folder):
     save_file({"T.1": torch.eye(model.width), "T.2": torch.eye(model.width)}, folder / TENSORS)
     assert "['T.1', 'T.2'] do not match exits [1, 3]" in refusal(folder, model)
+
+
+def test_a_shortlist_or_gates_that_the_folder_lacks_are_refused(model, folder):
+    remedy = "were made without; use --head full --gate 0, or train heads"
+    message = refusal(folder, model, head="shortlist")
+    assert message.startswith("--head shortlist: ")
+    assert remedy in message
+    message = refusal(folder, model, gate=0.25)
+    assert message.startswith("--gate 0.25: ")
+    assert remedy in message
+
+
+@pytest.mark.parametrize("missing", ["T.3", "shortlist.ids", "shortlist.1", "gate.3"])
+def test_a_set_of_tensors_with_a_gap_is_refused(missing, model, reduced_folder):
+    tensors = load_file(reduced_folder / TENSORS)
+    del tensors[missing]
+    save_file(tensors, reduced_folder / TENSORS)
+    assert "do not match exits [1, 3]" in refusal(reduced_folder, model)
+
+
+def test_reduced_heads_without_gates_can_be_loaded(model, reduced_folder):
+    tensors = load_file(reduced_folder / TENSORS)
+    save_file({name: t for name, t in tensors.items() if not name.startswith("gate")}, reduced_folder / TENSORS)
+    assert load_heads(reduced_folder, model, "shortlist").exits == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("shortlist.1", torch.zeros(10, 16)),
+        ("shortlist.3", torch.zeros(9, 32)),
+        ("shortlist.ids", torch.arange(90, 100)),
+        ("shortlist.ids", torch.arange(-1, 9)),
+        ("gate.1", torch.zeros(32)),
+        ("gate.3", torch.zeros(34)),
+    ],
+    ids=["narrow shortlist", "short shortlist", "id past the vocabulary", "negative id", "narrow gate", "wide gate"],
+)
+def test_a_shortlist_or_gate_that_does_not_fit_the_model_is_refused(name, tensor, model, reduced_folder):
+    """Native kernels take sizes on trust: a head of another width would write past its buffers."""
+    tensors = load_file(reduced_folder / TENSORS)
+    save_file(tensors | {name: tensor.to(tensors[name].dtype)}, reduced_folder / TENSORS)
+    refusal(reduced_folder, model, head="shortlist", gate=0.5)
 
 
 @pytest.mark.parametrize("exits", [[3, 1], [0, 1], [1, 4], [-1], []])

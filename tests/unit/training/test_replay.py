@@ -50,10 +50,11 @@ def test_the_report_counts_what_the_heads_themselves_propose():
     report = measure(model, heads, OUTPUTS, 8)
     base = run_base(model, OUTPUTS, heads.exits)
     final_ids = base.final_logits.argmax(-1).tolist()
-    proposals = [
-        [heads.propose(e, hidden, row, 0) for row in range(len(final_ids))]
-        for e, hidden in zip(heads.exits, base.hidden, strict=True)
-    ]
+    step = model.new_step(len(final_ids), 20)
+    proposals = []
+    for exit_layer, hidden in zip(heads.exits, base.hidden, strict=True):
+        step.hidden.copy_(hidden)
+        proposals.append(heads.propose(exit_layer, step, 0, len(final_ids), 0))
     hits = [[token == final for (token, _), final in zip(p, final_ids, strict=True)] for p in proposals]
     assert report["num_held_out_tokens"] == len(final_ids) == 7
     assert report["agreement"] == {str(e): sum(hit) / 7 for e, hit in zip(heads.exits, hits, strict=True)}

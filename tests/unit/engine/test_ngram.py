@@ -1,0 +1,276 @@
+"""The n-gram drafter: what it proposes, and the rounds that start with its proposals."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adadecode.engine.generate import Decoded, generate
+from adadecode.engine.ngram import NgramDrafter
+from adadecode.engine.policy import Policy
+from tests.models import KERNELS, ScriptedExitHead, tiny_model
+
+PROMPT = [11, 12, 13]
+FIRST = len(PROMPT)
+EXITS = (1, 2, 3)
+
+
+def after(shortest: int, longest: int, token_ids: list[int], drafts: tuple[int, ...] = (), max_tokens: int = 9):
+    """What a drafter proposes once it has seen `token_ids`, with `drafts` pending."""
+    drafter = NgramDrafter(shortest, longest)
+    drafter.extend(token_ids)
+    return drafter.propose(list(drafts), max_tokens)
+
+
+def test_the_longest_match_wins_over_a_later_shorter_one():
+    token_ids = [1, 2, 3, 7, 5, 4, 3, 8, 9, 1, 2, 3]
+    assert after(1, 1, token_ids) == [8]
+    assert after(1, 3, token_ids) == [7, 5, 4]
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4])
+def test_as_many_tokens_are_proposed_as_the_match_is_long(length):
+    assert after(length, length, [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4]) == [5, 6, 7, 8][:length]
+
+
+def test_no_more_tokens_are_proposed_than_asked_for():
+    assert after(3, 3, [1, 2, 3, 4, 5, 6, 1, 2, 3], max_tokens=2) == [4, 5]
+
+
+def test_the_latest_occurrence_wins():
+    assert after(1, 1, [5, 1, 5, 2, 5, 3, 5]) == [3]
+
+
+@pytest.mark.parametrize("token_ids", [[], [1], [1, 2, 3], [1, 2, 3, 1], [1, 2, 4, 2, 1]])
+def test_without_an_earlier_occurrence_nothing_is_proposed(token_ids):
+    """The newest tokens do not match themselves."""
+    assert after(2, 3, token_ids) == []
+
+
+def test_a_match_may_overlap_the_newest_tokens():
+    assert after(1, 3, [5, 5]) == [5]
+    assert after(3, 3, [5, 5, 5, 5]) == [5], "all that is known to follow the match"
+
+
+def test_matches_shorter_than_the_shortest_are_no_matches():
+    assert after(2, 3, [5, 1, 9, 4, 1]) == []
+    assert after(1, 3, [5, 1, 9, 4, 1]) == [9]
+
+
+def test_pending_drafts_are_part_of_what_is_matched():
+    token_ids = [1, 2, 3, 4, 9, 1]
+    assert after(2, 3, token_ids) == []
+    assert after(2, 3, token_ids, drafts=(2,)) == [3, 4]
+    assert after(2, 3, token_ids, drafts=(2, 3)) == [4, 9, 1]
+    assert after(2, 3, token_ids, drafts=(3,)) == []
+
+
+def test_pending_drafts_are_not_remembered():
+    drafter = NgramDrafter(1, 2)
+    drafter.extend([1, 2])
+    assert drafter.propose([7, 8, 7], 5) == []
+    drafter.extend([7])
+    assert drafter.propose([], 5) == []
+
+
+def follows_last_occurrence(token_ids: list[int], drafts: list[int], shortest: int, longest: int) -> list[int]:
+    """The same by search: no index."""
+    context = token_ids + drafts
+    for length in range(min(longest, len(context)), shortest - 1, -1):
+        for start in range(len(token_ids) - 1, length - 1, -1):
+            if token_ids[start - length : start] == context[-length:]:
+                return token_ids[start : start + length]
+    return []
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    pieces=st.lists(st.lists(st.integers(0, 3), max_size=12), max_size=4),
+    drafts=st.lists(st.integers(0, 3), max_size=3),
+    shortest=st.integers(1, 3),
+    longer=st.integers(0, 3),
+)
+def test_the_index_finds_what_a_search_finds_however_the_tokens_came(pieces, drafts, shortest, longer):
+    drafter = NgramDrafter(shortest, shortest + longer)
+    for piece in pieces:
+        drafter.extend(piece)
+    token_ids = list(itertools.chain(*pieces))
+    expected = follows_last_occurrence(token_ids, drafts, shortest, shortest + longer)
+    assert drafter.propose(drafts, 99) == expected
+
+
+class ScriptedNgrams:
+    """An n-gram drafter that proposes exactly what `script` says: position of the newest token -> tokens after it."""
+
+    def __init__(self, script: dict[int, list[int]]) -> None:
+        self.script, self.verified = script, []
+        self.rooms: list[int] = []
+
+    def extend(self, token_ids: list[int]) -> None:
+        self.verified += token_ids
+
+    def propose(self, drafts: list[int], max_tokens: int) -> list[int]:
+        assert max_tokens > 0
+        self.rooms.append(max_tokens)
+        return self.script.get(len(self.verified) + len(drafts) - 1, [])[:max_tokens]
+
+
+@pytest.fixture(scope="module", params=KERNELS)
+def model(request):
+    return tiny_model(num_layers=4, kernels=request.param)
+
+
+@pytest.fixture(scope="module")
+def vanilla(model) -> Decoded:
+    return generate(model, PROMPT, width=8, max_new_tokens=24, eos_token_ids=(), record_logits=True)
+
+
+def right_after(vanilla: Decoded, position: int, num_tokens: int = 1) -> list[int]:
+    """The tokens vanilla emits after `position`."""
+    start = position - FIRST + 1
+    return list(vanilla.generation.output_token_ids[start : start + num_tokens])
+
+
+@pytest.fixture
+def decode(model, monkeypatch):
+    """Decodes with scripted n-grams and scripted heads."""
+
+    def decode(
+        ngrams: ScriptedNgrams, heads: dict | None = None, *, max_new_tokens=24, max_drafts=5, eos=()
+    ) -> Decoded:
+        monkeypatch.setattr("adadecode.engine.generate.NgramDrafter", lambda shortest, longest: ngrams)
+        exits = EXITS if heads is not None else ()
+        return generate(
+            model,
+            PROMPT,
+            width=8,
+            max_new_tokens=max_new_tokens,
+            eos_token_ids=eos,
+            policy=Policy(exits, (0.5,) * len(exits), max_drafts, ngram=(1, 3)),
+            drafter=ScriptedExitHead(exits, heads) if heads is not None else None,
+            record_logits=True,
+        )
+
+    return decode
+
+
+def assert_vanillas(result: Decoded, vanilla: Decoded) -> None:
+    num_tokens = len(result.generation.output_token_ids)
+    assert result.generation.output_token_ids == vanilla.generation.output_token_ids[:num_tokens]
+    assert torch.equal(result.logits, vanilla.logits[:num_tokens])
+
+
+def test_right_ngram_drafts_share_one_pass_through_all_layers(decode, vanilla):
+    result = decode(ScriptedNgrams({FIRST: right_after(vanilla, FIRST, 3)}), max_new_tokens=5)
+    generation = result.generation
+    assert_vanillas(result, vanilla)
+    assert generation.num_rounds == 1
+    assert generation.layers_run == 4
+    assert generation.draft_depths == (4, 0, 0, 0, 4)
+    assert generation.exits == (0,)
+    assert generation.drafted_per_exit == generation.accepted_per_exit == (3,)
+
+
+def test_drafts_of_both_kinds_are_counted_apart(decode, vanilla):
+    """An n-gram draft, then one of the head at layer 2, then an n-gram draft after that one."""
+    ngrams = ScriptedNgrams({FIRST: right_after(vanilla, FIRST), FIRST + 2: right_after(vanilla, FIRST + 2)})
+    heads = {FIRST + 1: {2: (right_after(vanilla, FIRST + 1)[0], 0.9)}}
+    result = decode(ngrams, heads, max_new_tokens=5)
+    generation = result.generation
+    assert_vanillas(result, vanilla)
+    assert generation.num_rounds == 1
+    assert generation.draft_depths == (4, 0, 2, 0, 4)
+    assert generation.exits == (0, 1, 2, 3)
+    assert generation.drafted_per_exit == generation.accepted_per_exit == (2, 0, 1, 0)
+    assert generation.layers_run == 2 + 2 + 2
+
+
+PATTERNS = [p for n in range(1, 5) for p in itertools.product([True, False], repeat=n)]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda p: "".join("ar"[not ok] for ok in p))
+def test_every_accept_reject_pattern_of_ngrams_ends_in_vanillas_tokens(decode, vanilla, pattern):
+    proposed = [
+        token_id if right else (token_id + 1) % 97
+        for token_id, right in zip(right_after(vanilla, FIRST, len(pattern)), pattern, strict=True)
+    ]
+    accepted = pattern.index(False) if False in pattern else len(pattern)
+    ngrams = ScriptedNgrams({FIRST: proposed})
+    result = decode(ngrams, max_new_tokens=12)
+    assert_vanillas(result, vanilla)
+    assert result.generation.drafted_per_exit == (len(pattern),)
+    assert result.generation.accepted_per_exit == (accepted,)
+    assert result.generation.num_rounds == 11 - accepted
+    assert ngrams.verified == [*PROMPT, *result.generation.output_token_ids]
+
+
+@pytest.mark.parametrize("max_drafts", [0, 1, 2, 3, 5, 7])
+@pytest.mark.parametrize("num_ngrams", [1, 2, 9])
+def test_pending_drafts_of_both_kinds_together_never_exceed_max_drafts(decode, vanilla, max_drafts, num_ngrams):
+    """Everything is right, so each round drafts all it may and emits one token more."""
+    ngrams = ScriptedNgrams({i: right_after(vanilla, i, num_ngrams) for i in range(FIRST, FIRST + 23)})
+    heads = {i: {1: (right_after(vanilla, i)[0], 0.9)} for i in range(FIRST, FIRST + 23)}
+    for given_heads in (None, heads):
+        result = decode(ngrams, given_heads, max_drafts=max_drafts)
+        ngrams.verified.clear()
+        assert_vanillas(result, vanilla)
+        drafts_per_round = max_drafts if given_heads else min(max_drafts, num_ngrams)
+        assert result.generation.num_rounds == -(-23 // (drafts_per_round + 1))
+        assert max(ngrams.rooms, default=0) <= max_drafts
+
+
+@pytest.mark.parametrize("max_new_tokens", range(1, 9))
+def test_max_new_tokens_is_exact_with_ngrams(decode, vanilla, max_new_tokens):
+    ngrams = ScriptedNgrams({i: right_after(vanilla, i, 3) for i in range(FIRST, FIRST + 21)})
+    result = decode(ngrams, max_new_tokens=max_new_tokens)
+    assert_vanillas(result, vanilla)
+    assert len(result.generation.output_token_ids) == max_new_tokens
+    assert result.generation.finish_reason == "length"
+
+
+@pytest.mark.parametrize("eos_idx", [0, 1, 2])
+def test_an_eos_inside_a_proposal_cuts_it_there(decode, vanilla, eos_idx):
+    wrong_eos = next(t for t in range(97) if t not in vanilla.generation.output_token_ids)
+    proposed = right_after(vanilla, FIRST, 3)
+    proposed[eos_idx] = wrong_eos
+    result = decode(ScriptedNgrams({FIRST: proposed}), max_new_tokens=6, eos={wrong_eos})
+    assert_vanillas(result, vanilla)
+    assert len(result.generation.output_token_ids) == 6, "a proposed EOS ends nothing"
+    assert result.generation.drafted_per_exit == (eos_idx,)
+
+
+@pytest.mark.parametrize("eos_at", range(1, 6))
+def test_a_right_eos_inside_a_proposal_ends_the_output_there(decode, model, vanilla, eos_at):
+    eos = {vanilla.generation.output_token_ids[eos_at]}
+    plain = generate(model, PROMPT, width=8, max_new_tokens=24, eos_token_ids=eos)
+    result = decode(ScriptedNgrams({FIRST: right_after(vanilla, FIRST, 6)}), eos=eos)
+    assert_vanillas(result, vanilla)
+    assert result.generation.output_token_ids == plain.generation.output_token_ids
+    assert result.generation.finish_reason == "eos"
+    assert not eos & set(result.generation.output_token_ids[:-1])
+
+
+def test_heads_draft_on_where_an_ngram_proposal_ends(decode, vanilla):
+    """The head is asked about the last n-gram draft: the tokens before it have a successor."""
+    ngrams = ScriptedNgrams({FIRST: right_after(vanilla, FIRST, 2)})
+    heads = {FIRST + i: {1: (right_after(vanilla, FIRST + i)[0], 0.9)} for i in range(4)}
+    result = decode(ngrams, heads, max_new_tokens=6)
+    assert_vanillas(result, vanilla)
+    assert result.generation.draft_depths == (4, 0, 0, 1, 1, 4)
+    assert result.generation.layers_run == 1 + 1 + 4
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_the_prompt_and_the_output_are_looked_up(kernels):
+    """A model that always says 0, after a prompt where 0 was followed by 9: one wrong draft, then only right ones."""
+    model = tiny_model(kernels=kernels)
+    with torch.no_grad():
+        model.lm.lm_head.weight.zero_()
+    policy = Policy(max_drafts=3, ngram=(1, 3))
+    generation = generate(model, [0, 9, 4], width=8, max_new_tokens=20, policy=policy).generation
+    assert generation.output_token_ids == (0,) * 20
+    assert generation.draft_depths[:2] == (4, 4)
+    assert generation.num_drafted - generation.num_accepted == 1
+    assert generation.num_rounds < 12
