@@ -170,6 +170,10 @@ def check_supported(config: Any) -> None:
         refuse("soft-capped logits are not done by the engine")
     if config.model_type not in FAMILIES:
         refuse("its layers are not known to the engine")
+    if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
+        refuse("biases of its attention or MLP are not added by the engine")
+    if config.hidden_act != "silu":
+        refuse(f"its activation {config.hidden_act!r} is not silu")
     window = getattr(config, "sliding_window", None)
     if window is not None and window < config.max_position_embeddings:
         refuse(f"sliding-window attention over {window} positions is not done by the engine")

@@ -77,6 +77,20 @@ class ExitHeads:
                     f"exit head {exit_layer} has shape {list(transform.shape)}, the model needs "
                     f"[{model.width}, {model.width}]: train heads for this model"
                 )
+        if shortlist is not None:
+            num_ids, width = len(shortlist.token_ids), model.width
+            fits = all(matrix.shape == (num_ids, width) for matrix in shortlist.matrices.values())
+            if (
+                not fits
+                or not num_ids
+                or not 0 <= min(shortlist.token_ids) <= max(shortlist.token_ids) < model.vocab_size
+            ):
+                raise ExitHeadsError(
+                    f"a shortlist of {num_ids} tokens does not fit a model of width {width} and {model.vocab_size} tokens: "
+                    "train heads for this model"
+                )
+        if any(weights.shape != (model.width + 1,) for weights in (gates or {}).values()):
+            raise ExitHeadsError(f"gates need {model.width + 1} numbers for this model: train heads for this model")
         self._model = model
         self._transforms = {e: t.to(device=model.device, dtype=model.dtype) for e, t in transforms.items()}
         like = model.lm.lm_head.weight

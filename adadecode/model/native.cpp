@@ -435,7 +435,10 @@ void run(const Shape& s, const LayerWeights* layers, T* hidden, int M, int first
                     T* to = is_value ? values + (size_t(head - H - G) * s.S + column) * D
                                      : keys + (size_t(head - H) * s.S + column) * D;
                     // a wrong draft may overflow, and a weight of zero would not keep infinity from other rows
-                    for (int i = 0; i < D; i++) narrow(std::isfinite(v[i]) ? v[i] : 0.0f, to[i]);
+                    for (int i = 0; i < D; i++) {
+                        narrow(v[i], to[i]);
+                        if (!std::isfinite(widen(to[i]))) narrow(0.0f, to[i]);
+                    }
                 }
             }
 #pragma omp for schedule(static)

@@ -80,7 +80,10 @@ def load_library() -> ctypes.CDLL:
                 f"{compiler} cannot compile the native kernels; use --kernels eager ({reason})"
             ) from error
         os.replace(unfinished, path)
-    library = ctypes.CDLL(str(path))
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise KernelsError(f"the native kernels cannot be loaded; use --kernels eager ({error})") from error
     library.adadecode_run_layers.argtypes = [
         Pointer, Pointer, Pointer, Int, Int, Pointer, Pointer, Pointer, Int, Int
     ]  # fmt: skip

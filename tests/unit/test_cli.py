@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from adadecode import __version__
+from adadecode.config import DecodeSettings
 from adadecode.evaluation.store import read_run, read_samples
 from adadecode.model.exit_heads import FACTS
 from tests.folders import save_tiny_model, write_prompts
@@ -33,7 +34,19 @@ def eval_error(tiny, usage_error, tmp_path):
         ({"prompt_field": "question"}, "line 1: no field 'question' among its fields (prompt)"),
         ({"gamma": -0.1}, "--gamma -0.1: "),
         ({"gamma": 1.1}, "--gamma 1.1: "),
-        ({"gamma": "abc"}, "'--gamma': 'abc' is not a valid float"),
+        ({"gamma": "abc"}, "'--gamma': 'abc' must be a number or one per exit"),
+        ({"gamma": "0.5,1.5"}, "--gamma 0.5,1.5: "),
+        ({"gamma": "0.5,0.6,0.7"}, "--gamma 0.5,0.6,0.7: 3 thresholds for the 2 exits 1,2"),
+        ({"ngram": "3,2"}, "--ngram 3,2: matches need 1 <= shortest <= longest"),
+        ({"ngram": "3"}, "--ngram"),
+        ({"reject": 1.5}, "--reject 1.5: "),
+        ({"gate": -1}, "--gate -1.0: "),
+        ({"gate": 0.5}, "--gate 0.5: the heads in "),
+        ({"head": "shortlist"}, "--head shortlist: the heads in "),
+        ({"head": "tiny"}, "--head 'tiny': Input should be 'full' or 'shortlist'"),
+        ({"kernels": "fast"}, "--kernels 'fast': Input should be 'auto', 'native', 'eager' or 'compile'"),
+        ({"kernels": "native", "dtype": "float16"}, "--kernels native: only on a CPU in float32 or bfloat16"),
+        ({"policy": "none.yaml"}, "--policy 'none.yaml': give paper, demo or a YAML file"),
         ({"exits": "4,2"}, "--exits 4,2: exit layers must increase"),
         ({"exits": "0"}, "--exits 0: exit layers must increase"),
         ({"exits": "a,b"}, "'--exits': 'a,b' must be whole numbers with commas"),
@@ -126,7 +139,8 @@ def test_flags_win_over_the_settings_file_and_the_run_keeps_what_was_resolved(cl
     assert result.exit_code == 0, result.stderr
     config = read_run(tmp_path / "run")["config"]
     assert (config["warmup"], config["limit"], config["repeats"], config["local"]) == (0, 1, 2, True)
-    assert config["decode"] == {"gamma": 0.25, "exits": None, "max_drafts": 2, "max_new_tokens": 10}
+    changed = {"gamma": 0.25, "max_drafts": 2, "max_new_tokens": 10}
+    assert config["decode"] == DecodeSettings().model_dump(mode="json") | changed
     assert read_samples(tmp_path / "run").num_rows == 1 * 3 * 2
 
 
@@ -206,7 +220,7 @@ def test_report_prints_provenance_the_table_and_parity(cli, tiny, tmp_path):
     assert result.exit_code == 0
     assert "run_id: run" in result.stdout
     assert "status: complete" in result.stdout
-    assert "config.decode: gamma=0.02, max_drafts=5, max_new_tokens=10" in result.stdout
+    assert "config.decode: gamma=0.02, gate=0.0, head=full, max_drafts=5, max_new_tokens=10, policy=paper" in result.stdout
     table = run.stdout[run.stdout.index("task ") : run.stdout.index("tables: ")]
     assert table.splitlines()[1:] == result.stdout[result.stdout.index("task ") :].splitlines()[1:]
     assert "parity 2/2, logits 2/2" in result.stdout

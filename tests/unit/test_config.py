@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from adadecode.config import EvalConfig, TrainConfig, build_settings
+from adadecode.config import DecodeSettings, EvalConfig, TrainConfig, build_settings, read_policy
 from adadecode.errors import UsageError
 
 
@@ -24,12 +24,32 @@ def refusal(kind=EvalConfig, file: Path | None = None, **flags: object) -> str:
     return str(caught.value)
 
 
-def test_the_defaults_are_the_papers_on_the_embedded_demo():
+def test_the_defaults_are_the_embedded_demo_with_its_own_policy():
     config = build_settings(EvalConfig, None, {})
-    assert config == EvalConfig()
     assert (config.model, config.task, config.dtype) == ("demo", "demo", "bfloat16")
-    assert config.decode.model_dump() == {"gamma": 0.75, "exits": None, "max_drafts": 5, "max_new_tokens": 512}
+    assert config == EvalConfig(decode=DecodeSettings(policy="demo", **read_policy("demo")))
+    assert config.decode.ngram is not None
     assert config.methods == ("vanilla", "vanilla-w1", "adadecode")
+
+
+def test_the_papers_policy_is_the_default_of_other_models():
+    config = build_settings(EvalConfig, None, {"model": "some/model"})
+    assert config.decode == DecodeSettings() == build_settings(EvalConfig, None, {"policy": "paper"}).decode
+    given = {"policy": "paper", "gamma": 0.75, "exits": None, "max_drafts": 5, "head": "full", "gate": 0.0}
+    assert config.decode.model_dump() == {**given, "reject": None, "ngram": None, "max_new_tokens": 512}
+
+
+def test_flags_and_files_win_over_the_policy(tmp_path):
+    policy = yaml(tmp_path, "gamma: 0.3\nmax_drafts: 7\nngram: [2, 4]\n")
+    config = build_settings(EvalConfig, None, {"policy": str(policy), "gamma": 0.6})
+    assert (config.decode.gamma, config.decode.max_drafts, config.decode.ngram) == (0.6, 7, (2, 4))
+
+
+@pytest.mark.parametrize("content", ["gama: 0.3", "[1, 2]", "- : {"])
+def test_a_policy_that_is_no_mapping_of_decode_settings_is_one_line(content, tmp_path):
+    with pytest.raises(UsageError, match="--policy") as caught:
+        build_settings(EvalConfig, None, {"policy": str(yaml(tmp_path, content))})
+    assert "\n" not in str(caught.value)
 
 
 def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):

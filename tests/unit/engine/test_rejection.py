@@ -169,22 +169,20 @@ def test_the_earliest_contradiction_wins(model, vanilla):
     assert result.generation.draft_depths == (4, 2, 2, 2, 4)
 
 
-def test_every_token_at_the_boundary_is_asked_about_and_no_other(model, vanilla):
-    """The current token's company is what stands at its boundary; a token parked deeper is not asked about again."""
+def test_every_token_that_comes_to_an_exit_is_asked_about_there(model, vanilla):
+    """Three tokens: one parked at layer 2, the next at layer 1, the current one takes both along."""
     script = {
         FIRST: {2: (right_at(vanilla, FIRST), 0.9)},
         FIRST + 1: {1: (right_at(vanilla, FIRST + 1), 0.9)},
     }
     heads = ScriptedExitHead(EXITS, script)
     decode(model, heads, reject=0.5, max_new_tokens=4)
-    assert [(list(positions), exit_layer) for positions, exit_layer in heads.asked] == [
-        ([FIRST], 1),
-        ([FIRST], 2),
-        ([FIRST + 1], 1),
-        ([FIRST + 1, FIRST + 2], 1),
-        ([FIRST, FIRST + 1, FIRST + 2], 2),
-        ([FIRST, FIRST + 1, FIRST + 2], 3),
-    ]
+    current = [(positions[-1], exit_layer) for positions, exit_layer in heads.asked]
+    assert current == [(FIRST, 1), (FIRST, 2), (FIRST + 1, 1), (FIRST + 2, 1), (FIRST + 2, 2), (FIRST + 2, 3)]
+    companies = [set(positions) for positions, _ in heads.asked]
+    assert companies[:3] == [{FIRST}, {FIRST}, {FIRST + 1}], "nobody is asked about at an exit below its own"
+    assert companies[4] >= {FIRST + 1, FIRST + 2}
+    assert companies[5] == {FIRST, FIRST + 1, FIRST + 2}
 
 
 def test_a_contradicting_eos_is_not_drafted_and_ends_drafting(model, vanilla):

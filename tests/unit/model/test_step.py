@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from adadecode.model.cuda_graphs import graph_columns
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.layers import Head
+from adadecode.model.step import EagerStep
 from tests.models import FAMILIES, KERNELS, KERNELS_AND_DTYPES, NATIVE_DTYPES, needs_compiler, tiny_lm, tiny_model
 
 # Sizes no vector width divides, one query head per key head and many, heads narrower and wider than two vectors.
@@ -197,6 +199,17 @@ def test_rows_past_the_cache_stand_on_scratch_with_eager_kernels():
     step.put(0, TOKENS[:8])
     step.run(0, 2, 0, 2)
     assert changed_columns(before, step.cache.kv) == [scratch - 2, scratch - 1, scratch]
+
+
+@pytest.mark.parametrize("context_len", [250, 300])
+@torch.inference_mode()
+def test_every_row_of_the_widest_graphed_step_has_a_place_at_the_end_of_the_context(context_len):
+    """A graphed step has a power of two of columns, so scratch may lie past the context, and idle rows before it."""
+    model = tiny_model(num_layers=1, context_len=context_len)
+    step = EagerStep(model, 72, graph_columns(context_len))
+    step.begin(context_len - 2)
+    step.put(0, TOKENS[:1])
+    step.run(0, 1, 0, 1)
 
 
 @needs_compiler
