@@ -132,6 +132,8 @@ class ScriptedExitHead:
     script: dict[int, dict[int, tuple[int, float] | None]]
     asked: list[tuple[range, int]] = field(default_factory=list)
 
+    heads: tuple = ()
+
     def propose(
         self, exit_layer: int, step: DecodeStep, lo: int, hi: int, first_position: int
     ) -> list[tuple[int, float]] | None:

@@ -1,10 +1,12 @@
 """Which exits are tested, how sure they must be, and how wide a decode step is."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
 from adadecode.config import DecodeSettings
 from adadecode.errors import UsageError
+from adadecode.model.layers import Head
 from adadecode.model.step import DecodeStep
 
 # With 5, 6 or 7 rows a float32 GEMM on two CPU threads gives a row other bits in other slots, and an odd number of rows
@@ -17,6 +19,11 @@ class Drafter(Protocol):
 
     @property
     def exits(self) -> tuple[int, ...]: ...
+
+    @property
+    def heads(self) -> Collection[Head]:
+        """What `propose` may test, for the step to prepare."""
+        ...
 
     def propose(
         self, exit_layer: int, step: DecodeStep, lo: int, hi: int, first_position: int

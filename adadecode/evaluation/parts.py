@@ -22,7 +22,7 @@ HeadName = Literal["full", "shortlist", "gate"]
 
 MAX_REPETITIONS = 40
 MIN_REPETITIONS = 5
-BUDGET_S = 15.0
+BUDGET_S = 8.0
 BACK_TO_BACK = 8  # segments run between two events on a CUDA device
 
 

@@ -3,7 +3,8 @@
 Shapes: W rows, S cache columns.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,6 +43,13 @@ class GraphedStep(EagerStep):
         self._copied = torch.cuda.Event()
         self._landing = torch.zeros(2, width, dtype=torch.float64, pin_memory=True)
 
+    def prepare(self, boundaries: Sequence[int], heads: Iterable[Head]) -> None:
+        for start, stop in pairwise((0, *boundaries)):
+            self._segment_graph(start, stop)
+        for head in heads:
+            self._test_graph(head)
+        self._verify_graph()
+
     def prefill(self, prompt_ids: list[int]) -> Tensor:
         self.cache.kv.zero_()  # what an earlier request left there may not be finite
         return super().prefill(prompt_ids)
@@ -59,23 +67,32 @@ class GraphedStep(EagerStep):
         self._host[-3], self._host[-2] = lo, hi
         self.control.copy_(self._host, non_blocking=True)
         self._copied.record()
-        if (start, stop) not in self._segments:
-            self._segments[start, stop] = self._capture(lambda: self.segment(start, stop))
-        self._segments[start, stop]()
+        self._segment_graph(start, stop)()
 
     def test(self, head: Head, lo: int, hi: int) -> list[tuple[int, float]]:
-        if head not in self._tests:
-            out = torch.zeros(2, self.width, dtype=torch.float64, device=self.model.device)
-            self._tests[head] = self._capture(lambda: out.copy_(self.proposals(head))), out
-        both = self._replay(*self._tests[head])[:, lo:hi].tolist()
+        both = self._replay(*self._test_graph(head))[:, lo:hi].tolist()
         return [(int(token_id), probability) for token_id, probability in zip(*both, strict=True)]
 
     def verify(self, hi: int) -> tuple[list[int], list[float]]:
+        token_ids, tops = self._replay(*self._verify_graph())[:, :hi].tolist()
+        return [int(token_id) for token_id in token_ids], tops
+
+    def _segment_graph(self, start: int, stop: int) -> Callable[[], None]:
+        if (start, stop) not in self._segments:
+            self._segments[start, stop] = self._capture(lambda: self.segment(start, stop))
+        return self._segments[start, stop]
+
+    def _test_graph(self, head: Head) -> tuple[Callable[[], None], Tensor]:
+        if head not in self._tests:
+            out = torch.zeros(2, self.width, dtype=torch.float64, device=self.model.device)
+            self._tests[head] = self._capture(lambda: out.copy_(self.proposals(head))), out
+        return self._tests[head]
+
+    def _verify_graph(self) -> tuple[Callable[[], None], Tensor]:
         if self._verify is None:
             out = torch.zeros(2, self.width, dtype=torch.float64, device=self.model.device)
             self._verify = self._capture(lambda: out.copy_(self.verdicts())), out
-        token_ids, tops = self._replay(*self._verify)[:, :hi].tolist()
-        return [int(token_id) for token_id in token_ids], tops
+        return self._verify
 
     def _replay(self, replay: Callable[[], None], out: Tensor) -> Tensor:
         """`out` after `replay`, on the host."""

@@ -52,6 +52,7 @@ class DecoderModel:
         self.kernels = choose_kernels(kernels, self.device, self.dtype)
         self.native = NativeWeights(self) if self.kernels == "native" else None
         self.layer_step = compile_layer_step() if self.kernels == "compile" else layer_step
+        self.compiled_shapes: set[tuple[int, int]] = set()  # W and S
         self._graphs: dict[tuple[int, int], GraphedStep] = {}
 
     @property
@@ -93,7 +94,8 @@ class DecoderModel:
         if self.kernels == "native":
             return NativeStep(self, width, num_columns(num_positions))
         if self.device.type != "cuda":
-            return EagerStep(self, width, num_columns(num_positions))
+            columns = graph_columns if self.kernels == "compile" else num_columns
+            return EagerStep(self, width, columns(num_positions))
         key = (width, graph_columns(num_positions))
         if key not in self._graphs:
             self._graphs[key] = GraphedStep(self, *key)

@@ -107,6 +107,12 @@ class ExitHeads:
         }
         self.content_hash = content_hash
 
+    @property
+    def heads(self) -> list[Head]:
+        """All that a round may test: the heads, and the gates when they are used."""
+        gates = [head for head, _ in self._gates.values()] if self._gate > 0.0 else []
+        return [*self._tests.values(), *gates]
+
     def logits(self, exit_layer: int, hidden: Tensor) -> Tensor:
         """Logits `[W, V]` of the full head on hidden states `[W, d]` at `exit_layer`."""
         transformed = self._model.final_norm(hidden) @ self._transforms[exit_layer].T

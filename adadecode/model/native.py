@@ -11,6 +11,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -187,6 +188,10 @@ class NativeStep:
         self._shape_at = ctypes.addressof(self._shape)
         self._ids = (ctypes.c_int64 * width)()
         self._tops, self._probabilities = (ctypes.c_float * width)(), (ctypes.c_float * width)()
+
+    def prepare(self, boundaries: Sequence[int], heads: Iterable[Head]) -> None:
+        for head in heads:
+            self._weights.head(head)
 
     def prefill(self, prompt_ids: list[int]) -> Tensor:
         hidden = self.model.embed(torch.tensor(prompt_ids))

@@ -3,6 +3,7 @@
 Shapes: W rows, d model width, D head width, S cache columns, V vocabulary.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -26,6 +27,10 @@ class DecodeStep(Protocol):
     cache: KVCache
     hidden: Tensor
     logits: Tensor
+
+    def prepare(self, boundaries: Sequence[int], heads: Iterable[Head]) -> None:
+        """Compiles or captures, before any clock starts, the segments between `boundaries` and the tests of `heads`."""
+        ...
 
     def prefill(self, prompt_ids: list[int]) -> Tensor:
         """Runs the prompt through all layers and fills the cache; returns its last row's logits `[V]`."""
@@ -71,6 +76,12 @@ class EagerStep:
         self._repeats = model.shape.num_heads // model.shape.num_kv_heads
         self._host = torch.zeros(width + 3, dtype=torch.long, pin_memory=device.type == "cuda")
 
+    def prepare(self, boundaries: Sequence[int], heads: Iterable[Head]) -> None:
+        shape = (self.width, self.cache.num_columns)
+        if self.model.kernels == "compile" and shape not in self.model.compiled_shapes:
+            self.segment(0, 1)  # all layers are alike, and no slot takes part
+            self.model.compiled_shapes.add(shape)
+
     def prefill(self, prompt_ids: list[int]) -> Tensor:
         return self.model.prefill(torch.tensor(prompt_ids, device=self.model.device), self.cache)
 
@@ -93,7 +104,8 @@ class EagerStep:
         positions = (first_position + self._slots).clamp(max=self.cache.scratch)
         columns = positions.masked_fill(idle, self.cache.scratch)
         cos, sin = self.model.rotary
-        rotary = (cos[positions][:, None], sin[positions][:, None])
+        angles = positions.clamp(max=len(cos) - 1)  # S may be longer than the context
+        rotary = (cos[angles][:, None], sin[angles][:, None])
         mask = torch.zeros_like(self._columns, dtype=self.hidden.dtype).repeat(self.width, 1)
         mask = mask.masked_fill(self._columns > positions[:, None], float("-inf")).repeat(self._repeats, 1)
         idle = idle[:, None]

@@ -1,4 +1,4 @@
-"""The parity contract on a CUDA device, where each call of a decode step is a captured graph; needs neither ray nor datasets."""
+"""The parity contract on a CUDA device, where each call of a decode step is a graph; needs neither ray nor datasets."""
 
 import gc
 
