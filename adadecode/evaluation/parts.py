@@ -6,7 +6,7 @@ Their sum is what the same rounds would take if nothing had to be done between t
 import statistics
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
@@ -51,6 +51,9 @@ class TracedStep:
         self.calls: Counter[Call] = Counter()
         self.heads: dict[Call, Head] = {}
         self._exit_layer = 0
+
+    def prepare(self, boundaries: Sequence[int], heads: Iterable[Head]) -> None:
+        self._step.prepare(boundaries, heads)
 
     def prefill(self, prompt_ids: list[int]) -> Tensor:
         return self._step.prefill(prompt_ids)

@@ -186,6 +186,7 @@ def play(step: DecodeStep, prompt: list[int]) -> list[torch.Tensor]:
 
     The device finishes each call before the next: an eager step's control buffer may not change under a copy.
     """
+    step.hidden.zero_()
     kept = [step.prefill(prompt)]
     step.begin(len(prompt))
     step.put(0, [3])

@@ -82,6 +82,7 @@ def test_two_actors_commit_the_tables_of_a_local_run(ray_cluster, config, tmp_pa
 
 
 def test_a_sigkilled_actor_costs_no_row_and_doubles_none(ray_cluster, config, tmp_path):
+    config = config.model_copy(update={"repeats": 20})  # so that the other actor is in the middle of a shard
     prepared = prepare_run(config, tmp_path / "ray")
     pid_of, killed = {}, []
 

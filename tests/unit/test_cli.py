@@ -220,7 +220,9 @@ def test_report_prints_provenance_the_table_and_parity(cli, tiny, tmp_path):
     assert result.exit_code == 0
     assert "run_id: run" in result.stdout
     assert "status: complete" in result.stdout
-    assert "config.decode: gamma=0.02, gate=0.0, head=full, max_drafts=5, max_new_tokens=10, policy=paper" in result.stdout
+    assert (
+        "config.decode: gamma=0.02, gate=0.0, head=full, max_drafts=5, max_new_tokens=10, policy=paper" in result.stdout
+    )
     table = run.stdout[run.stdout.index("task ") : run.stdout.index("tables: ")]
     assert table.splitlines()[1:] == result.stdout[result.stdout.index("task ") :].splitlines()[1:]
     assert "parity 2/2, logits 2/2" in result.stdout

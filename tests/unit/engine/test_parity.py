@@ -96,14 +96,14 @@ def assert_policy_keeps_bits(kernels: str, dtype: torch.dtype, drawn: dict) -> N
 
 
 @pytest.mark.parametrize(("kernels", "dtype"), NATIVE_DTYPES)
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=120, deadline=None, derandomize=True)
 @given(drawn=st.fixed_dictionaries(DRAW))
 def test_any_policy_gives_vanillas_tokens_and_bits_with_native_kernels(kernels, dtype, drawn):
     assert_policy_keeps_bits(kernels, dtype, drawn)
 
 
 @pytest.mark.parametrize(("kernels", "dtype"), EAGER_DTYPES)
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(drawn=st.fixed_dictionaries(DRAW))
 def test_any_policy_gives_vanillas_tokens_and_bits_with_eager_kernels(kernels, dtype, drawn):
     assert_policy_keeps_bits(kernels, dtype, drawn)

@@ -102,6 +102,25 @@ def test_a_prompt_of_300_tokens_is_as_good_as_one_token_after_another(kernels, d
         torch.testing.assert_close(ours, theirs, rtol=digits, atol=digits)
 
 
+@pytest.mark.parametrize(("kernels", "dtype"), KERNELS_AND_DTYPES)
+@torch.inference_mode()
+def test_preparing_a_step_leaves_no_trace_in_what_it_computes(kernels, dtype):
+    model = tiny_model(kernels=kernels, dtype=dtype)
+    plain, prepared = model.new_step(8, 40), model.new_step(8, 40)
+    heads = heads_of(model, 50, dtype)
+    prepared.prepare((1, 3, 4), heads)
+    for step in (plain, prepared):
+        step.prefill(PROMPT)
+        step.begin(len(PROMPT))
+        step.put(0, TOKENS[:3])
+        step.run(0, 3, 0, 4)
+    assert torch.equal(prepared.hidden, plain.hidden)
+    assert prepared.verify(3) == plain.verify(3)
+    assert [prepared.test(head, 0, 3) for head in heads] == [plain.test(head, 0, 3) for head in heads]
+    columns = slice(0, plain.cache.scratch)
+    assert torch.equal(prepared.cache.kv[:, :, :, columns], plain.cache.kv[:, :, :, columns])
+
+
 @torch.inference_mode()
 def test_rows_that_take_no_part_write_only_to_scratch_with_eager_kernels():
     """Of four rows at positions 5..8 only slots 1 and 2 take part: columns 6 and 7 change, and scratch."""
