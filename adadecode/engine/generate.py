@@ -49,8 +49,8 @@ def generate(
     eos = model.eos_token_ids if eos_token_ids is None else eos_token_ids
     limit = min(max_new_tokens, room_for_output(model, len(prompt_ids)))
     step = model.new_step(width, len(prompt_ids) + limit)
-    step.prepare((*policy.exits, model.num_layers), () if drafter is None else drafter.heads)
-    ngrams = NgramDrafter(*policy.ngram) if policy.ngram else None
+    step.prepare((*policy.exits, model.num_layers), () if drafter is None else drafter.tests)
+    ngrams = None if policy.ngram is None else NgramDrafter(policy.ngram)
 
     started = clock_ns(model.device)
     first_logits = step.prefill(prompt_ids)

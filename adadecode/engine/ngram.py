@@ -1,52 +1,76 @@
 """The n-gram drafter: what followed the newest tokens when they last stood in this prompt or output.
 
 Prompt lookup, as in transformers and vLLM: it runs no layers, so its drafts are parked at boundary 0. Unlike those it
-looks at the last two occurrences: where they were followed by different tokens the match says nothing (20-40 % right on
-the demo's outputs), where by the same token even a short match is worth a draft (75-100 %).
+gives each proposal a confidence, as an exit head does: how likely the token is to be right, judged by how long the match
+is and how often it went on like that (`confidence_of`).
 """
+
+LENGTHS = (8, 4, 2, 1)  # of the n-grams that are indexed; all of 1 to 8 find hardly more and cost twice the time
+MOST_STREAK = 3
+
+# How an n-gram went on: the next token, how often it did so in a row (at most MOST_STREAK), whether it ever did otherwise.
+Match = tuple[int, int, bool]
 
 
 class NgramDrafter:
     """An index of one sequence's n-grams by how they went on."""
 
-    def __init__(self, shortest: int, longest: int) -> None:
-        """Matches have up to `longest` tokens; one that occurred only once needs `shortest`."""
-        assert 1 <= shortest <= longest, (shortest, longest)
-        self._shortest, self._longest = shortest, longest
+    def __init__(self, gamma: float) -> None:
+        """Drafts are proposed while all of them are right with a probability above `gamma`."""
+        self._gamma = gamma
         self._tokens: list[int] = []
-        # where the token after an n-gram's last occurrence stands, and whether it agrees with the one before (None: new)
-        self._index: dict[tuple[int, ...], tuple[int, bool | None]] = {}
+        self._index: dict[tuple[int, ...], Match] = {}
 
     def extend(self, token_ids: list[int]) -> None:
         """Adds verified tokens to the sequence."""
         tokens, index = self._tokens, self._index
         for token_id in token_ids:
             # an n-gram is indexed when its successor comes, so that none finds itself
-            end = len(tokens)
-            for start in range(max(0, end - self._longest), end):
-                ngram = tuple(tokens[start:])
-                before = index.get(ngram)
-                agrees = None if before is None else tokens[before[0]] == token_id
-                index[ngram] = (end, agrees)
+            for length in LENGTHS:
+                if length > len(tokens):
+                    continue
+                ngram = tuple(tokens[-length:])
+                match = index.get(ngram)
+                if match is None:
+                    index[ngram] = (token_id, 1, False)
+                elif match[0] != token_id:
+                    index[ngram] = (token_id, 1, True)
+                elif match[1] < MOST_STREAK:
+                    index[ngram] = (token_id, match[1] + 1, match[2])
             tokens.append(token_id)
 
     def propose(self, drafts: list[int], max_tokens: int) -> list[int]:
         """At most `max_tokens` tokens to follow the sequence and the pending `drafts`, each by its longest match."""
-        recent = self._tokens[-self._longest :] + drafts
-        proposed: list[int] = []
-        while len(proposed) < max_tokens:
-            token_id = self._next(recent[-self._longest :])
-            if token_id is None:
+        recent = self._tokens[-LENGTHS[0] :] + drafts
+        num_known = len(recent)
+        confidence = 1.0
+        for _ in range(max_tokens):
+            for length in LENGTHS:
+                match = self._index.get(tuple(recent[-length:]))
+                if match is not None:
+                    break
+            else:
                 break
-            recent.append(token_id)
-            proposed.append(token_id)
-        return proposed
+            confidence *= CONFIDENCE[length, match[1], match[2]]
+            if confidence <= self._gamma:
+                break
+            recent.append(match[0])
+        return recent[num_known:]
 
-    def _next(self, recent: list[int]) -> int | None:
-        for start in range(len(recent)):
-            match = self._index.get(tuple(recent[start:]))
-            if match is not None:
-                position, agrees = match
-                is_enough = len(recent) - start >= self._shortest if agrees is None else agrees
-                return self._tokens[position] if is_enough else None
-        return None
+
+def confidence_of(length: int, streak: int, has_changed: bool) -> float:
+    """The probability that an n-gram goes on as it last did.
+
+    Log-linear odds, fitted by eye to the demo model's outputs on 60 GSM8K prompts: right are 39 % for one token seen once,
+    81 % for eight; 81 % and 84 % for one token that went on alike twice and thrice, 24 % for one that went on otherwise.
+    """
+    odds = 0.6 * 1.25 ** (length - 1) * 4.0 ** (streak - 1) * (0.4 if has_changed else 1.0)
+    return odds / (1.0 + odds)
+
+
+CONFIDENCE = {
+    (length, streak, has_changed): confidence_of(length, streak, has_changed)
+    for length in LENGTHS
+    for streak in range(1, MOST_STREAK + 1)
+    for has_changed in (False, True)
+}

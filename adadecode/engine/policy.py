@@ -6,7 +6,7 @@ from typing import Protocol
 
 from adadecode.config import DecodeSettings
 from adadecode.errors import UsageError
-from adadecode.model.layers import Head
+from adadecode.model.layers import Gate, Head
 from adadecode.model.step import DecodeStep
 
 # With 5, 6 or 7 rows a float32 GEMM on two CPU threads gives a row other bits in other slots, and an odd number of rows
@@ -21,7 +21,7 @@ class Drafter(Protocol):
     def exits(self) -> tuple[int, ...]: ...
 
     @property
-    def heads(self) -> Collection[Head]:
+    def tests(self) -> Collection[Head | Gate]:
         """What `propose` may test, for the step to prepare."""
         ...
 
@@ -40,15 +40,14 @@ class Policy:
     """What is drafted when. No exits and no n-grams is vanilla decoding.
 
     `exits` are tested with a gamma each; at most `max_drafts` drafts are pending; `reject` is the confidence with which
-    a deeper head rejects a draft early, None for never; `ngram` the shortest and longest match of the n-gram drafter,
-    None for none.
+    a deeper head rejects a draft early, None for never; `ngram` the gamma of the n-gram drafter, None for none.
     """
 
     exits: tuple[int, ...] = ()
     gammas: tuple[float, ...] = ()
     max_drafts: int = 0
     reject: float | None = None
-    ngram: tuple[int, int] | None = None
+    ngram: float | None = None
 
     def __post_init__(self) -> None:
         assert len(self.exits) == len(self.gammas), (self.exits, self.gammas)

@@ -37,10 +37,12 @@ def add_drafts(step: DecodeStep, round_: Round, token_ids: list[int], exit_layer
 
 def advance(step: DecodeStep, round_: Round, stop: int) -> int:
     """Runs the current slot and all slots at its boundary up to layer `stop`; returns the number of layers run."""
-    start, lo, hi = round_.layers_run[-1], round_.first_joined, round_.current + 1
+    layers_run = round_.layers_run
+    start, hi = layers_run[-1], len(layers_run)
+    lo = layers_run.index(start)
+    assert lo == 0 or layers_run[lo - 1] >= stop, (layers_run, stop)
     step.run(lo, hi, start, stop)
-    round_.layers_run[lo:hi] = [stop] * (hi - lo)
-    round_.check()
+    layers_run[lo:] = [stop] * (hi - lo)
     return stop - start
 
 

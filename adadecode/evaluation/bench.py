@@ -21,12 +21,12 @@ from adadecode.engine.invariance import check_rows_independent
 from adadecode.engine.policy import VANILLA, Policy, make_policy, step_width
 from adadecode.errors import UsageError
 from adadecode.evaluation.bench_figures import copy_bandwidth, make_report, memory_facts
-from adadecode.evaluation.parts import Call, TracedModel, heads_used, time_calls
+from adadecode.evaluation.parts import Call, TracedModel, tests_used, time_calls
 from adadecode.evaluation.sources import heads_folder
 from adadecode.evaluation.verify import compare
 from adadecode.model.decoder import DecoderModel, load_model
 from adadecode.model.exit_heads import ExitHeads, load_heads
-from adadecode.model.layers import Head
+from adadecode.model.layers import Gate, Head
 from adadecode.model.shapes import synthetic_heads, synthetic_lm, synthetic_prompts
 from adadecode.tasks import expand_task, load_examples
 from adadecode.tasks.encode import encode_prompt
@@ -98,7 +98,7 @@ class Traces:
     """What one traced generation of every prompt called, per variant, and how it compares with vanilla's."""
 
     calls: dict[Variant, Counter[Call]]
-    heads: dict[Call, Head]
+    tests: dict[Call, Head | Gate]
     outputs: dict[Variant, list[tuple[int, ...]]]
     parity: dict[Variant, list[dict[str, Any]]]
 
@@ -121,9 +121,9 @@ def run_bench(config: BenchConfig, say: Say) -> tuple[dict[str, Any], list[dict[
     memory = memory_facts(bench)
     say("timing each part alone")
     middle = sorted(bench.prompts, key=lambda prompt: len(prompt.token_ids))[len(bench.prompts) // 2]
-    heads = parts_of_policy(bench, traces)
-    calls = {call for counted in traces.calls.values() for call in counted} | set(heads) | parts_of_rounds(bench)
-    times = time_calls(bench.model, calls, heads, middle.token_ids, bench.num_positions(middle))
+    tests = parts_of_policy(bench, traces)
+    calls = {call for counted in traces.calls.values() for call in counted} | set(tests) | parts_of_rounds(bench)
+    times = time_calls(bench.model, calls, tests, middle.token_ids, bench.num_positions(middle))
     return make_report(bench, traces, rows, times, bandwidth, memory), rows
 
 
@@ -174,7 +174,7 @@ def trace(bench: Bench) -> Traces:
             decoded = bench.decode(variant, prompt, model=traced, record_logits=True)
             if traced.step is not None:
                 traces.calls[variant] += traced.step.calls
-                traces.heads |= traced.step.heads
+                traces.tests |= traced.step.tests
             vanilla = vanilla or decoded
             traces.outputs[variant].append(decoded.generation.output_token_ids)
             traces.parity[variant].append(compare(vanilla, decoded, bench.config.dtype))
@@ -224,16 +224,16 @@ def in_turn(variants: tuple[Variant, ...], turn: int) -> tuple[Variant, ...]:
     return rotated if turn // len(variants) % 2 == 0 else rotated[::-1]
 
 
-def parts_of_policy(bench: Bench, traces: Traces) -> dict[Call, Head]:
-    """Every head that may be tested, on one row and on as many as the traces had; for comparison the full one too."""
-    heads = dict(traces.heads)
+def parts_of_policy(bench: Bench, traces: Traces) -> dict[Call, Head | Gate]:
+    """All that may be tested, on one row and on as many as the traces had; for comparison the full head too."""
+    tests = dict(traces.tests)
     for task, policy in bench.policies.items():
-        heads |= heads_used(bench.heads[task], policy.exits, bench.width)
+        tests |= tests_used(bench.heads[task], policy.exits, bench.width)
     model = bench.model
     full = Head((torch.eye(model.width, dtype=model.dtype, device=model.device), *model.head.matrices))
-    for call in [call for call in heads if call.head == "shortlist" and call.rows == 1]:
-        heads.setdefault(dataclasses.replace(call, head="full"), full)
-    return heads
+    for call in [call for call in tests if call.head == "shortlist" and call.rows == 1]:
+        tests.setdefault(dataclasses.replace(call, head="full"), full)
+    return tests
 
 
 def parts_of_rounds(bench: Bench) -> set[Call]:

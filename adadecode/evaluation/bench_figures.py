@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from adadecode.engine.policy import VANILLA
-from adadecode.evaluation.parts import Call, CallTime, heads_used
+from adadecode.evaluation.parts import Call, CallTime, tests_used
 from adadecode.evaluation.run import provenance
 from adadecode.evaluation.worker import cpu_name, gpu_driver
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.layers import Head
+from adadecode.model.layers import Gate, Head
 
 if TYPE_CHECKING:
     from adadecode.evaluation.bench import Bench, Traces, Variant
@@ -49,7 +49,7 @@ def layer_bytes(model: DecoderModel, start: int, stop: int) -> int:
     return sum(tensor.nbytes for tensor in weights)
 
 
-def call_bytes(bench: Bench, call: Call, heads: Mapping[Call, Head], num_columns: int) -> int:
+def call_bytes(bench: Bench, call: Call, tests: Mapping[Call, Head | Gate], num_columns: int) -> int:
     """Bytes a call must read: weights, and keys and values of `num_columns` positions in its layers."""
     model = bench.model
     per_column = 2 * model.shape.num_kv_heads * model.shape.head_dim * model.dtype.itemsize
@@ -57,9 +57,9 @@ def call_bytes(bench: Bench, call: Call, heads: Mapping[Call, Head], num_columns
         case "layers":
             return layer_bytes(model, call.start, call.stop) + (call.stop - call.start) * num_columns * per_column
         case "test":
-            return sum(matrix.nbytes for matrix in heads[call].matrices)
+            return sum(tensor.nbytes for tensor in tests[call].tensors)
         case "verify":
-            return sum(matrix.nbytes for matrix in model.head.matrices)
+            return sum(tensor.nbytes for tensor in model.head.tensors)
     return 0
 
 
@@ -78,9 +78,8 @@ def make_report(
 ) -> dict[str, Any]:
     """Everything that was measured, as one JSON object; null is what was not."""
     num_columns = mean_columns(rows)
-    heads = traces.heads
     step_bytes = sum(
-        call_bytes(bench, call, heads, num_columns)
+        call_bytes(bench, call, traces.tests, num_columns)
         for call in (Call("layers", 1, 1, 0, bench.model.num_layers), Call("verify", 1, 1))
     )
     methods: dict[Variant, dict[str, Any]] = {
@@ -91,7 +90,7 @@ def make_report(
     for variant, summary in methods.items():
         counted = traces.calls[variant]
         isolated_s = sum(count * times[call].ms for call, count in counted.items()) / 1e3 if counted else None
-        num_bytes = sum(count * call_bytes(bench, call, heads, num_columns) for call, count in counted.items())
+        num_bytes = sum(count * call_bytes(bench, call, traces.tests, num_columns) for call, count in counted.items())
         tokens = summary["num_tokens"]
         summary["speedup_over_faster_vanilla"] = _paired_ratio(rows, faster, variant)
         ceiling = tokens / isolated_s if isolated_s else None
@@ -201,8 +200,8 @@ def memory_facts(bench: Bench) -> dict[str, int | None]:
     """Bytes of the weights, of the heads, of keys and values, and at the peak of device and process."""
     is_cuda = bench.model.device.type == "cuda"
     weights = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in bench.model.lm.parameters()}
-    used = [heads_used(heads, bench.policies[task].exits, bench.width) for task, heads in bench.heads.items()]
-    matrices = [matrix for heads in used for head in heads.values() for matrix in head.matrices]
+    used = [tests_used(heads, bench.policies[task].exits, bench.width) for task, heads in bench.heads.items()]
+    matrices = [tensor for tests in used for test in tests.values() for tensor in test.tensors]
     storages = {m.untyped_storage().data_ptr(): m.untyped_storage().nbytes() for m in matrices}
     longest = max(bench.num_positions(prompt) for prompt in bench.prompts)
     return {

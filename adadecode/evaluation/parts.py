@@ -15,7 +15,7 @@ from torch import Tensor
 
 from adadecode.engine.policy import Drafter
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.layers import Head
+from adadecode.model.layers import Gate, Head
 from adadecode.model.step import DecodeStep
 
 HeadName = Literal["full", "shortlist", "gate"]
@@ -49,11 +49,11 @@ class TracedStep:
         self._step = step
         self.width, self.cache, self.hidden, self.logits = step.width, step.cache, step.hidden, step.logits
         self.calls: Counter[Call] = Counter()
-        self.heads: dict[Call, Head] = {}
+        self.tests: dict[Call, Head | Gate] = {}
         self._exit_layer = 0
 
-    def prepare(self, boundaries: Sequence[int], heads: Iterable[Head]) -> None:
-        self._step.prepare(boundaries, heads)
+    def prepare(self, boundaries: Sequence[int], tests: Iterable[Head | Gate]) -> None:
+        self._step.prepare(boundaries, tests)
 
     def prefill(self, prompt_ids: list[int]) -> Tensor:
         return self._step.prefill(prompt_ids)
@@ -71,10 +71,17 @@ class TracedStep:
         self._step.run(lo, hi, start, stop)
 
     def test(self, head: Head, lo: int, hi: int) -> list[tuple[int, float]]:
-        call = Call("test", self.width, hi - lo, self._exit_layer, head=head_name(head))
-        self.calls[call] += 1
-        self.heads.setdefault(call, head)
+        self._count(head, hi - lo)
         return self._step.test(head, lo, hi)
+
+    def probe(self, gate: Gate, slot: int) -> float:
+        self._count(gate, 1)
+        return self._step.probe(gate, slot)
+
+    def _count(self, test: Head | Gate, rows: int) -> None:
+        call = Call("test", self.width, rows, self._exit_layer, head=head_name(test))
+        self.calls[call] += 1
+        self.tests.setdefault(call, test)
 
     def verify(self, hi: int) -> tuple[list[int], list[float]]:
         self.calls[Call("verify", self.width, hi)] += 1
@@ -96,11 +103,10 @@ class TracedModel:
         return getattr(self._model, name)
 
 
-def head_name(head: Head) -> HeadName:
-    """What kind of head it is, by its outputs: a gate has two."""
-    if len(head.matrices[-1]) == 2:
+def head_name(test: Head | Gate) -> HeadName:
+    if isinstance(test, Gate):
         return "gate"
-    return "full" if head.token_ids is None else "shortlist"
+    return "full" if test.token_ids is None else "shortlist"
 
 
 class CallTime(NamedTuple):
@@ -116,7 +122,7 @@ class CallTime(NamedTuple):
 def time_calls(
     model: DecoderModel,
     calls: Collection[Call],
-    heads: Mapping[Call, Head],
+    tests: Mapping[Call, Head | Gate],
     prompt_ids: list[int],
     num_positions: int,
 ) -> dict[Call, CallTime]:
@@ -137,7 +143,7 @@ def time_calls(
         if repetition > MIN_REPETITIONS and time.perf_counter() - started > BUDGET_S:
             break
         for call in ordered:
-            duration_ms = benches[call.width].time_ms(call, heads.get(call))
+            duration_ms = benches[call.width].time_ms(call, tests.get(call))
             if repetition:  # the first may compile or capture
                 measured[call].append(duration_ms)
     return {
@@ -180,8 +186,8 @@ class _Workbench:
             self.hidden[boundary] = self.step.hidden.clone()
             reached = boundary
 
-    def time_ms(self, call: Call, head: Head | None) -> float:
-        """One measurement of `call`; `head` is what a test runs."""
+    def time_ms(self, call: Call, test: Head | Gate | None) -> float:
+        """One measurement of `call`; `test` is what a test runs."""
         step, rows = self.step, call.rows
         step.hidden.copy_(self.hidden[self.num_layers if call.kind == "verify" else call.start])
         if call.kind == "layers" and self.device.type == "cuda":
@@ -201,8 +207,11 @@ class _Workbench:
             case "layers":
                 step.run(0, rows, call.start, call.stop)
             case "test":
-                assert head is not None, call
-                step.test(head, 0, rows)
+                assert test is not None, call
+                if isinstance(test, Gate):
+                    step.probe(test, 0)
+                else:
+                    step.test(test, 0, rows)
             case "verify":
                 step.verify(rows)
         self._synchronize()
@@ -213,22 +222,26 @@ class _Workbench:
             torch.cuda.synchronize(self.device)
 
 
-class _HeadRecorder:
-    """Stands in for a decode step where only the heads that are asked for matter; every gate lets pass."""
+class _TestRecorder:
+    """Stands in for a decode step where only the tests that are asked for matter; every gate lets pass."""
 
     def __init__(self) -> None:
-        self.heads: list[Head] = []
+        self.tests: list[Head | Gate] = []
 
     def test(self, head: Head, lo: int, hi: int) -> list[tuple[int, float]]:
-        self.heads.append(head)
+        self.tests.append(head)
         return [(0, 1.0)] * (hi - lo)
 
+    def probe(self, gate: Gate, slot: int) -> float:
+        self.tests.append(gate)
+        return 1.0
 
-def heads_used(drafter: Drafter, exits: tuple[int, ...], width: int) -> dict[Call, Head]:
+
+def tests_used(drafter: Drafter, exits: tuple[int, ...], width: int) -> dict[Call, Head | Gate]:
     """The gates and heads `drafter` tests at `exits`, as calls on one row."""
     used = {}
     for exit_layer in exits:
-        recorder = _HeadRecorder()
+        recorder = _TestRecorder()
         drafter.propose(exit_layer, cast(DecodeStep, recorder), 0, 1, 0)
-        used |= {Call("test", width, 1, exit_layer, head=head_name(head)): head for head in recorder.heads}
+        used |= {Call("test", width, 1, exit_layer, head=head_name(test)): test for test in recorder.tests}
     return used

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from adadecode.model.layers import Head
+from adadecode.model.layers import Gate, Head
 from adadecode.model.step import EagerStep
 
 if TYPE_CHECKING:
@@ -38,16 +38,16 @@ class GraphedStep(EagerStep):
     def __init__(self, model: "DecoderModel", width: int, num_columns: int) -> None:
         super().__init__(model, width, num_columns)
         self._segments: dict[tuple[int, int], Callable[[], None]] = {}
-        self._tests: dict[Head, tuple[Callable[[], None], Tensor]] = {}
+        self._tests: dict[Head | Gate, tuple[Callable[[], None], Tensor]] = {}
         self._verify: tuple[Callable[[], None], Tensor] | None = None
         self._copied = torch.cuda.Event()
         self._landing = torch.zeros(2, width, dtype=torch.float64, pin_memory=True)
 
-    def prepare(self, boundaries: Sequence[int], heads: Iterable[Head]) -> None:
+    def prepare(self, boundaries: Sequence[int], tests: Iterable[Head | Gate]) -> None:
         for start, stop in pairwise((0, *boundaries)):
             self._segment_graph(start, stop)
-        for head in heads:
-            self._test_graph(head)
+        for test in tests:
+            self._test_graph(test)
         self._verify_graph()
 
     def prefill(self, prompt_ids: list[int]) -> Tensor:
@@ -73,6 +73,9 @@ class GraphedStep(EagerStep):
         both = self._replay(*self._test_graph(head))[:, lo:hi].tolist()
         return [(int(token_id), probability) for token_id, probability in zip(*both, strict=True)]
 
+    def probe(self, gate: Gate, slot: int) -> float:
+        return float(self._replay(*self._test_graph(gate))[0, slot])
+
     def verify(self, hi: int) -> tuple[list[int], list[float]]:
         token_ids, tops = self._replay(*self._verify_graph())[:, :hi].tolist()
         return [int(token_id) for token_id in token_ids], tops
@@ -82,11 +85,12 @@ class GraphedStep(EagerStep):
             self._segments[start, stop] = self._capture(lambda: self.segment(start, stop))
         return self._segments[start, stop]
 
-    def _test_graph(self, head: Head) -> tuple[Callable[[], None], Tensor]:
-        if head not in self._tests:
+    def _test_graph(self, test: Head | Gate) -> tuple[Callable[[], None], Tensor]:
+        if test not in self._tests:
             out = torch.zeros(2, self.width, dtype=torch.float64, device=self.model.device)
-            self._tests[head] = self._capture(lambda: out.copy_(self.proposals(head))), out
-        return self._tests[head]
+            call = (lambda: self.chances(test)) if isinstance(test, Gate) else (lambda: self.proposals(test))
+            self._tests[test] = self._capture(lambda: out.copy_(call())), out  # a gate's row of W fills both rows
+        return self._tests[test]
 
     def _verify_graph(self) -> tuple[Callable[[], None], Tensor]:
         if self._verify is None:

@@ -7,7 +7,6 @@ they were made for. Shapes: W rows, d model width, V vocabulary, K tokens of the
 
 import hashlib
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from torch import Tensor
 from adadecode.config import HeadKind
 from adadecode.errors import ExitHeadsError
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.layers import Head
+from adadecode.model.layers import Gate, Head
 from adadecode.model.step import DecodeStep
 
 TENSORS, FACTS = "exit_heads.safetensors", "exit_heads.json"
@@ -100,17 +99,16 @@ class ExitHeads:
             token_ids = shortlist.token_ids.to(model.device, torch.long)
             self._tests = {e: Head((matrix.to(like),), token_ids) for e, matrix in shortlist.matrices.items()}
         self._gate = gate
-        # a second output that is always 0 makes the probability of the first a logistic function
         self._gates = {
-            e: (Head((torch.stack((g[:-1], torch.zeros_like(g[:-1]))).to(like),)), float(g[-1]))
-            for e, g in (gates or {}).items()
+            e: Gate(weights[:-1].to(model.device, torch.float32).contiguous(), float(weights[-1]))
+            for e, weights in (gates or {}).items()
         }
         self.content_hash = content_hash
 
     @property
-    def heads(self) -> list[Head]:
+    def tests(self) -> list[Head | Gate]:
         """All that a round may test: the heads, and the gates when they are used."""
-        gates = [head for head, _ in self._gates.values()] if self._gate > 0.0 else []
+        gates = self._gates.values() if self._gate > 0.0 else ()
         return [*self._tests.values(), *gates]
 
     def logits(self, exit_layer: int, hidden: Tensor) -> Tensor:
@@ -122,17 +120,9 @@ class ExitHeads:
         self, exit_layer: int, step: DecodeStep, lo: int, hi: int, first_position: int
     ) -> list[tuple[int, float]] | None:
         """The most likely next token of slots [lo, hi) and its probability; None when the gate skips the test."""
-        if self._gate > 0.0 and self.pass_probability(exit_layer, step, hi - 1) < self._gate:
+        if self._gate > 0.0 and step.probe(self._gates[exit_layer], hi - 1) < self._gate:
             return None
         return step.test(self._tests[exit_layer], lo, hi)
-
-    def pass_probability(self, exit_layer: int, step: DecodeStep, slot: int) -> float:
-        """The gate's probability that the head at `exit_layer` is right about the token after `slot`."""
-        head, bias = self._gates[exit_layer]
-        [(output, probability)] = step.test(head, slot, slot + 1)
-        odds = probability / max(1.0 - probability, 1e-9)
-        odds = (odds if output == 0 else 1.0 / odds) * math.exp(bias)
-        return odds / (1.0 + odds)
 
 
 def check_exits(exits: tuple[int, ...], num_layers: int) -> None:

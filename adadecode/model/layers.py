@@ -54,6 +54,24 @@ class Head:
     matrices: tuple[Tensor, ...]
     token_ids: Tensor | None = None
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The weights a test reads."""
+        return self.matrices
+
+
+@dataclass(frozen=True, eq=False)
+class Gate:
+    """A logistic regression on the normed hidden state: is a test worth its time? `weights` `[d]`, float32."""
+
+    weights: Tensor
+    bias: float
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The weights a test reads."""
+        return (self.weights,)
+
 
 def fuse_layer(layer: Any) -> LayerWeights:
     """The weights of a transformers layer, joined where they are used together.
@@ -131,6 +149,12 @@ def head_step(head: Head, norm: Tensor, eps: float, hidden: Tensor) -> Tensor:
     for matrix in head.matrices:
         x = linear(x, matrix)
     return x
+
+
+def gate_step(gate: Gate, norm: Tensor, eps: float, hidden: Tensor) -> Tensor:
+    """Probabilities `[W]` of `gate` on `hidden` `[W, d]`, float32."""
+    x = rms_norm(hidden, hidden.shape[-1:], norm, eps).float()
+    return torch.sigmoid((x * gate.weights).sum(dim=-1) + gate.bias)
 
 
 def top1(logits: Tensor, token_ids: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -528,6 +528,15 @@ void head(const Shape& s, const T* hidden, int M, const T* norm, const void* con
         }
     }
 }
+
+template <class T>
+float gate_chance(const Shape& s, const T* hidden, const T* norm, const float* weights, float bias) {
+    std::vector<float> x(s.d);
+    rms_norm<T>(hidden, norm, s.d, s.eps, x.data());
+    float total = bias;
+    for (int i = 0; i < s.d; i++) total += x[i] * weights[i];
+    return 1.0f / (1.0f + std::exp(-total));
+}
 }  // namespace
 
 extern "C" {
@@ -546,15 +555,23 @@ void adadecode_run_layers(const Shape* shape, const LayerWeights* layers, void* 
 }
 
 // Per row of `hidden` [M, d]: its top-1 id, logit (NaN when any logit is) and, unless null, probability; and the logits
-// [M, V] unless null. Ties go to the lowest id.
+// [M, V] unless null. Ties go to the lowest id. `token_ids`, unless null, names the outputs.
 void adadecode_head(const Shape* shape, const void* hidden, int32_t num_rows, const void* norm,
-                    const void* const* matrices, const int32_t* sizes, int32_t num_matrices, void* logits, int64_t* ids,
-                    float* tops, float* confidences) {
+                    const void* const* matrices, const int32_t* sizes, int32_t num_matrices, const int64_t* token_ids,
+                    void* logits, int64_t* ids, float* tops, float* confidences) {
     if (shape->is_bf16)
         head<bf16>(*shape, (const bf16*)hidden, num_rows, (const bf16*)norm, matrices, sizes, num_matrices,
                    (bf16*)logits, ids, tops, confidences);
     else
         head<float>(*shape, (const float*)hidden, num_rows, (const float*)norm, matrices, sizes, num_matrices,
                     (float*)logits, ids, tops, confidences);
+    if (token_ids)
+        for (int m = 0; m < num_rows; m++) ids[m] = token_ids[ids[m]];
+}
+
+// The logistic function of bias + weights [d] . norm(hidden [d]).
+float adadecode_gate(const Shape* shape, const void* hidden, const void* norm, const float* weights, float bias) {
+    return shape->is_bf16 ? gate_chance<bf16>(*shape, (const bf16*)hidden, (const bf16*)norm, weights, bias)
+                          : gate_chance<float>(*shape, (const float*)hidden, (const float*)norm, weights, bias);
 }
 }

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from adadecode.errors import KernelsError
-from adadecode.model.layers import Head
+from adadecode.model.layers import Gate, Head
 
 if TYPE_CHECKING:
     from adadecode.model.decoder import DecoderModel
@@ -89,9 +89,11 @@ def load_library() -> ctypes.CDLL:
         Pointer, Pointer, Pointer, Int, Int, Pointer, Pointer, Pointer, Int, Int
     ]  # fmt: skip
     library.adadecode_head.argtypes = [
-        Pointer, Pointer, Int, Pointer, Pointer, Pointer, Int, Pointer, Pointer, Pointer, Pointer
+        Pointer, Pointer, Int, Pointer, Pointer, Pointer, Int, Pointer, Pointer, Pointer, Pointer, Pointer
     ]  # fmt: skip
+    library.adadecode_gate.argtypes = [Pointer, Pointer, Pointer, Pointer, ctypes.c_float]
     library.adadecode_run_layers.restype = library.adadecode_head.restype = None
+    library.adadecode_gate.restype = ctypes.c_float
     return library
 
 
@@ -125,9 +127,15 @@ class _PackedHead:
     def __init__(self, head: Head, tile: int) -> None:
         self._packed = [pack_weight(matrix, tile) for matrix in head.matrices]  # keeps the memory alive
         sizes = [head.matrices[0].shape[1], *(matrix.shape[0] for matrix in head.matrices)]
-        self.matrices = (Pointer * len(self._packed))(*(matrix.data_ptr() for matrix in self._packed))
-        self.sizes = (Int * len(sizes))(*sizes)
-        self.token_ids = None if head.token_ids is None else head.token_ids.tolist()
+        self._matrices = (Pointer * len(self._packed))(*(matrix.data_ptr() for matrix in self._packed))
+        self._sizes = (Int * len(sizes))(*sizes)
+        self._token_ids = None if head.token_ids is None else head.token_ids.to(torch.int64).contiguous()
+        self.arguments = (
+            ctypes.addressof(self._matrices),
+            ctypes.addressof(self._sizes),
+            len(self._packed),
+            None if self._token_ids is None else self._token_ids.data_ptr(),
+        )
 
 
 class NativeWeights:
@@ -179,19 +187,22 @@ class NativeStep:
             shape.scale,
         )
         self._rotary = [table[:num_columns].float().contiguous() for table in model.rotary]
-        self._table = model.lm.model.embed_tokens.weight
         self._row_len = model.width * model.dtype.itemsize  # bytes
-        # addresses are looked up once: a call of torch costs as much as a head test
-        self._hidden_at, self._table_at = self.hidden.data_ptr(), self._table.data_ptr()
+        # addresses and functions are looked up once: after a segment Python is out of the caches and every step of it slow
+        self._hidden_at, self._table_at = self.hidden.data_ptr(), model.lm.model.embed_tokens.weight.data_ptr()
         self._around_rows = (self.cache.kv.data_ptr(), *(table.data_ptr() for table in self._rotary))
         self._norm_at, self._logits_at = model.norm.data_ptr(), self.logits.data_ptr()
         self._shape_at = ctypes.addressof(self._shape)
         self._ids = (ctypes.c_int64 * width)()
         self._tops, self._probabilities = (ctypes.c_float * width)(), (ctypes.c_float * width)()
+        library = self._weights.library
+        self._run_layers = functools.partial(library.adadecode_run_layers, self._shape_at, self._weights.layers)
+        self._run_head, self._run_gate = library.adadecode_head, library.adadecode_gate
+        self._tests: dict[Head, tuple[Any, ...]] = {}  # the library's arguments
+        self.prepare((), [model.head])
 
-    def prepare(self, boundaries: Sequence[int], heads: Iterable[Head]) -> None:
-        for head in heads:
-            self._weights.head(head)
+    def prepare(self, boundaries: Sequence[int], tests: Iterable[Head | Gate]) -> None:
+        self._tests |= {test: self._weights.head(test).arguments for test in tests if isinstance(test, Head)}
 
     def prefill(self, prompt_ids: list[int]) -> Tensor:
         hidden = self.model.embed(torch.tensor(prompt_ids))
@@ -205,51 +216,43 @@ class NativeStep:
 
     def put(self, slot: int, token_ids: list[int]) -> None:
         assert slot + len(token_ids) <= self.width, (slot, len(token_ids))
-        for i, token_id in enumerate(token_ids):
-            assert 0 <= token_id < len(self._table), token_id
-            to = self._hidden_at + (slot + i) * self._row_len
-            ctypes.memmove(to, self._table_at + token_id * self._row_len, self._row_len)
+        row_len, to = self._row_len, self._hidden_at + slot * self._row_len
+        for token_id in token_ids:
+            assert 0 <= token_id < self.model.vocab_size, token_id
+            ctypes.memmove(to, self._table_at + token_id * row_len, row_len)
+            to += row_len
 
     def run(self, lo: int, hi: int, start: int, stop: int) -> None:
         assert 0 <= lo < hi <= self.width, (lo, hi, self.width)
         self._run(self._hidden_at + lo * self._row_len, hi - lo, self._first_position + lo, start, stop)
 
     def test(self, head: Head, lo: int, hi: int) -> list[tuple[int, float]]:
-        packed = self._weights.head(head)
-        self._head(packed, lo, hi, None, self._probabilities)
-        token_ids = self._ids[: hi - lo]
-        if packed.token_ids is not None:
-            token_ids = [packed.token_ids[output] for output in token_ids]
-        return list(zip(token_ids, self._probabilities, strict=False))
+        if head not in self._tests:
+            self.prepare((), [head])
+        self._head(head, lo, hi, None, self._probabilities)
+        return list(zip(self._ids[: hi - lo], self._probabilities[: hi - lo], strict=True))
+
+    def probe(self, gate: Gate, slot: int) -> float:
+        row = self._hidden_at + slot * self._row_len
+        return self._run_gate(self._shape_at, row, self._norm_at, gate.weights.data_ptr(), gate.bias)
 
     def verify(self, hi: int) -> tuple[list[int], list[float]]:
-        self._head(self._weights.head(self.model.head), 0, hi, self._logits_at, None)
+        self._head(self.model.head, 0, hi, self._logits_at, None)
         return self._ids[:hi], self._tops[:hi]
 
     def _run(self, hidden: int, num_rows: int, first_position: int, start: int, stop: int) -> None:
         """Rows at address `hidden` through layers [start, stop)."""
         assert first_position + num_rows <= self.cache.num_columns, (first_position, num_rows)
-        self._weights.library.adadecode_run_layers(
-            self._shape_at,
-            self._weights.layers,
-            hidden,
-            num_rows,
-            first_position,
-            *self._around_rows,
-            start,
-            stop,
-        )
+        self._run_layers(hidden, num_rows, first_position, *self._around_rows, start, stop)
 
-    def _head(self, packed: _PackedHead, lo: int, hi: int, logits: int | None, probabilities: Any) -> None:
+    def _head(self, head: Head, lo: int, hi: int, logits: int | None, probabilities: Any) -> None:
         assert 0 <= lo < hi <= self.width, (lo, hi, self.width)
-        self._weights.library.adadecode_head(
+        self._run_head(
             self._shape_at,
             self._hidden_at + lo * self._row_len,
             hi - lo,
             self._norm_at,
-            packed.matrices,
-            packed.sizes,
-            len(packed.matrices),
+            *self._tests[head],
             logits,
             self._ids,
             self._tops,

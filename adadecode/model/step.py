@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adadecode.model.kv_cache import KVCache
-from adadecode.model.layers import Head, head_step, top1
+from adadecode.model.layers import Gate, Head, gate_step, head_step, top1
 
 if TYPE_CHECKING:
     from adadecode.model.decoder import DecoderModel
@@ -28,8 +28,8 @@ class DecodeStep(Protocol):
     hidden: Tensor
     logits: Tensor
 
-    def prepare(self, boundaries: Sequence[int], heads: Iterable[Head]) -> None:
-        """Compiles or captures, before any clock starts, the segments between `boundaries` and the tests of `heads`."""
+    def prepare(self, boundaries: Sequence[int], tests: Iterable[Head | Gate]) -> None:
+        """Compiles or captures, before any clock starts, the segments between `boundaries` and the `tests`."""
         ...
 
     def prefill(self, prompt_ids: list[int]) -> Tensor:
@@ -50,6 +50,10 @@ class DecodeStep(Protocol):
 
     def test(self, head: Head, lo: int, hi: int) -> list[tuple[int, float]]:
         """Token id and probability of the most likely next token of slots [lo, hi), by `head`."""
+        ...
+
+    def probe(self, gate: Gate, slot: int) -> float:
+        """The probability `gate` gives for the hidden state in `slot`."""
         ...
 
     def verify(self, hi: int) -> tuple[list[int], list[float]]:
@@ -76,7 +80,7 @@ class EagerStep:
         self._repeats = model.shape.num_heads // model.shape.num_kv_heads
         self._host = torch.zeros(width + 3, dtype=torch.long, pin_memory=device.type == "cuda")
 
-    def prepare(self, boundaries: Sequence[int], heads: Iterable[Head]) -> None:
+    def prepare(self, boundaries: Sequence[int], tests: Iterable[Head | Gate]) -> None:
         shape = (self.width, self.cache.num_columns)
         if self.model.kernels == "compile" and shape not in self.model.compiled_shapes:
             self.segment(0, 1)  # all layers are alike, and no slot takes part
@@ -126,6 +130,13 @@ class EagerStep:
         model = self.model
         token_ids, _, probabilities = top1(head_step(head, model.norm, model.shape.eps, self.hidden), head.token_ids)
         return torch.stack((token_ids.double(), probabilities.double()))
+
+    def probe(self, gate: Gate, slot: int) -> float:
+        return float(self.chances(gate)[slot])
+
+    def chances(self, gate: Gate) -> Tensor:
+        """What `gate` gives for all W rows, `[W]` float32."""
+        return gate_step(gate, self.model.norm, self.model.shape.eps, self.hidden)
 
     def verify(self, hi: int) -> tuple[list[int], list[float]]:
         token_ids, tops = self.verdicts()[:, :hi].tolist()
