@@ -103,9 +103,7 @@ decode_flags = _flags(
         "--gate", type=float, help="Skip tests that pass with less probability; 0 tests always.  [default: 0]"
     ),
     click.option("--reject", type=float, help="Confidence at which a deeper head rejects a draft.  [default: never]"),
-    click.option(
-        "--ngram", callback=_integers, help="Shortest and longest n-gram match, such as 2,6.  [default: none]"
-    ),
+    click.option("--ngram", type=float, help="Threshold of n-gram drafts in [0, 1).  [default: no n-gram drafts]"),
     click.option("--max-new-tokens", type=int, help="[default: 512]"),
 )
 run_flags = _flags(

@@ -41,7 +41,7 @@ class DecodeSettings(Settings):
     head: HeadKind = "full"
     gate: float = Field(0.0, ge=0.0, le=1.0)  # skip the test of a head that is right with less probability
     reject: float | None = Field(None, ge=0.0, le=1.0)  # confidence of a deeper head that rejects a draft early
-    ngram: tuple[int, int] | None = None  # shortest and longest match of the n-gram drafter
+    ngram: float | None = Field(None, ge=0.0, lt=1.0)  # gamma of the n-gram drafter; None: no such drafts
     max_new_tokens: int = Field(512, ge=1)
 
     @field_validator("gamma")
@@ -50,13 +50,6 @@ class DecodeSettings(Settings):
         if not all(0.0 <= g <= 1.0 for g in (gamma if isinstance(gamma, tuple) else (gamma,))):
             raise ValueError("the exit threshold must lie in [0, 1]; 1 drafts nothing")
         return gamma
-
-    @field_validator("ngram")
-    @classmethod
-    def _ngram_is_a_range(cls, ngram: tuple[int, int] | None) -> tuple[int, int] | None:
-        if ngram is not None and not 1 <= ngram[0] <= ngram[1]:
-            raise ValueError("matches need 1 <= shortest <= longest, such as 2,5")
-        return ngram
 
     @field_validator("exits")
     @classmethod

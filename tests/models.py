@@ -21,7 +21,7 @@ from transformers import (
 from adadecode.config import Kernels
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads, Shortlist
-from adadecode.model.step import DecodeStep
+from adadecode.model.step import DecodeStep, Segment
 
 FAMILIES = {
     "llama": (LlamaConfig, LlamaForCausalLM),
@@ -132,13 +132,14 @@ class ScriptedExitHead:
     script: dict[int, dict[int, tuple[int, float] | None]]
     asked: list[tuple[range, int]] = field(default_factory=list)
 
-    heads: tuple = ()
+    tests: tuple = ()
 
     def propose(
-        self, exit_layer: int, step: DecodeStep, lo: int, hi: int, first_position: int
+        self, step: DecodeStep, segment: Segment, first_tested: int, first_position: int
     ) -> list[tuple[int, float]] | None:
-        positions = range(first_position + lo, first_position + hi)
-        assert len(positions) > 0, (lo, hi)
-        self.asked.append((positions, exit_layer))
-        said = [self.script.get(position, {}).get(exit_layer, (0, 0.0)) for position in positions]
+        step.run(*segment)
+        positions = range(first_position + first_tested, first_position + segment.hi)
+        assert len(positions) > 0, (segment, first_tested)
+        self.asked.append((positions, segment.stop))
+        said = [self.script.get(position, {}).get(segment.stop, (0, 0.0)) for position in positions]
         return None if said[-1] is None else [(0, 0.0) if proposal is None else proposal for proposal in said]

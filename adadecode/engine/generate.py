@@ -12,7 +12,7 @@ from torch import Tensor
 from adadecode.engine.ngram import NgramDrafter
 from adadecode.engine.policy import VANILLA, Drafter, Policy
 from adadecode.engine.state import Round
-from adadecode.engine.steps import add_drafts, advance, begin_round, check_finite, reject_after, verify
+from adadecode.engine.steps import add_drafts, begin_round, check_finite, reject_after, verify
 from adadecode.errors import PromptTooLongError
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.step import DecodeStep
@@ -115,27 +115,26 @@ def run_round(
     layers_run, may_draft = 0, True
     draft_ngrams(step, round_, ngrams, max_drafts, eos)
     while round_.layers_run[-1] < num_layers:
-        stop = next(boundary for boundary in boundaries if boundary > round_.layers_run[-1])
-        layers_run += advance(step, round_, stop)
-        if stop == num_layers:
-            break
+        segment = round_.pass_to(next(boundary for boundary in boundaries if boundary > round_.layers_run[-1]))
+        layers_run += segment.stop - segment.start
         may_draft = may_draft and round_.num_drafts < max_drafts
-        lo = round_.first_joined if policy.reject is not None else round_.current
-        if not may_draft and lo == round_.current:
+        first_tested = round_.current if policy.reject is None else segment.lo
+        if segment.stop == num_layers or not (may_draft or first_tested < round_.current):
+            step.run(*segment)
             continue
         assert drafter is not None
-        proposals = drafter.propose(stop, step, lo, round_.current + 1, round_.first_position)
+        proposals = drafter.propose(step, segment, first_tested, round_.first_position)
         if proposals is None:
             continue
-        contradicted = first_contradicted(round_, lo, proposals, policy.reject)
+        contradicted = first_contradicted(round_, first_tested, proposals, policy.reject)
         if contradicted is not None:
             reject_after(round_, contradicted)
             may_draft = True
-        token_id, confidence = proposals[round_.current - lo]
-        if may_draft and confidence > policy.gamma_at(stop):
+        token_id, confidence = proposals[round_.current - first_tested]
+        if may_draft and confidence > policy.gamma_at(segment.stop):
             may_draft = token_id not in eos
             if may_draft:
-                add_drafts(step, round_, [token_id], stop)
+                add_drafts(step, round_, [token_id], segment.stop)
                 draft_ngrams(step, round_, ngrams, max_drafts, eos)
     return layers_run
 

@@ -6,8 +6,8 @@ from typing import Protocol
 
 from adadecode.config import DecodeSettings
 from adadecode.errors import UsageError
-from adadecode.model.layers import Gate, Head
-from adadecode.model.step import DecodeStep
+from adadecode.model.layers import ExitTest
+from adadecode.model.step import DecodeStep, Proposals, Segment
 
 # With 5, 6 or 7 rows a float32 GEMM on two CPU threads gives a row other bits in other slots, and an odd number of rows
 # leaves vector tails; multiples of 8 were free of both for every dtype and thread count tried (docs/parity.md).
@@ -21,14 +21,13 @@ class Drafter(Protocol):
     def exits(self) -> tuple[int, ...]: ...
 
     @property
-    def tests(self) -> Collection[Head | Gate]:
-        """What `propose` may test, for the step to prepare."""
+    def tests(self) -> Collection[ExitTest]:
+        """What `propose` may test, one for each of `exits`, for the step to prepare."""
         ...
 
-    def propose(
-        self, exit_layer: int, step: DecodeStep, lo: int, hi: int, first_position: int
-    ) -> list[tuple[int, float]] | None:
-        """Token id and confidence in [0, 1] for the token after each of slots [lo, hi), which stand at `exit_layer`.
+    def propose(self, step: DecodeStep, segment: Segment, first_tested: int, first_position: int) -> Proposals | None:
+        """Runs `segment`, which ends at an exit layer; then, for the token after each of slots [first_tested, hi), its
+        id and confidence in [0, 1].
 
         Slot i stands at `first_position + i`. None when a gate says that the last slot is not worth a test.
         """

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from adadecode.model.step import Segment
+
 
 @dataclass
 class Round:
@@ -29,6 +31,15 @@ class Round:
         assert len(self.token_ids) == len(self.layers_run) == len(self.draft_exits) + 1
         assert self.layers_run == sorted(self.layers_run, reverse=True), self.layers_run
 
+    def pass_to(self, stop: int) -> Segment:
+        """Moves the current slot and all slots at its boundary to boundary `stop`; returns what that must run."""
+        layers_run = self.layers_run
+        start, hi = layers_run[-1], len(layers_run)
+        lo = layers_run.index(start)
+        assert lo == 0 or layers_run[lo - 1] >= stop, (layers_run, stop)
+        layers_run[lo:] = [stop] * (hi - lo)
+        return Segment(lo, hi, start, stop)
+
     @property
     def current(self) -> int:
         """The slot of the current token."""
@@ -37,8 +48,3 @@ class Round:
     @property
     def num_drafts(self) -> int:
         return len(self.draft_exits)
-
-    @property
-    def first_joined(self) -> int:
-        """The first of the slots that stand at the current slot's boundary; they are [first_joined, current + 1)."""
-        return self.layers_run.index(self.layers_run[-1])

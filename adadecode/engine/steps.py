@@ -1,4 +1,4 @@
-"""The moves of a round: begin, draft, advance through a segment, reject early, verify.
+"""The moves of a round: begin, draft, reject early, verify.
 
 Each changes the `Round`'s numbers and tells the decode step what to compute.
 """
@@ -33,17 +33,6 @@ def add_drafts(step: DecodeStep, round_: Round, token_ids: list[int], exit_layer
     round_.draft_exits += [exit_layer] * len(token_ids)
     assert round_.current < step.width, (round_.current, step.width)
     round_.check()
-
-
-def advance(step: DecodeStep, round_: Round, stop: int) -> int:
-    """Runs the current slot and all slots at its boundary up to layer `stop`; returns the number of layers run."""
-    layers_run = round_.layers_run
-    start, hi = layers_run[-1], len(layers_run)
-    lo = layers_run.index(start)
-    assert lo == 0 or layers_run[lo - 1] >= stop, (layers_run, stop)
-    step.run(lo, hi, start, stop)
-    layers_run[lo:] = [stop] * (hi - lo)
-    return stop - start
 
 
 def reject_after(round_: Round, slot: int) -> None:

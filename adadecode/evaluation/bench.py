@@ -21,7 +21,7 @@ from adadecode.engine.invariance import check_rows_independent
 from adadecode.engine.policy import VANILLA, Policy, make_policy, step_width
 from adadecode.errors import UsageError
 from adadecode.evaluation.bench_figures import copy_bandwidth, make_report, memory_facts
-from adadecode.evaluation.parts import Call, TracedModel, tests_used, time_calls
+from adadecode.evaluation.parts import Call, TracedModel, used_tests, time_calls
 from adadecode.evaluation.sources import heads_folder
 from adadecode.evaluation.verify import compare
 from adadecode.model.decoder import DecoderModel, load_model
@@ -228,7 +228,7 @@ def parts_of_policy(bench: Bench, traces: Traces) -> dict[Call, Head | Gate]:
     """All that may be tested, on one row and on as many as the traces had; for comparison the full head too."""
     tests = dict(traces.tests)
     for task, policy in bench.policies.items():
-        tests |= tests_used(bench.heads[task], policy.exits, bench.width)
+        tests |= used_tests(bench.heads[task], policy.exits, bench.width)
     model = bench.model
     full = Head((torch.eye(model.width, dtype=model.dtype, device=model.device), *model.head.matrices))
     for call in [call for call in tests if call.head == "shortlist" and call.rows == 1]:

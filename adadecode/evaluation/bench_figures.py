@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from adadecode.engine.policy import VANILLA
-from adadecode.evaluation.parts import Call, CallTime, tests_used
+from adadecode.evaluation.parts import Call, CallTime, used_tests
 from adadecode.evaluation.run import provenance
 from adadecode.evaluation.worker import cpu_name, gpu_driver
 from adadecode.model.decoder import DecoderModel
@@ -200,7 +200,7 @@ def memory_facts(bench: Bench) -> dict[str, int | None]:
     """Bytes of the weights, of the heads, of keys and values, and at the peak of device and process."""
     is_cuda = bench.model.device.type == "cuda"
     weights = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in bench.model.lm.parameters()}
-    used = [tests_used(heads, bench.policies[task].exits, bench.width) for task, heads in bench.heads.items()]
+    used = [used_tests(heads, bench.policies[task].exits, bench.width) for task, heads in bench.heads.items()]
     matrices = [tensor for tests in used for test in tests.values() for tensor in test.tensors]
     storages = {m.untyped_storage().data_ptr(): m.untyped_storage().nbytes() for m in matrices}
     longest = max(bench.num_positions(prompt) for prompt in bench.prompts)

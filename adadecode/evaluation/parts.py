@@ -8,15 +8,15 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from adadecode.engine.policy import Drafter
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.layers import Gate, Head
-from adadecode.model.step import DecodeStep
+from adadecode.model.layers import ExitTest, Gate, Head
+from adadecode.model.step import DecodeStep, Proposals, Segment, run_probe_test
 
 HeadName = Literal["full", "shortlist", "gate"]
 
@@ -52,7 +52,7 @@ class TracedStep:
         self.tests: dict[Call, Head | Gate] = {}
         self._exit_layer = 0
 
-    def prepare(self, boundaries: Sequence[int], tests: Iterable[Head | Gate]) -> None:
+    def prepare(self, boundaries: Sequence[int], tests: Iterable[ExitTest]) -> None:
         self._step.prepare(boundaries, tests)
 
     def prefill(self, prompt_ids: list[int]) -> Tensor:
@@ -70,7 +70,10 @@ class TracedStep:
         self._exit_layer = stop
         self._step.run(lo, hi, start, stop)
 
-    def test(self, head: Head, lo: int, hi: int) -> list[tuple[int, float]]:
+    def run_to_exit(self, segment: Segment, test: ExitTest, first_tested: int) -> Proposals | None:
+        return run_probe_test(self, segment, test, first_tested)
+
+    def test(self, head: Head, lo: int, hi: int) -> Proposals:
         self._count(head, hi - lo)
         return self._step.test(head, lo, hi)
 
@@ -222,26 +225,11 @@ class _Workbench:
             torch.cuda.synchronize(self.device)
 
 
-class _TestRecorder:
-    """Stands in for a decode step where only the tests that are asked for matter; every gate lets pass."""
-
-    def __init__(self) -> None:
-        self.tests: list[Head | Gate] = []
-
-    def test(self, head: Head, lo: int, hi: int) -> list[tuple[int, float]]:
-        self.tests.append(head)
-        return [(0, 1.0)] * (hi - lo)
-
-    def probe(self, gate: Gate, slot: int) -> float:
-        self.tests.append(gate)
-        return 1.0
-
-
-def tests_used(drafter: Drafter, exits: tuple[int, ...], width: int) -> dict[Call, Head | Gate]:
+def used_tests(drafter: Drafter, exits: tuple[int, ...], width: int) -> dict[Call, Head | Gate]:
     """The gates and heads `drafter` tests at `exits`, as calls on one row."""
     used = {}
-    for exit_layer in exits:
-        recorder = _TestRecorder()
-        drafter.propose(exit_layer, cast(DecodeStep, recorder), 0, 1, 0)
-        used |= {Call("test", width, 1, exit_layer, head=head_name(test)): test for test in recorder.tests}
+    for exit_layer, test in zip(drafter.exits, drafter.tests, strict=True):
+        if exit_layer in exits:
+            both = (test.head,) if test.gate is None else (test.head, test.gate)
+            used |= {Call("test", width, 1, exit_layer, head=head_name(tested)): tested for tested in both}
     return used

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from adadecode.model.layers import Gate, Head
-from adadecode.model.step import EagerStep
+from adadecode.model.layers import ExitTest, Gate, Head
+from adadecode.model.step import EagerStep, Proposals
 
 if TYPE_CHECKING:
     from adadecode.model.decoder import DecoderModel
@@ -43,11 +43,13 @@ class GraphedStep(EagerStep):
         self._copied = torch.cuda.Event()
         self._landing = torch.zeros(2, width, dtype=torch.float64, pin_memory=True)
 
-    def prepare(self, boundaries: Sequence[int], tests: Iterable[Head | Gate]) -> None:
+    def prepare(self, boundaries: Sequence[int], tests: Iterable[ExitTest]) -> None:
         for start, stop in pairwise((0, *boundaries)):
             self._segment_graph(start, stop)
         for test in tests:
-            self._test_graph(test)
+            self._test_graph(test.head)
+            if test.gate is not None:
+                self._test_graph(test.gate)
         self._verify_graph()
 
     def prefill(self, prompt_ids: list[int]) -> Tensor:
@@ -69,7 +71,7 @@ class GraphedStep(EagerStep):
         self._copied.record()
         self._segment_graph(start, stop)()
 
-    def test(self, head: Head, lo: int, hi: int) -> list[tuple[int, float]]:
+    def test(self, head: Head, lo: int, hi: int) -> Proposals:
         both = self._replay(*self._test_graph(head))[:, lo:hi].tolist()
         return [(int(token_id), probability) for token_id, probability in zip(*both, strict=True)]
 

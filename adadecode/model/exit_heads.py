@@ -7,6 +7,7 @@ they were made for. Shapes: W rows, d model width, V vocabulary, K tokens of the
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +21,8 @@ from torch import Tensor
 from adadecode.config import HeadKind
 from adadecode.errors import ExitHeadsError
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.layers import Gate, Head
-from adadecode.model.step import DecodeStep
+from adadecode.model.layers import ExitTest, Gate, Head
+from adadecode.model.step import DecodeStep, Proposals, Segment
 
 TENSORS, FACTS = "exit_heads.safetensors", "exit_heads.json"
 
@@ -94,35 +95,33 @@ class ExitHeads:
         self._transforms = {e: t.to(device=model.device, dtype=model.dtype) for e, t in transforms.items()}
         like = model.lm.lm_head.weight
         if shortlist is None:
-            self._tests = {e: Head((transform, like)) for e, transform in self._transforms.items()}
+            heads = {e: Head((transform, like)) for e, transform in self._transforms.items()}
         else:
             token_ids = shortlist.token_ids.to(model.device, torch.long)
-            self._tests = {e: Head((matrix.to(like),), token_ids) for e, matrix in shortlist.matrices.items()}
-        self._gate = gate
-        self._gates = {
+            heads = {e: Head((matrix.to(like),), token_ids) for e, matrix in shortlist.matrices.items()}
+        used = {
             e: Gate(weights[:-1].to(model.device, torch.float32).contiguous(), float(weights[-1]))
-            for e, weights in (gates or {}).items()
+            for e, weights in ((gates or {}) if gate > 0.0 else {}).items()
         }
+        self._tests = {e: ExitTest(head, used.get(e), gate) for e, head in heads.items()}
         self.content_hash = content_hash
 
     @property
-    def tests(self) -> list[Head | Gate]:
-        """All that a round may test: the heads, and the gates when they are used."""
-        gates = self._gates.values() if self._gate > 0.0 else ()
-        return [*self._tests.values(), *gates]
+    def tests(self) -> Collection[ExitTest]:
+        """All that a round may test."""
+        return self._tests.values()
 
     def logits(self, exit_layer: int, hidden: Tensor) -> Tensor:
         """Logits `[W, V]` of the full head on hidden states `[W, d]` at `exit_layer`."""
         transformed = self._model.final_norm(hidden) @ self._transforms[exit_layer].T
         return self._model.lm.lm_head(transformed)
 
-    def propose(
-        self, exit_layer: int, step: DecodeStep, lo: int, hi: int, first_position: int
-    ) -> list[tuple[int, float]] | None:
-        """The most likely next token of slots [lo, hi) and its probability; None when the gate skips the test."""
-        if self._gate > 0.0 and step.probe(self._gates[exit_layer], hi - 1) < self._gate:
-            return None
-        return step.test(self._tests[exit_layer], lo, hi)
+    def propose(self, step: DecodeStep, segment: Segment, first_tested: int, first_position: int) -> Proposals | None:
+        """Runs `segment`, which ends at an exit layer, and tests slots [first_tested, hi) there.
+
+        The most likely next token of each and its probability; None when the gate skips the test.
+        """
+        return step.run_to_exit(segment, self._tests[segment.stop], first_tested)
 
 
 def check_exits(exits: tuple[int, ...], num_layers: int) -> None:

@@ -73,6 +73,15 @@ class Gate:
         return (self.weights,)
 
 
+@dataclass(frozen=True, eq=False)
+class ExitTest:
+    """What is tested at an exit: `head`, unless `gate` gives less than `least` for the last slot."""
+
+    head: Head
+    gate: Gate | None = None
+    least: float = 0.0
+
+
 def fuse_layer(layer: Any) -> LayerWeights:
     """The weights of a transformers layer, joined where they are used together.
 

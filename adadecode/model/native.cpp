@@ -541,6 +541,15 @@ float gate_chance(const Shape& s, const T* hidden, const T* norm, const float* w
 
 extern "C" {
 
+// What is tested at an exit, and where its outcome goes; `gate` [d] is null when there is none.
+struct ExitTest {
+    const void *norm, *matrices, *sizes, *token_ids;
+    void *ids, *tops, *probabilities;
+    const float* gate;
+    int32_t num_matrices;
+    float bias, least;
+};
+
 int32_t adadecode_tile() { return TILE; }
 
 // Rows at consecutive positions from `first_position` through layers [start, stop): `hidden` [M, d] in place; their keys
@@ -573,5 +582,20 @@ void adadecode_head(const Shape* shape, const void* hidden, int32_t num_rows, co
 float adadecode_gate(const Shape* shape, const void* hidden, const void* norm, const float* weights, float bias) {
     return shape->is_bf16 ? gate_chance<bf16>(*shape, (const bf16*)hidden, (const bf16*)norm, weights, bias)
                           : gate_chance<float>(*shape, (const float*)hidden, (const float*)norm, weights, bias);
+}
+
+// Rows through layers [start, stop) as above, then, unless the gate gives less than `least` for the last of them, `test`
+// on the last `num_tested`. Returns whether they were tested.
+int32_t adadecode_run_to_exit(const Shape* shape, const LayerWeights* layers, void* hidden, int32_t num_rows,
+                              int32_t first_position, void* kv, const float* cos, const float* sin, int32_t start,
+                              int32_t stop, const ExitTest* test, int32_t num_tested) {
+    adadecode_run_layers(shape, layers, hidden, num_rows, first_position, kv, cos, sin, start, stop);
+    const size_t row_len = size_t(shape->d) * (shape->is_bf16 ? sizeof(bf16) : sizeof(float));
+    char* end = (char*)hidden + num_rows * row_len;
+    if (test->gate && adadecode_gate(shape, end - row_len, test->norm, test->gate, test->bias) < test->least) return 0;
+    adadecode_head(shape, end - num_tested * row_len, num_tested, test->norm, (const void* const*)test->matrices,
+                   (const int32_t*)test->sizes, test->num_matrices, (const int64_t*)test->token_ids, nullptr,
+                   (int64_t*)test->ids, (float*)test->tops, (float*)test->probabilities);
+    return 1;
 }
 }

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from adadecode.errors import KernelsError
-from adadecode.model.layers import Gate, Head
+from adadecode.model.layers import ExitTest, Gate, Head
+from adadecode.model.step import Proposals, Segment
 
 if TYPE_CHECKING:
     from adadecode.model.decoder import DecoderModel
@@ -54,6 +55,16 @@ class _Shape(ctypes.Structure):
         *((name, Int) for name in ("d", "F", "H", "G", "D", "S", "is_bf16", "num_threads")),
         ("eps", ctypes.c_float),
         ("scale", ctypes.c_float),
+    ]
+
+
+class _ExitTest(ctypes.Structure):
+    _fields_ = [
+        *((name, Pointer) for name in ("norm", "matrices", "sizes", "token_ids")),
+        *((name, Pointer) for name in ("ids", "tops", "probabilities", "gate")),
+        ("num_matrices", Int),
+        ("bias", ctypes.c_float),
+        ("least", ctypes.c_float),
     ]
 
 
@@ -91,6 +102,7 @@ def load_library() -> ctypes.CDLL:
     library.adadecode_head.argtypes = [
         Pointer, Pointer, Int, Pointer, Pointer, Pointer, Int, Pointer, Pointer, Pointer, Pointer, Pointer
     ]  # fmt: skip
+    library.adadecode_run_to_exit.argtypes = [*library.adadecode_run_layers.argtypes, Pointer, Int]
     library.adadecode_gate.argtypes = [Pointer, Pointer, Pointer, Pointer, ctypes.c_float]
     library.adadecode_run_layers.restype = library.adadecode_head.restype = None
     library.adadecode_gate.restype = ctypes.c_float
@@ -127,15 +139,12 @@ class _PackedHead:
     def __init__(self, head: Head, tile: int) -> None:
         self._packed = [pack_weight(matrix, tile) for matrix in head.matrices]  # keeps the memory alive
         sizes = [head.matrices[0].shape[1], *(matrix.shape[0] for matrix in head.matrices)]
+        self.num_matrices = len(self._packed)
         self._matrices = (Pointer * len(self._packed))(*(matrix.data_ptr() for matrix in self._packed))
         self._sizes = (Int * len(sizes))(*sizes)
         self._token_ids = None if head.token_ids is None else head.token_ids.to(torch.int64).contiguous()
-        self.arguments = (
-            ctypes.addressof(self._matrices),
-            ctypes.addressof(self._sizes),
-            len(self._packed),
-            None if self._token_ids is None else self._token_ids.data_ptr(),
-        )
+        self.matrices_at, self.sizes_at = ctypes.addressof(self._matrices), ctypes.addressof(self._sizes)
+        self.token_ids_at = None if self._token_ids is None else self._token_ids.data_ptr()
 
 
 class NativeWeights:
@@ -158,9 +167,10 @@ class NativeWeights:
         return kept.data_ptr()
 
     def head(self, head: Head) -> _PackedHead:
-        if head not in self._heads:
-            self._heads[head] = _PackedHead(head, self.tile)
-        return self._heads[head]
+        packed = self._heads.get(head)
+        if packed is None:
+            packed = self._heads[head] = _PackedHead(head, self.tile)
+        return packed
 
 
 class NativeStep:
@@ -195,14 +205,28 @@ class NativeStep:
         self._shape_at = ctypes.addressof(self._shape)
         self._ids = (ctypes.c_int64 * width)()
         self._tops, self._probabilities = (ctypes.c_float * width)(), (ctypes.c_float * width)()
-        library = self._weights.library
-        self._run_layers = functools.partial(library.adadecode_run_layers, self._shape_at, self._weights.layers)
-        self._run_head, self._run_gate = library.adadecode_head, library.adadecode_gate
-        self._tests: dict[Head, tuple[Any, ...]] = {}  # the library's arguments
-        self.prepare((), [model.head])
+        library, run = self._weights.library, (self._shape_at, self._weights.layers)
+        self._run_layers = functools.partial(library.adadecode_run_layers, *run)
+        self._run_to_exit = functools.partial(library.adadecode_run_to_exit, *run)
+        self._exit_tests: dict[ExitTest, tuple[_ExitTest, int]] = {}  # and its address
 
-    def prepare(self, boundaries: Sequence[int], tests: Iterable[Head | Gate]) -> None:
-        self._tests |= {test: self._weights.head(test).arguments for test in tests if isinstance(test, Head)}
+    def prepare(self, boundaries: Sequence[int], tests: Iterable[ExitTest]) -> None:
+        for test in tests:
+            packed, gate = self._weights.head(test.head), test.gate
+            exit_test = _ExitTest(
+                norm=self._norm_at,
+                matrices=packed.matrices_at,
+                sizes=packed.sizes_at,
+                token_ids=packed.token_ids_at,
+                ids=ctypes.addressof(self._ids),
+                tops=ctypes.addressof(self._tops),
+                probabilities=ctypes.addressof(self._probabilities),
+                gate=None if gate is None else gate.weights.data_ptr(),
+                num_matrices=packed.num_matrices,
+                bias=0.0 if gate is None else gate.bias,
+                least=test.least,
+            )
+            self._exit_tests[test] = exit_test, ctypes.addressof(exit_test)
 
     def prefill(self, prompt_ids: list[int]) -> Tensor:
         hidden = self.model.embed(torch.tensor(prompt_ids))
@@ -226,19 +250,38 @@ class NativeStep:
         assert 0 <= lo < hi <= self.width, (lo, hi, self.width)
         self._run(self._hidden_at + lo * self._row_len, hi - lo, self._first_position + lo, start, stop)
 
-    def test(self, head: Head, lo: int, hi: int) -> list[tuple[int, float]]:
-        if head not in self._tests:
-            self.prepare((), [head])
+    def run_to_exit(self, segment: Segment, test: ExitTest, first_tested: int) -> Proposals | None:
+        lo, hi, start, stop = segment
+        assert 0 <= lo <= first_tested < hi <= self.width, (segment, first_tested, self.width)
+        assert self._first_position + hi <= self.cache.num_columns, (self._first_position, segment)
+        if test not in self._exit_tests:
+            self.prepare((), [test])
+        is_tested = self._run_to_exit(
+            self._hidden_at + lo * self._row_len,
+            hi - lo,
+            self._first_position + lo,
+            *self._around_rows,
+            start,
+            stop,
+            self._exit_tests[test][1],
+            hi - first_tested,
+        )
+        return self._proposals(hi - first_tested) if is_tested else None
+
+    def test(self, head: Head, lo: int, hi: int) -> Proposals:
         self._head(head, lo, hi, None, self._probabilities)
-        return list(zip(self._ids[: hi - lo], self._probabilities[: hi - lo], strict=True))
+        return self._proposals(hi - lo)
 
     def probe(self, gate: Gate, slot: int) -> float:
-        row = self._hidden_at + slot * self._row_len
-        return self._run_gate(self._shape_at, row, self._norm_at, gate.weights.data_ptr(), gate.bias)
+        row, weights = self._hidden_at + slot * self._row_len, gate.weights.data_ptr()
+        return self._weights.library.adadecode_gate(self._shape_at, row, self._norm_at, weights, gate.bias)
 
     def verify(self, hi: int) -> tuple[list[int], list[float]]:
         self._head(self.model.head, 0, hi, self._logits_at, None)
         return self._ids[:hi], self._tops[:hi]
+
+    def _proposals(self, num_rows: int) -> Proposals:
+        return list(zip(self._ids[:num_rows], self._probabilities[:num_rows], strict=True))
 
     def _run(self, hidden: int, num_rows: int, first_position: int, start: int, stop: int) -> None:
         """Rows at address `hidden` through layers [start, stop)."""
@@ -247,12 +290,16 @@ class NativeStep:
 
     def _head(self, head: Head, lo: int, hi: int, logits: int | None, probabilities: Any) -> None:
         assert 0 <= lo < hi <= self.width, (lo, hi, self.width)
-        self._run_head(
+        packed = self._weights.head(head)
+        self._weights.library.adadecode_head(
             self._shape_at,
             self._hidden_at + lo * self._row_len,
             hi - lo,
             self._norm_at,
-            *self._tests[head],
+            packed.matrices_at,
+            packed.sizes_at,
+            packed.num_matrices,
+            packed.token_ids_at,
             logits,
             self._ids,
             self._tops,

@@ -4,16 +4,28 @@ Shapes: W rows, d model width, D head width, S cache columns, V vocabulary.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from adadecode.model.kv_cache import KVCache
-from adadecode.model.layers import Gate, Head, gate_step, head_step, top1
+from adadecode.model.layers import ExitTest, Gate, Head, gate_step, head_step, top1
 
 if TYPE_CHECKING:
     from adadecode.model.decoder import DecoderModel
+
+
+Proposals = list[tuple[int, float]]  # token id and probability, one per slot
+
+
+class Segment(NamedTuple):
+    """Slots [lo, hi) pass layers [start, stop)."""
+
+    lo: int
+    hi: int
+    start: int
+    stop: int
 
 
 class DecodeStep(Protocol):
@@ -28,7 +40,7 @@ class DecodeStep(Protocol):
     hidden: Tensor
     logits: Tensor
 
-    def prepare(self, boundaries: Sequence[int], tests: Iterable[Head | Gate]) -> None:
+    def prepare(self, boundaries: Sequence[int], tests: Iterable[ExitTest]) -> None:
         """Compiles or captures, before any clock starts, the segments between `boundaries` and the `tests`."""
         ...
 
@@ -48,7 +60,11 @@ class DecodeStep(Protocol):
         """Slots [lo, hi) pass layers [start, stop); the other slots keep their hidden states."""
         ...
 
-    def test(self, head: Head, lo: int, hi: int) -> list[tuple[int, float]]:
+    def run_to_exit(self, segment: Segment, test: ExitTest, first_tested: int) -> Proposals | None:
+        """Runs `segment`, then tests slots [first_tested, hi); None when the gate skips it. As run, probe and test do."""
+        ...
+
+    def test(self, head: Head, lo: int, hi: int) -> Proposals:
         """Token id and probability of the most likely next token of slots [lo, hi), by `head`."""
         ...
 
@@ -59,6 +75,14 @@ class DecodeStep(Protocol):
     def verify(self, hi: int) -> tuple[list[int], list[float]]:
         """Next token and its logit, NaN when any logit is, of slots [0, hi) by the model's own head."""
         ...
+
+
+def run_probe_test(step: DecodeStep, segment: Segment, test: ExitTest, first_tested: int) -> Proposals | None:
+    """`run_to_exit` by the calls it stands for."""
+    step.run(*segment)
+    if test.gate is not None and step.probe(test.gate, segment.hi - 1) < test.least:
+        return None
+    return step.test(test.head, first_tested, segment.hi)
 
 
 class EagerStep:
@@ -80,7 +104,7 @@ class EagerStep:
         self._repeats = model.shape.num_heads // model.shape.num_kv_heads
         self._host = torch.zeros(width + 3, dtype=torch.long, pin_memory=device.type == "cuda")
 
-    def prepare(self, boundaries: Sequence[int], tests: Iterable[Head | Gate]) -> None:
+    def prepare(self, boundaries: Sequence[int], tests: Iterable[ExitTest]) -> None:
         shape = (self.width, self.cache.num_columns)
         if self.model.kernels == "compile" and shape not in self.model.compiled_shapes:
             self.segment(0, 1)  # all layers are alike, and no slot takes part
@@ -121,7 +145,10 @@ class EagerStep:
             out = self.model.layer_step(weights, self.model.shape, out, rotary, columns, mask, keys, values)
         self.hidden.copy_(torch.where(idle, self.hidden, out))
 
-    def test(self, head: Head, lo: int, hi: int) -> list[tuple[int, float]]:
+    def run_to_exit(self, segment: Segment, test: ExitTest, first_tested: int) -> Proposals | None:
+        return run_probe_test(self, segment, test, first_tested)
+
+    def test(self, head: Head, lo: int, hi: int) -> Proposals:
         both = self.proposals(head)[:, lo:hi].tolist()
         return [(int(token_id), probability) for token_id, probability in zip(*both, strict=True)]
 

@@ -155,7 +155,7 @@ def test_bits_hold_with_ngrams_early_rejection_shortlists_and_gates(dtype):
         gates=random_gates(model, EXITS),
         gate=0.3,
     )
-    policy = Policy(EXITS, (0.2, 0.4), 7, reject=0.6, ngram=(1, 4))
+    policy = Policy(EXITS, (0.2, 0.4), 7, reject=0.6, ngram=0.2)
     vanilla, adadecode = decode_both(model, prompt_of(model, 20) * 3, 300, policy, heads)
     assert_same_bits(vanilla, adadecode)
     assert all(drafted > 0 for drafted in adadecode.generation.drafted_per_exit)
@@ -273,7 +273,7 @@ def test_the_embedded_model_keeps_its_bits(dtype):
     model, tokenizer = load_model("demo", dtype=dtype, device=DEVICE)
     check_rows_independent(model, 8)
     prompt = tokenizer("Question: Ann has 3 pens and buys 4 more. How many pens has she?\nAnswer:")["input_ids"]
-    policy = Policy((4, 8, 12), (0.05,) * 3, 5, ngram=(2, 5))
+    policy = Policy((4, 8, 12), (0.05,) * 3, 5, ngram=0.3)
     assert_same_bits(*decode_both(model, prompt, 200, policy))
 
 

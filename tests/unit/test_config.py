@@ -40,9 +40,9 @@ def test_the_papers_policy_is_the_default_of_other_models():
 
 
 def test_flags_and_files_win_over_the_policy(tmp_path):
-    policy = yaml(tmp_path, "gamma: 0.3\nmax_drafts: 7\nngram: [2, 4]\n")
+    policy = yaml(tmp_path, "gamma: 0.3\nmax_drafts: 7\nngram: 0.4\n")
     config = build_settings(EvalConfig, None, {"policy": str(policy), "gamma": 0.6})
-    assert (config.decode.gamma, config.decode.max_drafts, config.decode.ngram) == (0.6, 7, (2, 4))
+    assert (config.decode.gamma, config.decode.max_drafts, config.decode.ngram) == (0.6, 7, 0.4)
 
 
 @pytest.mark.parametrize("content", ["gama: 0.3", "[1, 2]", "- : {"])

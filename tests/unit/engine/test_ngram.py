@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adadecode.engine.generate import Decoded, generate
-from adadecode.engine.ngram import NgramDrafter
+from adadecode.engine.ngram import CONFIDENCE, LENGTHS, NgramDrafter
 from adadecode.engine.policy import Policy
 from tests.models import KERNELS, ScriptedExitHead, tiny_model
 
@@ -17,71 +17,87 @@ FIRST = len(PROMPT)
 EXITS = (1, 2, 3)
 
 
-def after(shortest: int, longest: int, token_ids: list[int], drafts: tuple[int, ...] = (), max_tokens: int = 9):
+def after(gamma: float, token_ids: list[int], drafts: tuple[int, ...] = (), max_tokens: int = 9):
     """What a drafter proposes once it has seen `token_ids`, with `drafts` pending."""
-    drafter = NgramDrafter(shortest, longest)
+    drafter = NgramDrafter(gamma)
     drafter.extend(token_ids)
     return drafter.propose(list(drafts), max_tokens)
 
 
 def test_the_longest_match_wins_over_a_later_shorter_one():
-    token_ids = [1, 2, 3, 7, 5, 4, 3, 8, 9, 1, 2, 3]
-    assert after(1, 3, token_ids, max_tokens=1) == [7]
-    assert after(1, 2, [1, 3, 8, 2, 3, 8, 9, 3], max_tokens=1) == [8]
+    assert after(0.0, [1, 2, 7, 5, 2, 8, 9, 1, 2], max_tokens=1) == [7]
+    assert after(0.0, [3, 2, 7, 5, 2, 8, 9, 1, 2], max_tokens=1) == [8]
 
 
 def test_a_proposal_goes_on_as_the_sequence_did_to_the_newest_token():
-    assert after(2, 3, [1, 2, 3, 4, 5, 1, 2]) == [3, 4, 5, 1, 2, 3, 4, 5, 1], "round and round, as a loop does"
-    assert after(2, 3, [1, 2, 3, 4, 9, 1, 2], max_tokens=2) == [3, 4]
+    assert after(0.0, [1, 2, 3, 4, 5, 1, 2]) == [3, 4, 5, 1, 2, 3, 4, 5, 1], "round and round, as a loop does"
+    assert after(0.0, [1, 2, 3, 4, 9, 1, 2], max_tokens=2) == [3, 4]
 
 
-@pytest.mark.parametrize("token_ids", [[], [1], [1, 2, 3], [1, 2, 3, 1], [1, 2, 4, 2, 1]])
+@pytest.mark.parametrize("token_ids", [[], [1], [1, 2, 3], [2, 1, 4, 3]])
 def test_without_an_earlier_occurrence_nothing_is_proposed(token_ids):
     """The newest tokens do not match themselves."""
-    assert after(2, 3, token_ids) == []
+    assert after(0.0, token_ids) == []
 
 
-def test_a_match_that_occurred_once_needs_the_shortest_length():
-    once = [5, 1, 9, 4, 1]
-    assert after(2, 3, once) == []
-    assert after(1, 3, once, max_tokens=1) == [9]
+def test_confidence_grows_with_the_match_and_its_streak_and_falls_when_it_went_on_otherwise():
+    assert all(0.0 < confidence < 1.0 for confidence in CONFIDENCE.values())
+    for (length, streak, has_changed), confidence in CONFIDENCE.items():
+        more = [(2 * length, streak, has_changed), (length, streak + 1, has_changed), (length, streak, False)]
+        assert all(CONFIDENCE.get(key, 1.0) >= confidence for key in more)
 
 
-def test_a_match_whose_last_two_occurrences_agree_needs_one_token():
-    assert after(3, 3, [1, 9, 4, 1, 9, 6, 1], max_tokens=1) == [9]
+@pytest.mark.parametrize(
+    ("token_ids", "seen"),
+    [
+        ([5, 1, 9, 4, 1], (1, 1, False)),
+        ([5, 3, 1, 9, 4, 3, 1], (2, 1, False)),
+        ([1, 9, 4, 1, 9, 6, 1], (1, 2, False)),
+        ([1, 9, 4, 1, 9, 6, 1, 9, 7, 1], (1, 3, False)),
+        ([1, 9, 4, 1, 9, 6, 1, 9, 7, 1, 9, 8, 1], (1, 3, False)),
+        ([1, 8, 4, 1, 9, 6, 1], (1, 1, True)),
+        ([1, 8, 4, 1, 9, 6, 1, 9, 7, 1], (1, 2, True)),
+        ([1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7, 8], (8, 1, False)),
+    ],
+)
+def test_a_proposal_is_made_when_its_confidence_exceeds_gamma(token_ids, seen):
+    confidence = CONFIDENCE[seen]
+    assert after(confidence - 1e-9, token_ids, max_tokens=1) == [9]
+    assert after(confidence, token_ids, max_tokens=1) == []
 
 
-def test_a_match_whose_last_two_occurrences_disagree_is_not_drafted_even_when_a_shorter_one_would_be():
-    assert after(1, 1, [1, 9, 4, 1, 8, 6, 1]) == []
-    longer_disagrees = [2, 1, 9, 2, 1, 8, 5, 1, 8, 2, 1]
-    assert after(1, 1, longer_disagrees, max_tokens=1) == [8]
-    assert after(1, 2, longer_disagrees) == []
+def test_a_chain_of_proposals_ends_where_all_of_them_together_are_too_unsure():
+    once, chained = CONFIDENCE[1, 1, False], CONFIDENCE[2, 1, False]
+    token_ids = [1, 2, 3, 4, 5, 1]
+    assert after(once * chained - 1e-9, token_ids) == [2, 3]
+    assert after(once * chained, token_ids) == [2]
 
 
 def test_pending_drafts_are_part_of_what_is_matched():
     token_ids = [1, 2, 3, 4, 9, 1]
-    assert after(2, 3, token_ids) == []
-    assert after(2, 3, token_ids, drafts=(2,), max_tokens=2) == [3, 4]
-    assert after(2, 3, token_ids, drafts=(2, 3), max_tokens=3) == [4, 9, 1]
-    assert after(2, 3, token_ids, drafts=(3,)) == []
+    assert after(0.0, token_ids, drafts=(2,), max_tokens=2) == [3, 4]
+    assert after(0.0, token_ids, drafts=(2, 3), max_tokens=3) == [4, 9, 1]
+    assert after(0.0, token_ids, drafts=(7,)) == []
 
 
 def test_pending_drafts_are_not_remembered():
-    drafter = NgramDrafter(1, 2)
+    drafter = NgramDrafter(0.0)
     drafter.extend([1, 2])
     assert drafter.propose([7, 8, 7], 5) == []
     drafter.extend([7])
     assert drafter.propose([], 5) == []
 
 
-def next_by_search(token_ids: list[int], context: list[int], shortest: int, longest: int) -> int | None:
-    """The next token by looking through the whole sequence: no index."""
-    for length in range(min(longest, len(context)), 0, -1):
+def next_by_search(token_ids: list[int], context: list[int]) -> tuple[int, float] | None:
+    """The next token and its confidence by looking through the whole sequence: no index."""
+    for length in LENGTHS:
         ends = [e for e in range(length, len(token_ids)) if token_ids[e - length : e] == context[-length:]]
-        if ends:
-            followed_by = [token_ids[end] for end in ends[-2:]]
-            enough = len(set(followed_by)) == 1 if len(followed_by) == 2 else length >= shortest
-            return followed_by[-1] if enough else None
+        if ends and length <= len(context):
+            followed_by = [token_ids[end] for end in ends]
+            streak = len(ends)
+            while set(followed_by[-streak:]) != {followed_by[-1]}:
+                streak -= 1
+            return followed_by[-1], CONFIDENCE[length, min(streak, 3), streak < len(ends)]
     return None
 
 
@@ -89,20 +105,22 @@ def next_by_search(token_ids: list[int], context: list[int], shortest: int, long
 @given(
     pieces=st.lists(st.lists(st.integers(0, 3), max_size=12), max_size=4),
     drafts=st.lists(st.integers(0, 3), max_size=3),
-    shortest=st.integers(1, 3),
-    longer=st.integers(0, 3),
+    gamma=st.floats(0.0, 0.9),
 )
-def test_the_index_finds_what_a_search_finds_however_the_tokens_came(pieces, drafts, shortest, longer):
-    drafter = NgramDrafter(shortest, shortest + longer)
+def test_the_index_finds_what_a_search_finds_however_the_tokens_came(pieces, drafts, gamma):
+    drafter = NgramDrafter(gamma)
     for piece in pieces:
         drafter.extend(piece)
     token_ids = list(itertools.chain(*pieces))
-    expected: list[int] = []
+    expected, confidence = [], 1.0
     while len(expected) < 5:
-        token_id = next_by_search(token_ids, token_ids + drafts + expected, shortest, shortest + longer)
-        if token_id is None:
+        found = next_by_search(token_ids, token_ids + drafts + expected)
+        if found is None:
             break
-        expected.append(token_id)
+        confidence *= found[1]
+        if confidence <= gamma:
+            break
+        expected.append(found[0])
     assert drafter.propose(drafts, 5) == expected
 
 
@@ -145,7 +163,7 @@ def decode(model, monkeypatch):
     def decode(
         ngrams: ScriptedNgrams, heads: dict | None = None, *, max_new_tokens=24, max_drafts=5, eos=()
     ) -> Decoded:
-        monkeypatch.setattr("adadecode.engine.generate.NgramDrafter", lambda shortest, longest: ngrams)
+        monkeypatch.setattr("adadecode.engine.generate.NgramDrafter", lambda gamma: ngrams)
         exits = EXITS if heads is not None else ()
         return generate(
             model,
@@ -153,7 +171,7 @@ def decode(model, monkeypatch):
             width=8,
             max_new_tokens=max_new_tokens,
             eos_token_ids=eos,
-            policy=Policy(exits, (0.5,) * len(exits), max_drafts, ngram=(1, 3)),
+            policy=Policy(exits, (0.5,) * len(exits), max_drafts, ngram=0.5),
             drafter=ScriptedExitHead(exits, heads) if heads is not None else None,
             record_logits=True,
         )
@@ -273,7 +291,7 @@ def test_the_prompt_and_the_output_are_looked_up(kernels):
     model = tiny_model(kernels=kernels)
     with torch.no_grad():
         model.lm.lm_head.weight.zero_()
-    policy = Policy(max_drafts=3, ngram=(1, 3))
+    policy = Policy(max_drafts=3, ngram=0.0)
     generation = generate(model, [0, 9, 4], width=8, max_new_tokens=40, policy=policy).generation
     assert generation.output_token_ids == (0,) * 40
     assert generation.draft_depths[:2] == (4, 4), "9, 4 and 0 were proposed after the first 0"

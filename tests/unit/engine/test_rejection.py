@@ -178,11 +178,11 @@ def test_every_token_that_comes_to_an_exit_is_asked_about_there(model, vanilla):
     heads = ScriptedExitHead(EXITS, script)
     decode(model, heads, reject=0.5, max_new_tokens=4)
     current = [(positions[-1], exit_layer) for positions, exit_layer in heads.asked]
-    assert current == [(FIRST, 1), (FIRST, 2), (FIRST + 1, 1), (FIRST + 2, 1), (FIRST + 2, 2), (FIRST + 2, 3)]
+    assert current == [(FIRST, 1), (FIRST, 2), (FIRST + 1, 1), (FIRST + 2, 2), (FIRST + 2, 3)], "two drafts at most"
     companies = [set(positions) for positions, _ in heads.asked]
     assert companies[:3] == [{FIRST}, {FIRST}, {FIRST + 1}], "nobody is asked about at an exit below its own"
-    assert companies[4] >= {FIRST + 1, FIRST + 2}
-    assert companies[5] == {FIRST, FIRST + 1, FIRST + 2}
+    assert companies[3] == {FIRST + 1, FIRST + 2}, "what waits at an exit was asked about there before"
+    assert companies[4] == {FIRST, FIRST + 1, FIRST + 2}
 
 
 def test_a_contradicting_eos_is_not_drafted_and_ends_drafting(model, vanilla):
@@ -221,7 +221,7 @@ def test_an_ngram_draft_falls_at_the_first_exit_that_contradicts_it():
     with torch.no_grad():
         model.lm.lm_head.weight.zero_()
     heads = ScriptedExitHead(EXITS, {FIRST: {1: (0, 0.9)}})
-    policy = Policy(EXITS, (0.5,) * 3, 1, 0.5, (1, 1))
+    policy = Policy(EXITS, (0.5,) * 3, 1, 0.5, 0.2)
     generation = generate(model, [0, 9, 4], width=8, max_new_tokens=3, policy=policy, drafter=heads).generation
     assert generation.output_token_ids == (0, 0, 0)
     assert generation.draft_depths == (4, 1, 4)
@@ -241,7 +241,7 @@ SCRIPTS = st.lists(st.tuples(PROPOSALS, PROPOSALS, PROPOSALS), min_size=12, max_
     gamma=st.sampled_from([0.0, 0.3, 0.6]),
     max_drafts=st.integers(0, 7),
     max_new_tokens=st.integers(1, 12),
-    ngram=st.sampled_from([None, (1, 2)]),
+    ngram=st.sampled_from([None, 0.2]),
 )
 def test_whatever_heads_say_and_contradict_the_tokens_and_bits_are_vanillas(
     model, vanilla, said, reject, gamma, max_drafts, max_new_tokens, ngram

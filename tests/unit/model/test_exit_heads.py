@@ -21,11 +21,21 @@ from adadecode.model.exit_heads import (
     paper_exits,
     save_heads,
 )
-from adadecode.model.step import DecodeStep
+from adadecode.model.layers import Gate
+from adadecode.model.step import DecodeStep, Proposals, Segment
 from tests.folders import tiny_facts
 from tests.models import KERNELS_AND_DTYPES, random_gates, random_heads, random_transforms, shortlist_of, tiny_model
 
 CLOSE = {torch.float32: 1e-4, torch.float16: 0.01, torch.bfloat16: 0.06}
+
+
+def propose(heads: ExitHeads, exit_layer: int, step: DecodeStep, lo: int, hi: int) -> Proposals | None:
+    """What `heads` propose for slots [lo, hi), which stand at `exit_layer` already."""
+    return heads.propose(step, Segment(lo, hi, exit_layer, exit_layer), lo, 0)
+
+
+def gate_at(heads: ExitHeads, exit_layer: int) -> Gate:
+    return dict(zip(heads.exits, heads.tests, strict=True))[exit_layer].gate
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +106,7 @@ def test_saved_heads_with_a_shortlist_and_gates_propose_what_they_did(dtype, gat
     made = ExitHeads(model, tensors.transforms, shortlist=shortlist, gates=tensors.gates, gate=gate)
     step = step_with_random_rows(model)
     proposals = [
-        [heads.propose(e, step, slot, slot + 1, 0) for e in (1, 2, 3) for slot in range(8)] for heads in (loaded, made)
+        [propose(heads, e, step, slot, slot + 1) for e in (1, 2, 3) for slot in range(8)] for heads in (loaded, made)
     ]
     assert proposals[0] == proposals[1]
     assert (None in proposals[0]) == (gate > 0.0), "the gates let some pass and hold some up"
@@ -118,7 +128,7 @@ def test_a_proposal_is_the_argmax_with_its_softmax_probability_in_every_slot_ask
     step = step_with_random_rows(model)
     probabilities = heads.logits(2, step.hidden).float().softmax(dim=-1)
     for lo, hi in ((0, 8), (3, 6), (7, 8)):
-        proposals = heads.propose(2, step, lo, hi, first_position=0)
+        proposals = propose(heads, 2, step, lo, hi)
         for row, (token_id, confidence) in zip(probabilities[lo:hi], proposals, strict=True):
             assert row[token_id] == pytest.approx(row.max().item(), rel=CLOSE[dtype])
             assert confidence == pytest.approx(row.max().item(), rel=CLOSE[dtype])
@@ -133,7 +143,7 @@ def test_a_shortlist_proposes_the_full_heads_best_token_in_the_shortlist(kernels
     step = step_with_random_rows(model)
     for exit_layer in (1, 3):
         over_shortlist = heads.logits(exit_layer, step.hidden).float()[:, token_ids].softmax(dim=-1)
-        proposals = heads.propose(exit_layer, step, 0, 8, first_position=0)
+        proposals = propose(heads, exit_layer, step, 0, 8)
         for row, (token_id, confidence) in zip(over_shortlist, proposals, strict=True):
             assert row[token_ids.index(token_id)] == pytest.approx(row.max().item(), rel=CLOSE[dtype])
             assert confidence == pytest.approx(row.max().item(), rel=CLOSE[dtype])
@@ -146,7 +156,7 @@ def test_a_shortlist_of_the_whole_vocabulary_proposes_what_the_full_head_does(mo
         ExitHeads(model, transforms, shortlist=shortlist_of(model, transforms, range(97))),
     )
     step = step_with_random_rows(model)
-    for ours, theirs in zip(listed.propose(2, step, 0, 8, 0), full.propose(2, step, 0, 8, 0), strict=True):
+    for ours, theirs in zip(propose(listed, 2, step, 0, 8), propose(full, 2, step, 0, 8), strict=True):
         assert ours == (theirs[0], pytest.approx(theirs[1], rel=1e-4))
 
 
@@ -161,7 +171,7 @@ def test_a_gate_is_a_logistic_regression_on_the_normed_hidden_state(scale, kerne
     for exit_layer in (1, 2):
         logits = model.final_norm(step.hidden).float() @ gates[exit_layer][:-1] + gates[exit_layer][-1]
         for slot, expected in enumerate(logits.sigmoid().tolist()):
-            probability = heads.pass_probability(exit_layer, step, slot)
+            probability = step.probe(gate_at(heads, exit_layer), slot)
             assert probability == pytest.approx(expected, rel=CLOSE[dtype], abs=CLOSE[dtype])
 
 
@@ -170,12 +180,13 @@ def test_a_gate_skips_a_test_whose_last_slot_is_not_worth_it(model):
     gates = random_gates(model, (2,))
     step = step_with_random_rows(model)
     free = random_heads(model, (2,), gates=gates)
-    probabilities = [free.pass_probability(2, step, slot) for slot in range(8)]
+    gate = gate_at(random_heads(model, (2,), gates=gates, gate=0.5), 2)
+    probabilities = [step.probe(gate, slot) for slot in range(8)]
     bar = sorted(probabilities)[3] + 1e-6
     gated = random_heads(model, (2,), gates=gates, gate=bar)
     for slot, probability in enumerate(probabilities):
-        expected = free.propose(2, step, 0, slot + 1, 0) if probability > bar else None
-        assert gated.propose(2, step, 0, slot + 1, 0) == expected
+        expected = propose(free, 2, step, 0, slot + 1) if probability > bar else None
+        assert propose(gated, 2, step, 0, slot + 1) == expected
     assert sum(probability > bar for probability in probabilities) == 4
 
 
@@ -185,8 +196,8 @@ def test_a_gate_of_1_skips_every_test_and_a_gate_of_0_none(model):
     closed, opened = (random_heads(model, (1, 2, 3), gates=gates, gate=gate) for gate in (1.0, 0.0))
     for exit_layer in (1, 2, 3):
         for slot in range(8):
-            assert closed.propose(exit_layer, step, 0, slot + 1, 0) is None
-            assert opened.propose(exit_layer, step, 0, slot + 1, 0) is not None
+            assert propose(closed, exit_layer, step, 0, slot + 1) is None
+            assert propose(opened, exit_layer, step, 0, slot + 1) is not None
 
 
 def test_heads_of_another_model_are_refused(folder):

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from adadecode.model.cuda_graphs import graph_columns
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.layers import Head
-from adadecode.model.step import EagerStep
+from adadecode.model.layers import ExitTest, Gate, Head
+from adadecode.model.step import EagerStep, Segment
 from tests.models import FAMILIES, KERNELS, KERNELS_AND_DTYPES, NATIVE_DTYPES, needs_compiler, tiny_lm, tiny_model
 
 # Sizes no vector width divides, one query head per key head and many, heads narrower and wider than two vectors.
@@ -108,7 +108,7 @@ def test_preparing_a_step_leaves_no_trace_in_what_it_computes(kernels, dtype):
     model = tiny_model(kernels=kernels, dtype=dtype)
     plain, prepared = model.new_step(8, 40), model.new_step(8, 40)
     heads = heads_of(model, 50, dtype)
-    prepared.prepare((1, 3, 4), heads)
+    prepared.prepare((1, 3, 4), [ExitTest(head) for head in heads])
     for step in (plain, prepared):
         step.prefill(PROMPT)
         step.begin(len(PROMPT))
@@ -318,3 +318,25 @@ def test_a_value_that_only_rounding_makes_infinite_leaves_the_row_before_it_alon
     beside.run(0, 2, 0, 1)
     assert beside.cache.kv.isfinite().all()
     assert torch.equal(beside.hidden[0], alone.hidden[0])
+
+
+@pytest.mark.parametrize(("kernels", "dtype"), KERNELS_AND_DTYPES)
+@torch.inference_mode()
+def test_running_to_an_exit_is_running_probing_and_testing(kernels, dtype):
+    model = tiny_model(kernels=kernels, dtype=dtype)
+    gate = Gate(torch.randn(model.width, generator=torch.Generator().manual_seed(0)), 0.1)
+    together, apart = model.new_step(8, 40), model.new_step(8, 40)
+    for step in (together, apart):
+        step.prefill(PROMPT)
+        step.begin(len(PROMPT))
+        step.put(0, TOKENS[:3])
+        step.run(0, 1, 0, 2)
+    apart.run(1, 3, 0, 2)
+    chance = apart.probe(gate, 2)
+    for head in heads_of(model, 50, dtype):
+        for least, first_tested in ((chance - 1e-6, 1), (chance - 1e-6, 2), (chance + 1e-6, 1)):
+            together.put(1, TOKENS[1:3])
+            proposals = together.run_to_exit(Segment(1, 3, 0, 2), ExitTest(head, gate, least), first_tested)
+            assert proposals == (apart.test(head, first_tested, 3) if least < chance else None)
+            assert torch.equal(together.hidden[1:3], apart.hidden[1:3])
+        assert together.run_to_exit(Segment(1, 3, 2, 2), ExitTest(head), 2) == apart.test(head, 2, 3)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from adadecode.model.exit_heads import ExitHeads
+from adadecode.model.step import Segment
 from adadecode.training.outputs import GreedyOutput
 from adadecode.training.replay import GAMMAS, measure, pack, run_base
 from tests.models import random_heads, tiny_model
@@ -54,7 +55,8 @@ def test_the_report_counts_what_the_heads_themselves_propose():
     proposals = []
     for exit_layer, hidden in zip(heads.exits, base.hidden, strict=True):
         step.hidden.copy_(hidden)
-        proposals.append(heads.propose(exit_layer, step, 0, len(final_ids), 0))
+        segment = Segment(0, len(final_ids), exit_layer, exit_layer)
+        proposals.append(heads.propose(step, segment, 0, 0))
     hits = [[token == final for (token, _), final in zip(p, final_ids, strict=True)] for p in proposals]
     assert report["num_held_out_tokens"] == len(final_ids) == 7
     assert report["agreement"] == {str(e): sum(hit) / 7 for e, hit in zip(heads.exits, hits, strict=True)}
