@@ -21,7 +21,7 @@ from adadecode.engine.invariance import check_rows_independent
 from adadecode.engine.policy import VANILLA, Policy, make_policy, step_width
 from adadecode.errors import UsageError
 from adadecode.evaluation.bench_figures import copy_bandwidth, make_report, memory_facts
-from adadecode.evaluation.parts import Call, TracedModel, used_tests, time_calls
+from adadecode.evaluation.parts import Call, TracedModel, time_calls, used_tests
 from adadecode.evaluation.sources import heads_folder
 from adadecode.evaluation.verify import compare
 from adadecode.model.decoder import DecoderModel, load_model

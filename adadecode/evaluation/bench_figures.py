@@ -93,6 +93,7 @@ def make_report(
         num_bytes = sum(count * call_bytes(bench, call, traces.tests, num_columns) for call, count in counted.items())
         tokens = summary["num_tokens"]
         summary["speedup_over_faster_vanilla"] = _paired_ratio(rows, faster, variant)
+        summary["speedup_geomean"] = _geomean_ratio(rows, faster, variant)
         ceiling = tokens / isolated_s if isolated_s else None
         summary["ceiling_tokens_per_s"] = ceiling
         summary["ceiling_share"] = _over(summary["tokens_per_s"], ceiling)
@@ -171,6 +172,17 @@ def _paired_ratio(rows: list[dict[str, Any]], over: str, under: str) -> float | 
     if any(of_repeat[under] == 0 for of_repeat in sums.values()):
         return None
     return statistics.median(of_repeat[over] / of_repeat[under] for of_repeat in sums.values())
+
+
+def _geomean_ratio(rows: list[dict[str, Any]], over: str, under: str) -> float | None:
+    """The geometric mean over prompts of `over`'s median decode time by `under`'s; prompts of one token have none."""
+    times: dict[tuple[str, int], list[float]] = {}
+    for row in rows:
+        times.setdefault((row["method"], row["prompt_idx"]), []).append(row["decode_s"])
+    medians = {key: statistics.median(of_prompt) for key, of_prompt in times.items()}
+    prompts = [prompt_idx for method, prompt_idx in medians if method == under and medians[under, prompt_idx]]
+    ratios = [medians[over, prompt_idx] / medians[under, prompt_idx] for prompt_idx in prompts]
+    return statistics.geometric_mean(ratios) if ratios else None
 
 
 def _over(part: float | None, whole: float | None) -> float | None:

@@ -2,7 +2,9 @@
 
 import functools
 import json
+import math
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -110,7 +112,14 @@ def test_the_report_adds_up_and_leaves_out_what_was_not_measured():
         assert of_parts + row["host_overhead_ms_per_round"] == pytest.approx(row["ms_per_round"])
         assert row["ceiling_tokens_per_s"] * of_parts / 1e3 == pytest.approx(row["tokens_per_round"])
     assert methods["vanilla"]["layers_per_token"] == methods["adadecode-never"]["layers_per_token"] == 8
-    assert methods[result["faster_vanilla"]]["speedup_over_faster_vanilla"] == 1.0
+    faster = methods[result["faster_vanilla"]]
+    assert faster["speedup_over_faster_vanilla"] == faster["speedup_geomean"] == 1.0
+    medians = [
+        [statistics.median(r["decode_s"] for r in rows if (r["method"], r["prompt_idx"]) == (m, p)) for p in (0, 1)]
+        for m in (result["faster_vanilla"], "adadecode")
+    ]
+    ratios = [vanilla / ours for vanilla, ours in zip(*medians, strict=True)]
+    assert methods["adadecode"]["speedup_geomean"] == pytest.approx(math.sqrt(math.prod(ratios)))
     assert result["roofline"]["copy_bandwidth_bytes_per_s"] is result["roofline"]["vanilla_tokens_per_s"] is None
     assert result["roofline"]["vanilla_step_read_bytes"] > 0.8 * result["memory"]["weights_bytes"] - 2 * 64 * 400
     assert result["memory"]["peak_device_bytes"] is None
