@@ -81,10 +81,12 @@ model_flags = _flags(
     click.option("--revision", help="Revision of a model on the hub."),
     click.option("--dtype", help="float32, bfloat16 or float16.  [default: bfloat16]"),
     click.option("--device", help="cpu or cuda.  [default: cpu]"),
-    click.option("--kernels", help="auto, native (CPU, needs a C++ compiler), eager or compile.  [default: auto]"),
-    click.option("--compile", "kernels", flag_value="compile", help="The same as --kernels compile."),
     click.option("--threads", type=int, help="CPU threads per worker.  [default: cores // workers]"),
     click.option("--config", "config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML."),
+)
+kernel_flags = _flags(
+    click.option("--kernels", help="auto, native (CPU, needs a C++ compiler), eager or compile.  [default: auto]"),
+    click.option("--compile", "kernels", flag_value="compile", help="The same as --kernels compile."),
 )
 data_flags = _flags(
     click.option("--task", help="See `adadecode tasks`.  [default: demo, both embedded prompt sets]"),
@@ -126,6 +128,7 @@ def console() -> Console:
 
 @main.command("eval")
 @model_flags
+@kernel_flags
 @data_flags
 @decode_flags
 @run_flags
@@ -227,6 +230,7 @@ def report_result(result: "RunResult") -> int:
 
 @main.command("plan")
 @model_flags
+@kernel_flags
 @data_flags
 @decode_flags
 @run_flags
@@ -250,10 +254,11 @@ def plan_command(config_file: Path | None, **flags: Any) -> None:
 
 @main.command("sweep")
 @model_flags
+@kernel_flags
 @data_flags
-@click.option("--gammas", help="Gammas with commas.  [default: --config's, else 0.75]")
+@click.option("--gammas", help="Gammas with commas.  [default: the policy's]")
 @click.option("--exits", "exit_sets", multiple=True, help="Exit layers, such as 4,8,12; repeat for more cells.")
-@click.option("--max-drafts", "max_drafts_list", help="Numbers with commas.  [default: --config's, else 5]")
+@click.option("--max-drafts", "max_drafts_list", help="Numbers with commas.  [default: the policy's]")
 @click.option("--tasks", "task_list", help="Tasks with commas; default: --task.")
 @click.option("--heads", help="Folder of exit heads.  [default for demo: its own]")
 @click.option("--policy", help="paper, demo or a YAML file; other flags win.  [default: demo for the demo model]")
@@ -308,6 +313,7 @@ def _split(text: str | None, kind: Callable[[str], Any], default: Any = None) ->
 @main.command("generate")
 @click.argument("prompt")
 @model_flags
+@kernel_flags
 @decode_flags
 @click.option("--compare", is_flag=True, help="Run vanilla too and compare tokens and speed.")
 @click.option("--domain", type=click.Choice(["math", "code"]), default="math", help="Which of the demo's heads.")
@@ -332,6 +338,7 @@ def generate_command(prompt: str, config_file: Path | None, compare: bool, domai
 
 @main.command("bench")
 @model_flags
+@kernel_flags
 @click.option(
     "--shape", help="Synthetic weights of a published size: llama-3.1-8b, llama-3.2-1b, qwen3-8b, llama-160m."
 )

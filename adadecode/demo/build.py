@@ -75,7 +75,7 @@ def build_heads(domain: str, documents: list[Document], work: Path, threads: int
     out = work / "heads" / domain
     if (out / FACTS).exists():
         return
-    model, tokenizer = load_model(str(work / "model"))
+    model, tokenizer = load_model(str(work / "model"), kernels="eager")
     prompts: list[list[int]] = tokenizer([document.prompt for document in documents])["input_ids"]  # pyright: ignore
     prompts = [prompt for prompt in prompts if len(prompt) <= LONGEST_HEAD_PROMPT][: HEAD_PROMPTS[domain]]
     config = TrainConfig(model="demo", task=f"demo-{domain}", seed=seed, threads=threads, **HEAD_SETTINGS)

@@ -29,7 +29,7 @@ class Drafter(Protocol):
         """Runs `segment`, which ends at an exit layer; then, for the token after each of slots [first_tested, hi), its
         id and confidence in [0, 1].
 
-        Slot i stands at `first_position + i`. None when a gate says that the last slot is not worth a test.
+        Slot i stands at `first_position + i`. None when one slot alone is not worth a test, says a gate.
         """
         ...
 

@@ -21,7 +21,7 @@ from adadecode.engine.invariance import check_rows_independent
 from adadecode.engine.policy import VANILLA, Policy, make_policy, step_width
 from adadecode.errors import UsageError
 from adadecode.evaluation.bench_figures import copy_bandwidth, make_report, memory_facts
-from adadecode.evaluation.parts import Call, TracedModel, time_calls, used_tests
+from adadecode.evaluation.parts import Call, PartTimer, TracedModel, used_tests
 from adadecode.evaluation.sources import heads_folder
 from adadecode.evaluation.verify import compare
 from adadecode.model.decoder import DecoderModel, load_model
@@ -36,6 +36,7 @@ Say = Callable[[str], None]
 
 PROMPTS_PER_TASK = 2
 SYNTHETIC_PROMPTS, SYNTHETIC_PROMPT_LEN = 3, 64
+PARTS_BUDGET_S = 8.0
 
 
 class Prompt(NamedTuple):
@@ -106,7 +107,8 @@ class Traces:
 def run_bench(config: BenchConfig, say: Say) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The report and its rows, one per measured generation; raises UsageError and RowsDependentError.
 
-    `say` is told what is going on.
+    The parts are timed between the repeats, so that a machine that is slower for a while is so for both. `say` is told
+    what is going on.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -117,13 +119,19 @@ def run_bench(config: BenchConfig, say: Say) -> tuple[dict[str, Any], list[dict[
     traces = trace(bench)
     if bandwidth is not None:
         torch.cuda.reset_peak_memory_stats()
-    rows = measure(bench, traces, say)
+    measure(bench, traces, 0)
     memory = memory_facts(bench)
-    say("timing each part alone")
+    say("warm")
     middle = sorted(bench.prompts, key=lambda prompt: len(prompt.token_ids))[len(bench.prompts) // 2]
     tests = parts_of_policy(bench, traces)
     calls = {call for counted in traces.calls.values() for call in counted} | set(tests) | parts_of_rounds(bench)
-    times = time_calls(bench.model, calls, tests, middle.token_ids, bench.num_positions(middle))
+    timer = PartTimer(bench.model, calls, tests, middle.token_ids, bench.num_positions(middle))
+    rows = []
+    for repeat in range(config.repeats):
+        rows += measure(bench, traces, repeat)
+        timer.measure(PARTS_BUDGET_S / config.repeats)
+        say(f"repeat {repeat + 1} of {config.repeats}")
+    times = timer.times()
     return make_report(bench, traces, rows, times, bandwidth, memory), rows
 
 
@@ -181,39 +189,35 @@ def trace(bench: Bench) -> Traces:
     return traces
 
 
-def measure(bench: Bench, traces: Traces, say: Say) -> list[dict[str, Any]]:
-    """One row per repeat, prompt and variant, the variants in turns; the repeat before the first is not recorded.
+def measure(bench: Bench, traces: Traces, repeat: int) -> list[dict[str, Any]]:
+    """One row per prompt and variant, the variants in turns.
 
     A variant whose tokens are not those of its traced generation counts as unequal to vanilla's.
     """
     rows = []
-    for repeat in range(-1, bench.config.repeats):
-        for prompt_idx, prompt in enumerate(bench.prompts):
-            for order_idx, variant in enumerate(in_turn(bench.variants, max(repeat, 0) + prompt_idx)):
-                generation = bench.decode(variant, prompt).generation
-                if repeat < 0:
-                    continue
-                if generation.output_token_ids != traces.outputs[variant][prompt_idx]:
-                    traces.parity[variant][prompt_idx] |= {"parity": "mismatch", "repeat": repeat}
-                rows.append(
-                    {
-                        "method": variant,
-                        "width": bench.width_of(variant),
-                        "task": prompt.task,
-                        "prompt_idx": prompt_idx,
-                        "repeat": repeat,
-                        "order_idx": order_idx,
-                        "prompt_len": len(prompt.token_ids),
-                        "output_len": len(generation.output_token_ids),
-                        "num_rounds": generation.num_rounds,
-                        "layers_run": generation.layers_run,
-                        "num_drafted": generation.num_drafted if variant == "adadecode" else None,
-                        "num_accepted": generation.num_accepted if variant == "adadecode" else None,
-                        "ttft_s": generation.ttft_s,
-                        "decode_s": generation.decode_s,
-                    }
-                )
-        say("warm" if repeat < 0 else f"repeat {repeat + 1} of {bench.config.repeats}")
+    for prompt_idx, prompt in enumerate(bench.prompts):
+        for order_idx, variant in enumerate(in_turn(bench.variants, repeat + prompt_idx)):
+            generation = bench.decode(variant, prompt).generation
+            if generation.output_token_ids != traces.outputs[variant][prompt_idx]:
+                traces.parity[variant][prompt_idx] |= {"parity": "mismatch", "repeat": repeat}
+            rows.append(
+                {
+                    "method": variant,
+                    "width": bench.width_of(variant),
+                    "task": prompt.task,
+                    "prompt_idx": prompt_idx,
+                    "repeat": repeat,
+                    "order_idx": order_idx,
+                    "prompt_len": len(prompt.token_ids),
+                    "output_len": len(generation.output_token_ids),
+                    "num_rounds": generation.num_rounds,
+                    "layers_run": generation.layers_run,
+                    "num_drafted": generation.num_drafted if variant == "adadecode" else None,
+                    "num_accepted": generation.num_accepted if variant == "adadecode" else None,
+                    "ttft_s": generation.ttft_s,
+                    "decode_s": generation.decode_s,
+                }
+            )
     return rows
 
 

@@ -22,7 +22,6 @@ HeadName = Literal["full", "shortlist", "gate"]
 
 MAX_REPETITIONS = 40
 MIN_REPETITIONS = 5
-BUDGET_S = 8.0
 BACK_TO_BACK = 8  # segments run between two events on a CUDA device
 
 
@@ -120,38 +119,54 @@ class CallTime(NamedTuple):
     max_ms: float
     num_repetitions: int
 
+    @classmethod
+    def of(cls, times_ms: list[float]) -> "CallTime":
+        return cls(statistics.median(times_ms), min(times_ms), max(times_ms), len(times_ms))
 
-@torch.inference_mode()
-def time_calls(
-    model: DecoderModel,
-    calls: Collection[Call],
-    tests: Mapping[Call, Head | Gate],
-    prompt_ids: list[int],
-    num_positions: int,
-) -> dict[Call, CallTime]:
-    """Each of `calls` in isolation, at a position in the middle of the output; stops after about `BUDGET_S` seconds.
+
+class PartTimer:
+    """Times each of `calls` in isolation, at a position in the middle of the output.
 
     They are made in turns, in the order a round has them, so that a call finds in the processor's caches what it finds
     there in a round. On a CUDA device a segment is timed by events around several calls, and any other call until the
     device has done it.
     """
-    ordered = sorted(calls, key=lambda call: (call.width, call.rows, _place(call, model.num_layers)))
-    benches = {
-        width: _Workbench(model, width, [call for call in ordered if call.width == width], prompt_ids, num_positions)
-        for width in {call.width for call in ordered}
-    }
-    measured: dict[Call, list[float]] = {call: [] for call in ordered}
-    started = time.perf_counter()
-    for repetition in range(MAX_REPETITIONS + 1):
-        if repetition > MIN_REPETITIONS and time.perf_counter() - started > BUDGET_S:
-            break
-        for call in ordered:
-            duration_ms = benches[call.width].time_ms(call, tests.get(call))
-            if repetition:  # the first may compile or capture
-                measured[call].append(duration_ms)
-    return {
-        call: CallTime(statistics.median(times), min(times), max(times), len(times)) for call, times in measured.items()
-    }
+
+    def __init__(
+        self,
+        model: DecoderModel,
+        calls: Collection[Call],
+        tests: Mapping[Call, Head | Gate],
+        prompt_ids: list[int],
+        num_positions: int,
+    ) -> None:
+        ordered = sorted(calls, key=lambda call: (call.width, call.rows, _place(call, model.num_layers)))
+        self._tests = tests
+        self._benches = {
+            width: _Workbench(
+                model, width, [call for call in ordered if call.width == width], prompt_ids, num_positions
+            )
+            for width in {call.width for call in ordered}
+        }
+        self._times_ms: dict[Call, list[float]] = {call: [] for call in ordered}
+
+    @torch.inference_mode()
+    def measure(self, budget_s: float) -> None:
+        """Makes all calls again and again for about `budget_s` seconds; the first time is not counted."""
+        for bench in self._benches.values():
+            bench.step.begin(bench.position)  # on a CUDA device generations use the same step
+        started = time.perf_counter()
+        for repetition in range(MAX_REPETITIONS + 1):
+            if repetition > MIN_REPETITIONS and time.perf_counter() - started > budget_s:
+                break
+            for call, times_ms in self._times_ms.items():
+                duration_ms = self._benches[call.width].time_ms(call, self._tests.get(call))
+                if repetition:  # the first may compile or capture
+                    times_ms.append(duration_ms)
+
+    def times(self) -> dict[Call, CallTime]:
+        """What was measured of each call."""
+        return {call: CallTime.of(times_ms) for call, times_ms in self._times_ms.items()}
 
 
 def _place(call: Call, num_layers: int) -> tuple[int, int]:
@@ -169,6 +184,7 @@ def _place(call: Call, num_layers: int) -> tuple[int, int]:
 class _Workbench:
     """A decode step with hidden states as they are at every boundary the calls start from."""
 
+    @torch.inference_mode()
     def __init__(
         self, model: DecoderModel, width: int, calls: list[Call], prompt_ids: list[int], num_positions: int
     ) -> None:

@@ -5,7 +5,7 @@ Shapes: W rows, S cache columns.
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -29,11 +29,9 @@ class GraphedStep(EagerStep):
     """An eager step whose calls are captured once and replayed: no launch overhead, no allocation.
 
     All it reads and writes is in buffers that stay where they are, from request to request. The graphs of all steps
-    share one memory pool: only one of them runs at a time, and what a graph leaves in the pool is read before the next
-    one starts.
+    of a model share one memory pool: only one of them runs at a time, and what a graph leaves in the pool is read before
+    the next one starts. A pool ends with its last graph, so models do not share one.
     """
-
-    _pool: Any = None
 
     def __init__(self, model: "DecoderModel", width: int, num_columns: int) -> None:
         super().__init__(model, width, num_columns)
@@ -121,10 +119,8 @@ class GraphedStep(EagerStep):
                 call()
                 self.hidden.copy_(hidden)
         torch.cuda.current_stream().wait_stream(stream)
-        if GraphedStep._pool is None:
-            GraphedStep._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=GraphedStep._pool):
+        with torch.cuda.graph(graph, pool=self.model.graph_pool):
             call()
         self.hidden.copy_(hidden)
         return graph.replay

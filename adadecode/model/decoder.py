@@ -55,6 +55,11 @@ class DecoderModel:
         self.compiled_shapes: set[tuple[int, int]] = set()  # W and S
         self._graphs: dict[tuple[int, int], GraphedStep] = {}
 
+    @functools.cached_property
+    def graph_pool(self) -> Any:
+        """The memory that all CUDA graphs of this model share."""
+        return torch.cuda.graph_pool_handle()
+
     @property
     def device(self) -> torch.device:
         return self.lm.lm_head.weight.device

@@ -119,7 +119,7 @@ class ExitHeads:
     def propose(self, step: DecodeStep, segment: Segment, first_tested: int, first_position: int) -> Proposals | None:
         """Runs `segment`, which ends at an exit layer, and tests slots [first_tested, hi) there.
 
-        The most likely next token of each and its probability; None when the gate skips the test.
+        The most likely next token of each and its probability; None when the gate skips the test of one slot alone.
         """
         return step.run_to_exit(segment, self._tests[segment.stop], first_tested)
 

@@ -75,7 +75,7 @@ class Gate:
 
 @dataclass(frozen=True, eq=False)
 class ExitTest:
-    """What is tested at an exit: `head`, unless `gate` gives less than `least` for the last slot."""
+    """What is tested at an exit: `head`, unless one slot alone would be and `gate` gives it less than `least`."""
 
     head: Head
     gate: Gate | None = None

@@ -124,6 +124,10 @@ inline Pair load_tail(const T* p, int count) {
 
 inline int padded(int n) { return (n + CHUNK - 1) / CHUNK * CHUNK; }
 
+// Floats from one row of a linear layer's input to the next: rows a power of two apart fall on the same banks and ways of
+// the first-level cache, which made five and six rows up to twice as slow, depending on where the allocator put them.
+inline int spaced(int n) { return padded(n) + 2 * CHUNK; }
+
 // The place of element i of a chunk in load_pair's two vectors.
 template <class T>
 inline int place(int i) {
@@ -152,10 +156,11 @@ inline vf vexp(vf x) {
     return x == x ? out : x;
 }
 
-// out [M, TILES * TILE] = x [M, K] times TILES packed tiles of weights, each output one chain of additions over K.
+// out [M, TILES * TILE] = x [M, spaced(K)] times TILES packed tiles of weights, each output one chain of additions over K.
 template <class T, int M, int TILES>
 inline void tiles(const float* x, int K, const T* w, float* out, int out_stride) {
     constexpr int AHEAD = M <= 2 ? 8192 : 4096;  // bytes between the weight in use and the one fetched into the cache
+    const int stride = spaced(K);
     vf sums[M][TILES][2] = {};
     for (int k = 0; k < K; k++) {
 #pragma GCC unroll 4
@@ -165,7 +170,7 @@ inline void tiles(const float* x, int K, const T* w, float* out, int out_stride)
             __builtin_prefetch((const char*)chunk + AHEAD);
 #pragma GCC unroll 6
             for (int m = 0; m < M; m++) {
-                vf broadcast = splat(x[size_t(m) * K + k]);
+                vf broadcast = splat(x[size_t(m) * stride + k]);
                 sums[m][t][0] = multiply_add(row.a, broadcast, sums[m][t][0]);
                 sums[m][t][1] = multiply_add(row.b, broadcast, sums[m][t][1]);
             }
@@ -181,8 +186,8 @@ inline void tiles(const float* x, int K, const T* w, float* out, int out_stride)
 template <class T>
 void tiles_of_rows(const float* x, int M, int K, const T* w, float* out, int out_stride) {
     int m = 0;
-    for (; M - m > 6; m += 4) tiles<T, 4, 1>(x + size_t(m) * K, K, w, out + size_t(m) * out_stride, out_stride);
-    const float* rest = x + size_t(m) * K;
+    for (; M - m > 6; m += 4) tiles<T, 4, 1>(x + size_t(m) * spaced(K), K, w, out + size_t(m) * out_stride, out_stride);
+    const float* rest = x + size_t(m) * spaced(K);
     float* to = out + size_t(m) * out_stride;
     switch (M - m) {
         case 6: return tiles<T, 6, 1>(rest, K, w, to, out_stride);
@@ -194,7 +199,7 @@ void tiles_of_rows(const float* x, int M, int K, const T* w, float* out, int out
     }
 }
 
-// out [M, padded(N)] = x [M, K] w. Called by every thread of a team; ends with a barrier.
+// out [M, padded(N)] = x [M, spaced(K)] w. Called by every thread of a team; ends with a barrier.
 template <class T>
 void linear(const float* x, int M, int K, const T* w, int N, float* out) {
     const int num_tiles = padded(N) / TILE, stride = padded(N);
@@ -234,7 +239,7 @@ void rms_norm(const X* x, const T* weight, int n, float eps, float* out) {
 template <class T>
 void normed_rows(const T* hidden, int M, int d, const T* weight, float eps, float* out) {
 #pragma omp for schedule(static)
-    for (int m = 0; m < M; m++) rms_norm<T>(hidden + size_t(m) * d, weight, d, eps, out + size_t(m) * d);
+    for (int m = 0; m < M; m++) rms_norm<T>(hidden + size_t(m) * d, weight, d, eps, out + size_t(m) * spaced(d));
 }
 
 template <class T>
@@ -295,7 +300,7 @@ inline void score(const float* queries, const T* key, int D, float* scores, int 
     }
 }
 
-// scores[q][0, num_columns) for Q queries; writes up to 3 columns more.
+// scores[q][0, num_columns) for Q queries.
 template <class T, int Q>
 void score_all(const float* queries, const T* keys, int num_columns, int D, float* scores, int stride) {
     constexpr int NUM = Q == 4 ? 2 : 4;
@@ -407,8 +412,8 @@ void run(const Shape& s, const LayerWeights* layers, T* hidden, int M, int first
     const int d = s.d, F = s.F, D = s.D, H = s.H, G = s.G, per_group = H / G, heads = H + 2 * G;
     const int qkv_stride = padded(heads * D), gate_up_stride = padded(2 * F), out_stride = padded(d);
     const int num_blocks = (M * per_group + QUERIES - 1) / QUERIES;  // of queries that share keys, row by row
-    std::vector<float> x(size_t(M) * std::max(d, H * D)), wide(size_t(M) * std::max(qkv_stride, gate_up_stride)),
-        out(size_t(M) * out_stride), queries(size_t(M) * H * padded(D)), gated(size_t(M) * F);
+    std::vector<float> x(size_t(M) * spaced(std::max(d, H * D))), wide(size_t(M) * std::max(qkv_stride, gate_up_stride)),
+        out(size_t(M) * out_stride), queries(size_t(M) * H * padded(D)), gated(size_t(M) * spaced(F));
 #pragma omp parallel num_threads(s.num_threads) if (s.num_threads > 1)
     {
         std::vector<float> scores(size_t(QUERIES) * padded(first_position + M));
@@ -450,7 +455,7 @@ void run(const Shape& s, const LayerWeights* layers, T* hidden, int M, int first
                 for (int q = 0; q < count; q++) {
                     const int m = (first + q) / per_group, head = group * per_group + (first + q) % per_group;
                     num_seen[q] = first_position + m + 1;
-                    to[q] = x.data() + size_t(m) * H * D + head * D;
+                    to[q] = x.data() + size_t(m) * spaced(H * D) + head * D;
                 }
                 const float* block = queries.data() + (size_t(group) * M * per_group + first) * padded(D);
                 const T *k = keys + size_t(group) * s.S * D, *v = values + size_t(group) * s.S * D;
@@ -464,13 +469,13 @@ void run(const Shape& s, const LayerWeights* layers, T* hidden, int M, int first
             for (int m = 0; m < M; m++) {
                 T* row = hidden + size_t(m) * d;
                 add_to_hidden(row, out.data() + size_t(m) * out_stride, d);
-                rms_norm<T>(row, (const T*)w.post_norm, d, s.eps, x.data() + size_t(m) * d);
+                rms_norm<T>(row, (const T*)w.post_norm, d, s.eps, x.data() + size_t(m) * spaced(d));
             }
             linear<T>(x.data(), M, d, (const T*)w.gate_up, 2 * F, wide.data());
 #pragma omp for schedule(static)
             for (int m = 0; m < M; m++) {
                 const float* row = wide.data() + size_t(m) * gate_up_stride;
-                gate(row, row + F, F, gated.data() + size_t(m) * F);
+                gate(row, row + F, F, gated.data() + size_t(m) * spaced(F));
             }
             linear<T>(gated.data(), M, F, (const T*)w.down, d, out.data());
 #pragma omp for schedule(static)
@@ -485,7 +490,7 @@ template <class T>
 void head(const Shape& s, const T* hidden, int M, const T* norm, const void* const* matrices, const int32_t* sizes,
           int num_matrices, T* logits, int64_t* ids, float* tops, float* confidences) {
     const int V = sizes[num_matrices], widest = *std::max_element(sizes, sizes + num_matrices + 1);
-    std::vector<float> x(size_t(M) * widest), out(size_t(M) * padded(widest));
+    std::vector<float> x(size_t(M) * spaced(widest)), out(size_t(M) * padded(widest));
 #pragma omp parallel num_threads(s.num_threads) if (s.num_threads > 1)
     {
         normed_rows<T>(hidden, M, s.d, norm, s.eps, x.data());
@@ -495,7 +500,7 @@ void head(const Shape& s, const T* hidden, int M, const T* norm, const void* con
             if (i + 1 < num_matrices)
 #pragma omp for schedule(static)
                 for (int m = 0; m < M; m++)
-                    std::memcpy(x.data() + size_t(m) * N, out.data() + size_t(m) * padded(N), N * sizeof(float));
+                    std::memcpy(x.data() + size_t(m) * spaced(N), out.data() + size_t(m) * padded(N), N * sizeof(float));
         }
 #pragma omp for schedule(static)
         for (int m = 0; m < M; m++) {
@@ -584,15 +589,17 @@ float adadecode_gate(const Shape* shape, const void* hidden, const void* norm, c
                           : gate_chance<float>(*shape, (const float*)hidden, (const float*)norm, weights, bias);
 }
 
-// Rows through layers [start, stop) as above, then, unless the gate gives less than `least` for the last of them, `test`
-// on the last `num_tested`. Returns whether they were tested.
+// Rows through layers [start, stop) as above, then `test` on the last `num_tested`, unless that is one and the gate gives
+// it less than `least`. Returns whether they were tested.
 int32_t adadecode_run_to_exit(const Shape* shape, const LayerWeights* layers, void* hidden, int32_t num_rows,
                               int32_t first_position, void* kv, const float* cos, const float* sin, int32_t start,
                               int32_t stop, const ExitTest* test, int32_t num_tested) {
     adadecode_run_layers(shape, layers, hidden, num_rows, first_position, kv, cos, sin, start, stop);
     const size_t row_len = size_t(shape->d) * (shape->is_bf16 ? sizeof(bf16) : sizeof(float));
     char* end = (char*)hidden + num_rows * row_len;
-    if (test->gate && adadecode_gate(shape, end - row_len, test->norm, test->gate, test->bias) < test->least) return 0;
+    if (test->gate && num_tested == 1 &&
+        adadecode_gate(shape, end - row_len, test->norm, test->gate, test->bias) < test->least)
+        return 0;
     adadecode_head(shape, end - num_tested * row_len, num_tested, test->norm, (const void* const*)test->matrices,
                    (const int32_t*)test->sizes, test->num_matrices, (const int64_t*)test->token_ids, nullptr,
                    (int64_t*)test->ids, (float*)test->tops, (float*)test->probabilities);

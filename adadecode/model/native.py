@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from adadecode.errors import KernelsError
 from adadecode.model.layers import ExitTest, Gate, Head
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from adadecode.model.decoder import DecoderModel
 
 SOURCE = Path(__file__).with_name("native.cpp")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
+# sums are fused where the source says so and nowhere else: else a compiler could do it for some numbers of rows only
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-fPIC", "-shared")
 DTYPES = (torch.float32, torch.bfloat16)
 
 Pointer, Int = ctypes.c_void_p, ctypes.c_int32
@@ -81,7 +83,10 @@ def load_library() -> ctypes.CDLL:
     if not path.exists():
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            can_write = os.access(folder, os.W_OK)
         except OSError:
+            can_write = False
+        if not can_write:
             path = Path(tempfile.mkdtemp(prefix="adadecode-")) / path.name
         unfinished = path.with_name(f"{path.name}.{os.getpid()}")
         try:
@@ -136,8 +141,8 @@ def pack_weight(weight: Tensor, tile: int) -> Tensor:
 class _PackedHead:
     """A head as the library takes it."""
 
-    def __init__(self, head: Head, tile: int) -> None:
-        self._packed = [pack_weight(matrix, tile) for matrix in head.matrices]  # keeps the memory alive
+    def __init__(self, head: Head, packed: list[Tensor]) -> None:
+        self._packed = packed  # keeps the memory alive
         sizes = [head.matrices[0].shape[1], *(matrix.shape[0] for matrix in head.matrices)]
         self.num_matrices = len(self._packed)
         self._matrices = (Pointer * len(self._packed))(*(matrix.data_ptr() for matrix in self._packed))
@@ -158,6 +163,7 @@ class NativeWeights:
             *(_LayerWeights(*(self._pointer(t) for t in vars(weights).values())) for weights in model.layers)
         )
         self._heads: WeakKeyDictionary[Head, _PackedHead] = WeakKeyDictionary()
+        self._matrices = WeakTensorKeyDictionary()  # heads share the model's own
 
     def _pointer(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
@@ -169,8 +175,13 @@ class NativeWeights:
     def head(self, head: Head) -> _PackedHead:
         packed = self._heads.get(head)
         if packed is None:
-            packed = self._heads[head] = _PackedHead(head, self.tile)
+            packed = self._heads[head] = _PackedHead(head, [self._pack_once(matrix) for matrix in head.matrices])
         return packed
+
+    def _pack_once(self, matrix: Tensor) -> Tensor:
+        if matrix not in self._matrices:
+            self._matrices[matrix] = pack_weight(matrix, self.tile)
+        return self._matrices[matrix]
 
 
 class NativeStep:

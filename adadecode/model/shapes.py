@@ -176,7 +176,8 @@ def synthetic_heads(
 ) -> ExitHeads:
     """Identity heads at `exits` (the paper's when None), tested in full or over the first K tokens.
 
-    Continuations of `synthetic_prompts` stay among those. Gates always pass: they cost what a gate costs and save nothing.
+    Continuations of `synthetic_prompts` stay among those. At --gate 0.5
+    gates skip half of the tests, at random: a stand-in for gates that know which are hopeless.
     """
     exits = exits or paper_exits(model.num_layers)
 
@@ -187,7 +188,8 @@ def synthetic_heads(
     if head == "shortlist":
         token_ids = torch.arange(shortlist_len(model.vocab_size), device=model.device)
         shortlist = Shortlist(token_ids, {e: model.lm.lm_head.weight[: len(token_ids)].clone() for e in exits})
-    gates = {e: torch.cat((torch.zeros(model.width), torch.tensor([20.0]))) for e in exits} if gate > 0.0 else None
+    generator = torch.Generator().manual_seed(0)
+    gates = {e: torch.randn(model.width + 1, generator=generator) / math.sqrt(model.width) for e in exits}
     return ExitHeads(model, {e: identity() for e in exits}, shortlist=shortlist, gates=gates, gate=gate)
 
 

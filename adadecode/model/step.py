@@ -61,7 +61,10 @@ class DecodeStep(Protocol):
         ...
 
     def run_to_exit(self, segment: Segment, test: ExitTest, first_tested: int) -> Proposals | None:
-        """Runs `segment`, then tests slots [first_tested, hi); None when the gate skips it. As run, probe and test do."""
+        """Runs `segment`, then tests slots [first_tested, hi): run, probe and test in one call.
+
+        Where the last slot alone would be tested, the gate may skip it: None then.
+        """
         ...
 
     def test(self, head: Head, lo: int, hi: int) -> Proposals:
@@ -80,7 +83,8 @@ class DecodeStep(Protocol):
 def run_probe_test(step: DecodeStep, segment: Segment, test: ExitTest, first_tested: int) -> Proposals | None:
     """`run_to_exit` by the calls it stands for."""
     step.run(*segment)
-    if test.gate is not None and step.probe(test.gate, segment.hi - 1) < test.least:
+    is_alone = first_tested == segment.hi - 1
+    if test.gate is not None and is_alone and step.probe(test.gate, first_tested) < test.least:
         return None
     return step.test(test.head, first_tested, segment.hi)
 

@@ -53,6 +53,9 @@ def train_heads(
     """
     exits = config.exits or paper_exits(model.num_layers)
     check_exits(exits, model.num_layers)
+    shortlist_len = config.shortlist_len or default_shortlist_len(model.vocab_size)
+    if shortlist_len > model.vocab_size:
+        raise UsageError(f"--shortlist-len {shortlist_len}: the vocabulary has {model.vocab_size} tokens; give fewer")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -67,9 +70,6 @@ def train_heads(
     run.train(out / CHECKPOINT, checkpoint_every_s, say)
 
     transforms = dict(zip(exits, run.transforms.detach(), strict=True))
-    shortlist_len = config.shortlist_len or default_shortlist_len(model.vocab_size)
-    if shortlist_len > model.vocab_size:
-        raise UsageError(f"--shortlist-len {shortlist_len}: the vocabulary has {model.vocab_size} tokens; give fewer")
     tensors = reduce_heads(model, transforms, train, shortlist_len, config.batch_tokens)
     report = measure(model, ExitHeads(model, transforms), held_out, config.batch_tokens)
     for exit_layer, share in report["agreement"].items():

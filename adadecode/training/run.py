@@ -28,5 +28,7 @@ def train_from_config(config: TrainConfig, out: Path, say: Callable[[str], None]
             for_training=True,
         )
     ]
-    model, tokenizer = load_model(config.model, dtype=config.dtype, device=config.device, revision=config.revision)
+    model, tokenizer = load_model(
+        config.model, dtype=config.dtype, device=config.device, revision=config.revision, kernels="eager"
+    )
     return train_heads(model, [encode_prompt(tokenizer, example) for example in examples], config, out, say)

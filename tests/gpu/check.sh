@@ -4,7 +4,7 @@
 #
 #   tests/gpu/check.sh [OUT]    tables, JSON and logs go to OUT (results/reference/gpu); PYTHON names the interpreter
 #
-# Takes about eight minutes on a large GPU. Exits with 1 when a test or a bench fails; without a device it does nothing.
+# May take ten minutes on a large GPU. Exits with 1 when a test or a bench fails; without a device it does nothing.
 set -uo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 out=$(realpath -m "${1:-$root/results/reference/gpu}")
@@ -46,8 +46,10 @@ tail -n 20 "$out/pytest/log"
 bench llama-3.1-8b-eager --shape llama-3.1-8b --kernels eager
 bench llama-3.1-8b-compile --shape llama-3.1-8b --kernels compile
 bench llama-3.1-8b-compile-shortlist --shape llama-3.1-8b --kernels compile --head shortlist
+bench llama-3.1-8b-compile-shortlist-gate --shape llama-3.1-8b --kernels compile --head shortlist --gate 0.5
 bench llama-3.2-1b-eager --shape llama-3.2-1b --kernels eager
 bench llama-3.2-1b-compile --shape llama-3.2-1b --kernels compile
+bench llama-3.2-1b-compile-shortlist-gate --shape llama-3.2-1b --kernels compile --head shortlist --gate 0.5
 for text in "$out"/*/bench.txt; do
     [ -e "$text" ] && printf '\n%s\n' "$(basename "$(dirname "$text")")" && cat "$text"
 done

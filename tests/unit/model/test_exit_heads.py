@@ -176,7 +176,7 @@ def test_a_gate_is_a_logistic_regression_on_the_normed_hidden_state(scale, kerne
 
 
 @torch.inference_mode()
-def test_a_gate_skips_a_test_whose_last_slot_is_not_worth_it(model):
+def test_a_gate_skips_the_test_of_a_slot_that_is_not_worth_it(model):
     gates = random_gates(model, (2,))
     step = step_with_random_rows(model)
     free = random_heads(model, (2,), gates=gates)
@@ -185,8 +185,9 @@ def test_a_gate_skips_a_test_whose_last_slot_is_not_worth_it(model):
     bar = sorted(probabilities)[3] + 1e-6
     gated = random_heads(model, (2,), gates=gates, gate=bar)
     for slot, probability in enumerate(probabilities):
-        expected = propose(free, 2, step, 0, slot + 1) if probability > bar else None
-        assert propose(gated, 2, step, 0, slot + 1) == expected
+        expected = propose(free, 2, step, slot, slot + 1) if probability > bar else None
+        assert propose(gated, 2, step, slot, slot + 1) == expected
+    assert propose(gated, 2, step, 0, 8) == propose(free, 2, step, 0, 8), "the others are tested anyway"
     assert sum(probability > bar for probability in probabilities) == 4
 
 
@@ -196,8 +197,8 @@ def test_a_gate_of_1_skips_every_test_and_a_gate_of_0_none(model):
     closed, opened = (random_heads(model, (1, 2, 3), gates=gates, gate=gate) for gate in (1.0, 0.0))
     for exit_layer in (1, 2, 3):
         for slot in range(8):
-            assert propose(closed, exit_layer, step, 0, slot + 1) is None
-            assert propose(opened, exit_layer, step, 0, slot + 1) is not None
+            assert propose(closed, exit_layer, step, slot, slot + 1) is None
+            assert propose(opened, exit_layer, step, slot, slot + 1) is not None
 
 
 def test_heads_of_another_model_are_refused(folder):
