@@ -124,8 +124,8 @@ inline Pair load_tail(const T* p, int count) {
 
 inline int padded(int n) { return (n + CHUNK - 1) / CHUNK * CHUNK; }
 
-// Floats from one row of a linear layer's input to the next: rows a power of two apart fall on the same banks and ways of
-// the first-level cache, which made five and six rows up to twice as slow, depending on where the allocator put them.
+// Floats from one row of a linear layer's input to the next. With rows a power of two apart five and six of them were up to
+// twice as slow in some places the allocator put them (the first-level cache's banks, it seems); spaced rows never were.
 inline int spaced(int n) { return padded(n) + 2 * CHUNK; }
 
 // The place of element i of a chunk in load_pair's two vectors.
