@@ -68,6 +68,7 @@ class EvalConfig(Settings):
     task: str = "demo"
     data_file: str | None = None
     prompt_field: str = "prompt"
+    offset: int = Field(0, ge=0)
     limit: int | None = Field(None, ge=1)
     methods: tuple[Method, ...] = ("vanilla", "vanilla-w1", "adadecode")
     decode: DecodeSettings = DecodeSettings()  # pyright: ignore[reportCallIssue]
@@ -111,6 +112,7 @@ class TrainConfig(Settings):
     task: str  # no default: heads trained on the prompts they are judged by would look better than they are
     data_file: str | None = None
     prompt_field: str = "prompt"
+    offset: int = Field(0, ge=0)
     limit: int | None = Field(None, ge=2)
     exits: tuple[int, ...] | None = None  # None: L/4, L/2, 3L/4
     max_new_tokens: int = Field(256, ge=1)
@@ -139,6 +141,7 @@ class BenchConfig(Settings):
     task: str = "demo"
     data_file: str | None = None
     prompt_field: str = "prompt"
+    offset: int = Field(0, ge=0)
     limit: int | None = Field(None, ge=1)  # None: a few
     methods: tuple[Method, ...] = ("vanilla", "vanilla-w1", "adadecode")
     decode: BenchDecodeSettings = BenchDecodeSettings()  # pyright: ignore[reportCallIssue]
@@ -155,7 +158,7 @@ class BenchConfig(Settings):
 
     @model_validator(mode="after")
     def _shape_stands_alone(self) -> Self:
-        beside = {"model", "revision", "heads", "task", "data_file", "prompt_field"} & self.model_fields_set
+        beside = {"model", "revision", "heads", "task", "data_file", "prompt_field", "offset"} & self.model_fields_set
         if self.shape is not None and beside:
             flags = ", ".join(sorted("--" + name.replace("_", "-") for name in beside))
             raise ValueError(f"--shape {self.shape} has synthetic weights, heads and prompts: drop it, or {flags}")

@@ -154,7 +154,9 @@ def load_bench(config: BenchConfig) -> Bench:
         data_file = Path(config.data_file) if config.data_file else None
         limit = config.limit or PROMPTS_PER_TASK
         examples = {
-            task: load_examples(task, data_file=data_file, prompt_field=config.prompt_field, limit=limit)
+            task: load_examples(
+                task, data_file=data_file, prompt_field=config.prompt_field, offset=config.offset, limit=limit
+            )
             for task in tasks
         }
         model, tokenizer = load_model(

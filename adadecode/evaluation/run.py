@@ -62,6 +62,7 @@ def plan_run(config: EvalConfig) -> tuple[tuple[Shard, ...], pa.Table]:
             task,
             data_file=Path(config.data_file) if config.data_file else None,
             prompt_field=config.prompt_field,
+            offset=config.offset,
             limit=config.limit,
         )
         for task in expand_task(config.task)

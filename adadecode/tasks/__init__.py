@@ -51,10 +51,11 @@ def load_examples(
     *,
     data_file: Path | None,
     prompt_field: str = "prompt",
+    offset: int = 0,
     limit: int | None = None,
     for_training: bool = False,
 ) -> list[Example]:
-    """The first `limit` examples of `task`, all when None, with distinct sample ids.
+    """The first `limit` examples of `task` after `offset`, all when None, with distinct sample ids.
 
     From the hub come test splits, or training splits `for_training`. Raises `UsageError` for an unknown task or a
     setting it does not use, `TaskDataError` for unusable data.
@@ -66,20 +67,26 @@ def load_examples(
         raise UsageError(f"--prompt-field {prompt_field}: task {task} has fixed fields; drop it, or use --task jsonl")
     if for_training and task == "humaneval" and data_file is None:
         raise UsageError("--data-file is missing: humaneval has no training split; train on prompts of your own")
-    match task:
-        case "gsm8k":
-            return gsm8k.load(data_file, limit, "train" if for_training else "test")
-        case "humaneval":
-            return humaneval.load(data_file, limit)
-        case "demo-math":
-            return demo.load_math(limit)
-        case "demo-code":
-            return demo.load_code(limit)
-    if data_file is None:
+    if task == "jsonl" and data_file is None:
         raise UsageError(
             "--data-file is missing: task jsonl reads your prompts from a .jsonl, .jsonl.gz or .parquet file"
         )
-    return jsonl.load(data_file, prompt_field, limit)
+    last = None if limit is None else offset + limit
+    match task:
+        case "gsm8k":
+            examples = gsm8k.load(data_file, last, "train" if for_training else "test")
+        case "humaneval":
+            examples = humaneval.load(data_file, last)
+        case "demo-math":
+            examples = demo.load_math(last)
+        case "demo-code":
+            examples = demo.load_code(last)
+        case _:
+            assert data_file is not None, task
+            examples = jsonl.load(data_file, prompt_field, last)
+    if offset >= len(examples):
+        raise UsageError(f"--offset {offset}: task {task} has {len(examples)} samples; leave out fewer")
+    return examples[offset:]
 
 
 def score(task: str, output_text: str, reference: str | None) -> bool | None:

@@ -24,6 +24,7 @@ def train_from_config(config: TrainConfig, out: Path, say: Callable[[str], None]
             task,
             data_file=Path(config.data_file) if config.data_file else None,
             prompt_field=config.prompt_field,
+            offset=config.offset,
             limit=config.limit,
             for_training=True,
         )

@@ -4,6 +4,7 @@ import ast
 import doctest
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,15 @@ def test_domains() -> None:
 def test_a_data_file_for_embedded_prompts_is_refused(task: str) -> None:
     with pytest.raises(UsageError, match=rf"--data-file rows\.jsonl: task {task} .* --task jsonl"):
         load_examples(task, data_file=Path("rows.jsonl"))
+
+
+def test_an_offset_leaves_out_the_first_samples_and_the_limit_counts_from_there(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "rows.jsonl", *({"prompt": f"p{i}"} for i in range(5)))
+    load = partial(load_examples, "jsonl", data_file=file)
+    assert [example.prompt for example in load(offset=1, limit=2)] == ["p1", "p2"]
+    assert load(offset=3) == load()[3:]
+    with pytest.raises(UsageError, match="--offset 5: task jsonl has 5 samples; leave out fewer"):
+        load(offset=5, limit=1)
 
 
 @pytest.mark.parametrize("task", [name for name in TASKS if name != "jsonl"])
