@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from adadecode import __version__
 from adadecode.cli_flags import data_flags, decode_flags, integers, kernel_flags, model_flags, names, run_flags
-from adadecode.config import BenchConfig, EvalConfig, TrainConfig, build_settings
+from adadecode.config import BenchConfig, EvalConfig, TrainConfig, TuneConfig, build_settings
 from adadecode.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_MISMATCH, EXIT_OK, AdaDecodeError, UsageError
 
 if TYPE_CHECKING:
@@ -317,6 +317,37 @@ def train_heads_command(config_file: Path | None, out: Path, **flags: Any) -> No
     facts = train_from_config(build_settings(TrainConfig, config_file, flags), out, click.echo)
     console().print(heads_table(facts.training))
     click.echo(f"heads: {out}")
+
+
+@main.command("tune")
+@model_flags
+@kernel_flags
+@data_flags
+@click.option("--heads", help="Folder of exit heads.  [default for demo: its own]")
+@click.option("--exits", callback=integers, help="Candidate exits.  [default: all that have heads]")
+@click.option("--head", help="What an exit test runs: full or shortlist.  [default: shortlist if there is one]")
+@click.option("--max-drafts", type=int, help="Most drafts that are considered, 1 to 7.  [default: 5]")
+@click.option("--max-new-tokens", type=int, help="[default: 256]")
+@click.option("--held-out", type=float, help="Share of the prompts the search does not see.  [default: 0.25]")
+@click.option("--folds", type=int, help="Of the cross-validation.  [default: 5]")
+@click.option("--repeats", type=int, help="Measurements of each held-out prompt and policy.  [default: 3]")
+@click.option("--seed", type=int, help="Choice of held-out prompts and folds.  [default: 0]")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for trace, policy and tables.")
+def tune_command(config_file: Path | None, out: Path, **flags: Any) -> None:
+    """Find the fastest policy for a model on this machine, and say how far from the best possible it is.
+
+    Records what every candidate exit proposes (trace.parquet, reused), measures what calls cost, replays policies and
+    writes the best as policy.yaml for `eval --policy`.
+    """
+    from adadecode.report.tune_table import tune_lines, tune_table
+    from adadecode.tuning.run import tune_from_config
+
+    result = tune_from_config(build_settings(TuneConfig, config_file, flags), out, click.echo)
+    console().print(tune_table(result))
+    for line in tune_lines(result):
+        click.echo(line)
+    click.echo(f"policy: {out / 'policy.yaml'}")
+    sys.exit(EXIT_OK if all(row["num_exact"] == row["num_checked"] for row in result["variants"]) else EXIT_MISMATCH)
 
 
 @main.command("report")

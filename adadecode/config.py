@@ -36,7 +36,7 @@ class DecodeSettings(Settings):
 
     policy: str = "paper"
     gamma: float | tuple[float, ...] = 0.75  # one for all exits, or one for each
-    exits: tuple[int, ...] | None = None  # None: the layers the heads were trained for
+    exits: tuple[int, ...] | None = None  # None: the paper's, or all the heads have where they lack one of them
     max_drafts: int = Field(5, ge=0, le=64)
     head: HeadKind = "full"
     gate: float = Field(0.0, ge=0.0, le=1.0)  # skip the test of a head that is right with less probability
@@ -127,6 +127,31 @@ class TrainConfig(Settings):
     threads: int | None = Field(None, ge=1)
 
 
+class TuneConfig(Settings):
+    """One search for the best policy of a model on a machine."""
+
+    model: str = "demo"
+    revision: str | None = None
+    heads: str | None = None  # None: the demo's heads for the task's domain; required for other models
+    task: str = "demo"
+    data_file: str | None = None
+    prompt_field: str = "prompt"
+    offset: int = Field(0, ge=0)
+    limit: int | None = Field(96, ge=8)  # per task
+    exits: tuple[int, ...] | None = None  # candidates; None: all the heads have
+    head: HeadKind | None = None  # None: shortlist when the heads have one
+    max_drafts: int = Field(5, ge=1, le=7)  # the most that are considered
+    max_new_tokens: int = Field(256, ge=2)
+    held_out: float = Field(0.25, gt=0.0, lt=1.0)  # share of the prompts that the search does not see
+    folds: int = Field(5, ge=2)
+    repeats: int = Field(3, ge=1)  # measurements of each held-out prompt and policy
+    seed: int = 0
+    dtype: Dtype = "bfloat16"
+    device: Literal["cpu", "cuda"] = "cpu"
+    kernels: Kernels = "auto"
+    threads: int | None = Field(None, ge=1)
+
+
 class BenchDecodeSettings(DecodeSettings):
     max_new_tokens: int = Field(128, ge=1)
 
@@ -212,6 +237,8 @@ def read_policy(name: str) -> dict[str, Any]:
         raise UsageError(
             f"--policy {name!r}: give paper, demo or a YAML file of decode settings ({' '.join(str(error).split())})"
         ) from error
+    if isinstance(settings, dict):
+        settings.pop("tuned", None)  # what `tune` says of it; decides nothing
     unknown = set(settings) - set(DecodeSettings.model_fields) if isinstance(settings, dict) else {"not a mapping"}
     if unknown:
         raise UsageError(f"--policy {name!r}: {', '.join(map(str, sorted(unknown)))} is not among the decode settings")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adadecode.engine.ngram import NgramDrafter
+from adadecode.engine.ngram import NgramDrafter, TokenDrafter
 from adadecode.engine.policy import VANILLA, Drafter, Policy
 from adadecode.engine.state import Round
 from adadecode.engine.steps import add_drafts, begin_round, check_finite, reject_after, verify
@@ -36,13 +36,14 @@ def generate(
     eos_token_ids: Collection[int] | None = None,
     policy: Policy = VANILLA,
     drafter: Drafter | None = None,
+    ngrams: TokenDrafter | None = None,
     record_logits: bool = False,
 ) -> Decoded:
     """Greedy continuation of `prompt_ids`: vanilla decoding at `width` rows, or AdaDecode under `policy`.
 
     Yields exactly `max_new_tokens` tokens unless an EOS (the model's own when `eos_token_ids` is None) or the context
-    ends it earlier. For one width the tokens and logits are the same, bit for bit, under every policy. Raises
-    PromptTooLongError and NonFiniteLogitsError.
+    ends it earlier. `ngrams` stands in for the policy's own n-gram drafter. For one width the tokens and logits are the
+    same, bit for bit, under every policy. Raises PromptTooLongError and NonFiniteLogitsError.
     """
     assert policy.max_drafts < width, (policy, width)
     assert drafter is not None or not policy.exits, policy
@@ -50,7 +51,8 @@ def generate(
     limit = min(max_new_tokens, room_for_output(model, len(prompt_ids)))
     step = model.new_step(width, len(prompt_ids) + limit)
     step.prepare((*policy.exits, model.num_layers), () if drafter is None else drafter.tests)
-    ngrams = None if policy.ngram is None else NgramDrafter(policy.ngram)
+    if ngrams is None and policy.ngram is not None:
+        ngrams = NgramDrafter(policy.ngram)
 
     started = clock_ns(model.device)
     first_logits = step.prefill(prompt_ids)
@@ -102,7 +104,7 @@ def run_round(
     round_: Round,
     policy: Policy,
     drafter: Drafter | None,
-    ngrams: NgramDrafter | None,
+    ngrams: TokenDrafter | None,
     max_drafts: int,
     num_layers: int,
     eos: Collection[int],
@@ -140,7 +142,7 @@ def run_round(
 
 
 def draft_ngrams(
-    step: DecodeStep, round_: Round, ngrams: NgramDrafter | None, max_drafts: int, eos: Collection[int]
+    step: DecodeStep, round_: Round, ngrams: TokenDrafter | None, max_drafts: int, eos: Collection[int]
 ) -> None:
     """Adds what the n-gram drafter proposes after the current slot, up to `max_drafts` in all and to an EOS."""
     room = max_drafts - round_.num_drafts

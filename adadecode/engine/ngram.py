@@ -5,11 +5,25 @@ gives each proposal a confidence, as an exit head does: how likely the token is 
 is and how often it went on like that (`confidence_of`).
 """
 
+from typing import Protocol
+
 LENGTHS = (8, 4, 2, 1)  # of the n-grams that are indexed; all of 1 to 8 find hardly more and cost twice the time
 MOST_STREAK = 3
 
 # How an n-gram went on: the next token, how often it did so in a row (at most MOST_STREAK), whether it ever did otherwise.
 Match = tuple[int, int, bool]
+
+
+class TokenDrafter(Protocol):
+    """Anything that proposes tokens from tokens alone; `NgramDrafter` is the real one."""
+
+    def extend(self, token_ids: list[int]) -> None:
+        """Adds verified tokens to the sequence."""
+        ...
+
+    def propose(self, drafts: list[int], max_tokens: int) -> list[int]:
+        """At most `max_tokens` tokens to follow the sequence and the pending `drafts`."""
+        ...
 
 
 class NgramDrafter:
@@ -45,17 +59,25 @@ class NgramDrafter:
         num_known = len(recent)
         confidence = 1.0
         for _ in range(max_tokens):
-            for length in LENGTHS:
-                match = self._index.get(tuple(recent[-length:]))
-                if match is not None:
-                    break
-            else:
+            proposal = self._successor(recent)
+            if proposal is None:
                 break
-            confidence *= CONFIDENCE[length, match[1], match[2]]
+            confidence *= proposal[1]
             if confidence <= self._gamma:
                 break
-            recent.append(match[0])
+            recent.append(proposal[0])
         return recent[num_known:]
+
+    def successor(self, drafts: list[int]) -> tuple[int, float] | None:
+        """What follows the sequence and the pending `drafts` by its longest match, and how likely; None without a match."""
+        return self._successor(self._tokens[-LENGTHS[0] :] + drafts)
+
+    def _successor(self, recent: list[int]) -> tuple[int, float] | None:
+        for length in LENGTHS:
+            match = self._index.get(tuple(recent[-length:]))
+            if match is not None:
+                return match[0], CONFIDENCE[length, match[1], match[2]]
+        return None
 
 
 def confidence_of(length: int, streak: int, has_changed: bool) -> float:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from adadecode.config import DecodeSettings
 from adadecode.errors import UsageError
+from adadecode.model.exit_heads import paper_exits
 from adadecode.model.layers import ExitTest
 from adadecode.model.step import DecodeStep, Proposals, Segment
 
@@ -64,9 +65,13 @@ class Policy:
 VANILLA = Policy()
 
 
-def make_policy(settings: DecodeSettings, head_exits: tuple[int, ...]) -> Policy:
-    """The policy of `settings` over heads at `head_exits`; raises UsageError for an exit without a head."""
-    exits = settings.exits or head_exits
+def make_policy(settings: DecodeSettings, head_exits: tuple[int, ...], num_layers: int) -> Policy:
+    """The policy of `settings` for a model of L layers with heads at `head_exits`; raises UsageError for one it lacks.
+
+    Without exits of its own it takes the paper's where there are heads for all of them, else all that have heads.
+    """
+    papers = paper_exits(num_layers)
+    exits = settings.exits or (papers if papers and set(papers) <= set(head_exits) else head_exits)
     missing = sorted(set(exits) - set(head_exits))
     if missing:
         raise UsageError(

@@ -169,7 +169,7 @@ def load_bench(config: BenchConfig) -> Bench:
             where = EvalConfig.model_validate({"model": config.model, "heads": config.heads})
             for task in tasks:
                 heads[task] = load_heads(heads_folder(where, task), model, config.decode.head, config.decode.gate)
-    policies = {task: make_policy(config.decode, of_task.exits) for task, of_task in heads.items()}
+    policies = {task: make_policy(config.decode, of_task.exits, model.num_layers) for task, of_task in heads.items()}
     return Bench(config, model, prompts, heads, policies, step_width(config.decode.max_drafts))
 
 

@@ -64,7 +64,7 @@ class Worker:
         }
 
     def policy(self, task: str) -> Policy:
-        return make_policy(self.config.decode, self.heads[task].exits)
+        return make_policy(self.config.decode, self.heads[task].exits, self.model.num_layers)
 
 
 def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, threads: int | None) -> Worker:

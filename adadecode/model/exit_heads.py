@@ -5,6 +5,7 @@ and, when they were reduced, `shortlist.ids`, `shortlist.<exit layer>` and `gate
 they were made for. Shapes: W rows, d model width, V vocabulary, K tokens of the shortlist.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Collection
@@ -99,12 +100,22 @@ class ExitHeads:
         else:
             token_ids = shortlist.token_ids.to(model.device, torch.long)
             heads = {e: Head((matrix.to(like),), token_ids) for e, matrix in shortlist.matrices.items()}
-        used = {
+        self.gates = {
             e: Gate(weights[:-1].to(model.device, torch.float32).contiguous(), float(weights[-1]))
-            for e, weights in ((gates or {}) if gate > 0.0 else {}).items()
+            for e, weights in (gates or {}).items()
         }
-        self._tests = {e: ExitTest(head, used.get(e), gate) for e, head in heads.items()}
+        self._tests = self._gated(heads, gate)
         self.content_hash = content_hash
+
+    def _gated(self, heads: dict[int, Head], gate: float) -> dict[int, ExitTest]:
+        least = torch.tensor(gate).item()  # in float32, as some kernels compare it
+        return {e: ExitTest(head, self.gates.get(e) if gate > 0.0 else None, least) for e, head in heads.items()}
+
+    def with_gate(self, gate: float) -> "ExitHeads":
+        """The same heads, their tests skipped where a gate gives less than `gate`."""
+        gated = copy.copy(self)
+        gated._tests = self._gated({e: test.head for e, test in self._tests.items()}, gate)
+        return gated
 
     @property
     def tests(self) -> Collection[ExitTest]:

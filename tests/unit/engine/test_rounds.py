@@ -223,14 +223,14 @@ def test_ties_go_to_the_lowest_id(kernels):
 
 def test_policy_names_the_exits_that_have_no_head():
     with pytest.raises(UsageError, match=r"--exits 2,5.*no heads at \[5\].*heads are at 2,3"):
-        make_policy(DecodeSettings(exits=(2, 5)), (2, 3))
+        make_policy(DecodeSettings(exits=(2, 5)), (2, 3), 8)
 
 
 def test_policy_takes_rejection_and_ngrams_from_the_settings():
-    policy = make_policy(DecodeSettings(gamma=(0.5, 0.7), reject=0.6, ngram=0.4, max_drafts=3), (2, 3))
+    policy = make_policy(DecodeSettings(gamma=(0.5, 0.7), reject=0.6, ngram=0.4, max_drafts=3), (2, 3), 8)
     assert policy == Policy((2, 3), (0.5, 0.7), 3, 0.6, 0.4)
     assert policy.draft_exits == (0, 2, 3)
-    assert make_policy(DecodeSettings(), (2, 3)) == Policy((2, 3), (0.75, 0.75), 5)
+    assert make_policy(DecodeSettings(), (2, 3), 8) == Policy((2, 3), (0.75, 0.75), 5)
 
 
 def test_width_is_a_multiple_of_eight():

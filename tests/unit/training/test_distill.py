@@ -94,7 +94,7 @@ def test_training_twice_gives_the_same_bits_and_another_seed_others(trained, tmp
 def test_trained_heads_draft_in_the_engine_and_keep_every_bit(trained):
     model = tiny_model()
     heads = load_heads(trained[0], model)
-    policy = make_policy(DecodeSettings(gamma=0.1), heads.exits)
+    policy = make_policy(DecodeSettings(gamma=0.1), heads.exits, model.num_layers)
     width, num_accepted = step_width(policy.max_drafts), 0
     for prompt in PROMPTS[:4]:
         vanilla = generate(model, prompt, width=width, max_new_tokens=24, record_logits=True)

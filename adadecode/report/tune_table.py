@@ -1,0 +1,72 @@
+"""What `tune` prints, and the schema of the rows it stores."""
+
+from typing import Any
+
+import pyarrow as pa
+from rich import box
+from rich.table import Table
+
+TUNE_ROWS = pa.schema(
+    [
+        ("task", pa.string()),
+        ("sample_id", pa.string()),
+        ("variant", pa.string()),
+        ("repeat", pa.int32()),
+        ("order_idx", pa.int32()),
+        ("prompt_len", pa.int32()),
+        ("output_len", pa.int32()),
+        ("ttft_s", pa.float64()),
+        ("decode_s", pa.float64()),
+        ("num_rounds", pa.int32()),
+        ("layers_run", pa.int32()),
+        ("num_drafted", pa.int32()),
+        ("num_accepted", pa.int32()),
+        ("is_exact", pa.bool_()),
+    ]
+)
+
+
+def tune_table(result: dict[str, Any]) -> Table:
+    """Measured and predicted speed of each variant on the held-out prompts, beside the limits; `-` is not known."""
+    table = Table(box=box.SIMPLE_HEAD, title=f"{result['num_prompts']['held_out']} held-out prompts, decoding alone")
+    for name in (
+        "variant",
+        "tokens/s",
+        "speedup (95 % CI)",
+        "predicted",
+        "accept",
+        "layers/token",
+        "exact",
+        "replayed",
+    ):
+        table.add_column(name, justify="left" if name == "variant" else "right")
+    for row in result["variants"]:
+        speedup = row["speedup"]
+        interval = "" if speedup["low"] is None else f" ({speedup['low']:.2f}-{speedup['high']:.2f})"
+        table.add_row(
+            row["variant"],
+            f"{row['tokens_per_s']:.1f}",
+            f"{speedup['value']:.2f}x{interval}",
+            "-" if row["predicted_speedup"] is None else f"{row['predicted_speedup']:.2f}x",
+            "-" if row["acceptance_rate"] is None else f"{row['acceptance_rate']:.1%}",
+            f"{row['layers_per_token']:.2f}",
+            f"{row['num_exact']}/{row['num_checked']}",
+            "-" if row["num_replayed"] is None else f"{row['num_replayed_alike']}/{row['num_replayed']}",
+        )
+    for name, speedup in result["oracle"].items():
+        table.add_row(name, "-", "-", f"{speedup:.2f}x", "-", "-", "-", "-")
+    return table
+
+
+def tune_lines(result: dict[str, Any]) -> list[str]:
+    """The policy and how sure its speed is."""
+    predicted, oracle = result["predicted"], result["oracle"]
+    tuned = next(row for row in result["variants"] if row["variant"] == "tuned")
+    measured = tuned["speedup"]["value"]
+    return [
+        "policy: " + ", ".join(f"{name} {value}" for name, value in result["policy"].items()),
+        f"predicted {predicted['tuned_on']:.2f}x on the prompts it was found on, {predicted['cross_validated']:.2f}x "
+        f"cross-validated; {tuned['predicted_speedup']:.2f}x predicted and {measured:.2f}x measured on held-out prompts",
+        f"of the perfect policy's speed: {measured / oracle['oracle']:.0%} with heads alone, "
+        f"{measured / oracle['oracle with n-grams']:.0%} with n-grams",
+    ]

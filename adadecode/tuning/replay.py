@@ -1,0 +1,241 @@
+"""The engine over a trace: `generate` itself, with a decode step that looks up what a model would compute.
+
+So a replay makes the drafts, tests and accepts of the engine by construction, and counts what each call would cost.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adadecode.engine.generate import generate
+from adadecode.engine.ngram import NgramDrafter, TokenDrafter
+from adadecode.engine.policy import Drafter, Policy
+from adadecode.model.decoder import DecoderModel
+from adadecode.model.kv_cache import KVCache
+from adadecode.model.layers import ExitTest, Gate, Head
+from adadecode.model.step import DecodeStep, Proposals, Segment
+from adadecode.records import Generation
+from adadecode.tuning.costs import Calls
+from adadecode.tuning.trace import Node, SampleTrace, TraceSpace
+
+
+class Candidate(NamedTuple):
+    """A policy and the threshold of its gates, 0 for none."""
+
+    policy: Policy
+    gate: float = 0.0
+
+    def lies_in(self, space: TraceSpace) -> bool:
+        """Whether a trace of `space` holds all that this candidate may draft."""
+        policy = self.policy
+        return (
+            set(policy.exits) <= set(space.exits)
+            and policy.max_drafts <= space.max_drafts
+            and min(policy.gammas, default=1.0) >= space.gamma_floor
+            and (policy.ngram is None or policy.ngram >= space.ngram_floor)
+        )
+
+
+class ModelFacts(NamedTuple):
+    """What the engine asks of a model besides its decode step."""
+
+    num_layers: int
+    vocab_size: int
+    context_len: int
+    eos_token_ids: frozenset[int]
+
+    @classmethod
+    def of(cls, model: DecoderModel) -> "ModelFacts":
+        return cls(model.num_layers, model.vocab_size, model.context_len, model.eos_token_ids)
+
+
+class Replayed(NamedTuple):
+    """A generation that was replayed, whose times mean nothing, and the calls its decoding makes."""
+
+    generation: Generation
+    calls: Calls
+
+
+def replay(trace: SampleTrace, space: TraceSpace, facts: ModelFacts, candidate: Candidate) -> Replayed:
+    """What `generate` does on the prompt of `trace` under `candidate`, which must lie in `space`."""
+    assert candidate.lies_in(space), (candidate, space)
+    step = ReplayStep(trace, space, facts)
+    drafter = TraceDrafter(candidate.policy.exits, candidate.gate)
+    generation = generate_over(step, trace, space, facts, candidate.policy, drafter)
+    step.calls.num_rounds = generation.num_rounds
+    step.calls.num_ngram_tokens = 0 if candidate.policy.ngram is None else len(trace.output_ids)
+    return Replayed(generation, step.calls)
+
+
+def replay_oracle(trace: SampleTrace, space: TraceSpace, facts: ModelFacts, max_drafts: int, *, ngrams: bool) -> Calls:
+    """The calls of a perfect policy on the prompt of `trace`: each token exits at the first exit whose head agrees with
+    the last layer, and no draft is wrong. With `ngrams` boundary 0 is such an exit too."""
+    step = ReplayStep(trace, space, facts)
+    gammas = (0.0,) * len(space.exits)
+    policy = Policy(space.exits, gammas, max_drafts, ngram=0.0 if ngrams else None)
+    proposer = OracleNgrams(trace.output_ids) if ngrams else None
+    generation = generate_over(step, trace, space, facts, policy, OracleDrafter(space.exits), proposer)
+    assert generation.num_drafted == generation.num_accepted, trace.sample_id
+    step.calls.num_rounds = generation.num_rounds
+    step.calls.num_ngram_tokens = len(trace.output_ids) if ngrams else 0
+    return step.calls
+
+
+def generate_over(
+    step: DecodeStep,
+    trace: SampleTrace,
+    space: TraceSpace,
+    facts: ModelFacts,
+    policy: Policy,
+    drafter: Drafter,
+    ngrams: TokenDrafter | None = None,
+) -> Generation:
+    """`generate` with `step` in place of a model's."""
+    model: Any = SimpleNamespace(
+        num_layers=facts.num_layers,
+        context_len=facts.context_len,
+        eos_token_ids=facts.eos_token_ids,
+        device=torch.device("cpu"),
+        new_step=lambda width, num_positions: step,
+    )
+    decoded = generate(
+        model,
+        list(trace.prompt_ids),
+        width=space.width,
+        max_new_tokens=space.max_new_tokens,
+        policy=policy,
+        drafter=drafter,
+        ngrams=ngrams,
+    )
+    assert decoded.generation.output_token_ids == trace.output_ids, trace.sample_id
+    return decoded.generation
+
+
+class TraceDrafter:
+    """Proposes what the trace holds; as `ExitHeads` does, it skips the test of one slot where its gate says so."""
+
+    def __init__(self, exits: tuple[int, ...], gate: float) -> None:
+        self.exits = exits
+        # the trace stands for heads and gates; the threshold is in float32, as the engine compares it
+        test = ExitTest(Head(()), None, torch.tensor(gate).item())
+        self.tests: Collection[ExitTest] = (test,) * len(exits)
+        self._test = test
+
+    def propose(self, step: DecodeStep, segment: Segment, first_tested: int, first_position: int) -> Proposals | None:
+        return step.run_to_exit(segment, self._test, first_tested)
+
+
+class OracleDrafter:
+    """Drafts the right token at the first exit whose head already proposes it, and tests nowhere else."""
+
+    def __init__(self, exits: tuple[int, ...]) -> None:
+        self.exits = exits
+        self.tests: Collection[ExitTest] = ()
+
+    def propose(self, step: Any, segment: Segment, first_tested: int, first_position: int) -> Proposals | None:
+        return step.run_and_foresee(segment)
+
+
+class OracleNgrams:
+    """Proposes what `NgramDrafter` does without a threshold, up to the first token that is not the output's."""
+
+    def __init__(self, output_ids: tuple[int, ...]) -> None:
+        self._output_ids = output_ids
+        self._drafter = NgramDrafter(0.0)
+        self._num_known = -1  # output tokens; the prompt comes first, together with the first of them
+
+    def extend(self, token_ids: list[int]) -> None:
+        self._num_known = 1 if self._num_known < 0 else self._num_known + len(token_ids)
+        self._drafter.extend(token_ids)
+
+    def propose(self, drafts: list[int], max_tokens: int) -> list[int]:
+        """The proposals after `drafts`, all of them right, that are right."""
+        right = self._output_ids[self._num_known + len(drafts) :]
+        proposed = self._drafter.propose(drafts, max_tokens)
+        num_right = 0
+        while num_right < min(len(proposed), len(right)) and proposed[num_right] == right[num_right]:
+            num_right += 1
+        return proposed[:num_right]
+
+
+class ReplayStep:
+    """A decode step that computes nothing: it knows which node each slot is, and counts its calls."""
+
+    def __init__(self, trace: SampleTrace, space: TraceSpace, facts: ModelFacts) -> None:
+        self.width = space.width
+        self.cache: KVCache = None  # pyright: ignore[reportAttributeAccessIssue]
+        self.hidden = self.logits = torch.empty(0)
+        self.calls = Calls(space.width)
+        self._trace, self._vocab_size = trace, facts.vocab_size
+        self._exit_idx = {exit_layer: idx for idx, exit_layer in enumerate(space.exits)}
+        self._prompt_len = len(trace.prompt_ids)
+        self._first = 0  # the output index of slot 0
+        self._token_ids = [0] * self.width
+        self._num_right = 0  # slots from 0 whose tokens are the output's
+
+    def prepare(self, boundaries: Sequence[int], tests: Iterable[ExitTest]) -> None:
+        pass
+
+    def prefill(self, prompt_ids: list[int]) -> Tensor:
+        logits = torch.zeros(self._vocab_size)
+        logits[self._trace.output_ids[0]] = 1.0
+        return logits
+
+    def begin(self, first_position: int) -> None:
+        self._first = first_position - self._prompt_len
+        self._num_right = 0
+
+    def put(self, slot: int, token_ids: list[int]) -> None:
+        self._token_ids[slot : slot + len(token_ids)] = token_ids
+        self._num_right = min(self._num_right, slot)
+        output = self._trace.output_ids
+        for token_id in self._token_ids[self._num_right : slot + len(token_ids)]:
+            idx = self._first + self._num_right
+            if idx >= len(output) or output[idx] != token_id:
+                break
+            self._num_right += 1
+
+    def run(self, lo: int, hi: int, start: int, stop: int) -> None:
+        self.calls.layers[hi - lo] += stop - start
+
+    def run_to_exit(self, segment: Segment, test: ExitTest, first_tested: int) -> Proposals | None:
+        self.run(*segment)
+        exit_idx = self._exit_idx[segment.stop]
+        if test.least > 0.0 and first_tested == segment.hi - 1:
+            self.calls.num_gates += 1
+            if self._node(first_tested).gates[exit_idx] < test.least:
+                return None
+        self.calls.tests[segment.hi - first_tested] += 1
+        return [self._node(slot).proposals[exit_idx] for slot in range(first_tested, segment.hi)]
+
+    def run_and_foresee(self, segment: Segment) -> Proposals | None:
+        """Runs `segment`; the right token with certainty where the head at its end proposes it, else None."""
+        self.run(*segment)
+        slot = segment.hi - 1
+        right = self._trace.output_ids[self._first + slot + 1]
+        if self._node(slot).proposals[self._exit_idx[segment.stop]][0] != right:
+            return None
+        self.calls.tests[1] += 1
+        return [(right, 1.0)]
+
+    def test(self, head: Head, lo: int, hi: int) -> Proposals:
+        raise NotImplementedError("the engine tests and probes by run_to_exit")
+
+    def probe(self, gate: Gate, slot: int) -> float:
+        raise NotImplementedError("the engine tests and probes by run_to_exit")
+
+    def verify(self, hi: int) -> tuple[list[int], list[float]]:
+        self.calls.verifies[hi] += 1
+        known = self._trace.output_ids[self._first + 1 : self._first + 1 + min(hi, self._num_right)]
+        # what follows a wrong draft is dropped, whatever it is
+        return [*known, *[-1] * (hi - len(known))], [0.0] * hi
+
+    def _node(self, slot: int) -> Node:
+        last_right = min(slot, self._num_right - 1)
+        if last_right == slot:
+            return self._trace.nodes[self._first + slot]
+        path = tuple(self._token_ids[last_right + 1 : slot + 1])
+        return self._trace.off_path[self._first + last_right, path]

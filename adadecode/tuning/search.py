@@ -1,0 +1,136 @@
+"""Searches policies by replay: from a few starts, one setting at a time, as long as it pays on the prompts."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adadecode.engine.policy import VANILLA, Policy
+from adadecode.tuning.costs import Calls, Costs
+from adadecode.tuning.replay import Candidate, ModelFacts, replay, replay_oracle
+from adadecode.tuning.trace import SampleTrace, TraceSpace
+
+GAMMAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+NEW_GAMMA = 0.6  # of an exit that is added
+REJECTS = (None, 0.5, 0.6, 0.7, 0.8, 0.9)
+NGRAMS = (None, 0.2, 0.35, 0.5, 0.65, 0.8)
+GATES = (0.0, 0.1, 0.2, 0.3, 0.4)
+MAX_PASSES = 5
+
+Gains = Callable[[Candidate], NDArray[np.float64]]
+VANILLA_CANDIDATE = Candidate(VANILLA)
+
+
+class Simulator:
+    """Replays candidates over traces of at least two output tokens each; what was replayed once is kept."""
+
+    def __init__(self, traces: list[SampleTrace], space: TraceSpace, facts: ModelFacts) -> None:
+        self.traces, self.space = [trace for trace in traces if len(trace.output_ids) > 1], space
+        self._facts = facts
+        self._calls: dict[Candidate, NDArray[np.float64]] = {}
+
+    def calls(self, candidate: Candidate) -> NDArray[np.float64]:
+        """The calls of every trace's decoding under `candidate`, [traces, 3 W + 3]."""
+        if candidate not in self._calls:
+            replayed = (replay(trace, self.space, self._facts, candidate) for trace in self.traces)
+            self._calls[candidate] = _stacked(one.calls for one in replayed)
+        return self._calls[candidate]
+
+    def gains(self, candidate: Candidate, costs: Costs) -> NDArray[np.float64]:
+        """Natural log of the predicted speedup over vanilla of every trace's decoding, [traces]."""
+        return np.log(costs.decode_s(self.calls(VANILLA_CANDIDATE)) / costs.decode_s(self.calls(candidate)))
+
+    def oracle_gains(self, costs: Costs, *, ngrams: bool) -> NDArray[np.float64]:
+        """The same of the perfect policy, with the number of drafts that is best for it."""
+        vanilla_s = costs.decode_s(self.calls(VANILLA_CANDIDATE))
+        found = []
+        for max_drafts in range(1, self.space.max_drafts + 1):
+            perfect = (replay_oracle(t, self.space, self._facts, max_drafts, ngrams=ngrams) for t in self.traces)
+            found.append(np.log(vanilla_s / costs.decode_s(_stacked(perfect))))
+        return max(found, key=np.mean)
+
+
+def _stacked(calls: Iterator[Calls]) -> NDArray[np.float64]:
+    return np.array([one.vector() for one in calls])
+
+
+def search(
+    gains: Gains, starts: list[Candidate], space: TraceSpace, prompts: NDArray[np.intp], gates: bool
+) -> Candidate:
+    """The best candidate found from `starts` by mean gain on `prompts`, which index what `gains` gives."""
+    found = [_climb(gains, start, space, prompts, gates) for start in starts]
+    return max(found, key=lambda candidate: gains(candidate)[prompts].mean())
+
+
+def cross_validated(
+    gains: Gains, starts: list[Candidate], space: TraceSpace, num_prompts: int, num_folds: int, gates: bool, seed: int
+) -> NDArray[np.float64]:
+    """Per prompt the gain of the candidate that was found on the other folds, [prompts]."""
+    order = np.random.default_rng(seed).permutation(num_prompts)
+    found = np.empty(num_prompts)
+    for fold in np.array_split(order, num_folds):
+        others = np.setdiff1d(order, fold)
+        found[fold] = gains(search(gains, starts, space, others, gates))[fold]
+    return found
+
+
+def _climb(gains: Gains, start: Candidate, space: TraceSpace, prompts: NDArray[np.intp], gates: bool) -> Candidate:
+    """From `start`, changes one setting after the other to its best value until none pays."""
+    best = start
+    for _ in range(MAX_PASSES):
+        before = best
+        for axis in _axes(space, gates):
+            options = axis(best)
+            top = max(options, key=lambda candidate: gains(candidate)[prompts].mean(), default=best)
+            if pays(gains(top)[prompts] - gains(best)[prompts]):
+                best = top
+        if best == before:
+            break
+    return best
+
+
+def pays(differences: NDArray[np.float64]) -> bool:
+    """Whether the mean of paired `differences` exceeds its own standard error, so that no noise is followed."""
+    error = differences.std(ddof=1) / np.sqrt(len(differences)) if len(differences) > 1 else 0.0
+    return bool(differences.mean() > error)
+
+
+def _axes(space: TraceSpace, gates: bool) -> Iterator[Callable[[Candidate], list[Candidate]]]:
+    """The settings that can be changed, each as the candidates it leads to from one."""
+    yield lambda now: [_with_exit_toggled(now, e) for e in space.exits if now.policy.exits != (e,)]
+    yield lambda now: [_with(now, gammas=(g,) * len(now.policy.exits)) for g in _from(GAMMAS, space.gamma_floor)]
+    for exit_layer in space.exits:
+        yield lambda now, e=exit_layer: [_with_gamma(now, e, g) for g in _from(GAMMAS, space.gamma_floor)]
+    yield lambda now: [_with(now, max_drafts=n) for n in range(1, space.max_drafts + 1)]
+    yield lambda now: [_with(now, ngram=g) for g in (None, *_from(NGRAMS[1:], space.ngram_floor))]
+    yield lambda now: [_with(now, reject=r) for r in REJECTS]
+    if gates:
+        yield lambda now: [now._replace(gate=gate) for gate in GATES]
+
+
+def _from(values: tuple[float | None, ...], floor: float) -> list[float]:
+    return [value for value in values if value is not None and value >= floor]
+
+
+def _with(candidate: Candidate, **settings: object) -> Candidate:
+    return candidate._replace(policy=replace(candidate.policy, **settings))  # pyright: ignore[reportArgumentType]
+
+
+def _with_exit_toggled(candidate: Candidate, exit_layer: int) -> Candidate:
+    gammas = dict(zip(candidate.policy.exits, candidate.policy.gammas, strict=True))
+    if gammas.pop(exit_layer, None) is None:
+        gammas[exit_layer] = NEW_GAMMA
+    exits = tuple(sorted(gammas))
+    return _with(candidate, exits=exits, gammas=tuple(gammas[e] for e in exits))
+
+
+def _with_gamma(candidate: Candidate, exit_layer: int, gamma: float) -> Candidate:
+    exits, gammas = candidate.policy.exits, candidate.policy.gammas
+    return _with(candidate, gammas=tuple(gamma if e == exit_layer else g for e, g in zip(exits, gammas, strict=True)))
+
+
+def start_candidates(space: TraceSpace, paper: Policy) -> list[Candidate]:
+    """Where a search begins: the paper's policy, and one exit in the first half of the layers with n-grams."""
+    early = space.exits[(len(space.exits) - 1) // 2]
+    return [Candidate(paper), Candidate(Policy((early,), (NEW_GAMMA,), space.max_drafts, None, 0.5))]

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+
+from adadecode.tuning.costs import Calls, Measured, PartCosts, fit_costs
+from adadecode.tuning.measure import measure_costs
+from tests.unit.tuning.conftest import EXITS
+
+WIDTH = 8
+
+
+def random_calls(rng: np.random.Generator) -> np.ndarray:
+    calls = Calls(WIDTH)
+    calls.layers[1:4], calls.tests[1:3], calls.verifies[1:4] = rng.integers(1, 99, 3), rng.integers(1, 9, 2), [3, 2, 1]
+    calls.num_gates, calls.num_rounds, calls.num_ngram_tokens = rng.integers(0, 20, 3)
+    return calls.vector()
+
+
+def test_costs_that_are_a_sum_of_parts_are_found_again():
+    rng = np.random.default_rng(0)
+    isolated = rng.uniform(1e-5, 1e-3, 3 * WIDTH + 3)
+    isolated[-2:] = 0.0
+    true = 1.3 * isolated
+    true[-2:] = 2e-4, 3e-5
+    measured = [Measured(calls, float(calls @ true)) for calls in (random_calls(rng) for _ in range(20))]
+    costs = fit_costs(isolated, measured)
+    np.testing.assert_allclose(costs.seconds, true, rtol=1e-6)
+    assert costs.error < 1e-9
+    assert (costs.scale, costs.per_round_s, costs.per_ngram_token_s) == pytest.approx((1.3, 2e-4, 3e-5))
+
+
+def test_a_vector_of_calls_names_each_count_once():
+    calls = Calls(2)
+    calls.layers[1:], calls.tests[1:], calls.verifies[1:] = [1, 2], [3, 4], [5, 6]
+    calls.num_gates, calls.num_rounds, calls.num_ngram_tokens = 7, 8, 9
+    assert calls.vector().tolist() == list(range(1, 10))
+
+
+def test_every_call_of_the_space_has_a_cost(traced):
+    parts = PartCosts(traced.model, traced.heads, EXITS, 4, WIDTH, [5, 6, 7], 64)
+    parts.measure(0.01)
+    layers, tests, verifies, rest = np.split(parts.seconds(), [WIDTH, 2 * WIDTH, 3 * WIDTH])
+    for by_rows in (layers, tests, verifies):
+        assert (by_rows[:5] > 0).all()
+        assert not by_rows[5:].any()
+    assert rest[0] > 0
+
+
+def test_measured_costs_predict_vanilla_and_drafting(eager):
+    costs = measure_costs(eager.model, {"tiny": eager.heads}, eager.traces[:3], eager.space, 0)
+    assert costs.scale > 0
+    assert np.isfinite(costs.error)
+    assert (costs.seconds >= 0).all()

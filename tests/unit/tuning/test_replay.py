@@ -1,0 +1,102 @@
+import random
+
+import pytest
+
+from adadecode.engine.policy import VANILLA, Policy
+from adadecode.evaluation.parts import TracedModel
+from adadecode.tuning.measure import Variant, decode, random_candidate, replays_alike
+from adadecode.tuning.replay import Candidate, replay, replay_oracle
+from tests.unit.tuning.conftest import EOS, EXITS
+
+NUM_CANDIDATES = 10
+
+
+def variant_of(traced, candidate: Candidate) -> Variant:
+    heads = {"tiny": traced.heads.with_gate(candidate.gate)}
+    return Variant("candidate", candidate.policy, traced.space.width, heads, candidate)
+
+
+def candidates(traced) -> list[Candidate]:
+    rng = random.Random(0)
+    drawn = [random_candidate(traced.space, True, rng) for _ in range(NUM_CANDIDATES)]
+    lowest = Policy(EXITS, (0.05, 0.05, 0.05), 4, 0.1, 0.05)
+    return [*drawn, Candidate(VANILLA), Candidate(lowest), Candidate(lowest, 0.5)]
+
+
+def test_a_replay_makes_every_call_of_the_engine_with_the_same_answers(traced):
+    num_wrong = num_rejected = 0
+    for candidate in candidates(traced):
+        for trace in traced.traces:
+            assert replays_alike(traced.model, variant_of(traced, candidate), trace, traced.space), candidate
+            generation = replay(trace, traced.space, traced.facts, candidate).generation
+            num_wrong += generation.num_drafted - generation.num_accepted
+            num_rejected += candidate.policy.reject is not None and generation.num_drafted > generation.num_accepted
+    assert num_wrong > 100, "the heads are never wrong: the test has no teeth"
+    assert num_rejected > 10
+
+
+def test_a_trace_of_other_confidences_is_noticed(eager):
+    candidate = Candidate(Policy(EXITS, (0.05, 0.05, 0.05), 4))
+    trace = max(eager.traces, key=lambda t: len(t.nodes))
+    node = trace.nodes[0]
+    changed = node._replace(proposals=[(token_id, p * 0.999) for token_id, p in node.proposals])
+    trace.nodes[0] = changed
+    try:
+        assert not replays_alike(eager.model, variant_of(eager, candidate), trace, eager.space)
+    finally:
+        trace.nodes[0] = node
+
+
+def test_a_replay_counts_the_calls_the_engine_makes(traced):
+    for candidate in candidates(traced)[:6]:
+        for trace in traced.traces[:3]:
+            watched = TracedModel(traced.model)
+            decode(watched, variant_of(traced, candidate), trace, traced.space)
+            calls = replay(trace, traced.space, traced.facts, candidate).calls
+            counted = watched.step.calls
+            for rows in range(1, traced.space.width + 1):
+                layers = sum(n * (c.stop - c.start) for c, n in counted.items() if (c.kind, c.rows) == ("layers", rows))
+                tests = [n for c, n in counted.items() if (c.kind, c.rows) == ("test", rows) and c.head != "gate"]
+                verifies = [n for c, n in counted.items() if (c.kind, c.rows) == ("verify", rows)]
+                found = (calls.layers[rows], calls.tests[rows], calls.verifies[rows])
+                assert found == (layers, sum(tests), sum(verifies)), rows
+            assert calls.num_gates == sum(n for c, n in counted.items() if c.head == "gate")
+            assert calls.num_rounds == sum(calls.verifies)
+
+
+@pytest.mark.parametrize("ngrams", [False, True])
+def test_the_oracle_drafts_only_what_is_right_and_runs_no_more_layers_than_any_policy(traced, ngrams):
+    lowest = Candidate(Policy(EXITS, (0.05, 0.05, 0.05), 4, None, 0.05 if ngrams else None))
+    num_fewer = 0
+    for trace in traced.traces:
+        perfect = replay_oracle(trace, traced.space, traced.facts, 4, ngrams=ngrams)
+        found = replay(trace, traced.space, traced.facts, lowest).calls
+        assert perfect.num_rounds <= found.num_rounds
+        num_fewer += perfect.num_rounds < found.num_rounds
+    assert num_fewer
+
+
+def test_the_oracle_takes_the_first_exit_that_agrees(eager):
+    trace = max(eager.traces, key=lambda t: len(t.nodes))
+    calls = replay_oracle(trace, eager.space, eager.facts, 1, ngrams=False)
+    expected_layers, idx = 0, 0
+    while idx < len(trace.nodes):
+        proposals = [token_id for token_id, _ in trace.nodes[idx].proposals]
+        right = trace.output_ids[idx + 1]
+        may_draft = right != EOS and idx + 2 < eager.space.max_new_tokens
+        first = EXITS[proposals.index(right)] if right in proposals and may_draft else None
+        # a draft runs to the exit alone, then both run the rest: one row to the exit of each, two rows from there
+        expected_layers += 4 if first is None else first + 4
+        idx += 1 if first is None else 2
+    assert sum(calls.layers) == expected_layers
+
+
+def test_a_candidate_outside_the_space_is_refused(eager):
+    outside = [
+        Policy((1,), (0.01,), 4),
+        Policy((1,), (0.5,), 5),
+        Policy((1,), (0.5,), 4, None, 0.01),
+    ]
+    for policy in outside:
+        with pytest.raises(AssertionError):
+            replay(eager.traces[0], eager.space, eager.facts, Candidate(policy))

@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+
+from adadecode.engine.policy import Policy
+from adadecode.tuning.costs import Calls, Costs
+from adadecode.tuning.replay import Candidate
+from adadecode.tuning.search import Simulator, cross_validated, pays, search, start_candidates
+from tests.unit.tuning.conftest import EXITS
+
+
+def flat_costs(width: int = 8, *, test_s: float = 0.1) -> Costs:
+    """A layer costs one second whatever the rows, a verification one; tests what is said."""
+    seconds = np.zeros(3 * width + 3)
+    seconds[:width] = 1.0
+    seconds[width : 2 * width] = test_s
+    seconds[2 * width : 3 * width] = 1.0
+    return Costs(seconds, 1.0, 0.0, 0.0, 0.0)
+
+
+def test_vanilla_gains_nothing_and_a_good_policy_something(traced):
+    simulator = Simulator(traced.traces, traced.space, traced.facts)
+    gains = simulator.gains(Candidate(Policy(EXITS, (0.3, 0.3, 0.3), 4)), flat_costs())
+    assert len(gains) == len([t for t in traced.traces if len(t.output_ids) > 1])
+    assert not simulator.gains(Candidate(Policy()), flat_costs()).any()
+    assert gains.mean() != 0
+
+
+def test_no_policy_beats_the_oracle_where_rows_and_tests_are_free(traced):
+    simulator = Simulator(traced.traces, traced.space, traced.facts)
+    costs = flat_costs(test_s=0.0)
+    limit = simulator.oracle_gains(costs, ngrams=False).mean()
+    for gamma in (0.1, 0.3, 0.6, 0.9):
+        for exits in ((1,), (2,), EXITS):
+            policy = Policy(exits, (gamma,) * len(exits), 4)
+            assert simulator.gains(Candidate(policy), costs).mean() <= limit + 1e-12
+    assert limit > 0
+
+
+def test_a_search_finds_at_least_the_best_of_its_starts_and_prefers_free_exits(eager):
+    simulator = Simulator(eager.traces, eager.space, eager.facts)
+    prompts = np.arange(len(simulator.traces))
+    starts = start_candidates(eager.space, Policy(EXITS, (0.75,) * 3, 4))
+    for test_s in (0.0, 50.0):
+        costs = flat_costs(test_s=test_s)
+
+        def gains(candidate, costs=costs):
+            return simulator.gains(candidate, costs)
+
+        best = search(gains, starts, eager.space, prompts, gates=True)
+        assert best.lies_in(eager.space)
+        assert gains(best).mean() >= max(gains(start).mean() for start in starts)
+    # where a test costs fifty seconds, the fewest tests win
+    tests = [
+        simulator.calls(c)[:, 8:16].sum()
+        for c in (best, Candidate(Policy(EXITS, (0.3, 0.3, 0.3), eager.space.max_drafts)))
+    ]
+    assert tests[0] < tests[1]
+
+
+def test_what_is_cross_validated_is_judged_on_prompts_it_was_not_found_on(eager):
+    """Gains that reward fitting: a candidate looks good on the prompts its gamma names, and bad on others."""
+    gammas = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+
+    def gains(candidate: Candidate) -> np.ndarray:
+        found = np.full(len(gammas), -1.0)
+        found[gammas.index(candidate.policy.gammas[0])] = 100.0
+        return found
+
+    starts = [Candidate(Policy((1,), (gamma,), 4)) for gamma in gammas]
+    prompts = np.arange(len(gammas))
+    assert gains(search(gains, starts, eager.space, prompts, gates=False)).mean() > 0
+    validated = cross_validated(gains, starts, eager.space, len(gammas), 4, False, 0)
+    assert (validated == -1.0).all()
+
+
+def test_a_change_that_is_within_its_own_noise_does_not_pay():
+    assert not pays(np.array([1.0, -1.0, 1.0, -0.9]))
+    assert not pays(np.zeros(5))
+    assert not pays(np.array([-0.1, -0.2]))
+    assert pays(np.array([0.1, 0.1, 0.09]))
+
+
+def test_starts_lie_in_the_space(eager):
+    for candidate in start_candidates(eager.space, Policy(EXITS, (0.75,) * 3, 4)):
+        assert candidate.lies_in(eager.space)
+
+
+def test_calls_are_replayed_once(eager, monkeypatch):
+    simulator = Simulator(eager.traces, eager.space, eager.facts)
+    candidate = Candidate(Policy((2,), (0.5,), 2))
+    first = simulator.calls(candidate)
+    monkeypatch.setattr("adadecode.tuning.search.replay", None)
+    assert simulator.calls(candidate) is first
+    assert first.shape == (len(simulator.traces), len(Calls(8).vector()))
+    with pytest.raises(TypeError):
+        simulator.calls(Candidate(Policy((1,), (0.5,), 2)))

@@ -1,0 +1,81 @@
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from adadecode.engine.generate import generate
+from adadecode.errors import TraceError
+from adadecode.model.layers import head_step
+from adadecode.tuning.trace_table import TRACE, read_traces, write_traces
+from tests.unit.tuning.conftest import EOS, EXITS, PROMPTS
+
+MADE_FROM = {"model_hash": "abc", "tokenizer_hash": "def", "space": {"exits": [1, 2, 3]}}
+
+
+def test_a_trace_holds_what_vanilla_decodes_and_a_node_for_each_token_but_the_last(traced):
+    for trace, prompt in zip(traced.traces, PROMPTS, strict=True):
+        vanilla = generate(traced.model, prompt, width=8, max_new_tokens=24).generation
+        assert trace.output_ids == vanilla.output_token_ids
+        assert len(trace.nodes) == len(trace.second_confidences) == len(trace.ngrams) == len(trace.output_ids) - 1
+        assert all(len(node.proposals) == len(node.gates) == len(EXITS) for node in trace.nodes)
+    assert any(trace.output_ids[-1] == EOS for trace in traced.traces)
+    assert any(len(trace.output_ids) == 24 for trace in traced.traces)
+
+
+def test_a_trace_follows_wrong_drafts_only_and_no_further_than_the_space_and_the_limit(traced):
+    depths = set()
+    for trace in traced.traces:
+        for idx, path in trace.off_path:
+            assert path[0] != trace.output_ids[idx + 1]
+            assert EOS not in path
+            assert len(path) == 1 or (idx, path[:-1]) in trace.off_path
+            assert idx + len(path) <= 24 - 2
+            depths.add(len(path))
+    assert depths == set(range(1, traced.space.max_drafts + 1))
+
+
+def test_second_confidences_are_those_of_the_head(eager):
+    trace = max(eager.traces, key=lambda t: len(t.nodes))
+    full = list(trace.prompt_ids) + list(trace.output_ids[:-1])
+    hidden = eager.model.lm.model(torch.tensor([full]), output_hidden_states=True).hidden_states
+    for exit_idx, exit_layer in enumerate(EXITS):
+        head = list(eager.heads.tests)[exit_idx].head
+        states = hidden[exit_layer][0, len(trace.prompt_ids) :]
+        top2 = head_step(head, eager.model.norm, eager.model.shape.eps, states).softmax(-1).topk(2).values
+        first = torch.tensor([node.proposals[exit_idx][1] for node in trace.nodes])
+        second = torch.tensor([of_token[exit_idx] for of_token in trace.second_confidences])
+        torch.testing.assert_close(torch.stack([first, second], dim=1), top2)
+
+
+def test_traces_come_back_from_parquet_as_they_were(traced, tmp_path):
+    path = tmp_path / "trace.parquet"
+    write_traces(path, traced.traces, MADE_FROM)
+    for found, trace in zip(read_traces(path, MADE_FROM), traced.traces, strict=True):
+        # what decides comes back bit for bit; n-gram confidences are for reading and are rounded to float32
+        assert replace(found, ngrams=[], second_confidences=[]) == replace(trace, ngrams=[], second_confidences=[])
+        assert [n and n[0] for n in found.ngrams] == [n and n[0] for n in trace.ngrams]
+        assert [len(s) for s in found.second_confidences] == [len(s) for s in trace.second_confidences]
+    table = pq.read_table(path)
+    assert table.schema.equals(TRACE)
+    assert table.num_rows == sum(len(t.output_ids) + len(t.off_path) for t in traced.traces)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(("name", "value"), [("model_hash", "other"), ("tokenizer_hash", "other"), ("space", {})])
+def test_a_trace_of_something_else_is_refused_by_name(eager, tmp_path, name, value):
+    path = tmp_path / "trace.parquet"
+    write_traces(path, eager.traces[:1], MADE_FROM)
+    with pytest.raises(TraceError, match=f"trace.parquet: recorded with another {name}; delete it") as caught:
+        list(read_traces(path, MADE_FROM | {name: value}))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_trace_that_is_cut_off_or_none_is_refused(eager, tmp_path):
+    path = tmp_path / "trace.parquet"
+    write_traces(path, eager.traces, MADE_FROM)
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"not parquet at all"):
+        path.write_bytes(content)
+        with pytest.raises(TraceError, match="not a readable trace; delete it to record again"):
+            list(read_traces(path, MADE_FROM))
