@@ -106,12 +106,11 @@ def make_report(
         reads_per_s = (summary["read_bytes_per_token"] or 0) * (summary["tokens_per_s"] or 0)
         summary["bandwidth_share"] = _over(reads_per_s or None, bandwidth)
         summary["roofline_share"] = _over(summary["tokens_per_s"], _over(bandwidth, step_bytes))
-    under_contract = [name for name in methods if name in ("adadecode", "adadecode-never")]
-    broken = [name for name in under_contract if not methods[name]["is_exact"]]
+    exact = [row["is_exact"] for name, row in methods.items() if name in ("adadecode", "adadecode-never")]
     return {
         "bench": bench.config.name,
         "synthetic": bench.config.shape is not None,
-        "parity": "broken" if broken else "exact" if under_contract else None,
+        "parity": None if not exact else "exact" if all(exact) else "broken",
         "methods": methods,
         "faster_vanilla": faster,
         "never_fires_cost": _paired_ratio(rows, "adadecode-never", "vanilla") if "adadecode-never" in methods else None,
