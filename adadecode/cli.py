@@ -13,7 +13,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adadecode import __version__
-from adadecode.cli_flags import data_flags, decode_flags, integers, kernel_flags, model_flags, names, run_flags
+from adadecode.cli_flags import (
+    data_flags,
+    decode_flags,
+    integers,
+    kernel_flags,
+    model_flags,
+    names,
+    policy_flags,
+    run_flags,
+)
 from adadecode.config import BenchConfig, EvalConfig, TrainConfig, TuneConfig, build_settings
 from adadecode.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_MISMATCH, EXIT_OK, AdaDecodeError, UsageError
 
@@ -185,9 +194,7 @@ def plan_command(config_file: Path | None, **flags: Any) -> None:
 @click.option("--exits", "exit_sets", multiple=True, help="Exit layers, such as 4,8,12; repeat for more cells.")
 @click.option("--max-drafts", "max_drafts_list", help="Numbers with commas.  [default: the policy's]")
 @click.option("--tasks", "task_list", help="Tasks with commas; default: --task.")
-@click.option("--heads", help="Folder of exit heads.  [default for demo: its own]")
-@click.option("--policy", help="paper, demo or a YAML file; other flags win.  [default: demo for the demo model]")
-@click.option("--max-new-tokens", type=int, help="[default: 512]")
+@policy_flags
 @run_flags
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results/sweep"), show_default=True)
 def sweep_command(
@@ -199,38 +206,38 @@ def sweep_command(
     out: Path,
     **flags: Any,
 ) -> None:
-    """Evaluate a grid of settings, one run folder per cell under --out; rerun to finish it."""
-    cells = [
-        {**flags, "task": task, "gamma": gamma, "exits": exits, "max_drafts": max_drafts}
-        for task in _split(task_list, str, default=flags["task"])
-        for gamma in _split(gammas, float)
-        for exits in ([tuple(_split(text, int)) for text in exit_sets] or [None])
-        for max_drafts in _split(max_drafts_list, int)
-    ]
-    configs = [build_settings(EvalConfig, config_file, cell) for cell in cells]
-    codes = []
-    for idx, config in enumerate(configs):
-        name = cell_name(config)
-        click.echo(f"cell {idx + 1}/{len(configs)}: {name}")
-        codes.append(report_result(evaluate(config, out / name)))
+    """Evaluate a grid of settings, or the `cells` that --config names; rerun to finish it.
+
+    One run folder per cell under --out, and sweep.parquet over all of them.
+    """
+    from adadecode.evaluation.sweep import Grid, check_heads_exist, plan_cells, write_sweep
+    from adadecode.report.sweep_table import sweep_table
+
+    grid = Grid(
+        _split(task_list, str),
+        _split(gammas, float),
+        tuple(_split(text, int) for text in exit_sets),
+        _split(max_drafts_list, int),
+    )
+    cells = plan_cells(config_file, grid, flags)
+    check_heads_exist(cells)
+    codes, summaries = [], {}
+    for idx, cell in enumerate(cells):
+        click.echo(f"cell {idx + 1}/{len(cells)}: {cell.name}")
+        result = evaluate(cell.config, out / cell.name)
+        codes.append(report_result(result))
+        summaries[cell.name] = result.summary
+    console().print(sweep_table(write_sweep(out, summaries)))
+    click.echo(f"sweep: {out}")
     sys.exit(max(codes))
 
 
-def cell_name(config: EvalConfig) -> str:
-    """The folder name of a sweep's cell: what varies in it."""
-    decode = config.decode
-    exits = "heads" if decode.exits is None else "-".join(map(str, decode.exits))
-    gammas = decode.gamma if isinstance(decode.gamma, tuple) else (decode.gamma,)
-    gamma = "-".join(f"{g:g}" for g in gammas)
-    return f"{config.task}_gamma-{gamma}_exits-{exits}_drafts-{decode.max_drafts}"
-
-
-def _split(text: str | None, kind: Callable[[str], Any], default: Any = None) -> list[Any]:
-    """The values in `text`, or `default` alone, where None leaves the choice to the settings."""
+def _split(text: str | None, kind: Callable[[str], Any]) -> tuple[Any, ...]:
+    """The values in `text`, none when it is None."""
     if text is None:
-        return [default]
+        return ()
     try:
-        return [kind(part.strip()) for part in text.split(",")]
+        return tuple(kind(part.strip()) for part in text.split(","))
     except ValueError:
         raise UsageError(f"{text!r} must be {kind.__name__} values with commas") from None
 
@@ -269,7 +276,11 @@ def generate_command(prompt: str, config_file: Path | None, compare: bool, domai
 )
 @data_flags
 @decode_flags
-@click.option("--methods", callback=names, help="[default: vanilla,vanilla-w1,adadecode; also: transformers]")
+@click.option(
+    "--methods",
+    callback=names,
+    help="[default: vanilla,vanilla-w1,adadecode; also: transformers, adadecode-unverified (lossy)]",
+)
 @click.option("--repeats", type=int, help="Measurements of each method, after one to warm up.  [default: 5]")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for bench.json, bench.txt and bench.parquet.")
 def bench_command(config_file: Path | None, out: Path | None, **flags: Any) -> None:

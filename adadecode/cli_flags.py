@@ -60,12 +60,9 @@ data_flags = together(
     click.option("--offset", type=int, help="Leave out the first N samples of each task.  [default: 0]"),
     click.option("--limit", type=int, help="Only the first N samples of each task, after --offset."),
 )
-decode_flags = together(
-    click.option("--heads", help="Folder of exit heads.  [default for demo: its own]"),
+policy_flags = together(
+    click.option("--heads", help="Folder of exit heads, or `original`: the LM head.  [default for demo: its own]"),
     click.option("--policy", help="paper, demo or a YAML file; other flags win.  [default: demo for the demo model]"),
-    click.option("--gamma", callback=gammas, help="Exit threshold in [0, 1], or one per exit.  [default: 0.75]"),
-    click.option("--exits", callback=integers, help="Exit layers, such as 4,8,12.  [default: the heads']"),
-    click.option("--max-drafts", type=int, help="Drafts pending at once.  [default: 5]"),
     click.option("--head", help="What an exit test runs: full or shortlist.  [default: full]"),
     click.option(
         "--gate", type=float, help="Skip tests that pass with less probability; 0 tests always.  [default: 0]"
@@ -74,8 +71,18 @@ decode_flags = together(
     click.option("--ngram", type=float, help="Threshold of n-gram drafts in [0, 1).  [default: no n-gram drafts]"),
     click.option("--max-new-tokens", type=int, help="[default: 512]"),
 )
+decode_flags = together(
+    policy_flags,
+    click.option("--gamma", callback=gammas, help="Exit threshold in [0, 1], or one per exit.  [default: 0.75]"),
+    click.option("--exits", callback=integers, help="Exit layers, such as 4,8,12.  [default: the heads']"),
+    click.option("--max-drafts", type=int, help="Drafts pending at once.  [default: 5]"),
+)
 run_flags = together(
-    click.option("--methods", callback=names, help="[default: vanilla,vanilla-w1,adadecode; also: transformers]"),
+    click.option(
+        "--methods",
+        callback=names,
+        help="[default: vanilla,vanilla-w1,adadecode; also: transformers, adadecode-unverified (lossy)]",
+    ),
     click.option("--repeats", type=int, help="Measurements of each sample and method.  [default: 1]"),
     click.option("--warmup", type=int, help="Generations per method and worker that are not recorded.  [default: 1]"),
     click.option("--shard-size", type=int, help="Samples committed together.  [default: 4]"),

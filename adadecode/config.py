@@ -14,12 +14,14 @@ from adadecode.errors import UsageError
 Dtype = Literal["float32", "bfloat16", "float16"]
 HeadKind = Literal["full", "shortlist"]
 Kernels = Literal["auto", "native", "eager", "compile"]
-Method = Literal["vanilla", "vanilla-w1", "adadecode", "transformers"]
+Method = Literal["vanilla", "vanilla-w1", "adadecode", "adadecode-unverified", "transformers"]
 ShapeName = Literal["llama-3.1-8b", "llama-3.2-1b", "qwen3-8b", "llama-160m"]
 
 # Settings that say where and with how many hands a run is done, not what it computes.
 PLACEMENT_FIELDS = {"workers", "local", "address", "threads"}
 
+DRAFTING_METHODS: frozenset[Method] = frozenset({"adadecode", "adadecode-unverified"})  # those that need heads
+ORIGINAL_HEADS = "original"  # instead of a folder: the model's own norm and LM head at every exit
 
 DEMO_POLICY = Path(__file__).parent / "demo" / "policy.yaml"
 
@@ -59,12 +61,21 @@ class DecodeSettings(Settings):
         return exits
 
 
+def check_original_heads(heads: str | None, decode: DecodeSettings) -> None:
+    """Raises ValueError when `heads` are the original ones and `decode` wants what only trained heads have."""
+    if heads == ORIGINAL_HEADS and (decode.head != "full" or decode.gate > 0.0):
+        raise ValueError(
+            f"--heads original is the model's own LM head, so --head must be full and --gate 0, not {decode.head} and "
+            f"{decode.gate:g}: give them, or --policy paper"
+        )
+
+
 class EvalConfig(Settings):
     """One evaluation run. The resolved form is stored in run.json; `fingerprint` ties a run folder to it."""
 
     model: str = "demo"
     revision: str | None = None
-    heads: str | None = None  # None: the demo's heads for the task's domain; required for other models
+    heads: str | None = None  # None: the demo's heads for the task's domain; required for other models; or `original`
     task: str = "demo"
     data_file: str | None = None
     prompt_field: str = "prompt"
@@ -95,6 +106,11 @@ class EvalConfig(Settings):
     def _local_has_one_worker(self) -> Self:
         if self.local and (self.workers != 1 or self.address is not None):
             raise ValueError("a local run has one worker and no cluster: drop --local, or --workers and --address")
+        return self
+
+    @model_validator(mode="after")
+    def _original_heads_are_full(self) -> Self:
+        check_original_heads(self.heads, self.decode)
         return self
 
     def fingerprint(self, **facts: str | None) -> str:
@@ -182,6 +198,11 @@ class BenchConfig(Settings):
         return EvalConfig._methods_hold_vanilla(methods)
 
     @model_validator(mode="after")
+    def _original_heads_are_full(self) -> Self:
+        check_original_heads(self.heads, self.decode)
+        return self
+
+    @model_validator(mode="after")
     def _shape_stands_alone(self) -> Self:
         beside = {"model", "revision", "heads", "task", "data_file", "prompt_field", "offset"} & self.model_fields_set
         if self.shape is not None and beside:
@@ -199,29 +220,47 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 
 def build_settings(kind: type[SettingsT], config_file: Path | None, flags: dict[str, Any]) -> SettingsT:
     """`kind` from a YAML file overlaid with the flags that were given; a bad value becomes one line."""
-    values: dict[str, Any] = {}
-    if config_file is not None:
-        try:
-            loaded = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise UsageError(f"{config_file}: cannot be read as YAML ({' '.join(str(error).split())})") from error
-        if not isinstance(loaded, dict) or not isinstance(loaded.get("decode", {}), dict):
-            raise UsageError(
-                f"{config_file}: expected a mapping of settings, such as `task: gsm8k`, and one in `decode`"
-            )
-        values = loaded
-    given = {name: value for name, value in flags.items() if value is not None}
-    decode_fields = set(DecodeSettings.model_fields)
-    if "decode" in kind.model_fields:  # its settings may also stand flat in the file, as the flags do
-        flat = {**values, **given}
-        decode = {**values.get("decode", {}), **{name: flat[name] for name in decode_fields & flat.keys()}}
-        is_demo = flat.get("model", "demo") == "demo" and flat.get("shape") is None
-        name = decode.setdefault("policy", "demo" if is_demo else "paper")
-        decode = {**read_policy(name), **decode}
-        values = {name: value for name, value in values.items() if name not in decode_fields} | {"decode": decode}
-        given = {name: value for name, value in given.items() if name not in decode_fields}
+    values = {} if config_file is None else read_settings(config_file)
+    if "cells" in values:
+        raise UsageError(f"{config_file}: it has `cells`, which are a sweep's: run it with `adadecode sweep`")
+    return settings_of(kind, values, given_flags(flags))
+
+
+def given_flags(flags: dict[str, Any]) -> dict[str, Any]:
+    """`flags` less those that were not given."""
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def read_settings(config_file: Path) -> dict[str, Any]:
+    """The mapping in a YAML file of settings."""
     try:
-        return kind.model_validate({**values, **given})
+        loaded = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"{config_file}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(loaded, dict) or not isinstance(loaded.get("decode", {}), dict):
+        raise UsageError(f"{config_file}: expected a mapping of settings, such as `task: gsm8k`, and one in `decode`")
+    return loaded
+
+
+def settings_of(kind: type[SettingsT], *layers: dict[str, Any]) -> SettingsT:
+    """`kind` from `layers` of settings, each laid over those before it.
+
+    The settings of `decode` may also stand flat beside the others, as the flags do. A bad value becomes one line.
+    """
+    values: dict[str, Any] = {}
+    decode: dict[str, Any] = {}
+    flat = set(DecodeSettings.model_fields) if "decode" in kind.model_fields else set()
+    for layer in layers:
+        layer = dict(layer)
+        decode |= layer.pop("decode", {}) if flat else {}
+        decode |= {name: layer.pop(name) for name in flat & layer.keys()}
+        values |= layer
+    if flat:
+        is_demo = values.get("model", "demo") == "demo" and values.get("shape") is None
+        name = decode.setdefault("policy", "demo" if is_demo else "paper")
+        values["decode"] = {**read_policy(name), **decode}
+    try:
+        return kind.model_validate(values)
     except ValidationError as error:
         raise UsageError("; ".join(_one_line(problem) for problem in error.errors())) from None
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from adadecode.engine.ngram import NgramDrafter, TokenDrafter
 from adadecode.engine.policy import VANILLA, Drafter, Policy
 from adadecode.engine.state import Round
-from adadecode.engine.steps import add_drafts, begin_round, check_finite, reject_after, verify
+from adadecode.engine.steps import accept_all, add_drafts, begin_round, check_finite, reject_after, verify
 from adadecode.errors import PromptTooLongError
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.step import DecodeStep
@@ -20,7 +20,10 @@ from adadecode.records import Generation
 
 
 class Decoded(NamedTuple):
-    """A generation and, when asked for, the logits `[n, V]` of its n output tokens in the model's dtype."""
+    """A generation and, when asked for, the logits `[n, V]` of its n output tokens in the model's dtype.
+
+    Without verification there are none: nobody computed those of the drafts.
+    """
 
     generation: Generation
     logits: Tensor | None
@@ -37,13 +40,15 @@ def generate(
     policy: Policy = VANILLA,
     drafter: Drafter | None = None,
     ngrams: TokenDrafter | None = None,
+    verified: bool = True,
     record_logits: bool = False,
 ) -> Decoded:
     """Greedy continuation of `prompt_ids`: vanilla decoding at `width` rows, or AdaDecode under `policy`.
 
     Yields exactly `max_new_tokens` tokens unless an EOS (the model's own when `eos_token_ids` is None) or the context
     ends it earlier. `ngrams` stands in for the policy's own n-gram drafter. For one width the tokens and logits are the
-    same, bit for bit, under every policy. Raises PromptTooLongError and NonFiniteLogitsError.
+    same, bit for bit, under every policy, unless `verified` is False: then every draft is kept, right or wrong. Raises
+    PromptTooLongError and NonFiniteLogitsError.
     """
     assert policy.max_drafts < width, (policy, width)
     assert drafter is not None or not policy.exits, policy
@@ -53,6 +58,8 @@ def generate(
     step.prepare((*policy.exits, model.num_layers), () if drafter is None else drafter.tests)
     if ngrams is None and policy.ngram is not None:
         ngrams = NgramDrafter(policy.ngram)
+    end_round = verify if verified else accept_all
+    record_logits = record_logits and verified
 
     started = clock_ns(model.device)
     first_logits = step.prefill(prompt_ids)
@@ -69,12 +76,12 @@ def generate(
         round_ = begin_round(step, output[-1], len(prompt_ids) + len(output) - 1)
         max_drafts = min(policy.max_drafts, limit - len(output) - 1)
         layers_run += run_round(step, round_, policy, drafter, ngrams, max_drafts, model.num_layers, eos)
-        predicted, num_accepted = verify(step, round_)
+        num_accepted, next_id = end_round(step, round_)
 
-        verified = [*round_.token_ids[1 : num_accepted + 1], predicted[num_accepted]]
-        output += verified
+        kept = [*round_.token_ids[1 : num_accepted + 1], next_id]
+        output += kept
         if ngrams is not None:
-            ngrams.extend(verified)
+            ngrams.extend(kept)
         clocks.append(clock_ns(model.device))
         num_rounds += 1
         depths += [*round_.draft_exits[:num_accepted], model.num_layers]

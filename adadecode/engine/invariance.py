@@ -43,7 +43,7 @@ def _check_at(model: DecoderModel, width: int, num_positions: int) -> None:
             others = [rng.randrange(model.vocab_size) for _ in range(hi - slot - 1)]
             step.put(lo, [*before[width - slot + lo :], 1, *others])
             step.run(lo, hi, 0, model.num_layers)
-            step.verify(hi)
+            step.verify(0, hi)
             logits = step.logits[slot].clone()
             expected = logits if expected is None else expected
             if not torch.equal(logits, expected):

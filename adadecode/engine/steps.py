@@ -1,4 +1,4 @@
-"""The moves of a round: begin, draft, reject early, verify.
+"""The moves of a round: begin, draft, reject early, and at its end verify, or accept all unseen.
 
 Each changes the `Round`'s numbers and tells the decode step what to compute.
 """
@@ -12,10 +12,10 @@ from adadecode.model.step import DecodeStep
 
 
 class Verdict(NamedTuple):
-    """What the last layer says: the next token of every slot, and how many drafts it accepts."""
+    """How a round ends: with its first `num_accepted` drafts, then with `next_id`, the last layer's token after them."""
 
-    predicted: list[int]
     num_accepted: int
+    next_id: int
 
 
 def begin_round(step: DecodeStep, token_id: int, position: int) -> Round:
@@ -47,12 +47,23 @@ def verify(step: DecodeStep, round_: Round) -> Verdict:
 
     Ties go to the lowest id. Raises NonFiniteLogitsError when an accepted slot's maximum is NaN or infinite.
     """
-    predicted, tops = step.verify(round_.current + 1)
+    predicted, tops = step.verify(0, round_.current + 1)
     num_accepted = 0
     while num_accepted < round_.num_drafts and round_.token_ids[num_accepted + 1] == predicted[num_accepted]:
         num_accepted += 1
     check_finite(tops[: num_accepted + 1], round_.first_position)
-    return Verdict(predicted, num_accepted)
+    return Verdict(num_accepted, predicted[num_accepted])
+
+
+def accept_all(step: DecodeStep, round_: Round) -> Verdict:
+    """Every draft, compared with nothing: the final head runs on the current slot alone.
+
+    The paper's ablation `without verification`. What a wrong draft led to stays in the output, so it is not lossless.
+    Raises NonFiniteLogitsError as `verify` does.
+    """
+    [next_id], tops = step.verify(round_.current, round_.current + 1)
+    check_finite(tops, round_.first_position + round_.current)
+    return Verdict(round_.num_drafts, next_id)
 
 
 def check_finite(top_logits: list[float], position: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from adadecode.config import BenchConfig, EvalConfig
+from adadecode.config import DRAFTING_METHODS, BenchConfig
 from adadecode.engine.baselines import generate_with_transformers
 from adadecode.engine.generate import Decoded, generate
 from adadecode.engine.invariance import check_rows_independent
@@ -22,16 +22,17 @@ from adadecode.engine.policy import VANILLA, Policy, make_policy, step_width
 from adadecode.errors import UsageError
 from adadecode.evaluation.bench_figures import copy_bandwidth, make_report, memory_facts
 from adadecode.evaluation.parts import Call, PartTimer, TracedModel, used_tests
-from adadecode.evaluation.sources import heads_folder
 from adadecode.evaluation.verify import compare
+from adadecode.evaluation.worker import heads_for
 from adadecode.model.decoder import DecoderModel, load_model
-from adadecode.model.exit_heads import ExitHeads, load_heads
+from adadecode.model.exit_heads import ExitHeads
 from adadecode.model.layers import Gate, Head
 from adadecode.model.shapes import synthetic_heads, synthetic_lm, synthetic_prompts
+from adadecode.report.schema import LOSSY_METHODS
 from adadecode.tasks import expand_task, load_examples
 from adadecode.tasks.encode import encode_prompt
 
-Variant = Literal["vanilla", "vanilla-w1", "adadecode", "adadecode-never", "transformers"]
+Variant = Literal["vanilla", "vanilla-w1", "adadecode", "adadecode-unverified", "adadecode-never", "transformers"]
 Say = Callable[[str], None]
 
 PROMPTS_PER_TASK = 2
@@ -77,7 +78,7 @@ class Bench:
                 self.model, prompt.token_ids, max_new_tokens=max_new_tokens, record_logits=record_logits
             )
         policy, heads = VANILLA, None
-        if variant.startswith("adadecode"):
+        if variant in DRAFTING_METHODS or variant == "adadecode-never":
             policy, heads = self.policies[prompt.task], self.heads[prompt.task]
             if variant == "adadecode-never":
                 policy = dataclasses.replace(policy, gammas=(1.0,) * len(policy.exits), ngram=None)
@@ -90,6 +91,7 @@ class Bench:
             max_new_tokens=max_new_tokens,
             policy=policy,
             drafter=heads,
+            verified=variant not in LOSSY_METHODS,
             record_logits=record_logits,
         )
 
@@ -137,7 +139,7 @@ def run_bench(config: BenchConfig, say: Say) -> tuple[dict[str, Any], list[dict[
 
 def load_bench(config: BenchConfig) -> Bench:
     """Loads or makes the model, the heads and the prompts."""
-    drafts = "adadecode" in config.methods
+    drafts = not DRAFTING_METHODS.isdisjoint(config.methods)
     heads: dict[str, ExitHeads] = {}
     if config.shape is not None:
         if config.device == "cuda" and not torch.cuda.is_available():
@@ -166,9 +168,7 @@ def load_bench(config: BenchConfig) -> Bench:
             Prompt(task, encode_prompt(tokenizer, example)) for task, found in examples.items() for example in found
         ]
         if drafts:
-            where = EvalConfig.model_validate({"model": config.model, "heads": config.heads})
-            for task in tasks:
-                heads[task] = load_heads(heads_folder(where, task), model, config.decode.head, config.decode.gate)
+            heads = {task: heads_for(config, task, model) for task in tasks}
     policies = {task: make_policy(config.decode, of_task.exits, model.num_layers) for task, of_task in heads.items()}
     return Bench(config, model, prompts, heads, policies, step_width(config.decode.max_drafts))
 
@@ -214,8 +214,8 @@ def measure(bench: Bench, traces: Traces, repeat: int) -> list[dict[str, Any]]:
                     "output_len": len(generation.output_token_ids),
                     "num_rounds": generation.num_rounds,
                     "layers_run": generation.layers_run,
-                    "num_drafted": generation.num_drafted if variant == "adadecode" else None,
-                    "num_accepted": generation.num_accepted if variant == "adadecode" else None,
+                    "num_drafted": generation.num_drafted if variant in DRAFTING_METHODS else None,
+                    "num_accepted": generation.num_accepted if variant in DRAFTING_METHODS else None,
                     "ttft_s": generation.ttft_s,
                     "decode_s": generation.decode_s,
                 }

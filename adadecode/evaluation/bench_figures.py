@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from adadecode.config import DRAFTING_METHODS
 from adadecode.engine.policy import VANILLA
 from adadecode.evaluation.parts import Call, CallTime, used_tests
 from adadecode.evaluation.run import provenance
 from adadecode.evaluation.worker import cpu_name, gpu_driver
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.layers import Gate, Head
+from adadecode.report.schema import LOSSY_METHODS
 
 if TYPE_CHECKING:
     from adadecode.evaluation.bench import Bench, Traces, Variant
@@ -104,11 +106,11 @@ def make_report(
         reads_per_s = (summary["read_bytes_per_token"] or 0) * (summary["tokens_per_s"] or 0)
         summary["bandwidth_share"] = _over(reads_per_s or None, bandwidth)
         summary["roofline_share"] = _over(summary["tokens_per_s"], _over(bandwidth, step_bytes))
-    broken = [name for name in methods if name.startswith("adadecode") and not methods[name]["is_exact"]]
+    exact = [row["is_exact"] for name, row in methods.items() if name in ("adadecode", "adadecode-never")]
     return {
         "bench": bench.config.name,
         "synthetic": bench.config.shape is not None,
-        "parity": "broken" if broken else "exact" if "adadecode" in methods else None,
+        "parity": None if not exact else "exact" if all(exact) else "broken",
         "methods": methods,
         "faster_vanilla": faster,
         "never_fires_cost": _paired_ratio(rows, "adadecode-never", "vanilla") if "adadecode-never" in methods else None,
@@ -145,8 +147,9 @@ def _speed(bench: Bench, variant: Variant, rows: list[dict[str, Any]], traces: T
         **_spread("ms_per_round", [1e3 * duration_s / num_rounds for duration_s in durations_s] if num_rounds else []),
         "tokens_per_round": _over(tokens, num_rounds),
         "layers_per_token": _over(sum(row["layers_run"] for row in repeats[0]), tokens),
-        "num_drafted": drafted if variant == "adadecode" else None,
-        "acceptance_rate": _over(accepted, drafted),
+        "num_drafted": drafted if variant in DRAFTING_METHODS else None,
+        "acceptance_rate": None if variant in LOSSY_METHODS else _over(accepted, drafted),
+        "is_lossy": variant in LOSSY_METHODS,
         "num_prompts": len(parity),
         "num_parity_exact": exact,
         "num_near_ties": sum(found["parity"] == "near_tie" for found in parity),

@@ -85,9 +85,9 @@ class TracedStep:
         self.calls[call] += 1
         self.tests.setdefault(call, test)
 
-    def verify(self, hi: int) -> tuple[list[int], list[float]]:
-        self.calls[Call("verify", self.width, hi)] += 1
-        return self._step.verify(hi)
+    def verify(self, lo: int, hi: int) -> tuple[list[int], list[float]]:
+        self.calls[Call("verify", self.width, hi - lo)] += 1
+        return self._step.verify(lo, hi)
 
 
 class TracedModel:
@@ -232,7 +232,7 @@ class _Workbench:
                 else:
                     step.test(test, 0, rows)
             case "verify":
-                step.verify(rows)
+                step.verify(0, rows)
         self._synchronize()
         return (time.perf_counter_ns() - started) / 1e6
 

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from adadecode.config import EvalConfig
+from adadecode.config import DRAFTING_METHODS, ORIGINAL_HEADS, BenchConfig, EvalConfig, TuneConfig
 from adadecode.demo import HEADS_DIR, resolve_model
 from adadecode.errors import ExitHeadsError, UsageError
 from adadecode.tasks import task_domain
@@ -11,8 +11,13 @@ from adadecode.tasks import task_domain
 HASHED_SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}
 
 
-def heads_folder(config: EvalConfig, task: str) -> Path:
-    """Where the heads for `task` lie: `--heads`, or the demo's own for the task's domain (math when it has none)."""
+def heads_folder(config: EvalConfig | BenchConfig | TuneConfig, task: str) -> Path | None:
+    """Where the heads for `task` lie: `--heads`, or the demo's own for the task's domain (math when it has none).
+
+    None for `--heads original`, which needs no folder.
+    """
+    if config.heads == ORIGINAL_HEADS:
+        return None
     if config.heads is not None:
         return Path(config.heads)
     if config.model == "demo":
@@ -29,15 +34,23 @@ def source_hashes(config: EvalConfig, tasks: tuple[str, ...]) -> dict[str, str]:
     model = Path(resolve_model(config.model))
     if model.is_dir():
         folders["model_files"] = model
-    if "adadecode" in config.methods:
-        folders |= {f"heads_files_{task}": heads_folder(config, task) for task in tasks}
+    folders |= {f"heads_files_{task}": folder for task, folder in heads_folders(config, tasks).items()}
     return {name: hash_folder(folder) for name, folder in folders.items()}
+
+
+def heads_folders(config: EvalConfig, tasks: tuple[str, ...]) -> dict[str, Path]:
+    """The folder of each of `tasks` whose heads lie in one; raises ExitHeadsError when it is not there."""
+    if DRAFTING_METHODS.isdisjoint(config.methods):
+        return {}
+    folders = {task: folder for task in tasks if (folder := heads_folder(config, task)) is not None}
+    for folder in folders.values():
+        if not folder.is_dir():
+            raise ExitHeadsError(f"--heads {str(folder)!r}: not a folder; give one that `adadecode train-heads` wrote")
+    return folders
 
 
 def hash_folder(folder: Path) -> str:
     """A hash of the names and contents of the model files in `folder`."""
-    if not folder.is_dir():
-        raise ExitHeadsError(f"--heads {str(folder)!r}: not a folder; give one that `adadecode train-heads` wrote")
     digest = hashlib.sha256()
     for file in sorted(file for file in folder.iterdir() if file.suffix in HASHED_SUFFIXES):
         with file.open("rb") as stream:

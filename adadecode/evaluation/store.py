@@ -90,18 +90,21 @@ class RunFolder:
 
         Its metadata name the schema version, the run, its fingerprint and the git revision.
         """
-        metadata = {
-            "schema_version": str(SCHEMA_VERSION),
-            "run_id": self.run_id,
-            "fingerprint": self.fingerprint,
-            "git_sha": self._git_sha or "",
-        }
-        table = table.replace_schema_metadata(metadata)
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd", write_page_index=True, write_page_checksum=True)
-        content = sink.getvalue().to_pybytes()
-        _replace(self.path / name, content)
-        return hashlib.sha256(content).hexdigest()
+        facts = {"run_id": self.run_id, "fingerprint": self.fingerprint, "git_sha": self._git_sha or ""}
+        return write_table(self.path / name, table, facts)
+
+
+def write_table(path: Path, table: pa.Table, facts: dict[str, str]) -> str:
+    """Writes a Parquet file, whole or not at all; returns the SHA-256 of its bytes.
+
+    Its metadata name the schema version and `facts`.
+    """
+    sink = pa.BufferOutputStream()
+    table = table.replace_schema_metadata({"schema_version": str(SCHEMA_VERSION), **facts})
+    pq.write_table(table, sink, compression="zstd", write_page_index=True, write_page_checksum=True)
+    content = sink.getvalue().to_pybytes()
+    _replace(path, content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def new_attempt() -> str:
@@ -139,7 +142,8 @@ def read_samples(path: Path) -> pa.Table:
     foreign = [commit["shard"] for commit in commits if commit["fingerprint"] != fingerprint]
     if foreign:
         raise RunFolderError(f"{str(path)!r}: the commits of shards {foreign} are of another run: delete them")
-    return pa.concat_tables([SAMPLES.empty_table(), *_committed_tables(path, commits)])
+    tables = [SAMPLES.empty_table(), *_committed_tables(path, commits)]
+    return pa.concat_tables(tables, promote_options="default")  # version 1 lacks columns: null there
 
 
 def _committed_tables(path: Path, commits: Iterable[dict[str, Any]]) -> Iterable[pa.Table]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from adadecode.config import EvalConfig, Method
+from adadecode.config import DRAFTING_METHODS, BenchConfig, EvalConfig, Method
 from adadecode.engine.baselines import generate_with_transformers
 from adadecode.engine.generate import Decoded, generate
 from adadecode.engine.invariance import check_rows_independent
@@ -21,8 +21,9 @@ from adadecode.errors import AdaDecodeError, DeviceLostError
 from adadecode.evaluation.sources import heads_folder
 from adadecode.evaluation.verify import compare, logits_digest
 from adadecode.model.decoder import DecoderModel, chat_template_hash, load_model
-from adadecode.model.exit_heads import ExitHeads, load_heads
+from adadecode.model.exit_heads import ExitHeads, load_heads, original_heads, paper_exits
 from adadecode.records import Example, Shard
+from adadecode.report.schema import LOSSY_METHODS
 from adadecode.tasks import score
 from adadecode.tasks.encode import encode_prompt
 
@@ -74,12 +75,8 @@ def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, thre
     model, tokenizer = load_model(
         config.model, dtype=config.dtype, device=config.device, revision=config.revision, kernels=config.kernels
     )
-    heads = {}
-    if "adadecode" in config.methods:
-        heads = {
-            task: load_heads(heads_folder(config, task), model, config.decode.head, config.decode.gate)
-            for task in tasks
-        }
+    drafts = not DRAFTING_METHODS.isdisjoint(config.methods)
+    heads = {task: heads_for(config, task, model) for task in tasks} if drafts else {}
     width = step_width(config.decode.max_drafts)
     worker = Worker(worker_id, config, model, tokenizer, heads, width)
     for task in heads:
@@ -92,6 +89,14 @@ def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, thre
     return worker
 
 
+def heads_for(config: EvalConfig | BenchConfig, task: str, model: DecoderModel) -> ExitHeads:
+    """The heads `config` says for `task`; the original ones are at the policy's exits, else the paper's."""
+    folder, decode = heads_folder(config, task), config.decode
+    if folder is None:
+        return original_heads(model, decode.exits or paper_exits(model.num_layers))
+    return load_heads(folder, model, decode.head, decode.gate)
+
+
 def decode(
     worker: Worker, method: Method, task: str, prompt_ids: list[int], max_new_tokens: int | None = None
 ) -> Decoded:
@@ -102,13 +107,14 @@ def decode(
     if method == "transformers":
         return generate_with_transformers(model, prompt_ids, max_new_tokens=max_new_tokens, record_logits=record)
     drafting: dict[str, Any] = {}
-    if method == "adadecode":
+    if method in DRAFTING_METHODS:
         drafting = {"policy": worker.policy(task), "drafter": worker.heads[task]}
     return generate(
         model,
         prompt_ids,
         width=1 if method == "vanilla-w1" else worker.width,
         max_new_tokens=max_new_tokens,
+        verified=method not in LOSSY_METHODS,
         record_logits=record,
         **drafting,
     )
@@ -148,7 +154,8 @@ def _evaluate_sample(worker: Worker, task: str, example: Example, methods: tuple
     rows: dict[Method, dict[str, Any]] = {}
     decoded: dict[Method, Decoded] = {}
     for order_idx, method in enumerate(methods):
-        row: dict[str, Any] = {"method": method, "order_idx": order_idx, "started_at": datetime.now(UTC)}
+        row: dict[str, Any] = {"method": method, "lossy": method in LOSSY_METHODS, "order_idx": order_idx}
+        row["started_at"] = datetime.now(UTC)
         rows[method] = row
         try:
             prompt_ids = encode_prompt(worker.tokenizer, example)
@@ -198,7 +205,7 @@ def _measurements(worker: Worker, method: Method, task: str, example: Example, d
         "layers_per_token": generation.layers_per_token,
         "logits_digest": logits_digest(decoded.logits),
         "width": {"vanilla-w1": 1, "transformers": None}.get(method, worker.width),
-        **(drafting if method == "adadecode" else {}),
+        **(drafting if method in DRAFTING_METHODS else {}),
     }
 
 

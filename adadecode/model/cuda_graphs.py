@@ -76,8 +76,8 @@ class GraphedStep(EagerStep):
     def probe(self, gate: Gate, slot: int) -> float:
         return float(self._replay(*self._test_graph(gate))[0, slot])
 
-    def verify(self, hi: int) -> tuple[list[int], list[float]]:
-        token_ids, tops = self._replay(*self._verify_graph())[:, :hi].tolist()
+    def verify(self, lo: int, hi: int) -> tuple[list[int], list[float]]:
+        token_ids, tops = self._replay(*self._verify_graph())[:, lo:hi].tolist()
         return [int(token_id) for token_id in token_ids], tops
 
     def _segment_graph(self, start: int, stop: int) -> Callable[[], None]:

@@ -135,6 +135,11 @@ class ExitHeads:
         return step.run_to_exit(segment, self._tests[segment.stop], first_tested)
 
 
+def original_heads(model: DecoderModel, exits: tuple[int, ...]) -> ExitHeads:
+    """Heads at `exits` that nobody trained: the model's own norm and LM head, behind the identity."""
+    return ExitHeads(model, {e: torch.eye(model.width) for e in exits}, content_hash="original")
+
+
 def check_exits(exits: tuple[int, ...], num_layers: int) -> None:
     """Raises ExitHeadsError unless `exits` increase within 1..L-1."""
     if not exits or list(exits) != sorted(set(exits)) or exits[0] < 1 or exits[-1] >= num_layers:

@@ -209,6 +209,7 @@ class NativeStep:
         )
         self._rotary = [table[:num_columns].float().contiguous() for table in model.rotary]
         self._row_len = model.width * model.dtype.itemsize  # bytes
+        self._logits_len = model.vocab_size * model.dtype.itemsize
         # addresses and functions are looked up once: after a segment Python is out of the caches and every step of it slow
         self._hidden_at, self._table_at = self.hidden.data_ptr(), model.lm.model.embed_tokens.weight.data_ptr()
         self._around_rows = (self.cache.kv.data_ptr(), *(table.data_ptr() for table in self._rotary))
@@ -243,7 +244,7 @@ class NativeStep:
         hidden = self.model.embed(torch.tensor(prompt_ids))
         self._run(hidden.data_ptr(), len(prompt_ids), 0, 0, self.model.num_layers)
         self.hidden[0] = hidden[-1]
-        self.verify(1)
+        self.verify(0, 1)
         return self.logits[0].clone()
 
     def begin(self, first_position: int) -> None:
@@ -287,9 +288,9 @@ class NativeStep:
         row, weights = self._hidden_at + slot * self._row_len, gate.weights.data_ptr()
         return self._weights.library.adadecode_gate(self._shape_at, row, self._norm_at, weights, gate.bias)
 
-    def verify(self, hi: int) -> tuple[list[int], list[float]]:
-        self._head(self.model.head, 0, hi, self._logits_at, None)
-        return self._ids[:hi], self._tops[:hi]
+    def verify(self, lo: int, hi: int) -> tuple[list[int], list[float]]:
+        self._head(self.model.head, lo, hi, self._logits_at + lo * self._logits_len, None)
+        return self._ids[: hi - lo], self._tops[: hi - lo]
 
     def _proposals(self, num_rows: int) -> Proposals:
         return list(zip(self._ids[:num_rows], self._probabilities[:num_rows], strict=True))

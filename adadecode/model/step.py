@@ -32,7 +32,7 @@ class DecodeStep(Protocol):
     """W slots at consecutive positions. A slot holds a token's hidden state between two layers, `hidden` `[W, d]`.
 
     The engine decides with whole numbers which slots go where; the kernels compute. `logits` `[W, V]` holds what the
-    last `verify` computed.
+    last `verify` computed of its slots.
     """
 
     width: int
@@ -75,8 +75,8 @@ class DecodeStep(Protocol):
         """The probability `gate` gives for the hidden state in `slot`."""
         ...
 
-    def verify(self, hi: int) -> tuple[list[int], list[float]]:
-        """Next token and its logit, NaN when any logit is, of slots [0, hi) by the model's own head."""
+    def verify(self, lo: int, hi: int) -> tuple[list[int], list[float]]:
+        """Next token and its logit, NaN when any logit is, of slots [lo, hi) by the model's own head."""
         ...
 
 
@@ -169,8 +169,8 @@ class EagerStep:
         """What `gate` gives for all W rows, `[W]` float32."""
         return gate_step(gate, self.model.norm, self.model.shape.eps, self.hidden)
 
-    def verify(self, hi: int) -> tuple[list[int], list[float]]:
-        token_ids, tops = self.verdicts()[:, :hi].tolist()
+    def verify(self, lo: int, hi: int) -> tuple[list[int], list[float]]:
+        token_ids, tops = self.verdicts()[:, lo:hi].tolist()
         return [int(token_id) for token_id in token_ids], tops
 
     def verdicts(self) -> Tensor:

@@ -86,7 +86,8 @@ def _methods_table(result: dict[str, Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, title=bench_title(result), title_justify="left")
     for column in columns:
         table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
-    for name, row in result["methods"].items():
+    for method, row in result["methods"].items():
+        name = f"{method}\n(lossy)" if row["is_lossy"] else method
         spread = f" ({_number(row['tokens_per_s_min'], '.1f')}-{_number(row['tokens_per_s_max'], '.1f')})"
         table.add_row(
             name,

@@ -23,6 +23,8 @@ NEAR_TIE_MARGIN: dict[str, float] = {"float32": 1e-3, "float16": 0.0625, "bfloat
 
 KEY = ("task", "sample_id", "method", "repeat")
 
+CLAIMS = [name for name in VERIFY.names if name != "consistency"]  # what a stored row says of itself
+
 
 def first_difference(a: Sequence[int] | NDArray, b: Sequence[int] | NDArray) -> int | None:
     """The first position at which two outputs differ, None when they are equal.
@@ -34,6 +36,12 @@ def first_difference(a: Sequence[int] | NDArray, b: Sequence[int] | NDArray) -> 
     if different.size:
         return int(different[0])
     return None if len(a) == len(b) else common_len
+
+
+def consistency_of(a: NDArray, b: NDArray) -> float:
+    """The share of positions at which two outputs hold the same token, of those of the longer one."""
+    longer_len, common_len = max(len(a), len(b)), min(len(a), len(b))
+    return float(np.count_nonzero(a[:common_len] == b[:common_len]) / longer_len) if longer_len else 1.0
 
 
 def classify(first_diff_idx: int | None, margin: float | None, dtype: str) -> str:
@@ -63,10 +71,10 @@ def recompute_parity(samples: pa.Table) -> pa.Table:
     _reject_duplicates(samples)
     rows, partners = _pair_with_vanilla(samples)
     vanilla = samples.select(["output_token_ids", "finish_reason", "logits_digest"]).take(partners)
-    stored = samples.select([*VERIFY.names, *vanilla.column_names]).take(rows)
+    stored = samples.select([*CLAIMS, *vanilla.column_names]).take(rows)
     judged = map(
         _judge,
-        stored.select(VERIFY.names).to_pylist(),
+        stored.select(CLAIMS).to_pylist(),
         _id_arrays(stored),
         _id_arrays(vanilla),
         map(eq, stored["finish_reason"].to_pylist(), vanilla["finish_reason"].to_pylist()),
@@ -100,6 +108,7 @@ def _judge(
     if method_ids is None or vanilla_ids is None:
         return row
     row["logits_equal"] = logits_equal
+    row["consistency"] = consistency_of(method_ids, vanilla_ids)
     idx = row["first_diff_idx"] = first_difference(method_ids, vanilla_ids)
     if idx is not None:
         row["vanilla_token_id"], row["method_token_id"] = _token_at(vanilla_ids, idx), _token_at(method_ids, idx)

@@ -2,10 +2,13 @@
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: lossy and consistency; tables of version 1 are read, with null there
 
 # The methods whose tokens and logits must equal vanilla's; the others are compared and only reported.
 CONTRACT_METHODS = ("adadecode",)
+
+# The methods that keep what was never verified: a difference from vanilla is what they are run to measure.
+LOSSY_METHODS = ("adadecode-unverified",)
 
 TOKEN_IDS = pa.list_(pa.int32())
 
@@ -51,6 +54,7 @@ SAMPLES = pa.schema(
         pa.field("vanilla_margin", pa.float64()),  # top-1 minus top-2 logit there
         pa.field("method_margin", pa.float64()),
         pa.field("logits_digest", pa.string()),  # BLAKE2b-128 of the accepted logits' bytes
+        pa.field("lossy", pa.bool_()),  # whether the method keeps what was not verified; null in version 1
         # how it was run
         pa.field("width", pa.int32()),
         pa.field("order_idx", pa.int32()),  # 0: ran first of the sample's methods
@@ -88,6 +92,7 @@ VERIFY = pa.schema(
             "method_margin",
         )
     ]
+    + [pa.field("consistency", pa.float64())]  # share of output positions with vanilla's token, over the longer output
 )
 
 SUMMARY = pa.schema(
@@ -126,5 +131,9 @@ SUMMARY = pa.schema(
         pa.field("num_logits_checked", pa.int32()),
         pa.field("num_correct", pa.int32()),  # null where the task has no scorer
         pa.field("num_scored", pa.int32()),
+        pa.field("consistency", pa.float64()),  # mean over samples of verify's; null for `vanilla`
+        pa.field("lossy", pa.bool_(), nullable=False),
     ]
 )
+
+SWEEP = pa.schema([pa.field("cell", pa.string(), nullable=False), *SUMMARY])

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from adadecode.report.parity import pair_codes, recompute_parity
-from adadecode.report.schema import CONTRACT_METHODS, SUMMARY
+from adadecode.report.schema import CONTRACT_METHODS, LOSSY_METHODS, SUMMARY
 from adadecode.report.stats import paired_speedups, percentiles
 
 VANILLAS = ("vanilla", "vanilla-w1")
@@ -47,13 +47,13 @@ def summarise(samples: pa.Table) -> pa.Table:
             rows = of_task.filter(pc.equal(of_task["method"], method))
             if rows.num_rows:
                 checked = verify.filter((pc.field("task") == task) & (pc.field("method") == method))
-                lines.append(
-                    {"task": task, "method": method}
-                    | _measurements(rows)
-                    | timings.speedups(method)
-                    | (_parity_counts(checked) if method != "vanilla" else {})
-                    | _scores(rows)
-                )
+                line = {"task": task, "method": method, "lossy": method in LOSSY_METHODS}
+                line |= _measurements(rows) | timings.speedups(method) | _scores(rows)
+                if method != "vanilla":
+                    line |= _parity_counts(checked)
+                if line["lossy"]:
+                    line["acceptance_rate"] = None  # its drafts are kept, not accepted
+                lines.append(line)
     return pa.Table.from_pylist(lines, schema=SUMMARY)
 
 
@@ -158,6 +158,7 @@ def _parity_counts(checked: pa.Table) -> dict:
         "num_parity_checked": pc.count(checked["parity"]).as_py(),
         "num_logits_equal": _total(checked["logits_equal"]),
         "num_logits_checked": num_logits_checked or None,
+        "consistency": pc.mean(checked["consistency"]).as_py(),
     }
 
 

@@ -8,6 +8,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from adadecode.report.schema import LOSSY_METHODS
+
 COLUMNS = (
     "task",
     "method",
@@ -26,6 +28,7 @@ COLUMNS = (
 # The columns that give way on a terminal narrower than the table; the others keep every digit.
 FOLDING: dict[str, Any] = {
     "task": {"overflow": "fold", "min_width": 6},
+    "method": {"overflow": "fold", "min_width": 10},
     "speedup\n(95 % CI)": {"min_width": 11},
 }
 
@@ -49,7 +52,7 @@ def summary_table(summary: pa.Table) -> Table:
         task = row["task"] if row["task"] != shown_task else ""
         shown_task = row["task"]
         # Text, because a string would have its brackets read as markup
-        table.add_row(*(Text(cell) for cell in (task, row["method"], *_cells(row))))
+        table.add_row(*(Text(cell) for cell in (task, method_label(row), *_cells(row))))
     return table
 
 
@@ -72,14 +75,28 @@ def heads_table(training: dict[str, Any]) -> Table:
             exit_layer,
             f"{agreement:.1%}",
             f"{training['held_out_kl'][exit_layer]:.2f}",
-            *(f"{cells[g]['draft_rate']:.0%} / {_number(cells[g]['precision'], '.2f')}" for g in gammas),
+            *(f"{cells[g]['draft_rate']:.0%} / {number_text(cells[g]['precision'], '.2f')}" for g in gammas),
         )
     return table
 
 
 def mismatch_lines(verify: pa.Table) -> list[str]:
-    """One line per pair that is not exact: its class, where it first differs, both tokens there and their margins."""
-    return [_mismatch_line(row) for row in verify.to_pylist() if row["parity"] not in (None, "exact")]
+    """One line per pair that is not exact: its class, where it first differs, both tokens there and their margins.
+
+    A lossy method, of which nothing else was expected, has one line in all.
+    """
+    rows = verify.to_pylist()
+    lines = [
+        _mismatch_line(row)
+        for row in rows
+        if row["method"] not in LOSSY_METHODS and row["parity"] not in (None, "exact")
+    ]
+    return lines + [_lossy_line(rows, method) for method in LOSSY_METHODS if any(r["method"] == method for r in rows)]
+
+
+def method_label(row: dict[str, Any]) -> str:
+    """The method of a SUMMARY row, with a mark when it is lossy."""
+    return f"{row['method']}\n(lossy)" if row["lossy"] else row["method"]
 
 
 def provenance_lines(run: dict[str, Any]) -> list[str]:
@@ -96,18 +113,19 @@ def provenance_lines(run: dict[str, Any]) -> list[str]:
 
 def _cells(row: dict[str, Any]) -> Iterator[str]:
     yield str(row["n"]) + (f" ({row['num_errors']} err)" if row["num_errors"] else "")
-    yield _number(row["tokens_per_s"], ".1f")
-    yield _number(row["tpot_p50_s"], ".2f", scale=1000)
-    yield _number(row["ttft_p50_s"], ".1f", scale=1000)
-    yield _number(row["acceptance_rate"], ".1%")
-    yield _number(row["tokens_per_round"], ".2f")
-    yield _number(row["layers_per_token"], ".2f")
-    yield _speedup(row)
-    yield _fraction(row["num_parity_exact"], row["num_parity_checked"])
-    yield _fraction(row["num_correct"], row["num_scored"])
+    yield number_text(row["tokens_per_s"], ".1f")
+    yield number_text(row["tpot_p50_s"], ".2f", scale=1000)
+    yield number_text(row["ttft_p50_s"], ".1f", scale=1000)
+    yield number_text(row["acceptance_rate"], ".1%")
+    yield number_text(row["tokens_per_round"], ".2f")
+    yield number_text(row["layers_per_token"], ".2f")
+    yield speedup_text(row)
+    yield fraction_text(row["num_parity_exact"], row["num_parity_checked"])
+    yield fraction_text(row["num_correct"], row["num_scored"])
 
 
-def _speedup(row: dict[str, Any]) -> str:
+def speedup_text(row: dict[str, Any]) -> str:
+    """The geometric mean of a SUMMARY row with its interval."""
     if row["method"] == row["baseline"]:
         return "baseline"
     if row["speedup_geomean"] is None:
@@ -115,6 +133,16 @@ def _speedup(row: dict[str, Any]) -> str:
     low, high = row["speedup_geomean_low"], row["speedup_geomean_high"]
     interval = "(no CI)" if low is None else f"({low:.2f}-{high:.2f})"
     return f"{row['speedup_geomean']:.2f}x {interval}"
+
+
+def _lossy_line(rows: list[dict[str, Any]], method: str) -> str:
+    checked = [row for row in rows if row["method"] == method and row["parity"] is not None]
+    num_different = sum(row["parity"] != "exact" for row in checked)
+    line = f"{method}: {num_different} of {len(checked)} outputs differ from vanilla's (lossy by design)"
+    if not checked:
+        return line
+    consistency = sum(row["consistency"] for row in checked) / len(checked)
+    return f"{line}; {consistency:.3f} of an output's tokens are vanilla's"
 
 
 def _mismatch_line(row: dict[str, Any]) -> str:
@@ -131,11 +159,13 @@ def _token(token_id: int | None, margin: float | None) -> str:
     return f"{token} (margin {'not recorded' if margin is None else format(margin, '.4g')})"
 
 
-def _number(value: float | None, form: str, scale: float = 1) -> str:
+def number_text(value: float | None, form: str, scale: float = 1) -> str:
+    """`value * scale` in `form`, or the sign of what was not measured."""
     return ABSENT if value is None else format(value * scale, form)
 
 
-def _fraction(part: int | None, whole: int | None) -> str:
+def fraction_text(part: int | None, whole: int | None) -> str:
+    """`part/whole`, or the sign of what was not measured."""
     return ABSENT if whole is None else f"{part}/{whole}"
 
 

@@ -183,9 +183,9 @@ class LoggedStep:
     def probe(self, gate: Gate, slot: int) -> float:
         return self._step.probe(gate, slot)
 
-    def verify(self, hi: int) -> tuple[list[int], list[float]]:
-        self.log.append(("verify", hi))
-        return self._step.verify(hi)
+    def verify(self, lo: int, hi: int) -> tuple[list[int], list[float]]:
+        self.log.append(("verify", lo, hi))
+        return self._step.verify(lo, hi)
 
 
 class LoggedModel:

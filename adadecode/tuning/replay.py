@@ -227,11 +227,11 @@ class ReplayStep:
     def probe(self, gate: Gate, slot: int) -> float:
         raise NotImplementedError("the engine tests and probes by run_to_exit")
 
-    def verify(self, hi: int) -> tuple[list[int], list[float]]:
-        self.calls.verifies[hi] += 1
-        known = self._trace.output_ids[self._first + 1 : self._first + 1 + min(hi, self._num_right)]
+    def verify(self, lo: int, hi: int) -> tuple[list[int], list[float]]:
+        self.calls.verifies[hi - lo] += 1
+        known = self._trace.output_ids[self._first + lo + 1 : self._first + 1 + min(hi, self._num_right)]
         # what follows a wrong draft is dropped, whatever it is
-        return [*known, *[-1] * (hi - len(known))], [0.0] * hi
+        return [*known, *[-1] * (hi - lo - len(known))], [0.0] * (hi - lo)
 
     def _node(self, slot: int) -> Node:
         last_right = min(slot, self._num_right - 1)

@@ -16,7 +16,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from adadecode.config import DecodeSettings, EvalConfig, HeadKind, TuneConfig
+from adadecode.config import DecodeSettings, HeadKind, TuneConfig
 from adadecode.engine.invariance import check_rows_independent
 from adadecode.engine.policy import VANILLA, make_policy
 from adadecode.errors import ExitHeadsError, PromptTooLongError, RunFolderError, UsageError
@@ -95,8 +95,12 @@ def tune_from_config(config: TuneConfig, out: Path, say: Say) -> dict[str, Any]:
         )
         for task in tasks
     }
-    where = EvalConfig.model_validate({"model": config.model, "heads": config.heads})
-    folders = {task: heads_folder(where, task) for task in tasks}
+    folders = {task: folder for task in tasks if (folder := heads_folder(config, task)) is not None}
+    if not folders:
+        raise UsageError(
+            f"--heads {config.heads}: tuning needs heads in a folder; "
+            "make some with `adadecode train-heads --kind original`"
+        )
     model, tokenizer = load_model(
         config.model, dtype=config.dtype, device=config.device, revision=config.revision, kernels=config.kernels
     )

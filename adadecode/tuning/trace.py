@@ -129,7 +129,7 @@ class _Recorder:
         second: list[float] = []
         node = self._pass_exits(0, second)
         step.run(0, 1, self._space.exits[-1], model.num_layers)
-        (next_id,), tops = step.verify(1)
+        (next_id,), tops = step.verify(0, 1)
         check_finite(tops, len(self._prompt_ids) + idx)
         return node, tuple(second), next_id
 

@@ -202,7 +202,7 @@ def play(step: DecodeStep, prompt: list[int]) -> list[torch.Tensor]:
         call()
         torch.cuda.synchronize()
         kept.append(step.hidden.clone())
-    predicted, tops = step.verify(4)
+    predicted, tops = step.verify(0, 4)
     kept += [step.logits[:4].clone(), torch.tensor(predicted), torch.tensor(tops)]
     return kept
 
@@ -233,7 +233,7 @@ def play_one_row(step: DecodeStep, prompt: list[int]) -> list[torch.Tensor]:
         step.put(0, [7 + idx])
         step.run(0, 1, 0, 6)
         torch.cuda.synchronize()
-        kept += [step.hidden.clone(), torch.tensor(step.verify(1)[1]), step.logits.clone()]
+        kept += [step.hidden.clone(), torch.tensor(step.verify(0, 1)[1]), step.logits.clone()]
     return kept
 
 

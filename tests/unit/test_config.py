@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from adadecode.config import DecodeSettings, EvalConfig, TrainConfig, build_settings, read_policy
+from adadecode.config import BenchConfig, DecodeSettings, EvalConfig, TrainConfig, build_settings, read_policy
 from adadecode.errors import UsageError
 
 
@@ -160,3 +160,7 @@ def test_decode_settings_may_stand_flat_in_the_file_and_flags_win(tmp_path):
 )
 def test_training_settings_out_of_range_are_refused(flags):
     assert refusal(TrainConfig, task="gsm8k", **flags).startswith("--" + next(iter(flags)).replace("_", "-"))
+
+
+def test_a_lossy_method_is_never_a_default():
+    assert {"adadecode-unverified"}.isdisjoint(EvalConfig().methods + BenchConfig().methods)

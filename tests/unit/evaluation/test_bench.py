@@ -1,6 +1,7 @@
 """`adadecode bench`: what it counts and prints. Speeds are never asserted."""
 
 import functools
+import io
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from rich.console import Console
 
 from adadecode.config import BenchConfig, build_settings
 from adadecode.engine.generate import generate
@@ -22,7 +24,7 @@ from adadecode.evaluation.bench import in_turn, load_bench, run_bench, trace
 from adadecode.evaluation.parts import Call, TracedModel, used_tests
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.shapes import synthetic_heads, synthetic_lm, synthetic_prompts
-from adadecode.report.bench_table import BENCH_ROWS
+from adadecode.report.bench_table import BENCH_ROWS, bench_tables
 
 ROOT = Path(__file__).parents[3]
 SHORT = ["--limit", "1", "--max-new-tokens", "4", "--repeats", "1", "--threads", "1"]
@@ -210,6 +212,7 @@ def test_every_variant_stands_in_every_place():
         (("--shape", "llama-3"), "--shape 'llama-3'"),
         (("--methods", "adadecode"), "--methods adadecode"),
         (("--exits", "3", "--task", "demo-math"), "no heads at [3]"),
+        (("--heads", "original", "--task", "demo-math"), "--heads original is the model's own LM head"),
     ],
 )
 def test_a_mistake_is_one_line(usage_error, flags, message):
@@ -253,3 +256,23 @@ main(sys.argv[1:])
     )
     assert done.returncode == 0, done.stderr
     assert last_json(done.stdout)["methods"]["adadecode"]["num_parity_exact"] == 1
+
+
+def test_a_method_without_verification_is_measured_and_marked_and_breaks_no_parity():
+    methods = ("vanilla", "adadecode", "adadecode-unverified")
+    result, rows = run_bench(bench_config(methods=methods, gamma=0.0, repeats=1), lambda _: None)
+    assert list(result["methods"]) == [*methods, "adadecode-never"]
+    row = result["methods"]["adadecode-unverified"]
+    assert row["num_parity_exact"] < row["num_prompts"], "the test needs wrong drafts"
+    assert (row["is_lossy"], row["acceptance_rate"], result["parity"]) == (True, None, "exact")
+    assert {row["num_drafted"] == row["num_accepted"] > 0 for row in rows if row["method"] == methods[2]} == {True}
+    tables = io.StringIO()
+    Console(file=tables, width=150).print(*bench_tables(result))
+    assert tables.getvalue().count("(lossy)") == 1
+
+
+def test_original_heads_are_measured_without_a_folder(cli):
+    flags = ("--task", "demo-math", "--heads", "original", "--policy", "paper")
+    result = cli("bench", *flags, *SHORT)
+    assert result.exit_code == 0, result.stderr
+    assert last_json(result.stdout)["methods"]["adadecode"]["num_parity_exact"] == 1

@@ -355,3 +355,32 @@ def test_a_missing_plan_is_refused_by_verify(copied, cli):
     result = cli("verify", copied)
     assert result.exit_code == 2
     assert "plan.parquet cannot be read; run the same command again" in result.stderr
+
+
+def test_original_heads_need_no_folder_and_stand_at_the_papers_exits(cli, tiny, tmp_path):
+    flags = tiny.flags(heads="original", methods="vanilla,adadecode")
+    result = cli("eval", "--local", *flags, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.stderr
+    assert "parity 5/5, logits 5/5" in result.stdout
+    drafting = [row for row in read_samples(tmp_path / "run").to_pylist() if row["method"] == "adadecode"]
+    assert {tuple(row["exits"]) for row in drafting} == {(1, 2, 3)}
+    assert sum(row["num_accepted"] for row in drafting) > 0
+    run = read_run(tmp_path / "run")
+    assert "heads_files_jsonl" not in run["provenance"]["hashes"]
+    assert run["workers"][0]["heads_hash"] == {"jsonl": "original"}
+
+
+def test_what_an_unverified_output_claims_of_itself_is_still_checked(cli, tiny, tmp_path):
+    """A difference from vanilla is no failure of a lossy method; a stored claim that is not true is one of any."""
+    flags = tiny.flags(methods="vanilla,adadecode-unverified", gamma=0.0)
+    assert cli("eval", "--local", *flags, "--out", tmp_path / "run").exit_code == 0
+
+    def lie(rows: list[dict]) -> list[dict]:
+        row = next(row for row in rows if row["parity"] == "mismatch")
+        row["parity"], row["first_diff_idx"] = "exact", None
+        return rows
+
+    rewrite(tmp_path / "run", 0, lie)
+    result = cli("verify", tmp_path / "run")
+    assert result.exit_code == 3
+    assert "adadecode-unverified repeat 0: parity is stored as exact and recomputed as mismatch" in result.stdout

@@ -17,6 +17,7 @@ import pytest
 from adadecode.errors import RunFolderError
 from adadecode.evaluation.store import RunFolder, missing_rows, new_attempt, read_commits, read_run, read_samples
 from adadecode.report.schema import SAMPLES, SCHEMA_VERSION
+from adadecode.report.summary import summarise
 
 ROOT = Path(__file__).parents[3]
 FACTS = {"config": {"gamma": 0.75, "task": "jsonl"}, "provenance": {"git_sha": "abc123"}}
@@ -287,3 +288,16 @@ def test_a_run_killed_between_data_and_commit_is_finished_exactly_once_by_its_re
     keys = [tuple(row.values()) for row in read_samples(out).select(["sample_id", "method"]).to_pylist()]
     assert len(keys) == len(set(keys)) == 5 * 3
     assert read_run(out)["status"] == "complete"
+
+
+def test_shards_of_schema_version_1_are_read_beside_new_ones(run, monkeypatch):
+    with monkeypatch.context() as patch:
+        old = pa.schema([field for field in SAMPLES if field.name != "lossy"])
+        patch.setattr("adadecode.evaluation.store.SAMPLES", old)
+        assert commit(run, "old")
+    lossless = [row | {"lossy": False} for row in shard_rows("new", 1)]
+    assert run.commit_shard("jsonl", 1, lossless, {"worker_id": "w"})
+    samples = read_samples(run.path)
+    assert samples.schema == SAMPLES
+    assert samples["lossy"].to_pylist() == [None] * 4 + [False] * 4
+    assert not any(row["lossy"] for row in summarise(samples).to_pylist())

@@ -18,6 +18,7 @@ from adadecode.model.exit_heads import (
     HeadTensors,
     check_exits,
     load_heads,
+    original_heads,
     paper_exits,
     save_heads,
 )
@@ -307,3 +308,18 @@ def test_the_papers_exits_fit_every_model(num_layers):
     for exit_layer, quarter in zip(exits, (1, 2, 3), strict=False):
         if num_layers >= 4:
             assert exit_layer == num_layers * quarter // 4
+
+
+@pytest.mark.parametrize(("kernels", "dtype"), KERNELS_AND_DTYPES)
+def test_original_heads_propose_what_the_models_own_head_says(kernels, dtype):
+    model = tiny_model(dtype=dtype, kernels=kernels)
+    heads = original_heads(model, (1, 3))
+    assert (heads.exits, heads.content_hash) == ((1, 3), "original")
+    step = model.new_step(8, 16)
+    with torch.inference_mode():
+        step.begin(0)
+        step.put(0, [5, 6, 7])
+        step.run(0, 3, 0, 1)
+        proposed = propose(heads, 1, step, 0, 3)
+        assert [token_id for token_id, _ in proposed] == step.verify(0, 3)[0], "the identity changes no bit"
+        assert torch.equal(heads.logits(1, step.hidden), model.lm.lm_head(model.final_norm(step.hidden)))

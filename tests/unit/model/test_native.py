@@ -64,7 +64,7 @@ def assert_same_bits(step: NativeStep, expected: NativeStep) -> None:
 def test_a_row_has_the_same_bits_in_calls_of_1_to_17_rows(sizes, family, dtype):
     model = tiny_model(family, kernels="native", dtype=dtype, num_layers=2, **SIZES[sizes])
     expected = run_in_calls(model, *[1] * 17)
-    expected.verify(17)
+    expected.verify(0, 17)
     for num_rows in range(2, 18):
         step = run_in_calls(model, *[num_rows] * (17 // num_rows))
         assert_same_bits(step, expected)
@@ -86,13 +86,13 @@ def test_a_row_has_the_same_logits_and_proposal_in_calls_of_1_to_17_rows(sizes, 
     logits, token_ids, tops = [], [], []
     for slot in range(17):  # as slot 0, alone
         step.hidden[0] = run_in_calls(model).hidden[slot]
-        [token_id], [top] = step.verify(1)
+        [token_id], [top] = step.verify(0, 1)
         logits.append(step.logits[0].clone())
         token_ids.append(token_id)
         tops.append(top)
     step = run_in_calls(model)
     for num_rows in range(1, 18):
-        assert step.verify(num_rows) == (token_ids[:num_rows], tops[:num_rows])
+        assert step.verify(0, num_rows) == (token_ids[:num_rows], tops[:num_rows])
         assert torch.equal(step.logits[:num_rows], torch.stack(logits[:num_rows]))
         for lo in (0, 17 - num_rows):
             assert step.test(head, lo, lo + num_rows) == proposals[lo : lo + num_rows]
@@ -107,12 +107,12 @@ def test_the_bits_are_the_same_with_any_number_of_threads(sizes, dtype, num_thre
     for calls in ([1] * 17, [3, 5], [17]):
         num_threads(1)
         expected = run_in_calls(model, *calls)
-        verdict = expected.verify(17)
+        verdict = expected.verify(0, 17)
         for more in (2, 3):
             num_threads(more)
             step = run_in_calls(model, *calls)
             assert_same_bits(step, expected)
-            assert step.verify(17) == verdict
+            assert step.verify(0, 17) == verdict
             assert torch.equal(step.logits, expected.logits)
 
 
@@ -137,7 +137,7 @@ def test_native_and_eager_kernels_compute_the_same_numbers(sizes, family, dtype)
             step.run(2, 6, layer, layer + 1)
         torch.testing.assert_close(ours.hidden[:6], theirs.hidden[:6], **close)
     for step in (ours, theirs):
-        step.verify(6)
+        step.verify(0, 6)
     torch.testing.assert_close(ours.logits[:6], theirs.logits[:6], **close)
     columns = slice(0, len(PROMPT) + 6)
     torch.testing.assert_close(ours.cache.kv[:, :, :, columns], theirs.cache.kv[:, :, :, columns], **close)

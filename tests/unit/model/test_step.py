@@ -57,7 +57,7 @@ def assert_close_to_transformers(model: DecoderModel) -> None:
         step.begin(len(PROMPT) + lo)
         step.put(0, TOKENS[lo : lo + num_rows])
         step.run(0, num_rows, 0, model.num_layers)
-        token_ids, tops = step.verify(num_rows)
+        token_ids, tops = step.verify(0, num_rows)
         at = slice(len(PROMPT) + lo, len(PROMPT) + lo + num_rows)
         torch.testing.assert_close(step.logits[:num_rows], expected[at], **close)
         assert token_ids == step.logits[:num_rows].argmax(dim=-1).tolist()
@@ -91,7 +91,7 @@ def test_a_prompt_of_300_tokens_is_as_good_as_one_token_after_another(kernels, d
         one_by_one.begin(position)
         one_by_one.put(0, prompt[position : position + 1])
         one_by_one.run(0, 1, 0, model.num_layers)
-    one_by_one.verify(1)
+    one_by_one.verify(0, 1)
     ours, theirs = (step.cache.kv[:, :, :, :300] for step in (one_by_one, at_once))
     if kernels == "native":
         assert torch.equal(one_by_one.logits[0], logits)
@@ -115,7 +115,7 @@ def test_preparing_a_step_leaves_no_trace_in_what_it_computes(kernels, dtype):
         step.put(0, TOKENS[:3])
         step.run(0, 3, 0, 4)
     assert torch.equal(prepared.hidden, plain.hidden)
-    assert prepared.verify(3) == plain.verify(3)
+    assert prepared.verify(0, 3) == plain.verify(0, 3)
     assert [prepared.test(head, 0, 3) for head in heads] == [plain.test(head, 0, 3) for head in heads]
     columns = slice(0, plain.cache.scratch)
     assert torch.equal(prepared.cache.kv[:, :, :, columns], plain.cache.kv[:, :, :, columns])
@@ -295,7 +295,7 @@ def test_a_row_whose_logits_hold_nan_has_no_top_logit(kernels, dtype):
     step = model.new_step(8, 20)
     step.hidden.fill_(1.0)
     step.hidden[1, 5] = float("nan")
-    _, tops = step.verify(3)
+    _, tops = step.verify(0, 3)
     assert [top == top for top in tops] == [True, False, True]
     assert step.logits[1].isnan().all()
 

@@ -82,7 +82,29 @@ def test_equal_outputs_and_digests_are_exact(verify_one, row):
         "repeat": 0,
         "parity": "exact",
         "logits_equal": True,
+        "consistency": 1.0,
     }
+
+
+@pytest.mark.parametrize(
+    ("output", "consistency"),
+    [
+        ([5, 6, 7], 1.0),
+        ([5, 9, 7], 2 / 3),
+        ([9, 9, 9], 0.0),
+        ([5, 6], 2 / 3),
+        ([5, 6, 7, 8], 0.75),
+        ([6, 7, 5], 0.0),
+    ],
+    ids=str,
+)
+def test_consistency_is_the_share_of_vanillas_tokens_over_the_longer_output(verify_one, row, output, consistency):
+    found = verify_one(row("vanilla", output_token_ids=[5, 6, 7]), row("adadecode-unverified", output_token_ids=output))
+    assert found["consistency"] == pytest.approx(consistency)
+
+
+def test_without_vanillas_output_there_is_no_consistency(verify_one, row, error_row):
+    assert verify_one(error_row("vanilla"), row("adadecode-unverified"))["consistency"] is None
 
 
 def test_logits_are_not_judged_when_a_digest_is_missing(verify_one, row):

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from adadecode.report.schema import PLAN, SAMPLES, SUMMARY, VERIFY
+from adadecode.report.schema import PLAN, SAMPLES, SUMMARY, SWEEP, VERIFY
 
 README = Path(__file__).parents[3] / "results" / "README.md"
 
@@ -23,3 +23,9 @@ def test_results_readme_names_each_columns_type(section, schema):
     documented = dict(re.findall(r"^\| `(\w+)` \| (\S+) \|", text, flags=re.MULTILINE))
     short = {"double": "float64", "list<item: int32>": "list&lt;int32&gt;", "list<item: float>": "list&lt;float32&gt;"}
     assert documented == {field.name: short.get(str(field.type), str(field.type).partition("[")[0]) for field in schema}
+
+
+def test_results_readme_says_what_a_sweep_adds_to_the_summary():
+    assert SWEEP.names == ["cell", *SUMMARY.names]
+    text = README.read_text(encoding="utf-8").split("\n## sweep\n")[1].split("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \| (\S+) \|", text, flags=re.MULTILINE) == [("cell", "string")]

@@ -262,3 +262,33 @@ def test_samples_in_several_chunks_are_summarised_as_one_table(samples_table, ro
     samples = samples_table(*(row(method, sample) for sample in ("s0", "s1") for method in ("vanilla", "adadecode")))
     chunked = pa.concat_tables([samples.slice(start, 1) for start in range(4)])
     assert summarise(chunked).equals(summarise(samples))
+
+
+def test_consistency_is_the_mean_over_samples_and_null_for_vanilla(summary_of, row):
+    lines = summary_of(
+        row("vanilla", "s0"),
+        row("vanilla", "s1"),
+        row("adadecode", "s0"),
+        row("adadecode", "s1"),
+        row("adadecode-unverified", "s0", output_token_ids=[5, 9, 9], parity="mismatch"),
+        row("adadecode-unverified", "s1"),
+    )
+    assert lines["demo", "vanilla"]["consistency"] is None
+    assert lines["demo", "adadecode"]["consistency"] == 1.0
+    assert lines["demo", "adadecode-unverified"]["consistency"] == pytest.approx((1 / 3 + 1) / 2)
+
+
+def test_only_the_method_without_verification_is_lossy_and_it_has_no_acceptance_rate(summary_of, row):
+    methods = ("vanilla", "vanilla-w1", "adadecode", "adadecode-unverified", "transformers")
+    lines = summary_of(*(row(method, num_drafted=2, num_accepted=2) for method in methods))
+    assert [method for (_, method), line in lines.items() if line["lossy"]] == ["adadecode-unverified"]
+    assert lines["demo", "adadecode"]["acceptance_rate"] == 1.0
+    line = lines["demo", "adadecode-unverified"]
+    assert (line["num_drafted"], line["num_accepted"], line["acceptance_rate"]) == (2, 2, None)
+
+
+def test_a_lossy_method_does_not_count_towards_parity(samples_table, row):
+    samples = samples_table(
+        row("vanilla"), row("adadecode"), row("adadecode-unverified", output_token_ids=[1, 2, 3], parity="mismatch")
+    )
+    assert parity_line(summarise(samples)) == "parity 1/1"

@@ -81,6 +81,38 @@ def test_mismatch_lines_name_both_tokens_and_margins(samples_table, row):
     ]
 
 
+def test_a_lossy_method_is_marked_and_has_one_line_in_all(rendered, samples_table, row):
+    rows = [
+        *(row("vanilla", f"s{i}") for i in range(3)),
+        row("adadecode-unverified", "s0"),
+        row("adadecode-unverified", "s1", output_token_ids=[5, 9, 7], parity="mismatch", first_diff_idx=1),
+        row("adadecode-unverified", "s2", output_token_ids=[9, 9, 9], parity="near_tie", first_diff_idx=0),
+    ]
+    assert mismatch_lines(recompute_parity(samples_table(*rows))) == [
+        "adadecode-unverified: 2 of 3 outputs differ from vanilla's (lossy by design); "
+        "0.556 of an output's tokens are vanilla's"
+    ]
+    lines = rendered(*rows)
+    (idx,) = (idx for idx, line in enumerate(lines) if "adadecode-unverified" in line)
+    assert lines[idx + 1].split() == ["(lossy)"]
+    assert "1/3" in lines[idx].split()
+
+
+def test_a_lossy_method_that_was_not_compared_says_so_without_a_share(samples_table, row):
+    (line,) = mismatch_lines(recompute_parity(samples_table(row("adadecode-unverified"))))
+    assert line == "adadecode-unverified: 0 of 0 outputs differ from vanilla's (lossy by design)"
+
+
+def test_a_table_with_a_lossy_method_fits_a_hundred_columns_too(samples_table, row):
+    methods = ("vanilla", "adadecode-unverified")
+    samples = samples_table(*(row(m, f"s{i}", task="demo-math", e2e_s=2.0 + i) for i in range(3) for m in methods))
+    console = Console(file=io.StringIO(), width=100)
+    console.print(summary_table(summarise(samples)))
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
 def test_pairs_that_were_not_compared_have_no_mismatch_line(samples_table, row):
     assert mismatch_lines(recompute_parity(samples_table(row("adadecode")))) == []
 

@@ -1,3 +1,4 @@
+import functools
 from typing import NamedTuple
 
 import pytest
@@ -23,11 +24,12 @@ class Traced(NamedTuple):
     traces: list[SampleTrace]
 
 
+@functools.cache
 def trace_tiny(kernels: str, dtype: torch.dtype, max_new_tokens: int = 24, **space: float) -> Traced:
     """Traces of `PROMPTS` with a tiny model, heads that are often wrong, and gates."""
     model = tiny_model(kernels=kernels, dtype=dtype, eos_token_id=EOS)
     heads = random_heads(model, EXITS, gates=random_gates(model, EXITS))
-    settings = {"max_drafts": 4, "gamma_floor": 0.05, "ngram_floor": 0.05} | space
+    settings = {"max_drafts": 3, "gamma_floor": 0.1, "ngram_floor": 0.05} | space
     of = TraceSpace(exits=EXITS, max_new_tokens=max_new_tokens, **settings)
     traces = [record(model, heads, of, "tiny", str(idx), prompt) for idx, prompt in enumerate(PROMPTS)]
     return Traced(model, heads, of, ModelFacts.of(model), traces)

@@ -19,7 +19,7 @@ def variant_of(traced, candidate: Candidate) -> Variant:
 def candidates(traced) -> list[Candidate]:
     rng = random.Random(0)
     drawn = [random_candidate(traced.space, True, rng) for _ in range(NUM_CANDIDATES)]
-    lowest = Policy(EXITS, (0.05, 0.05, 0.05), 4, 0.1, 0.05)
+    lowest = Policy(EXITS, (0.1, 0.1, 0.1), 3, 0.1, 0.05)
     return [*drawn, Candidate(VANILLA), Candidate(lowest), Candidate(lowest, 0.5)]
 
 
@@ -36,7 +36,7 @@ def test_a_replay_makes_every_call_of_the_engine_with_the_same_answers(traced):
 
 
 def test_a_trace_of_other_confidences_is_noticed(eager):
-    candidate = Candidate(Policy(EXITS, (0.05, 0.05, 0.05), 4))
+    candidate = Candidate(Policy(EXITS, (0.1, 0.1, 0.1), 3))
     trace = max(eager.traces, key=lambda t: len(t.nodes))
     node = trace.nodes[0]
     changed = node._replace(proposals=[(token_id, p * 0.999) for token_id, p in node.proposals])
@@ -66,10 +66,10 @@ def test_a_replay_counts_the_calls_the_engine_makes(traced):
 
 @pytest.mark.parametrize("ngrams", [False, True])
 def test_the_oracle_drafts_only_what_is_right_and_runs_no_more_layers_than_any_policy(traced, ngrams):
-    lowest = Candidate(Policy(EXITS, (0.05, 0.05, 0.05), 4, None, 0.05 if ngrams else None))
+    lowest = Candidate(Policy(EXITS, (0.1, 0.1, 0.1), 3, None, 0.05 if ngrams else None))
     num_fewer = 0
     for trace in traced.traces:
-        perfect = replay_oracle(trace, traced.space, traced.facts, 4, ngrams=ngrams)
+        perfect = replay_oracle(trace, traced.space, traced.facts, 3, ngrams=ngrams)
         found = replay(trace, traced.space, traced.facts, lowest).calls
         assert perfect.num_rounds <= found.num_rounds
         num_fewer += perfect.num_rounds < found.num_rounds
@@ -93,9 +93,9 @@ def test_the_oracle_takes_the_first_exit_that_agrees(eager):
 
 def test_a_candidate_outside_the_space_is_refused(eager):
     outside = [
-        Policy((1,), (0.01,), 4),
-        Policy((1,), (0.5,), 5),
-        Policy((1,), (0.5,), 4, None, 0.01),
+        Policy((1,), (0.01,), 3),
+        Policy((1,), (0.5,), 4),
+        Policy((1,), (0.5,), 3, None, 0.01),
     ]
     for policy in outside:
         with pytest.raises(AssertionError):

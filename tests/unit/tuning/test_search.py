@@ -19,7 +19,7 @@ def flat_costs(width: int = 8, *, test_s: float = 0.1) -> Costs:
 
 def test_vanilla_gains_nothing_and_a_good_policy_something(traced):
     simulator = Simulator(traced.traces, traced.space, traced.facts)
-    gains = simulator.gains(Candidate(Policy(EXITS, (0.3, 0.3, 0.3), 4)), flat_costs())
+    gains = simulator.gains(Candidate(Policy(EXITS, (0.3, 0.3, 0.3), 3)), flat_costs())
     assert len(gains) == len([t for t in traced.traces if len(t.output_ids) > 1])
     assert not simulator.gains(Candidate(Policy()), flat_costs()).any()
     assert gains.mean() != 0
@@ -31,7 +31,7 @@ def test_no_policy_beats_the_oracle_where_rows_and_tests_are_free(traced):
     limit = simulator.oracle_gains(costs, ngrams=False).mean()
     for gamma in (0.1, 0.3, 0.6, 0.9):
         for exits in ((1,), (2,), EXITS):
-            policy = Policy(exits, (gamma,) * len(exits), 4)
+            policy = Policy(exits, (gamma,) * len(exits), 3)
             assert simulator.gains(Candidate(policy), costs).mean() <= limit + 1e-12
     assert limit > 0
 
@@ -39,7 +39,7 @@ def test_no_policy_beats_the_oracle_where_rows_and_tests_are_free(traced):
 def test_a_search_finds_at_least_the_best_of_its_starts_and_prefers_free_exits(eager):
     simulator = Simulator(eager.traces, eager.space, eager.facts)
     prompts = np.arange(len(simulator.traces))
-    starts = start_candidates(eager.space, Policy(EXITS, (0.75,) * 3, 4))
+    starts = start_candidates(eager.space, Policy(EXITS, (0.75,) * 3, 3))
     for test_s in (0.0, 50.0):
         costs = flat_costs(test_s=test_s)
 
@@ -66,7 +66,7 @@ def test_what_is_cross_validated_is_judged_on_prompts_it_was_not_found_on(eager)
         found[gammas.index(candidate.policy.gammas[0])] = 100.0
         return found
 
-    starts = [Candidate(Policy((1,), (gamma,), 4)) for gamma in gammas]
+    starts = [Candidate(Policy((1,), (gamma,), 3)) for gamma in gammas]
     prompts = np.arange(len(gammas))
     assert gains(search(gains, starts, eager.space, prompts, gates=False)).mean() > 0
     validated = cross_validated(gains, starts, eager.space, len(gammas), 4, False, 0)
@@ -81,7 +81,7 @@ def test_a_change_that_is_within_its_own_noise_does_not_pay():
 
 
 def test_starts_lie_in_the_space(eager):
-    for candidate in start_candidates(eager.space, Policy(EXITS, (0.75,) * 3, 4)):
+    for candidate in start_candidates(eager.space, Policy(EXITS, (0.75,) * 3, 3)):
         assert candidate.lies_in(eager.space)
 
 

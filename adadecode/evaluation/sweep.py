@@ -1,0 +1,114 @@
+"""The cells of a sweep, from a grid of flags or from a file that names them, and the table over all of them."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adadecode.config import EvalConfig, given_flags, read_settings, settings_of
+from adadecode.errors import UsageError
+
+SWEEP_FILE = "sweep.parquet"
+CELL_NAME = re.compile(r"[a-z0-9._-]+")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One evaluation of a sweep; `name` is its folder's."""
+
+    name: str
+    config: EvalConfig
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The values of the grid flags; an empty tuple stands for a flag that was not given."""
+
+    tasks: tuple[str, ...] = ()
+    gammas: tuple[float, ...] = ()
+    exit_sets: tuple[tuple[int, ...], ...] = ()
+    max_drafts: tuple[int, ...] = ()
+
+    @property
+    def is_given(self) -> bool:
+        return any((self.tasks, self.gammas, self.exit_sets, self.max_drafts))
+
+    def points(self) -> list[dict[str, Any]]:
+        """The settings of every combination."""
+        return [
+            given_flags({"task": task, "gamma": gamma, "exits": exits, "max_drafts": max_drafts})
+            for task in self.tasks or (None,)
+            for gamma in self.gammas or (None,)
+            for exits in self.exit_sets or (None,)
+            for max_drafts in self.max_drafts or (None,)
+        ]
+
+
+def plan_cells(config_file: Path | None, grid: Grid, flags: dict[str, Any]) -> list[Cell]:
+    """The cells of the file's `cells`, else of `grid`; `flags` that are not None win over the file and its cells.
+
+    Raises UsageError for the first cell that has a bad name or setting, for a file whose `cells` are none, and for a
+    grid beside them.
+    """
+    values = {} if config_file is None else read_settings(config_file)
+    if "cells" not in values:
+        configs = [settings_of(EvalConfig, values, given_flags(flags), point) for point in grid.points()]
+        return [Cell(grid_name(config), config) for config in configs]
+    named = values.pop("cells")
+    if grid.is_given:
+        raise UsageError(
+            f"{config_file} names its cells: drop --tasks, --gammas, --exits and --max-drafts, or its `cells`"
+        )
+    if not isinstance(named, dict) or not named:
+        raise UsageError(
+            f"{config_file}: `cells` must be a mapping of names to settings, such as `fixed: {{exits: [8]}}`"
+        )
+    cells = []
+    for name, settings in named.items():
+        where = f"{config_file}: cell {name!r}"
+        if not isinstance(name, str) or not CELL_NAME.fullmatch(name) or name in (".", "..", SWEEP_FILE):
+            raise UsageError(
+                f"{where}: a cell's name is its folder's, of a-z, 0-9 and . _ - only, and not {SWEEP_FILE}"
+            )
+        if not isinstance(settings, dict) or not settings or not isinstance(settings.get("decode", {}), dict):
+            raise UsageError(
+                f"{where}: expected a mapping of settings that differ from the file's, such as `gamma: 0.5`"
+            )
+        try:
+            cells.append(Cell(name, settings_of(EvalConfig, values, settings, given_flags(flags))))
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from None
+    return cells
+
+
+def grid_name(config: EvalConfig) -> str:
+    """The folder name of a grid's cell: what varies in it."""
+    decode = config.decode
+    exits = "heads" if decode.exits is None else "-".join(map(str, decode.exits))
+    gammas = decode.gamma if isinstance(decode.gamma, tuple) else (decode.gamma,)
+    gamma = "-".join(f"{g:g}" for g in gammas)
+    return f"{config.task}_gamma-{gamma}_exits-{exits}_drafts-{decode.max_drafts}"
+
+
+def check_heads_exist(cells: Sequence[Cell]) -> None:
+    """Raises UsageError when a cell needs heads whose folder is not there, before the first cell has run for hours."""
+    from adadecode.evaluation.sources import heads_folders
+    from adadecode.tasks import expand_task
+
+    for cell in cells:
+        try:
+            heads_folders(cell.config, expand_task(cell.config.task))
+        except UsageError as error:
+            raise UsageError(f"cell {cell.name!r}: {error}") from None
+
+
+def write_sweep(out: Path, summaries: Mapping[str, Any]) -> Any:
+    """Writes `out`/sweep.parquet, the SUMMARY tables of all cells under each other; returns the table."""
+    from adadecode.evaluation.run import git_sha
+    from adadecode.evaluation.store import write_table
+    from adadecode.report.sweep_table import join_cells
+
+    table = join_cells(summaries)
+    write_table(out / SWEEP_FILE, table, {"git_sha": git_sha() or ""})
+    return table
