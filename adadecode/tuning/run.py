@@ -70,7 +70,6 @@ class Tuner:
     def made_from(self, prompts: list[Prompt]) -> dict[str, Any]:
         """What a trace of `prompts` depends on."""
         return {
-            "model": self.config.model,
             "model_hash": self.model.model_hash,
             "tokenizer_hash": hash_tokenizer(self.tokenizer),
             "heads_hash": {task: of_task.content_hash for task, of_task in self.heads.items()},
@@ -331,7 +330,7 @@ def write_policy(path: Path, result: dict[str, Any]) -> None:
     tuned = next(variant for variant in result["variants"] if variant["variant"] == "tuned")
     machine, made_from = result["machine"], result["made_from"]
     known = {
-        "model": made_from["model"],
+        "model": result["settings"]["model"],
         "model_hash": made_from["model_hash"],
         "heads_hash": made_from["heads_hash"],
         "machine": f"{machine['device']}, {machine['threads']} threads, {made_from['dtype']}",

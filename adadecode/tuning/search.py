@@ -133,4 +133,5 @@ def _with_gamma(candidate: Candidate, exit_layer: int, gamma: float) -> Candidat
 def start_candidates(space: TraceSpace, paper: Policy) -> list[Candidate]:
     """Where a search begins: the paper's policy, and one exit in the first half of the layers with n-grams."""
     early = space.exits[(len(space.exits) - 1) // 2]
-    return [Candidate(paper), Candidate(Policy((early,), (NEW_GAMMA,), space.max_drafts, None, 0.5))]
+    fewer = replace(paper, max_drafts=min(paper.max_drafts, space.max_drafts))
+    return [Candidate(fewer), Candidate(Policy((early,), (NEW_GAMMA,), space.max_drafts, None, 0.5))]

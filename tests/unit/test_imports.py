@@ -17,19 +17,38 @@ ALLOWED = {
     "click": ("adadecode/cli.py", "adadecode/cli_flags.py", "adadecode/demo/build.py", "ray_jobs/"),
     "transformers": ("adadecode/model/", "adadecode/training/", "adadecode/demo/", "adadecode/engine/baselines.py"),
     "datasets": ("adadecode/tasks/", "adadecode/demo/"),
-    "scipy": ("adadecode/report/",),
-    "pyarrow": ("adadecode/report/", "adadecode/evaluation/", "adadecode/tasks/", "adadecode/training/"),
+    "scipy": ("adadecode/report/", "adadecode/tuning/"),
+    "pyarrow": (
+        "adadecode/report/",
+        "adadecode/evaluation/",
+        "adadecode/tasks/",
+        "adadecode/training/",
+        "adadecode/tuning/",
+    ),
     "torch": (
         "adadecode/model/",
         "adadecode/engine/",
         "adadecode/training/",
         "adadecode/evaluation/",
+        "adadecode/tuning/",
         "adadecode/demo/build.py",
         "adadecode/demo/pretrain.py",
     ),
 }
 
-PARTS = {"model", "engine", "evaluation", "tasks", "report", "training", "demo", "cli", "cli_flags", "ray_jobs"}
+PARTS = {
+    "model",
+    "engine",
+    "evaluation",
+    "tasks",
+    "report",
+    "training",
+    "tuning",
+    "demo",
+    "cli",
+    "cli_flags",
+    "ray_jobs",
+}
 
 # What each part must not import of the others, not even for its types.
 FORBIDDEN = {
@@ -40,8 +59,9 @@ FORBIDDEN = {
     "adadecode/engine/": PARTS - {"engine", "model"},
     "adadecode/report/": PARTS - {"report"},
     "adadecode/tasks/": PARTS - {"tasks", "demo"},
-    "adadecode/training/": {"evaluation", "report", "cli", "ray_jobs"},
-    "adadecode/evaluation/": {"training", "cli", "ray_jobs"},
+    "adadecode/training/": {"evaluation", "report", "tuning", "cli", "ray_jobs"},
+    "adadecode/tuning/": {"training", "cli", "ray_jobs"},
+    "adadecode/evaluation/": {"training", "tuning", "cli", "ray_jobs"},
     "adadecode/demo/": {"evaluation", "report", "cli", "ray_jobs"},
 }
 
