@@ -46,13 +46,14 @@ def model():
 def noise(model, exits, seed=0) -> HeadTensors:
     """Random heads without a shortlist and gates."""
     generator = torch.Generator().manual_seed(seed)
-    return HeadTensors({e: torch.randn(model.width, model.width, generator=generator) for e in exits})
+    return HeadTensors({e: (torch.randn(model.width, model.width, generator=generator),) for e in exits})
 
 
 def reduced(model, exits) -> HeadTensors:
     """Heads near the identity with a shortlist of ten tokens and gates."""
     transforms = random_transforms(model, exits)
-    return HeadTensors(transforms, shortlist_of(model, transforms, range(40, 50)), random_gates(model, exits))
+    shortlist = shortlist_of(model, transforms, range(40, 50))
+    return HeadTensors({e: (t,) for e, t in transforms.items()}, shortlist, random_gates(model, exits))
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_saved_heads_come_back_bit_for_bit(dtype, tmp_path):
     model = tiny_model(dtype=getattr(torch, dtype))
     tensors = noise(model, (1, 2, 3))
     save_heads(tmp_path, tensors, tiny_facts(model, (1, 2, 3), dtype=dtype))
-    loaded, made = load_heads(tmp_path, model), ExitHeads(model, tensors.transforms)
+    loaded, made = load_heads(tmp_path, model), tensors.on(model)
     assert loaded.exits == (1, 2, 3)
     hidden = torch.randn(8, model.width, generator=torch.Generator().manual_seed(1)).to(model.dtype)
     for exit_layer in loaded.exits:
@@ -102,8 +103,9 @@ def test_saved_heads_with_a_shortlist_and_gates_propose_what_they_did(dtype, gat
     tensors = reduced(model, (1, 2, 3))
     save_heads(tmp_path, tensors, tiny_facts(model, (1, 2, 3), dtype=dtype))
     loaded = load_heads(tmp_path, model, head, gate)
+    transforms = {e: transform for e, (transform,) in tensors.parts.items()}
     shortlist = tensors.shortlist if head == "shortlist" else None
-    made = ExitHeads(model, tensors.transforms, shortlist=shortlist, gates=tensors.gates, gate=gate)
+    made = ExitHeads(model, transforms, shortlist=shortlist, gates=tensors.gates, gate=gate)
     step = step_with_random_rows(model)
     proposals = [
         [propose(heads, e, step, slot, slot + 1) for e in (1, 2, 3) for slot in range(8)] for heads in (loaded, made)
@@ -231,7 +233,7 @@ def test_damaged_facts_are_refused(model, folder, content):
 
 
 def test_heads_of_another_width_are_refused(model, tmp_path):
-    save_heads(tmp_path, HeadTensors({1: torch.eye(16)}), tiny_facts(model, (1,), width=16))
+    save_heads(tmp_path, HeadTensors({1: (torch.eye(16),)}), tiny_facts(model, (1,), width=16))
     assert "exit head 1 has shape [16, 16], the model needs [32, 32]" in refusal(tmp_path, model)
 
 
@@ -241,13 +243,12 @@ def test_tensors_that_do_not_match_the_named_exits_are_refused(model, folder):
 
 
 def test_a_shortlist_or_gates_that_the_folder_lacks_are_refused(model, folder):
-    remedy = "were made without; use --head full --gate 0, or train heads"
     message = refusal(folder, model, head="shortlist")
     assert message.startswith("--head shortlist: ")
-    assert remedy in message
+    assert "were made without; use --head full, or train heads" in message
     message = refusal(folder, model, gate=0.25)
     assert message.startswith("--gate 0.25: ")
-    assert remedy in message
+    assert "were made without; use --gate 0, or train heads" in message
 
 
 @pytest.mark.parametrize("missing", ["T.3", "shortlist.ids", "shortlist.1", "gate.3"])
