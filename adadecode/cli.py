@@ -300,14 +300,18 @@ def bench_command(config_file: Path | None, out: Path | None, **flags: Any) -> N
 @main.command("train-heads")
 @model_flags
 @data_flags
-@click.option("--exits", callback=integers, help="Exit layers.  [default: L/4, L/2, 3L/4]")
+@click.option("--kind", help="transform, low-rank, full, shortlist or original.  [default: transform]")
+@click.option("--rank", type=int, help="Rank of low-rank heads.  [default: 32]")
+@click.option("--exits", callback=integers, help="Exit layers, any number.  [default: L/4, L/2, 3L/4]")
 @click.option("--max-new-tokens", type=int, help="Longest output to learn from.  [default: 256]")
 @click.option("--seed", type=int, help="Order of the batches and choice of held-out prompts.  [default: 0]")
 @click.option("--epochs", type=int, help="[default: 8]")
 @click.option("--batch-tokens", type=int, help="Tokens per training step.  [default: 1024]")
 @click.option("--learning-rate", type=float, help="[default: 0.001]")
 @click.option("--held-out", type=float, help="Share of the prompts kept for the report.  [default: 0.1]")
+@click.option("--kl-top-k", type=int, help="KL over this many tokens and the rest, to save memory.  [default: all]")
 @click.option("--shortlist-len", type=int, help="Tokens of the cheap heads.  [default: V / 4, at most 32768]")
+@click.option("--part-prompts", type=int, help="Prompts whose outputs are stored together.  [default: 512]")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the heads.")
 def train_heads_command(config_file: Path | None, out: Path, **flags: Any) -> None:
     """Train exit heads on the model's own greedy outputs; rerun the same command to resume."""

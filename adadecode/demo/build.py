@@ -23,7 +23,7 @@ from adadecode.demo.corpus import Document, gsm8k_documents, python_functions
 from adadecode.demo.pretrain import demo_config, encode, train_model, train_tokenizer
 from adadecode.model.decoder import load_model
 from adadecode.model.exit_heads import FACTS, TENSORS
-from adadecode.training.distill import train_heads
+from adadecode.training.run import train_heads
 
 MODEL_FACTS = "training.json"
 HEAD_PROMPTS = {"math": 1000, "code": 800}

@@ -221,7 +221,7 @@ class HeadTensors:
             case "full":
                 matrices = {e: matrix for e, (matrix,) in self.parts.items()}
             case "original":
-                matrices = dict.fromkeys(self.parts, model.lm.lm_head.weight)
+                matrices = {e: model.lm.lm_head.weight for e in self.parts}  # noqa: C420
         shortlist = self.shortlist if head == "shortlist" or self.kind == "shortlist" else None
         return ExitHeads(
             model,
