@@ -13,8 +13,10 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from adadecode.config import TrainConfig
+from adadecode.errors import DeviceLostError
 from adadecode.model.decoder import DecoderModel
 from adadecode.training.generation import greedy_continuations
 from adadecode.training.prompts import Chunk, UsablePrompts, hash_ids
@@ -115,11 +117,17 @@ def find_part(model: DecoderModel, chunk: Chunk, config: TrainConfig, out: Path,
 def make_part(
     model: DecoderModel, chunk: Chunk, config: TrainConfig, out: Path, on_outputs: Callable[[int, int], None]
 ) -> Part:
-    """Generates the outputs of `chunk` and stores them; tells `on_outputs` of outputs and tokens as they come."""
+    """Generates the outputs of `chunk` and stores them; tells `on_outputs` of outputs and tokens as they come.
+
+    Raises DeviceLostError when another process must try again.
+    """
     outputs: dict[int, list[int]] = {}
-    for continuations in greedy_continuations(model, chunk.prompts, config.max_new_tokens):
-        outputs |= continuations
-        on_outputs(len(continuations), sum(map(len, continuations.values())))
+    try:
+        for continuations in greedy_continuations(model, chunk.prompts, config.max_new_tokens):
+            outputs |= continuations
+            on_outputs(len(continuations), sum(map(len, continuations.values())))
+    except torch.AcceleratorError as error:
+        raise DeviceLostError(f"the device failed and needs a new process: {error}") from error
     ordered = [outputs[i] for i in range(len(chunk.prompts))]
     part = Part(chunk.part_idx, len(ordered), sum(map(len, ordered)), hash_ids([*chunk.prompts, *ordered])[:16])
     metadata = _made_from(model, chunk, config) | {

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from adadecode.config import TrainConfig
 from adadecode.errors import RunFolderError, UsageError
@@ -45,10 +46,20 @@ DECISIVE = {
 
 def train_from_config(config: TrainConfig, out: Path, say: Say) -> HeadFacts:
     """Trains the heads `config` describes into `out`, in this process; returns their facts."""
+    model, tokenizer = load_base(config)
+    return train_heads(model, TaskPrompts(config, tokenizer), config, out, say)
+
+
+def load_base(config: TrainConfig) -> tuple[DecoderModel, PreTrainedTokenizerBase]:
+    """The model that `config` names and its tokenizer, computing with its threads."""
+    use_threads(config)
+    return load_model(config.model, dtype=config.dtype, device=config.device, revision=config.revision)
+
+
+def use_threads(config: TrainConfig) -> None:
+    """Has torch compute with the threads of `config` in the calling thread."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    model, tokenizer = load_model(config.model, dtype=config.dtype, device=config.device, revision=config.revision)
-    return train_heads(model, TaskPrompts(config, tokenizer), config, out, say)
 
 
 def train_heads(
