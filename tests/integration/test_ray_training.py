@@ -76,7 +76,7 @@ def test_a_sigkilled_actor_is_replaced_and_costs_no_part_and_no_bit(
     ray_cluster, config, name, said, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("adadecode.training.outputs.PROGRESS_EVERY_S", 0.0)  # a line after every part
-    config = config.model_copy(update={"workers": 2, "epochs": 150})
+    config = config.model_copy(update={"workers": 2, "epochs": 80})
     killed: list[int] = []
 
     def say(line: str) -> None:

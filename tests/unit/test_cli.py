@@ -1,9 +1,13 @@
 """The command line: every mistake is one line and exit code 2, and every command does what it says."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import normalizers
+from transformers import PreTrainedTokenizerFast
 
 from adadecode import __version__
 from adadecode.config import DecodeSettings
@@ -300,6 +304,17 @@ def test_training_needs_two_prompts_and_a_folder(usage_error, tiny, tmp_path):
     (tmp_path / "file").write_text("")
     line = usage_error(*common, "--data-file", tiny.prompts, "--out", tmp_path / "file")
     assert "cannot be made (File exists): choose another folder" in line
+
+
+def test_a_prompt_shorter_than_one_token_is_one_line(usage_error, tiny, tmp_path):
+    model = Path(shutil.copytree(tiny.model, tmp_path / "model"))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("~", "")
+    tokenizer.save_pretrained(model)
+    prompts = write_prompts(tmp_path / "prompts.jsonl", ["w5", "w6", "~~", "w7"])
+    flags = ["--model", model, "--task", "jsonl", "--data-file", prompts, "--threads", 1, "--out", tmp_path / "heads"]
+    line = usage_error("train-heads", *flags)
+    assert "sample 00002 of task jsonl: its prompt has 0 tokens; prompts need at least 1" in line
 
 
 def test_submit_needs_a_folder_every_node_sees(usage_error):

@@ -209,6 +209,33 @@ def test_heads_of_another_model_are_refused(folder):
     assert "train-heads" in message
 
 
+def test_heads_whose_facts_name_no_kind_are_the_papers(model, folder):
+    facts = json.loads((folder / FACTS).read_text())
+    assert facts.pop("kind") == "transform"
+    (folder / FACTS).write_text(json.dumps(facts))
+    assert load_heads(folder, model).exits == (1, 3)
+
+
+def test_tensors_of_another_kind_than_the_facts_name_are_refused(model, folder):
+    facts = json.loads((folder / FACTS).read_text()) | {"kind": "full"}
+    (folder / FACTS).write_text(json.dumps(facts))
+    assert "do not match exits [1, 3] of kind full" in refusal(folder, model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [
+        ("low-rank", (torch.zeros(32, 4), torch.zeros(5, 32))),
+        ("low-rank", (torch.zeros(16, 4), torch.zeros(4, 16))),
+        ("full", (torch.zeros(97, 16),)),
+        ("full", (torch.zeros(98, 32),)),
+    ],
+)
+def test_heads_of_another_kind_that_do_not_fit_the_model_are_refused(kind, parts, model, tmp_path):
+    save_heads(tmp_path, HeadTensors({1: parts}, kind=kind), tiny_facts(model, (1,), kind=kind))
+    assert "train" in refusal(tmp_path, model)
+
+
 @pytest.mark.parametrize("missing", [FACTS, TENSORS])
 def test_a_missing_file_is_refused(model, folder, missing):
     (folder / missing).unlink()
