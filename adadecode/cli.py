@@ -311,21 +311,36 @@ def bench_command(config_file: Path | None, out: Path | None, **flags: Any) -> N
 @main.command("train-heads")
 @model_flags
 @data_flags
-@click.option("--exits", callback=integers, help="Exit layers.  [default: L/4, L/2, 3L/4]")
+@click.option("--kind", help="transform, low-rank, full, shortlist or original.  [default: transform]")
+@click.option("--rank", type=int, help="Rank of low-rank heads.  [default: 32]")
+@click.option("--exits", callback=integers, help="Exit layers, any number.  [default: L/4, L/2, 3L/4]")
 @click.option("--max-new-tokens", type=int, help="Longest output to learn from.  [default: 256]")
 @click.option("--seed", type=int, help="Order of the batches and choice of held-out prompts.  [default: 0]")
 @click.option("--epochs", type=int, help="[default: 8]")
 @click.option("--batch-tokens", type=int, help="Tokens per training step.  [default: 1024]")
 @click.option("--learning-rate", type=float, help="[default: 0.001]")
 @click.option("--held-out", type=float, help="Share of the prompts kept for the report.  [default: 0.1]")
+@click.option("--kl-top-k", type=int, help="KL over this many tokens and the rest, to save memory.  [default: all]")
 @click.option("--shortlist-len", type=int, help="Tokens of the cheap heads.  [default: V / 4, at most 32768]")
+@click.option("--part-prompts", type=int, help="Prompts whose outputs are stored together.  [default: 512]")
+@click.option("--workers", type=int, help="Ray actors that generate.  [default: in this process, without Ray]")
+@click.option("--address", help="HOST:PORT of a running Ray head, with --workers.  [default: this machine]")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the heads.")
 def train_heads_command(config_file: Path | None, out: Path, **flags: Any) -> None:
     """Train exit heads on the model's own greedy outputs; rerun the same command to resume."""
     from adadecode.report.tables import heads_table
-    from adadecode.training.run import train_from_config
 
-    facts = train_from_config(build_settings(TrainConfig, config_file, flags), out, click.echo)
+    config = build_settings(TrainConfig, config_file, flags)
+    if config.workers is None:
+        from adadecode.training.run import train_from_config
+
+        facts = train_from_config(config, out, click.echo)
+    else:
+        from ray_jobs.scheduler import connect
+        from ray_jobs.training import train_on_ray
+
+        connect(config.address)
+        facts = train_on_ray(config, out, click.echo)
     console().print(heads_table(facts.training))
     click.echo(f"heads: {out}")
 
@@ -405,17 +420,17 @@ def tasks_command() -> None:
 @main.command("submit", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("--address", default="http://127.0.0.1:8265", show_default=True, help="The head's dashboard.")
 @click.option("--working-dir", help="Folder sent to the cluster, where adadecode is not installed there.")
-@click.argument("command", type=click.Choice(["eval"]))
+@click.argument("command", type=click.Choice(["eval", "train-heads"]))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def submit_command(address: str, working_dir: str | None, command: str, arguments: tuple[str, ...]) -> None:
-    """Run `adadecode eval ARGUMENTS` as a Ray job; exits with the driver's own exit code.
+    """Run `adadecode eval` or `train-heads` with ARGUMENTS as a Ray job; exits with the driver's own exit code.
 
     --out must be on storage every node sees; a relative one is taken from this folder.
     """
     from ray_jobs.submit import submit_job
 
     arguments = with_absolute_out(arguments)
-    sys.exit(submit_job(arguments, address, working_dir, lambda text: click.echo(text, nl=False)))
+    sys.exit(submit_job(command, arguments, address, working_dir, lambda text: click.echo(text, nl=False)))
 
 
 def with_absolute_out(arguments: Sequence[str]) -> tuple[str, ...]:

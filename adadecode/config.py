@@ -13,6 +13,7 @@ from adadecode.errors import UsageError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 HeadKind = Literal["full", "shortlist"]
+TrainedKind = Literal["transform", "low-rank", "full", "shortlist", "original"]
 Kernels = Literal["auto", "native", "eager", "compile"]
 Method = Literal["vanilla", "vanilla-w1", "adadecode", "adadecode-unverified", "transformers"]
 ShapeName = Literal["llama-3.1-8b", "llama-3.2-1b", "qwen3-8b", "llama-160m"]
@@ -130,6 +131,8 @@ class TrainConfig(Settings):
     prompt_field: str = "prompt"
     offset: int = Field(0, ge=0)
     limit: int | None = Field(None, ge=2)
+    kind: TrainedKind = "transform"
+    rank: int | None = Field(None, ge=1)  # of low-rank heads; None: 32
     exits: tuple[int, ...] | None = None  # None: L/4, L/2, 3L/4
     max_new_tokens: int = Field(256, ge=1)
     dtype: Dtype = "bfloat16"
@@ -139,8 +142,26 @@ class TrainConfig(Settings):
     batch_tokens: int = Field(1024, ge=1)
     learning_rate: float = Field(1e-3, gt=0.0)
     held_out: float = Field(0.1, gt=0.0, lt=1.0)
+    kl_top_k: int | None = Field(None, ge=1)  # None: the whole vocabulary
     shortlist_len: int | None = Field(None, ge=1)  # None: a quarter of the vocabulary, at most 32768
+    part_prompts: int = Field(512, ge=1)  # prompts whose outputs are one file, the unit of work and of resuming
+    workers: int | None = Field(None, ge=1)  # None: in this process, without Ray
+    address: str | None = None
     threads: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _every_setting_has_an_effect(self) -> Self:
+        if self.rank is not None and self.kind != "low-rank":
+            raise ValueError(f"--rank {self.rank}: only heads of --kind low-rank have one, not {self.kind}; drop it")
+        if self.kl_top_k is not None and self.kind in ("shortlist", "original"):
+            raise ValueError(f"--kl-top-k {self.kl_top_k}: --kind {self.kind} trains on no such KL; drop it")
+        unused = {"epochs", "learning_rate"} & self.model_fields_set if self.kind == "original" else set()
+        if unused:
+            flags = ", ".join(sorted("--" + name.replace("_", "-") for name in unused))
+            raise ValueError(f"--kind original trains nothing: drop {flags}")
+        if self.address is not None and self.workers is None:
+            raise ValueError(f"--address {self.address}: without --workers no cluster is used; give both or neither")
+        return self
 
 
 class TuneConfig(Settings):

@@ -42,7 +42,7 @@ class EvalActor:
         self._worker = load_worker(task.config, task.tasks, self._worker_id, task.threads)
         return self._worker_id
 
-    def evaluate(self, shard: Shard) -> int:
+    def work(self, shard: Shard) -> int:
         """Evaluates and commits `shard`; returns its number."""
         from adadecode.evaluation.run import do_shard
 

@@ -1,4 +1,4 @@
-"""The driver's loop: shards to idle actors, a dead actor's shard to another one.
+"""The driver's loop: shards, or whatever the work is cut into, to idle actors; a dead actor's to another one.
 
 Own loop over `ray.wait`, not `ray.util.ActorPool`, which loses the work of a node that dies.
 """
@@ -10,19 +10,23 @@ import tempfile
 from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from adadecode.config import EvalConfig
+from adadecode.config import EvalConfig, TrainConfig
 from adadecode.errors import AdaDecodeError, ResourcesError, UsageError
 from adadecode.evaluation.run import PreparedRun
 from adadecode.records import Shard
 from ray_jobs.actors import ActorTask, EvalActor
 
 PROBE_S = 5.0
+WAIT_S = 1.0
 MAX_ATTEMPTS = 3  # deaths of actors a shard may cause, or loads that may fail, before the run gives up
+LOADING = "loading the model"
+
+Item = TypeVar("Item")
 
 
 def connect(address: str | None) -> None:
@@ -51,24 +55,24 @@ def _probe(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=PROBE_S).close()
 
 
-def actor_resources(config: EvalConfig) -> tuple[dict[str, float], int]:
+def actor_resources(config: EvalConfig | TrainConfig) -> tuple[dict[str, float], int]:
     """Ray's resource options of one actor and the threads it computes with: one GPU each, or an equal share of CPUs.
 
     Raises ResourcesError when the cluster cannot hold the workers asked for.
     """
-    cluster = ray.cluster_resources()
+    cluster, workers = ray.cluster_resources(), config.workers or 1
     num_cpus, num_gpus = int(cluster.get("CPU", 0)), int(cluster.get("GPU", 0))
     holds = f"the cluster has {num_cpus} CPUs and {num_gpus} GPUs"
     if config.device == "cuda":
-        if config.workers > num_gpus:
-            raise ResourcesError(f"--workers {config.workers}: {holds}, one GPU each; ask for 1..{num_gpus} workers")
-        return {"num_gpus": 1, "num_cpus": 1}, config.threads or max(1, num_cpus // config.workers)
-    if config.workers > num_cpus:
-        raise ResourcesError(f"--workers {config.workers}: {holds}; ask for 1..{num_cpus} workers on the CPU")
-    most = most_threads(config.workers, [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]])
+        if workers > num_gpus:
+            raise ResourcesError(f"--workers {workers}: {holds}, one GPU each; ask for 1..{num_gpus} workers")
+        return {"num_gpus": 1, "num_cpus": 1}, config.threads or max(1, num_cpus // workers)
+    if workers > num_cpus:
+        raise ResourcesError(f"--workers {workers}: {holds}; ask for 1..{num_cpus} workers on the CPU")
+    most = most_threads(workers, [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]])
     threads = config.threads or most
     if threads > most:
-        raise ResourcesError(f"--threads {threads} for --workers {config.workers}: {holds}; ask for 1..{most} threads")
+        raise ResourcesError(f"--threads {threads} for --workers {workers}: {holds}; ask for 1..{most} threads")
     return {"num_cpus": threads}, threads
 
 
@@ -77,9 +81,13 @@ def most_threads(workers: int, cpus_per_node: list[int]) -> int:
     return max(t for t in range(1, max(cpus_per_node) + 1) if sum(cpus // t for cpus in cpus_per_node) >= workers)
 
 
-def with_absolute_paths(config: EvalConfig) -> EvalConfig:
+ConfigT = TypeVar("ConfigT", EvalConfig, TrainConfig)
+
+
+def with_absolute_paths(config: ConfigT) -> ConfigT:
     """`config` with the local folders of model and heads absolute: an actor runs in a folder of its own."""
-    local = {name: path for name in ("model", "heads") if (path := getattr(config, name)) and Path(path).is_dir()}
+    names = {"model", "heads"} & set(type(config).model_fields)
+    local = {name: path for name in names if (path := getattr(config, name)) and Path(path).is_dir()}
     return config.model_copy(update={name: str(Path(path).resolve()) for name, path in local.items()})
 
 
@@ -95,24 +103,27 @@ def run_on_ray(prepared: PreparedRun, on_shard: Callable[[Shard], None]) -> None
     resources, threads = actor_resources(config)
     folder = prepared.folder
     task = ActorTask(with_absolute_paths(config), prepared.tasks, folder.path.resolve(), folder.fingerprint, threads)
-    crew = _Crew(task, resources)
+    crew = Crew(EvalActor, task, threads, resources)
     try:
         for _ in range(min(config.workers, len(prepared.todo))):
             crew.hire()
-        _drive(crew, deque(prepared.todo), on_shard)
+        drive(crew, deque(prepared.todo), lambda shard, _: on_shard(shard), _name)
     finally:
         crew.dismiss()
 
 
-class _Crew:
-    """The actors of a run and what each is doing: loading (None) or a shard."""
+class Crew:
+    """The actors of a run and what each is doing: loading (None) or an item of work.
 
-    def __init__(self, task: ActorTask, resources: dict[str, float]) -> None:
-        environment = {"env_vars": {"OMP_NUM_THREADS": str(task.threads)}}
-        self._actor_class: Any = EvalActor.options(runtime_env=environment, **resources)  # pyright: ignore
+    An actor is made from its worker id and the crew's task, then told to `load` and, item by item, to `work`.
+    """
+
+    def __init__(self, actor_class: Any, task: Any, threads: int, resources: dict[str, float]) -> None:
+        environment = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
+        self._actor_class = actor_class.options(runtime_env=environment, **resources)
         self._task = task
         self._num_hired = 0
-        self.busy: dict[ray.ObjectRef, tuple[Any, Shard | None]] = {}
+        self.busy: dict[ray.ObjectRef, tuple[Any, Any]] = {}
 
     def hire(self) -> None:
         """Starts one more actor, loading."""
@@ -120,12 +131,12 @@ class _Crew:
         self._num_hired += 1
         self.busy[actor.load.remote()] = (actor, None)
 
-    def give(self, actor: Any, shard: Shard) -> None:
-        self.busy[actor.evaluate.remote(shard)] = (actor, shard)
+    def give(self, actor: Any, item: Any) -> None:
+        self.busy[actor.work.remote(item)] = (actor, item)
 
     def works(self) -> bool:
-        """Whether any actor has a shard; those that only load are not waited for."""
-        return any(shard is not None for _, shard in self.busy.values())
+        """Whether any actor has an item; those that only load are not waited for."""
+        return any(item is not None for _, item in self.busy.values())
 
     def dismiss(self) -> None:
         """Ends every actor that is still busy."""
@@ -133,47 +144,70 @@ class _Crew:
             ray.kill(actor)
 
 
-def _drive(crew: _Crew, pending: deque[Shard], on_shard: Callable[[Shard], None]) -> None:
-    deaths: Counter[int | None] = Counter()  # by shard; None: while loading, since the last actor that loaded
+class Pending(Protocol[Item]):
+    """Work not yet given to anyone, false when there is none: a deque, or what makes its items when asked for them."""
+
+    def popleft(self) -> Item: ...
+
+    def appendleft(self, item: Item, /) -> None: ...
+
+
+def drive(
+    crew: Crew,
+    pending: Pending[Item],
+    on_done: Callable[[Item, Any], None],
+    name: Callable[[Item], str],
+    on_wait: Callable[[], None] = lambda: None,
+) -> None:
+    """Has `crew` do all that is `pending`; `on_done` gets each item with what the actor returned for it.
+
+    Errors and counts of deaths go by the `name` of an item. `on_wait` is called now and then while nothing is done.
+    """
+    deaths: Counter[str] = Counter()  # by what was being done; while loading, since the last actor that loaded
     while pending or crew.works():
-        (done,), _ = ray.wait(list(crew.busy), num_returns=1)
-        actor, shard = crew.busy.pop(done)
+        ready, _ = ray.wait(list(crew.busy), num_returns=1, timeout=WAIT_S)
+        if not ready:
+            on_wait()
+            continue
+        done = ready[0]
+        actor, item = crew.busy.pop(done)
+        doing = LOADING if item is None else name(item)
         try:
-            ray.get(done)
+            result = ray.get(done)
         except RayTaskError as error:
             ray.kill(actor)
-            raise _as_told(error, shard) from error
+            raise _as_told(error, doing) from error
         except RayError as error:  # the actor, its node or its environment is gone
             ray.kill(actor)
-            deaths[shard.shard_idx if shard else None] += 1
-            if shard is not None:
-                pending.appendleft(shard)
-            if deaths[shard.shard_idx if shard else None] >= MAX_ATTEMPTS:
+            deaths[doing] += 1
+            if item is not None:
+                pending.appendleft(item)
+            if deaths[doing] >= MAX_ATTEMPTS:
                 raise AdaDecodeError(
-                    f"{_doing(shard)} ended its worker {MAX_ATTEMPTS} times; what is committed stays, and the same "
+                    f"{doing} ended its worker {MAX_ATTEMPTS} times; what is committed stays, and the same "
                     f"command continues ({' '.join(str(error).split())[:200]})"
                 ) from error
             if pending:
                 crew.hire()
             continue
-        if shard is None:
-            deaths[None] = 0
+        if item is None:
+            deaths[LOADING] = 0
         else:
-            on_shard(shard)
+            on_done(item, result)
         if pending:
             crew.give(actor, pending.popleft())
         else:
             ray.kill(actor)
 
 
-def _doing(shard: Shard | None) -> str:
-    return "loading the model" if shard is None else f"shard {shard.shard_idx} of task {shard.task}"
+def _name(shard: Shard) -> str:
+    return f"shard {shard.shard_idx} of task {shard.task}"
 
 
-def _as_told(error: RayTaskError, shard: Shard | None) -> Exception:
+def _as_told(error: RayTaskError, doing: str) -> Exception:
     """The worker's own one-line error when it made one, else a line that names what it was doing."""
     cause = error.cause
     if isinstance(cause, AdaDecodeError):
         return cause
     last_line = str(error).strip().splitlines()[-1]
-    return AdaDecodeError(f"{_doing(shard)} failed: {last_line}; Ray's logs are under {tempfile.gettempdir()}/ray")
+    return AdaDecodeError(f"{doing} failed: {last_line}; Ray's logs are under {tempfile.gettempdir()}/ray")

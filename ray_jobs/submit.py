@@ -1,4 +1,4 @@
-"""Submits an evaluation as a Ray job, follows its log and returns the driver's own exit code."""
+"""Submits an evaluation or a training as a Ray job, follows its log and returns the driver's own exit code."""
 
 import shlex
 import time
@@ -12,10 +12,13 @@ from adadecode.errors import EXIT_FAILED, EXIT_OK, UsageError
 
 POLL_S = 0.5
 AGENT_TIMEOUT_S = 60.0
+MODULES = {"eval": "ray_jobs.evaluate", "train-heads": "ray_jobs.train_heads"}
 
 
-def submit_job(arguments: Sequence[str], address: str, working_dir: str | None, say: Callable[[str], None]) -> int:
-    """Runs `python -m ray_jobs.evaluate ARGUMENTS` on the cluster whose dashboard is at `address`; returns its exit code.
+def submit_job(
+    command: str, arguments: Sequence[str], address: str, working_dir: str | None, say: Callable[[str], None]
+) -> int:
+    """Runs the module of `command` with `arguments` on the cluster whose dashboard is at `address`; returns its exit code.
 
     The log is passed on to `say` piece by piece. Ray itself tells SUCCEEDED from FAILED only; the driver's exit code
     (3 for a parity mismatch, 4 for missing rows, ...) comes from the job's record.
@@ -28,7 +31,7 @@ def submit_job(arguments: Sequence[str], address: str, working_dir: str | None, 
             f"--address {address!r}: no Ray dashboard answers there; give http://HOST:8265 of a running head, and "
             f"RAY_AUTH_MODE=token with its RAY_AUTH_TOKEN where it asks for one ({reason})"
         ) from error
-    entrypoint = shlex.join(["python", "-m", "ray_jobs.evaluate", *arguments])
+    entrypoint = shlex.join(["python", "-m", MODULES[command], *arguments])
     try:
         job_id = _submit_when_ready(client, entrypoint, {"working_dir": working_dir} if working_dir else {})
     except (RuntimeError, ValueError, OSError) as error:

@@ -35,7 +35,11 @@ def save_tiny_model(path: Path, family: str = "llama", *, dtype: torch.dtype = t
 def save_tiny_heads(path: Path, model: Path, exits: tuple[int, ...], seed: int = 0) -> Path:
     """Saves heads near the identity at `exits`, made for the model saved in `model`, to `path`, and returns it."""
     decoder, _ = load_model(str(model), dtype="float32")
-    save_heads(path, HeadTensors(random_transforms(decoder, exits, seed)), tiny_facts(decoder, exits))
+    save_heads(
+        path,
+        HeadTensors({e: (t,) for e, t in random_transforms(decoder, exits, seed).items()}),
+        tiny_facts(decoder, exits),
+    )
     return path
 
 

@@ -3,8 +3,8 @@
     python -m adadecode.demo.build --gsm8k train.jsonl --work build/demo --install
 
 The texts are GSM8K's training split and the documented functions of the standard library of the Python that runs this
-script. Every stage resumes, and is skipped when its result is in the work folder. On two CPU cores it takes about an
-hour; the result depends, in the last bits, on the machine's kernels and number of threads.
+script. Every stage resumes, and is skipped when its result is in the work folder. On two CPU cores it takes some
+hours; the result depends, in the last bits, on the machine's kernels and number of threads.
 """
 
 import json
@@ -17,18 +17,22 @@ import click
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from adadecode.config import TrainConfig
+from adadecode.config import TrainConfig, TrainedKind
 from adadecode.demo import HEADS_DIR, MODEL_DIR
 from adadecode.demo.corpus import Document, gsm8k_documents, python_functions
 from adadecode.demo.pretrain import demo_config, encode, train_model, train_tokenizer
 from adadecode.model.decoder import load_model
 from adadecode.model.exit_heads import FACTS, TENSORS
-from adadecode.training.distill import train_heads
+from adadecode.training.run import train_heads
 
 MODEL_FACTS = "training.json"
-HEAD_PROMPTS = {"math": 1000, "code": 800}
+HEAD_EXITS = (2, 4, 6, 8, 10, 12)
+KEPT_FOR_TUNING = {"math": 300, "code": 100}  # the last usable prompts of each domain, which no heads are trained on
 LONGEST_HEAD_PROMPT = 256
 HEAD_SETTINGS: dict[str, Any] = {"max_new_tokens": 192, "epochs": 3, "batch_tokens": 1024}
+
+ABLATION_EXITS = (4, 8, 12)
+ABLATION_KINDS: tuple[TrainedKind, ...] = ("full", "low-rank", "original")
 
 
 @click.command()
@@ -36,15 +40,29 @@ HEAD_SETTINGS: dict[str, Any] = {"max_new_tokens": 192, "epochs": 3, "batch_toke
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build/demo"), show_default=True)
 @click.option("--threads", type=int, default=2, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--head-prompts", type=int, help="At most this many prompts per domain for the heads, to try it out.")
+@click.option(
+    "--ablation", is_flag=True, help="Also train heads of other kinds and of mixed domains, in WORK/ablation."
+)
 @click.option("--install", is_flag=True, help="Copy the result into this package.")
-def main(gsm8k: Path | None, work: Path, threads: int, seed: int, install: bool) -> None:
+def main(
+    gsm8k: Path | None, work: Path, threads: int, seed: int, head_prompts: int | None, ablation: bool, install: bool
+) -> None:
     """Builds the demo's tokenizer, model and heads."""
     torch.set_num_threads(threads)
     work.mkdir(parents=True, exist_ok=True)
     documents = {"math": gsm8k_documents(gsm8k), "code": python_functions()}
     build_model(documents, work, seed)
-    for domain, group in documents.items():
-        build_heads(domain, group, work, threads, seed)
+    texts = {domain: [document.prompt for document in group] for domain, group in documents.items()}
+    trainer = HeadTrainer(work, threads, seed)
+    prompts = {domain: trainer.encode(domain, group)[:head_prompts] for domain, group in texts.items()}
+    for domain, group in prompts.items():
+        trainer.train(work / "heads" / domain, domain, group, HEAD_EXITS, "transform")
+    if ablation:
+        for kind in ABLATION_KINDS:
+            trainer.train(work / "ablation" / f"math-{kind}", "math", prompts["math"], ABLATION_EXITS, kind)
+        mixed = mixed_prompts(prompts)
+        trainer.train(work / "ablation" / "mixed", "mixed", mixed, ABLATION_EXITS, "transform")
     if install:
         shutil.copytree(work / "model", MODEL_DIR, dirs_exist_ok=True)
         for domain in documents:
@@ -70,16 +88,45 @@ def build_model(documents: dict[str, list[Document]], work: Path, seed: int) -> 
     (work / "model" / MODEL_FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
-def build_heads(domain: str, documents: list[Document], work: Path, threads: int, seed: int) -> None:
-    """Trains the exit heads of one domain into `work`/heads/<domain>, unless they are there."""
-    out = work / "heads" / domain
-    if (out / FACTS).exists():
-        return
-    model, tokenizer = load_model(str(work / "model"), kernels="eager")
-    prompts: list[list[int]] = tokenizer([document.prompt for document in documents])["input_ids"]  # pyright: ignore
-    prompts = [prompt for prompt in prompts if len(prompt) <= LONGEST_HEAD_PROMPT][: HEAD_PROMPTS[domain]]
-    config = TrainConfig(model="demo", task=f"demo-{domain}", seed=seed, threads=threads, **HEAD_SETTINGS)
-    train_heads(model, prompts, config, out, click.echo)
+class HeadTrainer:
+    """Trains exit heads on the model in `work`, each set unless it is there."""
+
+    def __init__(self, work: Path, threads: int, seed: int) -> None:
+        self._threads, self._seed = threads, seed
+        torch.set_num_threads(threads)
+        self._model, self._tokenizer = load_model(str(work / "model"))
+
+    def encode(self, domain: str, texts: list[str]) -> list[list[int]]:
+        """The usable ones of the prompts `texts`, less those kept for tuning."""
+        prompts: list[list[int]] = self._tokenizer(texts)["input_ids"]  # pyright: ignore
+        usable = [prompt for prompt in prompts if len(prompt) <= LONGEST_HEAD_PROMPT]
+        return usable[: -KEPT_FOR_TUNING[domain]]
+
+    def train(self, out: Path, task: str, prompts: list[list[int]], exits: tuple[int, ...], kind: TrainedKind) -> None:
+        """Trains heads of `kind` at `exits` on `prompts` into `out`."""
+        if (out / FACTS).exists():
+            return
+        click.echo(f"{out}: {len(prompts)} prompts")
+        settings = {name: value for name, value in HEAD_SETTINGS.items() if kind != "original" or name != "epochs"}
+        config = TrainConfig(
+            model="demo",
+            task=f"demo-{task}",
+            kind=kind,
+            exits=exits,
+            seed=self._seed,
+            threads=self._threads,
+            **settings,
+        )
+        train_heads(self._model, prompts, config, out, click.echo)
+
+
+def mixed_prompts(prompts: dict[str, list[list[int]]]) -> list[list[int]]:
+    """As many prompts as those for math, half of them for code where there are so many, in turns."""
+    num_code = min(len(prompts["code"]), len(prompts["math"]) // 2)
+    num_math = len(prompts["math"]) - num_code
+    math, code = prompts["math"][:num_math], prompts["code"][:num_code]
+    by_turn = [((i + 0.5) / len(group), prompt) for group in (math, code) for i, prompt in enumerate(group)]
+    return [prompt for _, prompt in sorted(by_turn)]
 
 
 if __name__ == "__main__":

@@ -218,24 +218,37 @@ def load_model(
     source = resolve_model(model)
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device 'cuda': no CUDA device is visible to this process; use --device cpu")
+    _, tokenizer = load_tokenizer(model, revision)
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
-        check_supported(config)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, revision=revision, dtype=getattr(torch, dtype), output_loading_info=True
         )
         lm, loading = loaded
         if loading["missing_keys"]:  # transformers would go on with random weights
             raise ValueError(f"the checkpoint lacks {', '.join(sorted(loading['missing_keys']))}")
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     except (OSError, ValueError, SafetensorError) as error:
+        raise _not_loadable(model, error) from error
+    return DecoderModel(lm.to(device), kernels), tokenizer
+
+
+def load_tokenizer(model: str, revision: str | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
+    """transformers' configuration and the tokenizer of a model that `load_model` takes, without its weights."""
+    source = resolve_model(model)
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        check_supported(config)
+        return config, AutoTokenizer.from_pretrained(source, revision=revision)
+    except (OSError, ValueError) as error:
         if isinstance(error, UsageError):
             raise
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(
-            f"--model {model!r} cannot be loaded; give `demo`, a folder with a transformers model, or a hub id ({reason})"
-        ) from error
-    return DecoderModel(lm.to(device), kernels), tokenizer
+        raise _not_loadable(model, error) from error
+
+
+def _not_loadable(model: str, error: Exception) -> UsageError:
+    reason = " ".join(str(error).split())[:200]
+    return UsageError(
+        f"--model {model!r} cannot be loaded; give `demo`, a folder with a transformers model, or a hub id ({reason})"
+    )
 
 
 def chat_template_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -1,8 +1,10 @@
-"""Exit heads: one trained d x d matrix T(e) per exit layer in front of the model's own frozen norm and LM head.
+"""Exit heads: the paper's, one trained d x d matrix T(e) per exit layer before the frozen norm and LM head, and others.
 
-`logits = E* . T(e) . norm(h)` (paper section 3). On disk: `exit_heads.safetensors` with one tensor `T.<exit layer>` each
-and, when they were reduced, `shortlist.ids`, `shortlist.<exit layer>` and `gate.<exit layer>`; `exit_heads.json` says what
-they were made for. Shapes: W rows, d model width, V vocabulary, K tokens of the shortlist.
+`logits = E* . T(e) . norm(h)` (paper section 3). On disk: `exit_heads.safetensors` with the tensors of the kind for each
+exit layer e - `T.<e>` (transform), `U.<e>` and `V.<e>` of T(e) = I + U V (low-rank), `W.<e>`, a matrix `[V, d]` instead of
+E* . T(e) (full), nothing (original: T(e) = I; shortlist: below alone) - and, when they were reduced, `shortlist.ids`,
+`shortlist.<e>` and `gate.<e>`. `exit_heads.json` says what they were made for. Shapes: W rows, d model width, V vocabulary,
+K tokens of the shortlist, r rank.
 """
 
 import copy
@@ -18,14 +20,24 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
+from torch.nn.functional import linear
 
-from adadecode.config import HeadKind
+from adadecode.config import HeadKind, TrainedKind
 from adadecode.errors import ExitHeadsError
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.layers import ExitTest, Gate, Head
 from adadecode.model.step import DecodeStep, Proposals, Segment
 
 TENSORS, FACTS = "exit_heads.safetensors", "exit_heads.json"
+
+# The tensors that a head of each kind has at every exit, by the names they have on disk.
+PART_NAMES: dict[TrainedKind, tuple[str, ...]] = {
+    "transform": ("T",),
+    "low-rank": ("U", "V"),
+    "full": ("W",),
+    "original": (),
+    "shortlist": (),
+}
 
 
 class HeadFacts(BaseModel):
@@ -34,6 +46,7 @@ class HeadFacts(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     format_version: int = 1
+    kind: TrainedKind = "transform"
     base_model: str
     base_model_hash: str
     exits: tuple[int, ...]
@@ -61,6 +74,7 @@ class ExitHeads:
         model: DecoderModel,
         transforms: dict[int, Tensor],
         *,
+        matrices: dict[int, Tensor] | None = None,
         shortlist: Shortlist | None = None,
         gates: dict[int, Tensor] | None = None,
         gate: float = 0.0,
@@ -68,10 +82,17 @@ class ExitHeads:
     ) -> None:
         """Takes T(e) `[d, d]` per exit layer, in increasing order; raises ExitHeadsError when they do not fit `model`.
 
-        A gate is a logistic regression on the normed hidden state, weights and bias `[d + 1]`.
+        Instead of `transforms`, which is empty then, there may be `matrices` `[V, d]` in place of E* . T(e), or a
+        shortlist alone. A gate is a logistic regression on the normed hidden state, weights and bias `[d + 1]`.
         """
-        self.exits = tuple(transforms)
+        self.exits = tuple(transforms or matrices or (shortlist.matrices if shortlist else ()))
         check_exits(self.exits, model.num_layers)
+        for exit_layer, matrix in (matrices or {}).items():
+            if matrix.shape != (model.vocab_size, model.width):
+                raise ExitHeadsError(
+                    f"exit head {exit_layer} has shape {list(matrix.shape)}, the model needs "
+                    f"[{model.vocab_size}, {model.width}]: train heads for this model"
+                )
         for exit_layer, transform in transforms.items():
             if transform.shape != (model.width, model.width):
                 raise ExitHeadsError(
@@ -93,13 +114,14 @@ class ExitHeads:
         if any(weights.shape != (model.width + 1,) for weights in (gates or {}).values()):
             raise ExitHeadsError(f"gates need {model.width + 1} numbers for this model: train heads for this model")
         self._model = model
-        self._transforms = {e: t.to(device=model.device, dtype=model.dtype) for e, t in transforms.items()}
         like = model.lm.lm_head.weight
-        if shortlist is None:
-            heads = {e: Head((transform, like)) for e, transform in self._transforms.items()}
-        else:
+        full = {e: Head((transform.to(like), like)) for e, transform in transforms.items()}
+        full |= {e: Head((matrix.to(like),)) for e, matrix in (matrices or {}).items()}
+        heads = full
+        if shortlist is not None:
             token_ids = shortlist.token_ids.to(model.device, torch.long)
             heads = {e: Head((matrix.to(like),), token_ids) for e, matrix in shortlist.matrices.items()}
+        self._full = full or heads
         self.gates = {
             e: Gate(weights[:-1].to(model.device, torch.float32).contiguous(), float(weights[-1]))
             for e, weights in (gates or {}).items()
@@ -122,10 +144,17 @@ class ExitHeads:
         """All that a round may test."""
         return self._tests.values()
 
+    @property
+    def token_ids(self) -> Tensor | None:
+        """The tokens `[K]` that `logits` are over; None when it is the whole vocabulary."""
+        return next(iter(self._full.values())).token_ids
+
     def logits(self, exit_layer: int, hidden: Tensor) -> Tensor:
-        """Logits `[W, V]` of the full head on hidden states `[W, d]` at `exit_layer`."""
-        transformed = self._model.final_norm(hidden) @ self._transforms[exit_layer].T
-        return self._model.lm.lm_head(transformed)
+        """Logits `[W, V]` of the full head on hidden states `[W, d]` at `exit_layer`; `[W, K]` with a shortlist alone."""
+        outputs = self._model.final_norm(hidden)
+        for matrix in self._full[exit_layer].matrices:
+            outputs = linear(outputs, matrix)
+        return outputs
 
     def propose(self, step: DecodeStep, segment: Segment, first_tested: int, first_position: int) -> Proposals | None:
         """Runs `segment`, which ends at an exit layer, and tests slots [first_tested, hi) there.
@@ -155,18 +184,24 @@ def paper_exits(num_layers: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class HeadTensors:
-    """The tensors of one set of heads: T(e) `[d, d]`, and what makes their tests cheap, when they were reduced.
+    """The tensors of one set of heads: per exit those of its kind, and what makes tests cheap, when they were reduced.
 
     A gate is a logistic regression on the normed hidden state, weights and bias `[d + 1]`, float32.
     """
 
-    transforms: dict[int, Tensor]
+    parts: dict[int, tuple[Tensor, ...]]
     shortlist: Shortlist | None = None
     gates: dict[int, Tensor] = field(default_factory=dict)
+    kind: TrainedKind = "transform"
 
     def named(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """As they are on disk, the heads in `dtype`."""
-        tensors = {f"T.{e}": t.to(dtype) for e, t in self.transforms.items()}
+        names = PART_NAMES[self.kind]
+        tensors = {
+            f"{name}.{e}": part.to(dtype)
+            for e, parts in self.parts.items()
+            for name, part in zip(names, parts, strict=True)
+        }
         if self.shortlist is not None:
             tensors["shortlist.ids"] = self.shortlist.token_ids.to(torch.int32)
             tensors |= {f"shortlist.{e}": t.to(dtype) for e, t in self.shortlist.matrices.items()}
@@ -174,17 +209,54 @@ class HeadTensors:
         return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
     @classmethod
-    def from_named(cls, tensors: dict[str, Tensor], exits: tuple[int, ...]) -> "HeadTensors":
+    def from_named(
+        cls, tensors: dict[str, Tensor], exits: tuple[int, ...], kind: TrainedKind = "transform"
+    ) -> "HeadTensors":
         """The heads at `exits` in what a file holds; raises KeyError when it holds something else."""
         tensors = dict(tensors)
-        transforms = {e: tensors.pop(f"T.{e}") for e in exits}
+        parts = {e: tuple(tensors.pop(f"{name}.{e}") for name in PART_NAMES[kind]) for e in exits}
         shortlist = None
-        if "shortlist.ids" in tensors:
+        if "shortlist.ids" in tensors or kind == "shortlist":
             shortlist = Shortlist(tensors.pop("shortlist.ids"), {e: tensors.pop(f"shortlist.{e}") for e in exits})
         gates = {e: tensors.pop(f"gate.{e}") for e in exits} if tensors else {}
         if tensors:
             raise KeyError(*tensors)
-        return cls(transforms, shortlist, gates)
+        return cls(parts, shortlist, gates, kind)
+
+    def on(
+        self, model: DecoderModel, head: HeadKind = "full", gate: float = 0.0, content_hash: str | None = None
+    ) -> ExitHeads:
+        """These heads on `model`, tested in full or over their shortlist, which kind `shortlist` has alone."""
+        transforms: dict[int, Tensor] = {}
+        matrices: dict[int, Tensor] | None = None
+        match self.kind:
+            case "transform":
+                transforms = {e: transform for e, (transform,) in self.parts.items()}
+            case "low-rank":
+                transforms = {e: merged(*factors) for e, factors in self.parts.items()}
+            case "full":
+                matrices = {e: matrix for e, (matrix,) in self.parts.items()}
+            case "original":
+                matrices = {e: model.lm.lm_head.weight for e in self.parts}  # noqa: C420
+        shortlist = self.shortlist if head == "shortlist" or self.kind == "shortlist" else None
+        return ExitHeads(
+            model,
+            transforms,
+            matrices=matrices,
+            shortlist=shortlist,
+            gates=self.gates,
+            gate=gate,
+            content_hash=content_hash,
+        )
+
+
+def merged(u: Tensor, v: Tensor) -> Tensor:
+    """T = I + U V `[d, d]` of the factors `[d, r]` and `[r, d]`, float32; raises ExitHeadsError when they do not fit."""
+    if u.ndim != 2 or v.shape != u.T.shape:
+        raise ExitHeadsError(
+            f"low-rank factors have shapes {list(u.shape)} and {list(v.shape)}, not [d, r] and [r, d]: train them again"
+        )
+    return torch.eye(len(u), device=u.device) + u.float() @ v.float()
 
 
 def save_heads(folder: Path, tensors: HeadTensors, facts: HeadFacts) -> None:
@@ -225,19 +297,17 @@ def load_heads(folder: Path, model: DecoderModel, head: HeadKind = "full", gate:
             f"this model's are {model.model_hash}; {retrain}"
         )
     try:
-        tensors = HeadTensors.from_named(named, facts.exits)
+        tensors = HeadTensors.from_named(named, facts.exits, facts.kind)
     except KeyError as error:
         raise ExitHeadsError(
-            f"--heads {str(folder)!r}: tensors {sorted(named)} do not match exits {list(facts.exits)}"
+            f"--heads {str(folder)!r}: tensors {sorted(named)} do not match exits {list(facts.exits)} of kind {facts.kind}"
         ) from error
-    wanted = {"--head shortlist": head == "shortlist" and tensors.shortlist is None}
-    wanted[f"--gate {gate:g}"] = gate > 0.0 and not tensors.gates
-    for flag in (flag for flag, is_missing in wanted.items() if is_missing):
-        raise ExitHeadsError(
-            f"{flag}: the heads in {str(folder)!r} were made without; use --head full --gate 0, or {retrain}"
-        )
-    shortlist = tensors.shortlist if head == "shortlist" else None
-    content_hash = hashlib.sha256(raw).hexdigest()[:16]
-    return ExitHeads(
-        model, tensors.transforms, shortlist=shortlist, gates=tensors.gates, gate=gate, content_hash=content_hash
-    )
+    lacking = {
+        "--head full": (head == "full" and facts.kind == "shortlist", "--head shortlist"),
+        "--head shortlist": (head == "shortlist" and tensors.shortlist is None, "--head full"),
+        f"--gate {gate:g}": (gate > 0.0 and not tensors.gates, "--gate 0"),
+    }
+    for flag, (is_lacking, remedy) in lacking.items():
+        if is_lacking:
+            raise ExitHeadsError(f"{flag}: the heads in {str(folder)!r} were made without; use {remedy}, or {retrain}")
+    return tensors.on(model, head, gate, hashlib.sha256(raw).hexdigest()[:16])

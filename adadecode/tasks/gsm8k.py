@@ -11,12 +11,13 @@ Chat prompt: the question, an empty line and `CHAT_INSTRUCTION`.
 """
 
 import re
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
 from adadecode.errors import TaskDataError
 from adadecode.records import Example
-from adadecode.tasks.rows import HubDataset, Row, load_rows, shown
+from adadecode.tasks.rows import HubDataset, Row, iterate_rows, shown
 
 HUB = HubDataset("openai/gsm8k", "main", "test")
 CHAT_INSTRUCTION = "Reason step by step, and end your answer with `#### <number>`."
@@ -29,8 +30,13 @@ MARKED_NUMBER = re.compile(rf"####\s*({NUMBER.pattern})")
 
 def load(data_file: Path | None, limit: int | None, split: str = "test") -> list[Example]:
     """The examples of `split` on the hub, or of `data_file`, numbered by row."""
-    rows = load_rows(data_file or HUB._replace(split=split), limit)
-    return [to_example(row, f"gsm8k-{row_idx:05d}") for row_idx, row in enumerate(rows)]
+    return list(iterate(data_file, limit, split))
+
+
+def iterate(data_file: Path | None, limit: int | None, split: str = "test") -> Iterator[Example]:
+    """The same one after another."""
+    for row_idx, row in enumerate(iterate_rows(data_file or HUB._replace(split=split), limit)):
+        yield to_example(row, f"gsm8k-{row_idx:05d}")
 
 
 def to_example(row: Row, sample_id: str) -> Example:

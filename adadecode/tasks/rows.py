@@ -47,11 +47,17 @@ class Row:
 
 def load_rows(source: Path | HubDataset, limit: int | None) -> list[Row]:
     """The first `limit` rows of `source`, all when None. Rows past the limit are not looked at, so not checked."""
+    return list(iterate_rows(source, limit))
+
+
+def iterate_rows(source: Path | HubDataset, limit: int | None) -> Iterator[Row]:
+    """The same one after another, for data sets that need not fit in memory."""
     assert limit is None or limit >= 1, limit
-    rows = list(islice(_hub_rows(source) if isinstance(source, HubDataset) else _file_rows(source), limit))
-    if not rows:
+    row = None
+    for row in islice(_hub_rows(source) if isinstance(source, HubDataset) else _file_rows(source), limit):
+        yield row
+    if row is None:
         raise TaskDataError(f"{source}: the data set is empty; give one with at least one row with --data-file")
-    return rows
 
 
 def check_distinct(sample_ids: Sequence[str], rows: Sequence[Row], remedy: str) -> None:

@@ -1,25 +1,28 @@
-"""The model's own greedy outputs, which exit heads learn from (paper section 3): batched, kept as Parquet."""
+"""The model's own greedy outputs, which exit heads learn from (paper section 3), stored as Parquet parts.
 
-import hashlib
+A part holds the outputs of one chunk of prompts and says in its metadata what they were made from. It appears whole or
+not at all, so an interrupted generation goes on where it was and a finished one is never done again.
+"""
+
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from transformers import GenerationConfig
 
 from adadecode.config import TrainConfig
-from adadecode.engine.generate import room_for_output
-from adadecode.errors import PromptTooLongError, UsageError
+from adadecode.errors import DeviceLostError
 from adadecode.model.decoder import DecoderModel
+from adadecode.training.generation import greedy_continuations
+from adadecode.training.prompts import Chunk, UsablePrompts, hash_ids
 
-OUTPUTS = "outputs.parquet"
-BATCH_PROMPTS = 64
+OUTPUTS_DIR = "outputs"
+PROGRESS_EVERY_S = 10.0
 
 Say = Callable[[str], None]
 
@@ -31,106 +34,133 @@ class GreedyOutput(NamedTuple):
     output_ids: list[int]
 
 
-def greedy_outputs(
-    model: DecoderModel, prompts: list[list[int]], config: TrainConfig, out: Path, say: Say
-) -> list[GreedyOutput]:
-    """Outputs of the distinct `prompts` that fit the context, in their order; raises UsageError below two.
+class Part(NamedTuple):
+    """What is known of a stored part without reading its rows."""
 
-    Taken from `out`/outputs.parquet when this model made it from these prompts, else generated and written there.
+    part_idx: int
+    num_outputs: int
+    num_tokens: int  # of the outputs alone
+    content_hash: str
+
+
+class Progress:
+    """Says how far a generation is, at most every few seconds unless told to."""
+
+    def __init__(self, num_prompts: int, say: Say) -> None:
+        self._num_prompts, self._say = num_prompts, say
+        self._num_done = self._num_made = self._num_tokens = 0
+        self._started = self._last_said = time.monotonic()
+
+    def made(self, num_outputs: int, num_tokens: int) -> None:
+        """Counts new outputs."""
+        self._num_made += num_outputs
+        self._count(num_outputs, num_tokens)
+        now = time.monotonic()
+        if self._num_done == self._num_prompts or now - self._last_said >= PROGRESS_EVERY_S:
+            self._last_said = now
+            left_s = (now - self._started) / self._num_made * (self._num_prompts - self._num_done)
+            self._say(
+                f"outputs: {self._num_done}/{self._num_prompts} prompts, {self._num_tokens} tokens, {left_s:.0f} s left"
+            )
+
+    def reused(self, part: Part) -> None:
+        """Counts the outputs of a part that was there before."""
+        self._count(part.num_outputs, part.num_tokens)
+        self._say(f"outputs: reusing {part.num_outputs} of {part_path(Path(), part.part_idx).name}")
+
+    def _count(self, num_outputs: int, num_tokens: int) -> None:
+        self._num_done += num_outputs
+        self._num_tokens += num_tokens
+
+
+def make_outputs(
+    model: DecoderModel, prompts: Iterable[list[int]], config: TrainConfig, out: Path, say: Say
+) -> list[Part]:
+    """The parts of the outputs of the usable `prompts`, in their order, made in this process where they are missing.
+
+    Raises UsageError when fewer than two prompts are usable. `prompts` is iterated over twice.
     """
-    usable = _usable_prompts(model, prompts, say)
-    made_from = {
-        "base_model_hash": model.model_hash,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "eos_token_ids": json.dumps(sorted(model.eos_token_ids)),
-        "max_new_tokens": str(config.max_new_tokens),
-        "prompts_hash": hashlib.sha256(json.dumps(usable).encode()).hexdigest()[:16],
-        "seed": str(config.seed),
-    }
-    path = out / OUTPUTS
-    outputs = _read_outputs(path, made_from, say) if path.exists() else None
-    if outputs is None:
-        outputs = _generate(model, usable, config.max_new_tokens, say)
-        _write_outputs(path, outputs, made_from)
-    return outputs
+    usable = UsablePrompts(prompts, model.context_len)
+    num_prompts, lines = usable.count()
+    for line in lines:
+        say(line)
+    progress = Progress(num_prompts, say)
+    parts = []
+    for chunk in usable.chunks(config.part_prompts):
+        part = find_part(model, chunk, config, out, say)
+        if part is None:
+            part = make_part(model, chunk, config, out, progress.made)
+        else:
+            progress.reused(part)
+        parts.append(part)
+    return parts
 
 
-def _usable_prompts(model: DecoderModel, prompts: list[list[int]], say: Say) -> list[list[int]]:
-    """Distinct prompts, so that none is both trained on and held out, with room for at least one token."""
-    usable: list[list[int]] = []
-    distinct = [list(prompt) for prompt in dict.fromkeys(map(tuple, prompts))]
-    if len(distinct) < len(prompts):
-        say(f"skipped {len(prompts) - len(distinct)} prompts that occur more than once")
-    for prompt in distinct:
-        try:
-            room_for_output(model, len(prompt))
-            usable.append(prompt)
-        except PromptTooLongError as error:
-            say(f"skipped one prompt: {error}")
-    if len(usable) < 2:
-        raise UsageError(
-            f"{len(usable)} of {len(prompts)} prompts are usable; heads need at least 2, one to train on and one held "
-            "out: give more prompts that fit the model's context"
-        )
-    return usable
-
-
-@torch.inference_mode()
-def _generate(model: DecoderModel, prompts: list[list[int]], max_new_tokens: int, say: Say) -> list[GreedyOutput]:
-    """Greedy outputs of `prompts`, batched with their like in length so that little is padding."""
-    outputs: dict[int, GreedyOutput] = {}
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    started, num_tokens = time.monotonic(), 0
-    for first in range(0, len(prompts), BATCH_PROMPTS):
-        batch = by_length[first : first + BATCH_PROMPTS]
-        continuations = _generate_batch(model, [prompts[i] for i in batch], max_new_tokens)
-        for i, output_ids in zip(batch, continuations, strict=True):
-            outputs[i] = GreedyOutput(prompts[i], output_ids)
-            num_tokens += len(output_ids)
-        left_s = (time.monotonic() - started) / len(outputs) * (len(prompts) - len(outputs))
-        say(f"outputs: {len(outputs)}/{len(prompts)} prompts, {num_tokens} tokens, {left_s:.0f} s left")
-    return [outputs[i] for i in range(len(prompts))]
-
-
-def _generate_batch(model: DecoderModel, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
-    """Greedy continuations of `prompts`, padded on the left to one length, each cut where `engine.generate` ends it."""
-    longest = max(map(len, prompts))
-    limits = [min(max_new_tokens, room_for_output(model, len(prompt))) for prompt in prompts]
-    eos = sorted(model.eos_token_ids)
-    pad = eos[0] if eos else 0
-    padded = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    config = GenerationConfig(do_sample=False, max_new_tokens=max(limits), eos_token_id=eos or None, pad_token_id=pad)
-    sequences = model.lm.generate(padded, attention_mask=mask, generation_config=config)
-    continuations = []
-    for row, limit in zip(sequences[:, longest:].tolist(), limits, strict=True):
-        ends = (i + 1 for i, token_id in enumerate(row) if token_id in model.eos_token_ids)
-        continuations.append(row[: min(limit, next(ends, limit))])
-    return continuations
-
-
-def _read_outputs(path: Path, made_from: dict[str, str], say: Say) -> list[GreedyOutput] | None:
-    """The outputs in `path`; None when the file is damaged or was made from something else."""
+def find_part(model: DecoderModel, chunk: Chunk, config: TrainConfig, out: Path, say: Say) -> Part | None:
+    """The stored part of `chunk`; None when there is none, it is damaged or it was made from something else."""
+    path = part_path(out, chunk.part_idx)
+    if not path.exists():
+        return None
     try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid:
-        say(f"{OUTPUTS} is damaged: generating again")
+        found = pq.read_metadata(path)
+    except (pa.ArrowInvalid, OSError):
+        say(f"{path.name} is damaged: generating again")
         return None
-    stored = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-    differing = [name for name, value in made_from.items() if stored.get(name) != value]
+    stored = {key.decode(): value.decode() for key, value in (found.metadata or {}).items()}
+    differing = [name for name, value in _made_from(model, chunk, config).items() if stored.get(name) != value]
     if differing:
-        say(f"{OUTPUTS} was made with another {', '.join(differing)}: generating again")
+        say(f"{path.name} was made with another {', '.join(differing)}: generating again")
         return None
-    say(f"outputs: reusing {table.num_rows} of {OUTPUTS}")
+    return Part(chunk.part_idx, found.num_rows, int(stored["num_tokens"]), stored["content_hash"])
+
+
+def make_part(
+    model: DecoderModel, chunk: Chunk, config: TrainConfig, out: Path, on_outputs: Callable[[int, int], None]
+) -> Part:
+    """Generates the outputs of `chunk` and stores them; tells `on_outputs` of outputs and tokens as they come.
+
+    Raises DeviceLostError when another process must try again.
+    """
+    outputs: dict[int, list[int]] = {}
+    try:
+        for continuations in greedy_continuations(model, chunk.prompts, config.max_new_tokens):
+            outputs |= continuations
+            on_outputs(len(continuations), sum(map(len, continuations.values())))
+    except torch.AcceleratorError as error:
+        raise DeviceLostError(f"the device failed and needs a new process: {error}") from error
+    ordered = [outputs[i] for i in range(len(chunk.prompts))]
+    part = Part(chunk.part_idx, len(ordered), sum(map(len, ordered)), hash_ids([*chunk.prompts, *ordered])[:16])
+    metadata = _made_from(model, chunk, config) | {
+        "num_tokens": str(part.num_tokens),
+        "content_hash": part.content_hash,
+    }
+    token_ids = pa.list_(pa.int32())
+    schema = pa.schema({"prompt_token_ids": token_ids, "output_token_ids": token_ids}, metadata=metadata)
+    table = pa.table([pa.array(column, token_ids) for column in (chunk.prompts, ordered)], schema=schema)
+    path = part_path(out, part.part_idx)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    pq.write_table(table, unfinished, compression="zstd")
+    os.replace(unfinished, path)
+    return part
+
+
+def read_part(out: Path, part_idx: int) -> list[GreedyOutput]:
+    """The outputs of a stored part, in the order of their prompts."""
+    table = pq.read_table(part_path(out, part_idx), use_threads=False)
     columns = (table[name].to_pylist() for name in ("prompt_token_ids", "output_token_ids"))
     return [GreedyOutput(*row) for row in zip(*columns, strict=True)]
 
 
-def _write_outputs(path: Path, outputs: list[GreedyOutput], made_from: dict[str, str]) -> None:
-    token_ids = pa.list_(pa.int32())
-    schema = pa.schema({"prompt_token_ids": token_ids, "output_token_ids": token_ids}, metadata=made_from)
-    columns = [[o.prompt_ids for o in outputs], [o.output_ids for o in outputs]]
-    table = pa.table([pa.array(column, token_ids) for column in columns], schema=schema)
-    unfinished = path.with_suffix(".tmp")
-    pq.write_table(table, unfinished, compression="zstd")
-    os.replace(unfinished, path)
+def part_path(out: Path, part_idx: int) -> Path:
+    return out / OUTPUTS_DIR / f"part-{part_idx:05d}.parquet"
+
+
+def _made_from(model: DecoderModel, chunk: Chunk, config: TrainConfig) -> dict[str, str]:
+    return {
+        "base_model_hash": model.model_hash,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "eos_token_ids": json.dumps(sorted(model.eos_token_ids)),
+        "max_new_tokens": str(config.max_new_tokens),
+        "prompts_hash": hash_ids(chunk.prompts)[:16],
+    }

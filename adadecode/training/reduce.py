@@ -5,18 +5,20 @@ V vocabulary, K tokens of the shortlist.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.exit_heads import HeadTensors, Shortlist
+from adadecode.model.exit_heads import Shortlist
 from adadecode.training.outputs import GreedyOutput
-from adadecode.training.replay import pack, run_base
+from adadecode.training.replay import run_base
 
 LONGEST_SHORTLIST = 32_768
 WEIGHT_DECAY = 1e-4
 FIT_STEPS = 100
+GATE_POSITIONS = 32_768  # d float32 numbers each and per exit
 
 
 def default_shortlist_len(vocab_size: int) -> int:
@@ -24,35 +26,42 @@ def default_shortlist_len(vocab_size: int) -> int:
     return min(LONGEST_SHORTLIST, max(1, vocab_size // 4))
 
 
-@torch.no_grad()
-def make_shortlist(
-    model: DecoderModel, transforms: dict[int, Tensor], outputs: list[GreedyOutput], shortlist_len: int
-) -> Shortlist:
-    """Heads over the most frequent tokens of the model's own `outputs`, E*[token_ids] . T(e), ids ascending."""
-    counts = Counter(token_id for output in outputs for token_id in output.output_ids)
+def frequent_tokens(vocab_size: int, outputs: Iterable[GreedyOutput], shortlist_len: int) -> Tensor:
+    """The `shortlist_len` most frequent tokens `[K]` of the model's own `outputs`, ids ascending."""
+    counts = Counter[int]()
+    for output in outputs:
+        counts.update(output.output_ids)
     # tokens that never occurred fill up by id: many tokenizers give frequent tokens low ids
-    ranked = sorted(range(model.vocab_size), key=lambda token_id: (-counts[token_id], token_id))
-    token_ids = torch.tensor(sorted(ranked[:shortlist_len]), device=model.device)
-    rows = model.lm.lm_head.weight[token_ids].float()
-    return Shortlist(token_ids, {e: rows @ transform.to(rows) for e, transform in transforms.items()})
+    ranked = sorted(range(vocab_size), key=lambda token_id: (-counts[token_id], token_id))
+    return torch.tensor(sorted(ranked[:shortlist_len]))
 
 
 def fit_gates(
-    model: DecoderModel, shortlist: Shortlist, outputs: list[GreedyOutput], batch_tokens: int
+    model: DecoderModel,
+    shortlist: Shortlist,
+    batches: Iterable[list[GreedyOutput]],
+    num_positions: int = GATE_POSITIONS,
 ) -> dict[int, Tensor]:
-    """Per exit a logistic regression `[d + 1]` on the normed hidden state: will the shortlist's top-1 be right?"""
+    """Per exit a logistic regression `[d + 1]` on the normed hidden state: will the shortlist's top-1 be right?
+
+    It is fitted on the first `num_positions` positions of `batches`.
+    """
     exits = tuple(shortlist.matrices)
     inputs: dict[int, list[Tensor]] = {e: [] for e in exits}
     labels: dict[int, list[Tensor]] = {e: [] for e in exits}
-    for batch in pack(outputs, batch_tokens):
+    num_wanted = num_positions
+    for batch in batches:
         base = run_base(model, batch, exits)
-        final_ids = base.final_logits.argmax(dim=-1)
+        final_ids = base.final_logits.argmax(dim=-1)[:num_wanted]
         for exit_layer, hidden in zip(exits, base.hidden, strict=True):
-            normed = model.final_norm(hidden).float()
+            normed = model.final_norm(hidden[:num_wanted]).float()
             best = (normed @ shortlist.matrices[exit_layer].T).argmax(dim=-1)
             inputs[exit_layer].append(normed)
             labels[exit_layer].append((shortlist.token_ids[best] == final_ids).float())
-    return {e: fit_logistic(torch.cat(inputs[e]), torch.cat(labels[e])) for e in exits}
+        num_wanted -= len(final_ids)
+        if num_wanted == 0:
+            break
+    return {e: fit_logistic(torch.cat(inputs.pop(e)), torch.cat(labels.pop(e))) for e in exits}
 
 
 def fit_logistic(inputs: Tensor, labels: Tensor) -> Tensor:
@@ -70,15 +79,3 @@ def fit_logistic(inputs: Tensor, labels: Tensor) -> Tensor:
 
     optimizer.step(loss)
     return weights.detach()
-
-
-def reduce_heads(
-    model: DecoderModel,
-    transforms: dict[int, Tensor],
-    outputs: list[GreedyOutput],
-    shortlist_len: int,
-    batch_tokens: int,
-) -> HeadTensors:
-    """`transforms` with a shortlist of `shortlist_len` tokens and gates, both fitted on `outputs`."""
-    shortlist = make_shortlist(model, transforms, outputs, shortlist_len)
-    return HeadTensors(transforms, shortlist, fit_gates(model, shortlist, outputs, batch_tokens))

@@ -1,35 +1,173 @@
-"""Training from a configuration: load model and prompts, then train."""
+"""From settings to saved heads: outputs, training, what makes tests cheap, and a report on held-out prompts."""
 
-from collections.abc import Callable
+import copy
+import hashlib
+import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from adadecode.config import TrainConfig
-from adadecode.model.decoder import load_model
-from adadecode.model.exit_heads import HeadFacts
-from adadecode.tasks import expand_task, load_examples
-from adadecode.tasks.encode import encode_prompt
-from adadecode.training.distill import train_heads
+from adadecode.errors import RunFolderError, UsageError
+from adadecode.model.decoder import DecoderModel, load_model
+from adadecode.model.exit_heads import (
+    HeadFacts,
+    HeadTensors,
+    Shortlist,
+    check_exits,
+    paper_exits,
+    read_facts,
+    save_heads,
+)
+from adadecode.training.curves import write_curves
+from adadecode.training.distill import CHECKPOINT, Distillation
+from adadecode.training.kinds import new_heads
+from adadecode.training.outputs import Part, Say, make_outputs
+from adadecode.training.prompts import TaskPrompts
+from adadecode.training.reduce import default_shortlist_len, fit_gates, frequent_tokens
+from adadecode.training.replay import measure
+from adadecode.training.stream import OutputStream
+
+# Settings that decide the trained heads, beside the model and its outputs.
+DECISIVE = {
+    "seed",
+    "epochs",
+    "batch_tokens",
+    "learning_rate",
+    "held_out",
+    "kind",
+    "rank",
+    "kl_top_k",
+    "shortlist_len",
+}
 
 
-def train_from_config(config: TrainConfig, out: Path, say: Callable[[str], None]) -> HeadFacts:
-    """Trains the heads `config` describes into `out`; returns their facts."""
+def train_from_config(config: TrainConfig, out: Path, say: Say) -> HeadFacts:
+    """Trains the heads `config` describes into `out`, in this process; returns their facts."""
+    model, tokenizer = load_base(config)
+    return train_heads(model, TaskPrompts(config, tokenizer), config, out, say)
+
+
+def load_base(config: TrainConfig) -> tuple[DecoderModel, PreTrainedTokenizerBase]:
+    """The model that `config` names and its tokenizer, computing with its threads."""
+    use_threads(config)
+    return load_model(config.model, dtype=config.dtype, device=config.device, revision=config.revision)
+
+
+def use_threads(config: TrainConfig) -> None:
+    """Has torch compute with the threads of `config` in the calling thread."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    examples = [
-        example
-        for task in expand_task(config.task)
-        for example in load_examples(
-            task,
-            data_file=Path(config.data_file) if config.data_file else None,
-            prompt_field=config.prompt_field,
-            offset=config.offset,
-            limit=config.limit,
-            for_training=True,
-        )
-    ]
-    model, tokenizer = load_model(
-        config.model, dtype=config.dtype, device=config.device, revision=config.revision, kernels="eager"
+
+
+def train_heads(
+    model: DecoderModel,
+    prompts: Iterable[list[int]],
+    config: TrainConfig,
+    out: Path,
+    say: Say,
+    *,
+    checkpoint_every_s: float = 60.0,
+) -> HeadFacts:
+    """Trains a head per exit on greedy outputs of `prompts`, saves them to `out` and returns their facts.
+
+    A run that was interrupted goes on from the outputs and the checkpoint in `out` and ends in the same bits; one that
+    was finished is not done again. `prompts` is iterated over twice and need not fit in memory. `say` gets lines of
+    progress. Raises UsageError, also as ExitHeadsError and RunFolderError, and NonFiniteLogitsError.
+    """
+    check_settings(config, model.num_layers, model.vocab_size)
+    make_folder(out)
+    parts = make_outputs(model, prompts, config, out, say)
+    return distill_heads(model, parts, config, out, say, checkpoint_every_s=checkpoint_every_s)
+
+
+def distill_heads(
+    model: DecoderModel,
+    parts: list[Part],
+    config: TrainConfig,
+    out: Path,
+    say: Say,
+    *,
+    checkpoint_every_s: float = 60.0,
+) -> HeadFacts:
+    """The second half of `train_heads`: from the outputs in `out`, which are `parts`, to heads."""
+    exits = config.exits or paper_exits(model.num_layers)
+    base = training_base(model)
+    fingerprint = fingerprint_of(base, exits, parts, config)
+    finished = read_facts(out)
+    if finished is not None and finished.training.get("fingerprint") == fingerprint:
+        say(f"{out}: these heads were trained before; delete the folder to train them again")
+        return finished
+    stream = OutputStream(out, parts, held_out=config.held_out, seed=config.seed, batch_tokens=config.batch_tokens)
+    shortlist_len = config.shortlist_len or default_shortlist_len(model.vocab_size)
+    token_ids = frequent_tokens(base.vocab_size, stream.train_outputs(), shortlist_len).to(base.device)
+    heads = new_heads(base, exits, config, token_ids)
+    run = Distillation(base, exits, heads, stream, config, fingerprint)
+    run.train(out / CHECKPOINT, checkpoint_every_s, say)
+
+    with torch.no_grad():
+        shortlist = Shortlist(token_ids, {e: head.rows(token_ids) for e, head in zip(exits, heads, strict=True)})
+        kept = {e: tuple(part.detach() for part in head.parts) for e, head in zip(exits, heads, strict=True)}
+    tensors = HeadTensors(kept, shortlist, fit_gates(base, shortlist, stream.train_batches()), config.kind)
+    report = measure(base, tensors.on(base), stream.held_out_batches())
+    for exit_layer, share in report["agreement"].items():
+        say(f"exit {exit_layer}: agrees with the final layer on {share:.1%} of {report['num_held_out_tokens']} tokens")
+    write_curves(out, run.points, say)
+    facts = HeadFacts(
+        kind=config.kind,
+        base_model=config.model,
+        base_model_hash=model.model_hash,
+        exits=exits,
+        width=model.width,
+        dtype=str(model.dtype).removeprefix("torch."),
+        training={
+            "settings": config.model_dump(mode="json"),
+            "fingerprint": fingerprint,
+            "compute_dtype": str(base.dtype).removeprefix("torch."),
+            "num_prompts": stream.num_outputs,
+            "num_held_out_prompts": stream.num_held_out,
+            "num_trained_tokens": run.num_tokens // max(1, run.num_epochs),
+            "num_steps": run.step,
+            "shortlist_len": shortlist_len,
+            "final_losses": dict(zip(map(str, exits), run.since_epoch.kl, strict=True)) if run.step else {},
+            **report,
+        },
     )
-    return train_heads(model, [encode_prompt(tokenizer, example) for example in examples], config, out, say)
+    save_heads(out, tensors, facts)
+    (out / CHECKPOINT).unlink(missing_ok=True)
+    return facts
+
+
+def check_settings(config: TrainConfig, num_layers: int, vocab_size: int) -> None:
+    """Raises UsageError, also as ExitHeadsError, when the model has no such exits or tokens."""
+    check_exits(config.exits or paper_exits(num_layers), num_layers)
+    lens = {"shortlist-len": config.shortlist_len, "kl-top-k": config.kl_top_k}
+    for flag, length in lens.items():
+        if length is not None and length > vocab_size:
+            raise UsageError(f"--{flag} {length}: the vocabulary has {vocab_size} tokens; give 1..{vocab_size}")
+
+
+def make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"--out {str(out)!r} cannot be made ({error.strerror}): choose another folder") from error
+
+
+def training_base(model: DecoderModel) -> DecoderModel:
+    """The base to train against: `model`, or on a CPU its weights, their values unchanged, computing in float32.
+
+    Few CPUs compute in half precision; the others take about nine times as long to emulate it.
+    """
+    if model.device.type != "cpu" or model.dtype == torch.float32:
+        return model
+    return DecoderModel(copy.deepcopy(model.lm).float())
+
+
+def fingerprint_of(base: DecoderModel, exits: tuple[int, ...], parts: list[Part], config: TrainConfig) -> str:
+    """A hash of all that decides the trained heads."""
+    settings = config.model_dump(mode="json", include=DECISIVE)
+    decisive = [settings, exits, base.model_hash, str(base.dtype), [part.content_hash for part in parts]]
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,9 +1,13 @@
 """The command line: every mistake is one line and exit code 2, and every command does what it says."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import normalizers
+from transformers import PreTrainedTokenizerFast
 
 from adadecode import __version__
 from adadecode.config import DecodeSettings
@@ -263,7 +267,7 @@ def test_heads_trained_on_the_command_line_decode_exactly(cli, tiny, tmp_path):
 
     again = cli(*train)
     assert again.exit_code == 0
-    assert "outputs: reusing 5 of outputs.parquet" in again.stdout
+    assert "outputs: reusing 5 of part-00000.parquet" in again.stdout
 
     result = cli("eval", "--local", *tiny.flags(heads=heads), "--out", tmp_path / "run")
     assert result.exit_code == 0, result.stderr
@@ -281,6 +285,12 @@ def test_heads_trained_on_the_command_line_decode_exactly(cli, tiny, tmp_path):
         (["--held-out", "1"], "--held-out 1.0: "),
         (["--task", "mmlu"], "--task mmlu: unknown task"),
         (["--learning-rate", "0"], "--learning-rate 0.0: "),
+        (["--kind", "medusa"], "--kind 'medusa': "),
+        (["--rank", "4"], "--rank 4: only heads of --kind low-rank have one, not transform; drop it"),
+        (["--kind", "shortlist", "--kl-top-k", "4"], "--kl-top-k 4: --kind shortlist trains on no such KL; drop it"),
+        (["--kind", "original", "--epochs", "4"], "--kind original trains nothing: drop --epochs"),
+        (["--kl-top-k", "4000"], "--kl-top-k 4000: the vocabulary has 97 tokens; give 1..97"),
+        (["--address", "127.0.0.1:1"], "--address 127.0.0.1:1: without --workers no cluster is used"),
     ],
     ids=lambda value: "".join(value) if isinstance(value, list) else "",
 )
@@ -299,10 +309,22 @@ def test_training_needs_two_prompts_and_a_folder(usage_error, tiny, tmp_path):
     assert "cannot be made (File exists): choose another folder" in line
 
 
+def test_a_prompt_shorter_than_one_token_is_one_line(usage_error, tiny, tmp_path):
+    model = Path(shutil.copytree(tiny.model, tmp_path / "model"))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("~", "")
+    tokenizer.save_pretrained(model)
+    prompts = write_prompts(tmp_path / "prompts.jsonl", ["w5", "w6", "~~", "w7"])
+    flags = ["--model", model, "--task", "jsonl", "--data-file", prompts, "--threads", 1, "--out", tmp_path / "heads"]
+    line = usage_error("train-heads", *flags)
+    assert "sample 00002 of task jsonl: its prompt has 0 tokens; prompts need at least 1" in line
+
+
 def test_submit_needs_a_folder_every_node_sees(usage_error):
     assert "--out is missing" in usage_error("submit", "eval", "--limit", "2")
     assert "--out needs a folder" in usage_error("submit", "eval", "--out")
-    assert "'train-heads' is not 'eval'" in usage_error("submit", "train-heads")
+    assert "--out is missing" in usage_error("submit", "train-heads", "--task", "gsm8k")
+    assert "'sweep' is not one of 'eval', 'train-heads'" in usage_error("submit", "sweep")
 
 
 def test_help_and_version_cost_nothing(cli):

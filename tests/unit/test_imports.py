@@ -17,6 +17,7 @@ ALLOWED = {
     "click": ("adadecode/cli.py", "adadecode/cli_flags.py", "adadecode/demo/build.py", "ray_jobs/"),
     "transformers": ("adadecode/model/", "adadecode/training/", "adadecode/demo/", "adadecode/engine/baselines.py"),
     "datasets": ("adadecode/tasks/", "adadecode/demo/"),
+    "matplotlib": ("adadecode/training/",),
     "scipy": ("adadecode/report/", "adadecode/tuning/"),
     "pyarrow": (
         "adadecode/report/",

@@ -47,13 +47,14 @@ def model():
 def noise(model, exits, seed=0) -> HeadTensors:
     """Random heads without a shortlist and gates."""
     generator = torch.Generator().manual_seed(seed)
-    return HeadTensors({e: torch.randn(model.width, model.width, generator=generator) for e in exits})
+    return HeadTensors({e: (torch.randn(model.width, model.width, generator=generator),) for e in exits})
 
 
 def reduced(model, exits) -> HeadTensors:
     """Heads near the identity with a shortlist of ten tokens and gates."""
     transforms = random_transforms(model, exits)
-    return HeadTensors(transforms, shortlist_of(model, transforms, range(40, 50)), random_gates(model, exits))
+    shortlist = shortlist_of(model, transforms, range(40, 50))
+    return HeadTensors({e: (t,) for e, t in transforms.items()}, shortlist, random_gates(model, exits))
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_saved_heads_come_back_bit_for_bit(dtype, tmp_path):
     model = tiny_model(dtype=getattr(torch, dtype))
     tensors = noise(model, (1, 2, 3))
     save_heads(tmp_path, tensors, tiny_facts(model, (1, 2, 3), dtype=dtype))
-    loaded, made = load_heads(tmp_path, model), ExitHeads(model, tensors.transforms)
+    loaded, made = load_heads(tmp_path, model), tensors.on(model)
     assert loaded.exits == (1, 2, 3)
     hidden = torch.randn(8, model.width, generator=torch.Generator().manual_seed(1)).to(model.dtype)
     for exit_layer in loaded.exits:
@@ -103,8 +104,9 @@ def test_saved_heads_with_a_shortlist_and_gates_propose_what_they_did(dtype, gat
     tensors = reduced(model, (1, 2, 3))
     save_heads(tmp_path, tensors, tiny_facts(model, (1, 2, 3), dtype=dtype))
     loaded = load_heads(tmp_path, model, head, gate)
+    transforms = {e: transform for e, (transform,) in tensors.parts.items()}
     shortlist = tensors.shortlist if head == "shortlist" else None
-    made = ExitHeads(model, tensors.transforms, shortlist=shortlist, gates=tensors.gates, gate=gate)
+    made = ExitHeads(model, transforms, shortlist=shortlist, gates=tensors.gates, gate=gate)
     step = step_with_random_rows(model)
     proposals = [
         [propose(heads, e, step, slot, slot + 1) for e in (1, 2, 3) for slot in range(8)] for heads in (loaded, made)
@@ -208,6 +210,33 @@ def test_heads_of_another_model_are_refused(folder):
     assert "train-heads" in message
 
 
+def test_heads_whose_facts_name_no_kind_are_the_papers(model, folder):
+    facts = json.loads((folder / FACTS).read_text())
+    assert facts.pop("kind") == "transform"
+    (folder / FACTS).write_text(json.dumps(facts))
+    assert load_heads(folder, model).exits == (1, 3)
+
+
+def test_tensors_of_another_kind_than_the_facts_name_are_refused(model, folder):
+    facts = json.loads((folder / FACTS).read_text()) | {"kind": "full"}
+    (folder / FACTS).write_text(json.dumps(facts))
+    assert "do not match exits [1, 3] of kind full" in refusal(folder, model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [
+        ("low-rank", (torch.zeros(32, 4), torch.zeros(5, 32))),
+        ("low-rank", (torch.zeros(16, 4), torch.zeros(4, 16))),
+        ("full", (torch.zeros(97, 16),)),
+        ("full", (torch.zeros(98, 32),)),
+    ],
+)
+def test_heads_of_another_kind_that_do_not_fit_the_model_are_refused(kind, parts, model, tmp_path):
+    save_heads(tmp_path, HeadTensors({1: parts}, kind=kind), tiny_facts(model, (1,), kind=kind))
+    assert "train" in refusal(tmp_path, model)
+
+
 @pytest.mark.parametrize("missing", [FACTS, TENSORS])
 def test_a_missing_file_is_refused(model, folder, missing):
     (folder / missing).unlink()
@@ -232,7 +261,7 @@ def test_damaged_facts_are_refused(model, folder, content):
 
 
 def test_heads_of_another_width_are_refused(model, tmp_path):
-    save_heads(tmp_path, HeadTensors({1: torch.eye(16)}), tiny_facts(model, (1,), width=16))
+    save_heads(tmp_path, HeadTensors({1: (torch.eye(16),)}), tiny_facts(model, (1,), width=16))
     assert "exit head 1 has shape [16, 16], the model needs [32, 32]" in refusal(tmp_path, model)
 
 
@@ -242,13 +271,12 @@ def test_tensors_that_do_not_match_the_named_exits_are_refused(model, folder):
 
 
 def test_a_shortlist_or_gates_that_the_folder_lacks_are_refused(model, folder):
-    remedy = "were made without; use --head full --gate 0, or train heads"
     message = refusal(folder, model, head="shortlist")
     assert message.startswith("--head shortlist: ")
-    assert remedy in message
+    assert "were made without; use --head full, or train heads" in message
     message = refusal(folder, model, gate=0.25)
     assert message.startswith("--gate 0.25: ")
-    assert remedy in message
+    assert "were made without; use --gate 0, or train heads" in message
 
 
 @pytest.mark.parametrize("missing", ["T.3", "shortlist.ids", "shortlist.1", "gate.3"])

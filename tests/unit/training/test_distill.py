@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -14,9 +15,12 @@ from adadecode.engine.generate import generate
 from adadecode.engine.policy import make_policy, step_width
 from adadecode.errors import ExitHeadsError, NonFiniteLogitsError, RunFolderError
 from adadecode.model.exit_heads import FACTS, TENSORS, ExitHeads, HeadFacts, load_heads
-from adadecode.training.distill import CHECKPOINT, kl_sums, split_held_out, train_heads
-from adadecode.training.outputs import OUTPUTS, GreedyOutput, greedy_outputs
-from adadecode.training.replay import BasePass, measure
+from adadecode.training.curves import CURVES, PICTURE
+from adadecode.training.distill import CHECKPOINT
+from adadecode.training.outputs import OUTPUTS_DIR, make_outputs
+from adadecode.training.replay import measure
+from adadecode.training.run import train_heads, training_base
+from adadecode.training.stream import OutputStream
 from tests.models import tiny_model
 
 ROOT = Path(__file__).parents[3]
@@ -31,6 +35,7 @@ CONFIG = TrainConfig(
     held_out=0.2,
     learning_rate=5e-3,
     dtype="float32",
+    part_prompts=7,
 )
 
 
@@ -38,6 +43,16 @@ def train(model, out, config=CONFIG, **settings):
     """Facts and the lines said."""
     lines: list[str] = []
     return train_heads(model, PROMPTS, config, out, lines.append, **settings), lines
+
+
+def held_out_batches(model, out):
+    parts = make_outputs(model, PROMPTS, CONFIG, out, lambda line: None)
+    stream = OutputStream(out, parts, held_out=CONFIG.held_out, seed=CONFIG.seed, batch_tokens=128)
+    return stream.held_out_batches()
+
+
+def identity_heads(model, exits):
+    return ExitHeads(model, {e: torch.eye(model.width) for e in exits})
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +66,7 @@ def trained(tmp_path_factory):
 def test_training_beats_identity_heads_on_held_out_prompts(trained):
     _, facts = trained
     model = tiny_model()
-    outputs = greedy_outputs(model, PROMPTS, CONFIG, trained[0], lambda line: None)
-    _, held_out = split_held_out(outputs, CONFIG.held_out, CONFIG.seed)
-    identity = ExitHeads(model, {e: torch.eye(model.width) for e in facts.exits})
-    before = measure(model, identity, held_out, 128)
+    before = measure(model, identity_heads(model, facts.exits), held_out_batches(model, trained[0]))
     after = facts.training
     assert facts.exits == (1, 2, 3)
     for exit_layer in map(str, facts.exits):
@@ -70,7 +82,8 @@ def test_facts_say_what_was_trained_and_are_those_on_disk(trained):
     assert (facts.training["num_prompts"], facts.training["num_held_out_prompts"]) == (40, 8)
     assert facts.training["num_trained_tokens"] == 32 * 16
     assert set(facts.training["final_losses"]) == {"1", "2", "3"}
-    assert sorted(path.name for path in out.iterdir()) == [FACTS, TENSORS, OUTPUTS]
+    assert sorted(path.name for path in out.iterdir()) == sorted([FACTS, TENSORS, OUTPUTS_DIR, CURVES, PICTURE])
+    assert (facts.kind, facts.training["compute_dtype"]) == ("transform", "float32")
 
 
 def test_the_base_is_left_bit_for_bit(tmp_path):
@@ -112,56 +125,83 @@ def test_a_half_precision_base_trains_heads_of_its_dtype(dtype, tmp_path):
     model = tiny_model(dtype=dtype)
     facts, _ = train(model, tmp_path)
     assert facts.dtype == str(dtype).removeprefix("torch.")
-    identity = ExitHeads(model, {e: torch.eye(model.width) for e in facts.exits})
-    outputs = greedy_outputs(model, PROMPTS, CONFIG, tmp_path, lambda line: None)
-    before = measure(model, identity, split_held_out(outputs, CONFIG.held_out, CONFIG.seed)[1], 128)
+    before = measure(model, identity_heads(model, facts.exits), held_out_batches(model, tmp_path))
     assert facts.training["held_out_kl"]["1"] < before["held_out_kl"]["1"]
 
 
 KILLED_RUN = """
-import sys, threading
+import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from tests.unit.training.test_distill import train_slowly
-train_slowly(Path(sys.argv[2]))
+from tests.unit.training.test_distill import train_until
+train_until(Path(sys.argv[2]), sys.argv[3])
 """
 
 
-def train_slowly(out: Path) -> None:
-    """Trains as `trained` does with a checkpoint after every step, tells each line, and waits to be killed half-way."""
+def train_until(out: Path, at: str) -> None:
+    """Trains as `trained` does with a checkpoint after every step, tells each line, and waits at `at` to be killed."""
 
     def say(line: str) -> None:
         print(line, flush=True)
-        if line.startswith("checkpoint at step 12/"):
+        if line.startswith(at):
             sys.stdin.read()
 
-    train_heads(tiny_model(), PROMPTS, CONFIG, out, say, checkpoint_every_s=0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("adadecode.training.outputs.PROGRESS_EVERY_S", 0.0)
+        train_heads(tiny_model(), PROMPTS, CONFIG, out, say, checkpoint_every_s=0.0)
 
 
-def test_a_run_killed_in_the_middle_ends_in_the_bits_of_an_uninterrupted_one(trained, tmp_path):
-    command = [sys.executable, "-c", KILLED_RUN, str(ROOT), str(tmp_path)]
+def kill_at(out: Path, at: str) -> None:
+    """A real process that trains into `out` and is killed with SIGKILL when it has said `at`."""
+    command = [sys.executable, "-c", KILLED_RUN, str(ROOT), str(out), at]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
-        seen = next((line for line in child.stdout if line.startswith("checkpoint at step 3/")), None)
+        seen = next((line for line in child.stdout if line.startswith(at)), None)
         child.kill()
     assert seen is not None
     assert child.returncode == -signal.SIGKILL
-    assert (tmp_path / CHECKPOINT).exists()
-    assert not (tmp_path / FACTS).exists()
+    assert not (out / FACTS).exists()
 
+
+def part_names(out: Path) -> list[str]:
+    return sorted(path.name for path in (out / OUTPUTS_DIR).glob("*.parquet"))
+
+
+# The first, within an epoch; the second, the last of an epoch before its held-out point.
+@pytest.mark.parametrize("step", [3, 12])
+def test_a_run_killed_in_training_ends_in_the_bits_of_an_uninterrupted_one(step, trained, tmp_path):
+    kill_at(tmp_path, f"checkpoint at step {step}")
+    assert (tmp_path / CHECKPOINT).exists()
     facts, lines = train(tiny_model(), tmp_path)
-    assert lines[0] == f"outputs: reusing 40 of {OUTPUTS}"
-    assert lines[1].startswith("resuming at step ")
+    assert lines[0] == "outputs: reusing 7 of part-00000.parquet"
+    assert lines[6].startswith(f"resuming at step {step}, ")
+    assert facts == trained[1]
+    for name in (TENSORS, CURVES, PICTURE):
+        assert (tmp_path / name).read_bytes() == (trained[0] / name).read_bytes()
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+def test_a_run_killed_in_generation_makes_only_the_missing_parts_and_ends_in_the_same_bits(trained, tmp_path):
+    kill_at(tmp_path, "outputs: 21/40")  # the third part's outputs are there but not stored
+    assert part_names(tmp_path) == ["part-00000.parquet", "part-00001.parquet"]
+    written_ns = [(tmp_path / OUTPUTS_DIR / name).stat().st_mtime_ns for name in part_names(tmp_path)]
+    facts, lines = train(tiny_model(), tmp_path)
+    assert lines[:2] == [f"outputs: reusing 7 of part-0000{i}.parquet" for i in (0, 1)]
+    assert not any("reusing" in line for line in lines[2:])
+    names = part_names(tmp_path)
+    assert names == part_names(trained[0])
+    assert [(tmp_path / OUTPUTS_DIR / name).stat().st_mtime_ns for name in names[:2]] == written_ns
+    for name in names:
+        assert (tmp_path / OUTPUTS_DIR / name).read_bytes() == (trained[0] / OUTPUTS_DIR / name).read_bytes()
     assert facts == trained[1]
     assert (tmp_path / TENSORS).read_bytes() == (trained[0] / TENSORS).read_bytes()
-    assert not (tmp_path / CHECKPOINT).exists()
 
 
 class Interruption(Exception):
     pass
 
 
-def interrupt_training(model, out, config=CONFIG, at="checkpoint at step 5/"):
+def interrupt_training(model, out, config=CONFIG, at="checkpoint at step 5"):
     """Leaves a checkpoint in `out`, as a run does that ends there."""
 
     def say(line: str) -> None:
@@ -174,7 +214,15 @@ def interrupt_training(model, out, config=CONFIG, at="checkpoint at step 5/"):
 
 
 @pytest.mark.parametrize(
-    ("other_model", "changed"), [({"seed": 1}, {}), ({}, {"learning_rate": 1e-3}), ({}, {"exits": (2,)})]
+    ("other_model", "changed"),
+    [
+        ({"seed": 1}, {}),
+        ({}, {"learning_rate": 1e-3}),
+        ({}, {"exits": (2,)}),
+        ({}, {"kind": "full"}),
+        ({}, {"kl_top_k": 9}),
+        ({}, {"held_out": 0.3}),
+    ],
 )
 def test_a_checkpoint_of_another_model_or_config_is_ignored_with_a_line(other_model, changed, trained, tmp_path):
     interrupt_training(tiny_model(**other_model), tmp_path, CONFIG.model_copy(update=changed))
@@ -193,35 +241,12 @@ def test_a_damaged_checkpoint_is_ignored_with_a_line(trained, tmp_path):
 def test_progress_names_step_loss_per_exit_and_time_left(tmp_path):
     _, lines = train(tiny_model(), tmp_path)
     assert lines[0].startswith("outputs: 40/40 prompts, 640 tokens, 0 s left")
+    steps = [line for line in lines if line.startswith("training: step ") and " 25.0% of 4 epochs, " in line]
+    assert len(steps) == 1
     steps = [line for line in lines if line.startswith("training: step ")]
     assert len(steps) == CONFIG.epochs
     assert all(f" {e}: " in steps[0] for e in (1, 2, 3))
     assert steps[-1].endswith(" 0 s left")
-
-
-def test_kl_is_the_textbooks_sum_and_zero_for_the_final_layer_itself():
-    model = tiny_model()
-    hidden, transforms = torch.randn(2, 5, model.width), torch.randn(2, model.width, model.width)
-    final_logits = model.lm_head(hidden[1])
-    base = BasePass(list(hidden), final_logits)
-    heads = ExitHeads(model, {1: transforms[0], 2: transforms[1]})
-    expected = [
-        torch.nn.functional.kl_div(
-            heads.logits(e, h).log_softmax(-1), final_logits.log_softmax(-1), log_target=True, reduction="sum"
-        )
-        for e, h in zip(heads.exits, hidden, strict=True)
-    ]
-    torch.testing.assert_close(kl_sums(model, transforms, base), torch.stack(expected))
-    identity = torch.eye(model.width).repeat(2, 1, 1)
-    assert kl_sums(model, identity, base)[1].abs() < 1e-4
-
-
-@pytest.mark.parametrize(("num_outputs", "share", "num_held_out"), [(2, 0.01, 1), (2, 0.99, 1), (50, 0.1, 5)])
-def test_held_out_prompts_are_at_least_one_and_leave_one_to_train_on(num_outputs, share, num_held_out):
-    outputs = [GreedyOutput([i], [i]) for i in range(num_outputs)]
-    train_part, held_out = split_held_out(outputs, share, seed=0)
-    assert len(held_out) == num_held_out
-    assert sorted(train_part + held_out) == outputs
 
 
 @pytest.mark.parametrize("exits", [(4,), (2, 9)])
@@ -250,3 +275,45 @@ def test_a_finished_training_is_not_done_again(trained):
     assert facts == trained[1]
     assert lines[-1].endswith("these heads were trained before; delete the folder to train them again")
     assert (trained[0] / TENSORS).stat().st_mtime_ns == before
+
+
+def test_a_finished_training_with_another_shortlist_is_done_again(tmp_path):
+    train(tiny_model(), tmp_path)
+    facts, _ = train(tiny_model(), tmp_path, CONFIG.model_copy(update={"shortlist_len": 5}))
+    assert facts.training["shortlist_len"] == 5
+    assert load_heads(tmp_path, tiny_model(), "shortlist").exits == (1, 2, 3)
+
+
+def test_curves_have_every_exit_of_both_splits_and_end_where_the_report_is(trained):
+    out, facts = trained
+    rows = pq.read_table(out / CURVES).to_pylist()
+    for exit_layer in facts.exits:
+        held_out = [row for row in rows if (row["exit"], row["split"]) == (exit_layer, "held_out")]
+        assert [row["epoch"] for row in held_out] == [0.0, 1.0, 2.0, 3.0, 4.0]
+        assert held_out[-1]["kl"] == pytest.approx(facts.training["held_out_kl"][str(exit_layer)], abs=1e-5)
+        assert held_out[-1]["agreement"] == facts.training["agreement"][str(exit_layer)]
+        train_rows = [row for row in rows if (row["exit"], row["split"]) == (exit_layer, "train")]
+        assert [row["step"] for row in train_rows] == list(range(1, facts.training["num_steps"] + 1))
+        assert train_rows[-1]["num_tokens"] == 4 * facts.training["num_trained_tokens"]
+    assert "<svg" in (out / PICTURE).read_text()
+
+
+def test_without_matplotlib_the_table_is_written_and_one_line_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    _, lines = train(tiny_model(), tmp_path)
+    assert [line for line in lines if "matplotlib is not installed" in line]
+    assert (tmp_path / CURVES).exists()
+    assert not (tmp_path / PICTURE).exists()
+
+
+def test_a_half_precision_base_on_a_cpu_is_trained_against_in_float32_with_its_own_weights(tmp_path):
+    model = tiny_model(dtype=torch.bfloat16)
+    before = {name: p.clone() for name, p in model.lm.named_parameters()}
+    facts, _ = train(model, tmp_path)
+    assert (facts.dtype, facts.training["compute_dtype"]) == ("bfloat16", "float32")
+    assert facts.base_model_hash == model.model_hash == training_base(model).model_hash
+    for name, parameter in training_base(model).lm.named_parameters():
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter, before[name].float())
+    assert all(torch.equal(p, before[name]) for name, p in model.lm.named_parameters())
+    assert load_heads(tmp_path, model).exits == facts.exits

@@ -1,46 +1,62 @@
-"""On-policy outputs: what vanilla decoding would give, kept and reused for the same model and prompts only."""
+"""On-policy outputs: what vanilla decoding would give, kept in parts and reused for the same model and prompts only."""
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from adadecode.config import TrainConfig
 from adadecode.engine.generate import generate
 from adadecode.errors import UsageError
-from adadecode.training.outputs import BATCH_PROMPTS, OUTPUTS, greedy_outputs
-from tests.models import tiny_model
+from adadecode.training.generation import BATCH_PROMPTS
+from adadecode.training.outputs import OUTPUTS_DIR, make_outputs, part_path, read_part
+from tests.models import HAS_COMPILER, tiny_model
 
 PROMPTS = [[1 + (i * j) % 90 for j in range(1, 4 + i % 7)] for i in range(1, 13)]
-CONFIG = TrainConfig(model="tiny", task="jsonl", max_new_tokens=12)
+CONFIG = TrainConfig(model="tiny", task="jsonl", max_new_tokens=12, part_prompts=5)
+needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler on this machine for the native kernels")
 
 
-def make_outputs(model, out, prompts=PROMPTS, config=CONFIG):
+def outputs_of(model, out, prompts=PROMPTS, config=CONFIG):
     """Outputs and the lines said."""
     lines: list[str] = []
-    return greedy_outputs(model, prompts, config, out, lines.append), lines
+    parts = make_outputs(model, prompts, config, out, lines.append)
+    return [output for part in parts for output in read_part(out, part.part_idx)], lines
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
-def test_batched_outputs_are_those_of_vanilla_decoding(family, tmp_path):
-    model = tiny_model(family)
-    outputs, _ = make_outputs(model, tmp_path)
-    assert [output.prompt_ids for output in outputs] == PROMPTS
+def check_vanilla(model, outputs):
     for prompt_ids, output_ids in outputs:
         vanilla = generate(model, prompt_ids, width=1, max_new_tokens=12).generation
         assert tuple(output_ids) == vanilla.output_token_ids
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_batched_outputs_are_those_of_vanilla_decoding(family, tmp_path):
+    model = tiny_model(family)
+    outputs, _ = outputs_of(model, tmp_path)
+    assert [output.prompt_ids for output in outputs] == PROMPTS
+    check_vanilla(model, outputs)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_outputs_of_native_kernels_are_what_an_evaluation_decodes(dtype, tmp_path):
+    model = tiny_model(dtype=dtype, kernels="native")
+    outputs, _ = outputs_of(model, tmp_path)
+    assert [output.prompt_ids for output in outputs] == PROMPTS
+    check_vanilla(model, outputs)
+
+
 def test_more_prompts_than_one_batch_come_back_in_order(tmp_path):
-    model = tiny_model()
     prompts = [[1 + i % 96, 1 + i // 96] for i in range(BATCH_PROMPTS + 3)]
-    outputs, _ = make_outputs(model, tmp_path, prompts, TrainConfig(model="tiny", task="jsonl", max_new_tokens=2))
+    config = TrainConfig(model="tiny", task="jsonl", max_new_tokens=2)
+    outputs, _ = outputs_of(tiny_model(), tmp_path, prompts, config)
     assert [output.prompt_ids for output in outputs] == prompts
 
 
 def test_outputs_end_with_the_first_eos_and_keep_it(tmp_path):
-    free, _ = make_outputs(tiny_model(), tmp_path)
+    free, _ = outputs_of(tiny_model(), tmp_path / "free")
     eos = free[0].output_ids[3]
-    model = tiny_model(eos_token_id=eos)
-    outputs, _ = make_outputs(model, tmp_path)
+    outputs, _ = outputs_of(tiny_model(eos_token_id=eos), tmp_path / "stopped")
     for output, unstopped in zip(outputs, free, strict=True):
         ids = unstopped.output_ids
         assert output.output_ids == (ids[: ids.index(eos) + 1] if eos in ids else ids)
@@ -49,71 +65,75 @@ def test_outputs_end_with_the_first_eos_and_keep_it(tmp_path):
 
 def test_an_output_stops_at_the_end_of_the_context_as_in_decoding(tmp_path):
     model = tiny_model(context_len=16)
-    long_prompt = [5] * 14
-    outputs, _ = make_outputs(model, tmp_path, [[1, 2], long_prompt])
+    outputs, _ = outputs_of(model, tmp_path, [[1, 2], [5] * 14])
     assert [len(output.output_ids) for output in outputs] == [12, 2]
-    vanilla = generate(model, long_prompt, width=1, max_new_tokens=12).generation
-    assert tuple(outputs[1].output_ids) == vanilla.output_token_ids
+    check_vanilla(model, outputs)
 
 
 def test_prompts_without_room_and_repeated_prompts_are_skipped_with_a_line(tmp_path):
-    model = tiny_model(context_len=16)
-    outputs, lines = make_outputs(model, tmp_path, [[1], [2], [3] * 16, [], [1]])
+    outputs, lines = outputs_of(tiny_model(context_len=16), tmp_path, [[1], [2], [3] * 16, [1]])
     assert [output.prompt_ids for output in outputs] == [[1], [2]]
-    skipped = [line for line in lines if line.startswith("skipped")]
-    assert len(skipped) == 3
-    assert "has 16 tokens" in skipped[1]
+    assert lines[0] == "skipped 1 prompts that occur more than once"
+    assert lines[1].startswith("skipped 1 prompts that are too long: the model's context of 16 needs 1 to 15 tokens")
 
 
 @pytest.mark.parametrize("prompts", [[], [[1] * 16], [[1], [1]]])
 def test_fewer_than_two_usable_prompts_are_refused(prompts, tmp_path):
     with pytest.raises(UsageError, match=r"prompts are usable; heads need at least 2"):
-        make_outputs(tiny_model(context_len=16), tmp_path, prompts)
+        outputs_of(tiny_model(context_len=16), tmp_path, prompts)
+
+
+def test_a_prompt_shorter_than_one_token_is_refused_before_anything_is_generated(tmp_path):
+    with pytest.raises(UsageError, match="prompt 2 has 0 tokens; prompts need at least 1"):
+        outputs_of(tiny_model(), tmp_path, [[1], [2], [], [3]])
+    assert not (tmp_path / OUTPUTS_DIR).exists()
 
 
 def test_outputs_of_the_same_model_and_prompts_are_reused(tmp_path):
-    first, _ = make_outputs(tiny_model(), tmp_path)
-    written_ns = (tmp_path / OUTPUTS).stat().st_mtime_ns
-    second, lines = make_outputs(tiny_model(), tmp_path)
+    first, _ = outputs_of(tiny_model(), tmp_path)
+    written_ns = [part_path(tmp_path, i).stat().st_mtime_ns for i in range(3)]
+    second, lines = outputs_of(tiny_model(), tmp_path)
     assert second == first
-    assert (tmp_path / OUTPUTS).stat().st_mtime_ns == written_ns
-    assert lines == ["outputs: reusing 12 of outputs.parquet"]
+    assert [part_path(tmp_path, i).stat().st_mtime_ns for i in range(3)] == written_ns
+    assert lines == [f"outputs: reusing {n} of part-0000{i}.parquet" for i, n in enumerate((5, 5, 2))]
 
 
-def test_outputs_of_another_model_are_generated_again(tmp_path):
-    make_outputs(tiny_model(), tmp_path)
+def test_more_prompts_make_only_the_parts_that_change(tmp_path):
+    outputs_of(tiny_model(), tmp_path, PROMPTS[:7])
+    outputs, lines = outputs_of(tiny_model(), tmp_path)
+    assert [output.prompt_ids for output in outputs] == PROMPTS
+    assert lines[:2] == [
+        "outputs: reusing 5 of part-00000.parquet",
+        "part-00001.parquet was made with another prompts_hash: generating again",
+    ]
+
+
+def test_outputs_of_another_model_or_limit_are_generated_again(tmp_path):
+    outputs_of(tiny_model(), tmp_path)
     other = tiny_model(seed=1)
-    outputs, lines = make_outputs(other, tmp_path)
-    assert lines[0] == "outputs.parquet was made with another base_model_hash: generating again"
-    vanilla = generate(other, PROMPTS[0], width=1, max_new_tokens=12).generation
-    assert tuple(outputs[0].output_ids) == vanilla.output_token_ids
-    assert pq.read_schema(tmp_path / OUTPUTS).metadata[b"base_model_hash"].decode() == other.model_hash
+    outputs, lines = outputs_of(other, tmp_path)
+    assert lines[0] == "part-00000.parquet was made with another base_model_hash: generating again"
+    check_vanilla(other, outputs)
+    _, lines = outputs_of(other, tmp_path, config=CONFIG.model_copy(update={"max_new_tokens": 3}))
+    assert lines[0] == "part-00000.parquet was made with another max_new_tokens: generating again"
 
 
-def test_outputs_of_other_prompts_or_limits_are_generated_again(tmp_path):
-    model = tiny_model()
-    make_outputs(model, tmp_path)
-    _, lines = make_outputs(
-        model, tmp_path, PROMPTS[:6], TrainConfig(model="tiny", task="jsonl", max_new_tokens=3, seed=1)
-    )
-    assert lines[0] == "outputs.parquet was made with another max_new_tokens, prompts_hash, seed: generating again"
-
-
-def test_damaged_outputs_are_generated_again(tmp_path):
-    model = tiny_model()
-    first, _ = make_outputs(model, tmp_path)
-    (tmp_path / OUTPUTS).write_bytes(b"PAR1 but not really")
-    second, lines = make_outputs(model, tmp_path)
+@pytest.mark.parametrize("content", [b"PAR1 but not really", b""])
+def test_a_damaged_part_is_generated_again(content, tmp_path):
+    first, _ = outputs_of(tiny_model(), tmp_path)
+    part_path(tmp_path, 1).write_bytes(content)
+    second, lines = outputs_of(tiny_model(), tmp_path)
     assert second == first
-    assert "damaged" in lines[0]
+    assert lines[1] == "part-00001.parquet is damaged: generating again"
 
 
-def test_the_parquet_file_holds_flat_int32_lists(tmp_path):
-    outputs, _ = make_outputs(tiny_model(), tmp_path)
-    table = pq.read_table(tmp_path / OUTPUTS)
-    assert {field.name: str(field.type) for field in table.schema} == {
+def test_the_parquet_files_hold_flat_int32_lists_and_nothing_is_left_beside_them(tmp_path):
+    outputs, _ = outputs_of(tiny_model(), tmp_path)
+    tables = [pq.read_table(part_path(tmp_path, i)) for i in range(3)]
+    assert {field.name: str(field.type) for field in tables[0].schema} == {
         "prompt_token_ids": "list<element: int32>",
         "output_token_ids": "list<element: int32>",
     }
-    assert table["output_token_ids"].to_pylist() == [output.output_ids for output in outputs]
-    assert [path.name for path in tmp_path.iterdir()] == [OUTPUTS]
+    stored = [ids for table in tables for ids in table["output_token_ids"].to_pylist()]
+    assert stored == [output.output_ids for output in outputs]
+    assert sorted((tmp_path / OUTPUTS_DIR).iterdir()) == [part_path(tmp_path, i) for i in range(3)]

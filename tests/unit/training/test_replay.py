@@ -6,7 +6,8 @@ import torch
 from adadecode.model.exit_heads import ExitHeads
 from adadecode.model.step import Segment
 from adadecode.training.outputs import GreedyOutput
-from adadecode.training.replay import GAMMAS, measure, pack, run_base
+from adadecode.training.replay import GAMMAS, measure, run_base
+from adadecode.training.stream import pack
 from tests.models import random_heads, tiny_model
 
 OUTPUTS = [GreedyOutput([3, 1, 4], [1, 5]), GreedyOutput([9, 2, 6, 5, 3], [5, 8, 9, 7]), GreedyOutput([9], [3])]
@@ -48,7 +49,7 @@ def test_hidden_states_are_those_after_e_layers_at_the_positions_that_predict_ou
 def test_the_report_counts_what_the_heads_themselves_propose():
     model = tiny_model()
     heads = random_heads(model, (1, 2, 3))
-    report = measure(model, heads, OUTPUTS, 8)
+    report = measure(model, heads, pack(OUTPUTS, 8))
     base = run_base(model, OUTPUTS, heads.exits)
     final_ids = base.final_logits.argmax(-1).tolist()
     step = model.new_step(len(final_ids), 20)
@@ -74,12 +75,12 @@ def test_the_report_counts_what_the_heads_themselves_propose():
 def test_precision_is_none_when_nothing_is_drafted():
     model = tiny_model()
     unsure = ExitHeads(model, {2: torch.zeros(model.width, model.width)})
-    report = measure(model, unsure, OUTPUTS, 64)
+    report = measure(model, unsure, [OUTPUTS])
     assert {(row["draft_rate"], row["precision"]) for row in report["gamma_table"]} == {(0.0, None)}
 
 
 def test_top1_probability_is_the_final_layers():
     model = tiny_model()
-    report = measure(model, random_heads(model, (2,)), OUTPUTS, 64)
+    report = measure(model, random_heads(model, (2,)), [OUTPUTS])
     expected = run_base(model, OUTPUTS, (2,)).final_logits.softmax(-1).max(-1).values.mean()
     assert report["mean_top1_probability"] == pytest.approx(float(expected))

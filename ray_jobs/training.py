@@ -1,0 +1,170 @@
+"""Training on a cluster: actors generate the parts of the outputs, then one actor with one GPU trains on them."""
+
+import contextlib
+import os
+import queue
+import traceback
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray.exceptions import RayError
+
+from adadecode.config import TrainConfig
+from adadecode.errors import DeviceLostError
+from adadecode.model.decoder import load_tokenizer
+from adadecode.model.exit_heads import HeadFacts
+from adadecode.training.outputs import Part, Progress, Say, find_part, make_part
+from adadecode.training.prompts import Chunk, TaskPrompts, UsablePrompts
+from adadecode.training.run import check_settings, distill_heads, load_base, make_folder, use_threads
+from ray_jobs.scheduler import Crew, actor_resources, drive, with_absolute_paths
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """What an actor needs to know of its training; sent once."""
+
+    config: TrainConfig
+    out: Path
+
+
+@ray.remote
+class OutputsActor:
+    """Makes parts of the outputs, one at a time; rows go from here to the folder, not through the driver."""
+
+    def __init__(self, worker_id: str, task: TrainTask) -> None:
+        self._worker_id, self._task = worker_id, task
+
+    def load(self) -> str:
+        """Loads the model; returns the worker id. Separate from `__init__`, so that errors arrive whole."""
+        self._model, _ = load_base(self._task.config)
+        return self._worker_id
+
+    def work(self, chunk: Chunk) -> tuple[Part, bool, list[str]]:
+        """The part of `chunk`, whether it was there before, and what is to be said of it."""
+        lines: list[str] = []
+        config, out = self._task.config, self._task.out
+        part = find_part(self._model, chunk, config, out, lines.append)
+        if part is not None:
+            return part, True, lines
+        try:
+            return make_part(self._model, chunk, config, out, lambda *_: None), False, lines
+        except DeviceLostError:
+            traceback.print_exc()
+            os._exit(1)  # not a raise: the driver shall replace this process and give the chunk to the next
+
+
+@ray.remote
+class TrainActor:
+    """Trains on the stored parts; what it says is fetched meanwhile."""
+
+    def __init__(self, worker_id: str, task: TrainTask) -> None:
+        self._worker_id, self._task = worker_id, task
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def load(self) -> str:
+        """Loads the model; returns the worker id."""
+        self._model, _ = load_base(self._task.config)
+        return self._worker_id
+
+    def work(self, parts: list[Part]) -> tuple[HeadFacts, list[str]]:
+        """Trains to the end; returns the facts and what was said and not yet fetched."""
+        use_threads(self._task.config)  # a call may run in another thread than `load`
+        facts = distill_heads(self._model, parts, self._task.config, self._task.out, self._lines.put)
+        return facts, self.take_lines()
+
+    def take_lines(self) -> list[str]:
+        """What was said since the last call."""
+        return [self._lines.get() for _ in range(self._lines.qsize())]
+
+
+class LazyChunks:
+    """Chunks that are encoded only when they are asked for, and those that come back from a dead actor."""
+
+    def __init__(self, prompts: UsablePrompts, chunk_len: int) -> None:
+        self._unread, self._read = prompts.chunks(chunk_len), deque[Chunk]()
+
+    def __bool__(self) -> bool:
+        if not self._read:
+            self._read.extend(chunk for chunk in (next(self._unread, None),) if chunk is not None)
+        return bool(self._read)
+
+    def popleft(self) -> Chunk:
+        assert self, "there is no chunk left"
+        return self._read.popleft()
+
+    def appendleft(self, chunk: Chunk) -> None:
+        self._read.appendleft(chunk)
+
+
+def train_on_ray(config: TrainConfig, out: Path, say: Say) -> HeadFacts:
+    """Trains the heads `config` describes into `out` on the cluster this process is connected to; returns their facts.
+
+    The outputs are the same parts for any number of workers. Raises as `train_heads` does, ResourcesError, and
+    AdaDecodeError when a part or the training keeps killing its actors.
+    """
+    lm_config, tokenizer = load_tokenizer(config.model, config.revision)
+    check_settings(config, lm_config.num_hidden_layers, lm_config.vocab_size)
+    make_folder(out)
+    prompts = UsablePrompts(TaskPrompts(config, tokenizer), lm_config.max_position_embeddings)
+    config = with_absolute_paths(config)
+    parts = _make_outputs(config, prompts, out.resolve(), say)
+    return _train(config, parts, out.resolve(), say)
+
+
+def _make_outputs(config: TrainConfig, prompts: UsablePrompts, out: Path, say: Say) -> list[Part]:
+    resources, threads = actor_resources(config)
+    num_prompts, lines = prompts.count()
+    for line in lines:
+        say(line)
+    progress = Progress(num_prompts, say)
+    parts: dict[int, Part] = {}
+
+    def on_done(_: Chunk, result: tuple[Part, bool, list[str]]) -> None:
+        part, was_there, lines = result
+        parts[part.part_idx] = part
+        for line in lines:
+            say(line)
+        if was_there:
+            progress.reused(part)
+        else:
+            progress.made(part.num_outputs, part.num_tokens)
+
+    task = TrainTask(config.model_copy(update={"threads": threads}), out)
+    crew = Crew(OutputsActor, task, threads, resources)
+    assert config.workers is not None, config
+    try:
+        for _ in range(min(config.workers, -(-num_prompts // config.part_prompts))):
+            crew.hire()
+        drive(crew, LazyChunks(prompts, config.part_prompts), on_done, lambda chunk: f"outputs part {chunk.part_idx}")
+    finally:
+        crew.dismiss()
+    return [parts[part_idx] for part_idx in range(len(parts))]
+
+
+def _train(config: TrainConfig, parts: list[Part], out: Path, say: Say) -> HeadFacts:
+    """Trains in one actor, with one GPU or all threads of a node; one that dies is replaced and resumes."""
+    resources, threads = actor_resources(config.model_copy(update={"workers": 1}))
+    resources |= {"max_concurrency": 2}  # so that it can tell what it says while it works
+    crew = Crew(TrainActor, TrainTask(config.model_copy(update={"threads": threads}), out), threads, resources)
+    found: list[HeadFacts] = []
+
+    def pass_on() -> None:
+        for actor, item in list(crew.busy.values()):
+            with contextlib.suppress(RayError):  # the loop that waits for the work finds out
+                for line in ray.get(actor.take_lines.remote()) if item is not None else []:
+                    say(line)
+
+    def on_done(_: list[Part], result: tuple[HeadFacts, list[str]]) -> None:
+        facts, lines = result
+        found.append(facts)
+        for line in lines:
+            say(line)
+
+    try:
+        crew.hire()
+        drive(crew, deque([parts]), on_done, lambda _: "the training", pass_on)
+    finally:
+        crew.dismiss()
+    return found[0]

@@ -1,0 +1,108 @@
+"""Heads of every kind: where they start, that training improves them, and that they decode losslessly in the engine."""
+
+import pytest
+import torch
+
+from adadecode.config import DecodeSettings, TrainConfig
+from adadecode.engine.generate import generate
+from adadecode.engine.policy import make_policy, step_width
+from adadecode.errors import ExitHeadsError, UsageError
+from adadecode.model.exit_heads import PART_NAMES, load_heads
+from adadecode.training.kinds import new_heads
+from adadecode.training.run import train_heads
+from tests.models import tiny_model
+from tests.unit.training.test_distill import CONFIG, PROMPTS
+
+EXITS = (1, 2, 3)
+SETTINGS = CONFIG.model_dump(exclude={"kind", "rank", "epochs", "learning_rate", "part_prompts"})
+
+
+def config_of(kind, **settings):
+    taught = {} if kind == "original" else {"epochs": 3, "learning_rate": 5e-3}
+    return TrainConfig(**(SETTINGS | taught | settings), kind=kind)
+
+
+@pytest.fixture(scope="module", params=PART_NAMES)
+def trained(request, tmp_path_factory):
+    """Kind, folder and facts of one finished training."""
+    out = tmp_path_factory.mktemp(request.param)
+    return request.param, out, train_heads(tiny_model(), PROMPTS, config_of(request.param), out, lambda line: None)
+
+
+def test_heads_of_every_kind_are_better_after_training_than_before(trained, tmp_path):
+    kind, _, facts = trained
+    assert facts.kind == kind
+    if kind == "original":
+        assert (facts.training["num_steps"], facts.training["final_losses"]) == (0, {})
+        return
+    start = config_of(kind, learning_rate=1e-9, epochs=1)
+    before = train_heads(tiny_model(), PROMPTS, start, tmp_path, lambda line: None)
+    for exit_layer in map(str, EXITS):
+        assert facts.training["held_out_kl"][exit_layer] < before.training["held_out_kl"][exit_layer]
+
+
+@pytest.mark.parametrize("head", ["full", "shortlist"])
+@pytest.mark.parametrize("gate", [0.0, 0.3])
+def test_heads_of_every_kind_keep_every_bit_of_vanilla_decoding(trained, head, gate):
+    kind, out, _ = trained
+    model = tiny_model()
+    if kind == "shortlist" and head == "full":
+        with pytest.raises(ExitHeadsError, match=r"--head full: .* made without; use --head shortlist, or train"):
+            load_heads(out, model, head, gate)
+        return
+    heads = load_heads(out, model, head, gate)
+    policy = make_policy(DecodeSettings(gamma=0.1, head=head, gate=gate), heads.exits)
+    width = step_width(policy.max_drafts)
+    num_drafted = 0
+    for prompt in PROMPTS[:4]:
+        vanilla = generate(model, prompt, width=width, max_new_tokens=16, record_logits=True)
+        early = generate(
+            model, prompt, width=width, max_new_tokens=16, policy=policy, drafter=heads, record_logits=True
+        )
+        assert torch.equal(early.logits, vanilla.logits)
+        num_drafted += early.generation.num_drafted
+    assert num_drafted > 0
+
+
+def test_trained_logits_are_those_of_the_loaded_heads(trained):
+    kind, out, facts = trained
+    model = tiny_model()
+    heads = load_heads(out, model, "shortlist" if kind == "shortlist" else "full")
+    hidden = torch.randn(5, model.width, generator=torch.Generator().manual_seed(0))
+    assert heads.logits(2, hidden).shape == (5, facts.training["shortlist_len"] if kind == "shortlist" else 97)
+    if kind == "original":
+        assert torch.equal(heads.logits(2, hidden), model.lm_head(hidden))
+
+
+@pytest.mark.parametrize("kind", ["transform", "low-rank", "full", "original"])
+def test_untrained_heads_are_the_models_own_norm_and_lm_head(kind):
+    model = tiny_model()
+    hidden = torch.randn(5, model.width, generator=torch.Generator().manual_seed(0))
+    for head in new_heads(model, EXITS, config_of(kind), torch.arange(9)):
+        torch.testing.assert_close(head.logits(model.final_norm(hidden)), model.lm_head(hidden))
+        torch.testing.assert_close(head.rows(torch.arange(9)), model.lm.lm_head.weight[:9])
+
+
+def test_low_rank_heads_have_the_rank_asked_for_and_are_small(tmp_path):
+    facts = train_heads(tiny_model(), PROMPTS, config_of("low-rank", rank=3), tmp_path, lambda line: None)
+    assert facts.training["settings"]["rank"] == 3
+    from safetensors.torch import load_file
+
+    tensors = load_file(tmp_path / "exit_heads.safetensors")
+    assert (list(tensors["U.1"].shape), list(tensors["V.1"].shape)) == ([32, 3], [3, 32])
+    assert "T.1" not in tensors
+
+
+@pytest.mark.parametrize(("setting", "flag"), [({"shortlist_len": 98}, "--shortlist-len"), ({"kl_top_k": 98}, "--kl-")])
+def test_more_tokens_than_the_vocabulary_has_are_refused(setting, flag, tmp_path):
+    with pytest.raises(UsageError, match=rf"{flag}.* 98: the vocabulary has 97 tokens; give 1\.\.97"):
+        train_heads(tiny_model(), PROMPTS, config_of("transform", **setting), tmp_path / "out", lambda line: None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_with_the_kl_of_the_top_tokens_improves_the_whole_kl(tmp_path):
+    config = config_of("transform", kl_top_k=10)
+    facts = train_heads(tiny_model(), PROMPTS, config, tmp_path / "a", lambda line: None)
+    start = config.model_copy(update={"learning_rate": 1e-9, "epochs": 1})
+    before = train_heads(tiny_model(), PROMPTS, start, tmp_path / "b", lambda line: None)
+    assert facts.training["held_out_kl"]["1"] < before.training["held_out_kl"]["1"]
