@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from adadecode.cli import main, with_absolute_out
-from adadecode.config import EvalConfig, TrainConfig, build_settings
+from adadecode.config import EvalConfig, TrainConfig, TuneConfig, build_settings
 
 FENCED_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 
@@ -65,9 +65,12 @@ def parse(command: Sequence[str]) -> dict[str, Any]:
     parameters = main.commands[name].make_context(name, list(arguments)).params
     if name == "submit":
         return parse([parameters["command"], *with_absolute_out(parameters["arguments"])])
-    kind = {"eval": EvalConfig, "plan": EvalConfig, "train-heads": TrainConfig}.get(name)
+    kinds: dict[str, Any] = {"eval": EvalConfig, "plan": EvalConfig, "train-heads": TrainConfig, "tune": TuneConfig}
+    kind = kinds.get(name)
     if kind is not None:
         flags = {flag: value for flag, value in parameters.items() if flag not in ("config_file", "out")}
+        if (flags.get("policy") or "").endswith("/policy.yaml"):
+            flags["policy"] = "paper"  # a file that a `tune` before this command writes
         build_settings(kind, parameters["config_file"], flags)
     return parameters
 

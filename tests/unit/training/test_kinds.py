@@ -51,7 +51,7 @@ def test_heads_of_every_kind_keep_every_bit_of_vanilla_decoding(trained, head, g
             load_heads(out, model, head, gate)
         return
     heads = load_heads(out, model, head, gate)
-    policy = make_policy(DecodeSettings(gamma=0.1, head=head, gate=gate), heads.exits)
+    policy = make_policy(DecodeSettings(gamma=0.1, head=head, gate=gate), heads.exits, model.num_layers)
     width = step_width(policy.max_drafts)
     num_drafted = 0
     for prompt in PROMPTS[:4]:
