@@ -81,9 +81,9 @@ def test_a_sigkilled_actor_is_replaced_and_costs_no_part_and_no_bit(
 
     def say(line: str) -> None:
         if line.startswith(said) and not killed:
-            pid = actor_pids(name)[0]
-            os.kill(pid, signal.SIGKILL)
-            killed.append(pid)
+            for pid in actor_pids(name)[:1]:  # none when the last lines come after its end
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
 
     train_on_ray(config, tmp_path / "killed", say)
     assert killed, "the test must have killed an actor"

@@ -125,4 +125,5 @@ def test_as_many_prompts_and_outputs_are_in_memory_for_400_prompts_as_for_80(tmp
         peaks.append([int(number) for number in done.stdout.split()])
     (few_prompts, few_outputs), (many_prompts, many_outputs) = peaks
     assert few_prompts == many_prompts <= 2 * 8, "the chunk at hand and the one being read"
-    assert few_outputs == many_outputs <= 2 * WINDOW_PARTS * 8 + 8
+    bound = 2 * WINDOW_PARTS * 8  # the window at hand and the one being read
+    assert max(few_outputs, many_outputs) <= bound, (few_outputs, many_outputs)
