@@ -322,6 +322,7 @@ def bench_command(config_file: Path | None, out: Path | None, **flags: Any) -> N
 @click.option("--held-out", type=float, help="Share of the prompts kept for the report.  [default: 0.1]")
 @click.option("--kl-top-k", type=int, help="KL over this many tokens and the rest, to save memory.  [default: all]")
 @click.option("--shortlist-len", type=int, help="Tokens of the cheap heads.  [default: V / 4, at most 32768]")
+@click.option("--outputs", help="Folder of other heads whose outputs to learn from.  [default: --out]")
 @click.option("--part-prompts", type=int, help="Prompts whose outputs are stored together.  [default: 512]")
 @click.option("--workers", type=int, help="Ray actors that generate.  [default: in this process, without Ray]")
 @click.option("--address", help="HOST:PORT of a running Ray head, with --workers.  [default: this machine]")

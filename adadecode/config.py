@@ -144,6 +144,9 @@ class TrainConfig(Settings):
     held_out: float = Field(0.1, gt=0.0, lt=1.0)
     kl_top_k: int | None = Field(None, ge=1)  # None: the whole vocabulary
     shortlist_len: int | None = Field(None, ge=1)  # None: a quarter of the vocabulary, at most 32768
+    outputs: str | None = (
+        None  # the heads' folder whose outputs are taken, and made if missing; None: the new heads' own
+    )
     part_prompts: int = Field(512, ge=1)  # prompts whose outputs are one file, the unit of work and of resuming
     workers: int | None = Field(None, ge=1)  # None: in this process, without Ray
     address: str | None = None

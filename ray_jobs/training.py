@@ -17,7 +17,7 @@ from adadecode.model.decoder import load_tokenizer
 from adadecode.model.exit_heads import HeadFacts
 from adadecode.training.outputs import Part, Progress, Say, find_part, make_part
 from adadecode.training.prompts import Chunk, TaskPrompts, UsablePrompts
-from adadecode.training.run import check_settings, distill_heads, load_base, make_folder, use_threads
+from adadecode.training.run import check_settings, distill_heads, load_base, make_folder, outputs_folder, use_threads
 from ray_jobs.scheduler import Crew, actor_resources, drive, with_absolute_paths
 
 
@@ -108,8 +108,9 @@ def train_on_ray(config: TrainConfig, out: Path, say: Say) -> HeadFacts:
     check_settings(config, lm_config.num_hidden_layers, lm_config.vocab_size)
     make_folder(out)
     prompts = UsablePrompts(TaskPrompts(config, tokenizer), lm_config.max_position_embeddings)
-    config = with_absolute_paths(config)
-    parts = _make_outputs(config, prompts, out.resolve(), say)
+    outputs = outputs_folder(config, out).resolve()
+    config = with_absolute_paths(config).model_copy(update={"outputs": str(outputs)})
+    parts = _make_outputs(config, prompts, outputs, say)
     return _train(config, parts, out.resolve(), say)
 
 

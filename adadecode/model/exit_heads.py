@@ -165,8 +165,9 @@ class ExitHeads:
 
 
 def original_heads(model: DecoderModel, exits: tuple[int, ...]) -> ExitHeads:
-    """Heads at `exits` that nobody trained: the model's own norm and LM head, behind the identity."""
-    return ExitHeads(model, {e: torch.eye(model.width) for e in exits}, content_hash="original")
+    """Heads at `exits` that nobody trained: the model's own norm and LM head."""
+    matrices = dict.fromkeys(exits, model.lm.lm_head.weight)
+    return ExitHeads(model, {}, matrices=matrices, content_hash="original")
 
 
 def check_exits(exits: tuple[int, ...], num_layers: int) -> None:

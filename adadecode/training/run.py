@@ -79,7 +79,7 @@ def train_heads(
     """
     check_settings(config, model.num_layers, model.vocab_size)
     make_folder(out)
-    parts = make_outputs(model, prompts, config, out, say)
+    parts = make_outputs(model, prompts, config, outputs_folder(config, out), say)
     return distill_heads(model, parts, config, out, say, checkpoint_every_s=checkpoint_every_s)
 
 
@@ -92,7 +92,7 @@ def distill_heads(
     *,
     checkpoint_every_s: float = 60.0,
 ) -> HeadFacts:
-    """The second half of `train_heads`: from the outputs in `out`, which are `parts`, to heads."""
+    """The second half of `train_heads`: from outputs, which are `parts`, to heads in `out`."""
     exits = config.exits or paper_exits(model.num_layers)
     base = training_base(model)
     fingerprint = fingerprint_of(base, exits, parts, config)
@@ -100,7 +100,13 @@ def distill_heads(
     if finished is not None and finished.training.get("fingerprint") == fingerprint:
         say(f"{out}: these heads were trained before; delete the folder to train them again")
         return finished
-    stream = OutputStream(out, parts, held_out=config.held_out, seed=config.seed, batch_tokens=config.batch_tokens)
+    stream = OutputStream(
+        outputs_folder(config, out),
+        parts,
+        held_out=config.held_out,
+        seed=config.seed,
+        batch_tokens=config.batch_tokens,
+    )
     shortlist_len = config.shortlist_len or default_shortlist_len(model.vocab_size)
     token_ids = frequent_tokens(base.vocab_size, stream.train_outputs(), shortlist_len).to(base.device)
     heads = new_heads(base, exits, config, token_ids)
@@ -147,6 +153,11 @@ def check_settings(config: TrainConfig, num_layers: int, vocab_size: int) -> Non
     for flag, length in lens.items():
         if length is not None and length > vocab_size:
             raise UsageError(f"--{flag} {length}: the vocabulary has {vocab_size} tokens; give 1..{vocab_size}")
+
+
+def outputs_folder(config: TrainConfig, out: Path) -> Path:
+    """The heads' folder that holds the outputs to learn from: `out` unless the settings name another."""
+    return out if config.outputs is None else Path(config.outputs)
 
 
 def make_folder(out: Path) -> None:

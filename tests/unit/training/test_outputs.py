@@ -7,8 +7,10 @@ import torch
 from adadecode.config import TrainConfig
 from adadecode.engine.generate import generate
 from adadecode.errors import UsageError
+from adadecode.model.exit_heads import TENSORS
 from adadecode.training.generation import BATCH_PROMPTS
 from adadecode.training.outputs import OUTPUTS_DIR, make_outputs, part_path, read_part
+from adadecode.training.run import train_heads
 from tests.models import HAS_COMPILER, tiny_model
 
 PROMPTS = [[1 + (i * j) % 90 for j in range(1, 4 + i % 7)] for i in range(1, 13)]
@@ -137,3 +139,15 @@ def test_the_parquet_files_hold_flat_int32_lists_and_nothing_is_left_beside_them
     stored = [ids for table in tables for ids in table["output_token_ids"].to_pylist()]
     assert stored == [output.output_ids for output in outputs]
     assert sorted((tmp_path / OUTPUTS_DIR).iterdir()) == [part_path(tmp_path, i) for i in range(3)]
+
+
+def test_outputs_of_other_heads_are_taken_and_not_made_again(tmp_path):
+    model, config = tiny_model(), CONFIG.model_copy(update={"kind": "original", "exits": (1, 2)})
+    first, second = tmp_path / "first", tmp_path / "second"
+    train_heads(model, PROMPTS, config, first, lambda line: None)
+    lines: list[str] = []
+    shared = config.model_copy(update={"outputs": str(first)})
+    train_heads(model, PROMPTS, shared, second, lines.append)
+    assert any("reusing" in line for line in lines)
+    assert not (second / OUTPUTS_DIR).exists()
+    assert (second / TENSORS).read_bytes() == (first / TENSORS).read_bytes()
