@@ -3,8 +3,9 @@
     python -m adadecode.demo.build --gsm8k train.jsonl --work build/demo --install
 
 The texts are GSM8K's training split and the documented functions of the standard library of the Python that runs this
-script. The policy is tuned on prompts that no head was trained on, for the machine at hand. Every stage resumes, and is skipped when its result is in the work folder. On two CPU cores it takes some
-hours; the result depends, in the last bits, on the machine's kernels and number of threads.
+script. The policy is tuned on prompts that no head was trained on, for the machine at hand. Every stage resumes, and is
+skipped when its result is in the work folder. On two CPU cores it takes some hours; the result depends, in the last bits,
+on the machine's kernels and number of threads.
 """
 
 import json
@@ -139,7 +140,7 @@ class HeadBuilder:
         """Finds one policy for the heads of all domains on `prompts` that they were not trained on, into `out`."""
         if (out / POLICY).exists():
             return
-        config = TuneConfig(model="demo", threads=self._threads, seed=self._seed)
+        config = TuneConfig.model_validate({"model": "demo", "threads": self._threads, "seed": self._seed})
         tuner = load_tuner(config, self._model, self._tokenizer, heads)
         numbered = [
             Prompt(domain, f"{domain}-{idx}", prompt)

@@ -166,7 +166,7 @@ class ExitHeads:
 
 def original_heads(model: DecoderModel, exits: tuple[int, ...]) -> ExitHeads:
     """Heads at `exits` that nobody trained: the model's own norm and LM head."""
-    matrices = dict.fromkeys(exits, model.lm.lm_head.weight)
+    matrices = {e: model.lm.lm_head.weight for e in exits}  # noqa: C420
     return ExitHeads(model, {}, matrices=matrices, content_hash="original")
 
 
