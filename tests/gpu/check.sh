@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Checks this checkout on a CUDA device: the tests of this folder, then `bench` at real sizes with synthetic weights.
+# Checks this checkout on a CUDA device: the tests of this folder, then `bench` at real sizes with synthetic weights,
+# and `tune` on the embedded model.
 # Nothing need be installed but torch, transformers, pydantic, click, rich, PyYAML, pyarrow, scipy and pytest.
 #
 #   tests/gpu/check.sh [OUT]    tables, JSON and logs go to OUT (results/reference/gpu); PYTHON names the interpreter
 #
-# May take ten minutes on a large GPU. Exits with 1 when a test or a bench fails; without a device it does nothing.
+# May take a quarter of an hour on a large GPU. Exits with 1 when a test or a bench fails; without a device it does nothing.
 set -uo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 out=$(realpath -m "${1:-$root/results/reference/gpu}")
@@ -50,6 +51,9 @@ bench llama-3.1-8b-compile-shortlist-gate --shape llama-3.1-8b --kernels compile
 bench llama-3.2-1b-eager --shape llama-3.2-1b --kernels eager
 bench llama-3.2-1b-compile --shape llama-3.2-1b --kernels compile
 bench llama-3.2-1b-compile-shortlist-gate --shape llama-3.2-1b --kernels compile --head shortlist --gate 0.5
+check tune-demo 300 "$python" -c 'from adadecode.cli import main; main()' tune --device cuda --task demo --limit 12 \
+    --max-new-tokens 96 --repeats 2 --out "$out/tune-demo"
+tail -n 20 "$out/tune-demo/log"
 for text in "$out"/*/bench.txt; do
     [ -e "$text" ] && printf '\n%s\n' "$(basename "$(dirname "$text")")" && cat "$text"
 done
