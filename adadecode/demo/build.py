@@ -25,7 +25,8 @@ from adadecode.demo.pretrain import demo_config, encode, train_model, train_toke
 from adadecode.model.decoder import load_model
 from adadecode.model.exit_heads import FACTS, TENSORS
 from adadecode.training.run import train_heads
-from adadecode.tuning.run import POLICY, Prompt, load_tuner, tune
+from adadecode.tuning.run import POLICY, tune
+from adadecode.tuning.tuner import Prompt, load_tuner
 
 MODEL_FACTS = "training.json"
 TUNING_PROMPTS = 80  # per domain, of those kept
