@@ -37,7 +37,6 @@ HEAD_PROMPTS = 1536  # per domain, the first usable ones
 HEAD_SETTINGS: dict[str, Any] = {"max_new_tokens": 192, "epochs": 2, "batch_tokens": 1024}
 
 ABLATION_EXITS = (4, 8, 12)
-ABLATION_KINDS: tuple[TrainedKind, ...] = ("full", "low-rank", "original")
 
 
 @click.command()
@@ -47,7 +46,7 @@ ABLATION_KINDS: tuple[TrainedKind, ...] = ("full", "low-rank", "original")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--head-prompts", type=int, default=HEAD_PROMPTS, show_default=True, help="Prompts per domain.")
 @click.option(
-    "--ablation", is_flag=True, help="Also train heads of other kinds and of mixed domains, in WORK/ablation."
+    "--ablation", is_flag=True, help="Also train full-parameter heads and heads of mixed domains, in WORK/ablation."
 )
 @click.option("--install", is_flag=True, help="Copy the result into this package.")
 def main(
@@ -65,9 +64,8 @@ def main(
     for domain, group in prompts.items():
         builder.train(work / "heads" / domain, domain, group, HEAD_EXITS, "transform")
     if ablation:
-        for kind in ABLATION_KINDS:
-            out, outputs = work / "ablation" / f"math-{kind}", work / "heads" / "math"
-            builder.train(out, "math", prompts["math"], ABLATION_EXITS, kind, outputs)
+        outputs = work / "heads" / "math"
+        builder.train(work / "ablation" / "math-full", "math", prompts["math"], ABLATION_EXITS, "full", outputs)
         mixed = mixed_prompts(prompts)
         builder.train(work / "ablation" / "mixed", "mixed", mixed, ABLATION_EXITS, "transform")
     kept = {domain: group[-KEPT_FOR_TUNING[domain] :][:TUNING_PROMPTS] for domain, group in usable.items()}
@@ -124,7 +122,6 @@ class HeadBuilder:
         if (out / FACTS).exists():
             return
         click.echo(f"{out}: {len(prompts)} prompts")
-        settings = {name: value for name, value in HEAD_SETTINGS.items() if kind != "original" or name != "epochs"}
         config = TrainConfig(
             model="demo",
             task=f"demo-{task}",
@@ -133,7 +130,7 @@ class HeadBuilder:
             seed=self._seed,
             threads=self._threads,
             outputs=None if outputs is None else str(outputs),
-            **settings,
+            **HEAD_SETTINGS,
         )
         train_heads(self._model, prompts, config, out, click.echo)
 
