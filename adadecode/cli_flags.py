@@ -74,7 +74,9 @@ policy_flags = together(
 decode_flags = together(
     policy_flags,
     click.option("--gamma", callback=gammas, help="Exit threshold in [0, 1], or one per exit.  [default: 0.75]"),
-    click.option("--exits", callback=integers, help="Exit layers, such as 4,8,12.  [default: the heads']"),
+    click.option(
+        "--exits", callback=integers, help="Exit layers, such as 4,8,12.  [default: the paper's, L/4, L/2, 3L/4]"
+    ),
     click.option("--max-drafts", type=int, help="Drafts pending at once.  [default: 5]"),
 )
 run_flags = together(

@@ -31,6 +31,13 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def increasing(exits: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """`exits`; raises ValueError unless they can be exit layers of some model."""
+    if exits is not None and (not exits or exits[0] < 1 or any(a >= b for a, b in pairwise(exits))):
+        raise ValueError("exit layers must increase and lie in 1..L-1, such as 4,8,12")
+    return exits
+
+
 class DecodeSettings(Settings):
     """How tokens are decoded. Defaults are the paper's (section 4: gamma 0.75, at most 5 drafts, 512 new tokens).
 
@@ -57,9 +64,7 @@ class DecodeSettings(Settings):
     @field_validator("exits")
     @classmethod
     def _exits_increase(cls, exits: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if exits is not None and (not exits or exits[0] < 1 or any(a >= b for a, b in pairwise(exits))):
-            raise ValueError("exit layers must increase and lie in 1..L-1, such as 4,8,12")
-        return exits
+        return increasing(exits)
 
 
 def check_original_heads(heads: str | None, decode: DecodeSettings) -> None:
@@ -144,13 +149,16 @@ class TrainConfig(Settings):
     held_out: float = Field(0.1, gt=0.0, lt=1.0)
     kl_top_k: int | None = Field(None, ge=1)  # None: the whole vocabulary
     shortlist_len: int | None = Field(None, ge=1)  # None: a quarter of the vocabulary, at most 32768
-    outputs: str | None = (
-        None  # the heads' folder whose outputs are taken, and made if missing; None: the new heads' own
-    )
+    outputs: str | None = None  # the folder of other heads whose outputs are taken; None: their own
     part_prompts: int = Field(512, ge=1)  # prompts whose outputs are one file, the unit of work and of resuming
     workers: int | None = Field(None, ge=1)  # None: in this process, without Ray
     address: str | None = None
     threads: int | None = Field(None, ge=1)
+
+    @field_validator("exits")
+    @classmethod
+    def _exits_increase(cls, exits: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        return increasing(exits)
 
     @model_validator(mode="after")
     def _every_setting_has_an_effect(self) -> Self:
@@ -190,6 +198,11 @@ class TuneConfig(Settings):
     device: Literal["cpu", "cuda"] = "cpu"
     kernels: Kernels = "auto"
     threads: int | None = Field(None, ge=1)
+
+    @field_validator("exits")
+    @classmethod
+    def _exits_increase(cls, exits: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        return increasing(exits)
 
 
 class BenchDecodeSettings(DecodeSettings):

@@ -15,9 +15,17 @@ from adadecode.config import TrainConfig
 from adadecode.errors import DeviceLostError
 from adadecode.model.decoder import load_tokenizer
 from adadecode.model.exit_heads import HeadFacts
-from adadecode.training.outputs import Part, Progress, Say, find_part, make_part
+from adadecode.training.outputs import Part, Progress, Say, find_part, make_part, part_path
 from adadecode.training.prompts import Chunk, TaskPrompts, UsablePrompts
-from adadecode.training.run import check_settings, distill_heads, load_base, make_folder, outputs_folder, use_threads
+from adadecode.training.run import (
+    check_settings,
+    distill_heads,
+    load_base,
+    make_folder,
+    out_of_memory_named,
+    outputs_folder,
+    use_threads,
+)
 from ray_jobs.scheduler import Crew, actor_resources, drive, with_absolute_paths
 
 
@@ -71,12 +79,17 @@ class TrainActor:
     def work(self, parts: list[Part]) -> tuple[HeadFacts, list[str]]:
         """Trains to the end; returns the facts and what was said and not yet fetched."""
         use_threads(self._task.config)  # a call may run in another thread than `load`
-        facts = distill_heads(self._model, parts, self._task.config, self._task.out, self._lines.put)
+        with out_of_memory_named():
+            facts = distill_heads(self._model, parts, self._task.config, self._task.out, self._lines.put)
         return facts, self.take_lines()
 
     def take_lines(self) -> list[str]:
         """What was said since the last call."""
-        return [self._lines.get() for _ in range(self._lines.qsize())]
+        lines = []
+        with contextlib.suppress(queue.Empty):  # the other thread may take some meanwhile
+            while True:
+                lines.append(self._lines.get_nowait())
+        return lines
 
 
 class LazyChunks:
@@ -105,10 +118,11 @@ def train_on_ray(config: TrainConfig, out: Path, say: Say) -> HeadFacts:
     AdaDecodeError when a part or the training keeps killing its actors.
     """
     lm_config, tokenizer = load_tokenizer(config.model, config.revision)
-    check_settings(config, lm_config.num_hidden_layers, lm_config.vocab_size)
+    check_settings(config, lm_config)
     make_folder(out)
     prompts = UsablePrompts(TaskPrompts(config, tokenizer), lm_config.max_position_embeddings)
     outputs = outputs_folder(config, out).resolve()
+    make_folder(part_path(outputs, 0).parent)
     config = with_absolute_paths(config).model_copy(update={"outputs": str(outputs)})
     parts = _make_outputs(config, prompts, outputs, say)
     return _train(config, parts, out.resolve(), say)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adadecode.config import EvalConfig, given_flags, read_settings, settings_of
-from adadecode.errors import UsageError
+from adadecode.errors import ExitHeadsError, UsageError
 
 SWEEP_FILE = "sweep.parquet"
 CELL_NAME = re.compile(r"[a-z0-9._-]+")
@@ -92,13 +92,24 @@ def grid_name(config: EvalConfig) -> str:
 
 
 def check_heads_exist(cells: Sequence[Cell]) -> None:
-    """Raises UsageError when a cell needs heads whose folder is not there, before the first cell has run for hours."""
+    """Raises UsageError when a cell needs heads that are not there, before the first has run for hours."""
     from adadecode.evaluation.sources import heads_folders
+    from adadecode.model.exit_heads import read_facts
     from adadecode.tasks import expand_task
 
     for cell in cells:
         try:
-            heads_folders(cell.config, expand_task(cell.config.task))
+            folders = heads_folders(cell.config, expand_task(cell.config.task))
+            for folder in set(folders.values()):
+                facts = read_facts(folder)
+                if facts is None:
+                    raise ExitHeadsError(f"--heads {str(folder)!r}: no finished heads there; train them first")
+                missing = sorted(set(cell.config.decode.exits or ()) - set(facts.exits))
+                if missing:
+                    raise UsageError(
+                        f"there are no heads at {missing}; those in {str(folder)!r} are at "
+                        f"{','.join(map(str, facts.exits))}: choose among them or train others"
+                    )
         except UsageError as error:
             raise UsageError(f"cell {cell.name!r}: {error}") from None
 

@@ -122,10 +122,11 @@ class Distillation:
         The base's part runs in its own dtype, as it does when decoding, the distributions in float32. Exit after exit,
         so that the logits of one alone are in memory beside the target.
         """
-        base = run_base(self.model, batch, self.exits)
-        target = make_target(base.final_logits, self.config.kl_top_k)
+        all_hidden, final_logits = run_base(self.model, batch, self.exits)
+        target = make_target(final_logits, self.config.kl_top_k)
+        del final_logits
         kls, agreeing = [], []
-        for head, hidden in zip(self.heads, base.hidden, strict=True):
+        for head, hidden in zip(self.heads, all_hidden, strict=True):
             with torch.no_grad():
                 normed = self.model.final_norm(hidden)
             with torch.set_grad_enabled(is_training):

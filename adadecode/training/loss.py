@@ -51,7 +51,7 @@ def kl_sum(target: Target, logits: Tensor, token_ids: Tensor | None) -> Tensor:
 
 
 def _kl(log_probs: Tensor, head: Tensor) -> Tensor:
-    # Dot products: no second tensor of size N x V. Log probabilities of -inf have weight 0.
+    # Log probabilities of -inf have weight 0.
     probs = log_probs.exp().flatten()
     return probs @ log_probs.nan_to_num(neginf=0.0).flatten() - probs @ head.flatten()
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 
 from adadecode.config import TrainConfig
-from adadecode.errors import DeviceLostError
+from adadecode.errors import DeviceLostError, RunFolderError
 from adadecode.model.decoder import DecoderModel
 from adadecode.training.generation import greedy_continuations
 from adadecode.training.prompts import Chunk, UsablePrompts, hash_ids
@@ -108,6 +108,11 @@ def find_part(model: DecoderModel, chunk: Chunk, config: TrainConfig, out: Path,
         return None
     stored = {key.decode(): value.decode() for key, value in (found.metadata or {}).items()}
     differing = [name for name, value in _made_from(model, chunk, config).items() if stored.get(name) != value]
+    if differing and config.outputs is not None:
+        raise RunFolderError(
+            f"--outputs {config.outputs!r}: {path.name} was made with another {', '.join(differing)}; "
+            "choose another folder, or leave --outputs out to make outputs of its own"
+        )
     if differing:
         say(f"{path.name} was made with another {', '.join(differing)}: generating again")
         return None
@@ -145,11 +150,18 @@ def make_part(
     return part
 
 
-def read_part(out: Path, part_idx: int) -> list[GreedyOutput]:
-    """The outputs of a stored part, in the order of their prompts."""
-    table = pq.read_table(part_path(out, part_idx), use_threads=False)
-    columns = (table[name].to_pylist() for name in ("prompt_token_ids", "output_token_ids"))
-    return [GreedyOutput(*row) for row in zip(*columns, strict=True)]
+def read_part(out: Path, part: Part) -> list[GreedyOutput]:
+    """The outputs of a stored part, in the order of their prompts; raises RunFolderError when they are not those made."""
+    path = part_path(out, part.part_idx)
+    try:
+        table = pq.read_table(path, use_threads=False)
+        prompts, outputs = (table[name].to_pylist() for name in ("prompt_token_ids", "output_token_ids"))
+        is_whole = hash_ids([*prompts, *outputs])[:16] == part.content_hash
+    except (pa.ArrowException, OSError, OverflowError, KeyError, TypeError):
+        is_whole = False
+    if not is_whole:
+        raise RunFolderError(f"{path}: damaged or replaced since it was made; delete it and run the same command again")
+    return [GreedyOutput(*row) for row in zip(prompts, outputs, strict=True)]
 
 
 def part_path(out: Path, part_idx: int) -> Path:

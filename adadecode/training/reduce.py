@@ -56,12 +56,14 @@ def fit_gates(
         for exit_layer, hidden in zip(exits, base.hidden, strict=True):
             normed = model.final_norm(hidden[:num_wanted]).float()
             best = (normed @ shortlist.matrices[exit_layer].T).argmax(dim=-1)
-            inputs[exit_layer].append(normed)
-            labels[exit_layer].append((shortlist.token_ids[best] == final_ids).float())
+            inputs[exit_layer].append(normed.cpu())
+            labels[exit_layer].append((shortlist.token_ids[best] == final_ids).float().cpu())
         num_wanted -= len(final_ids)
         if num_wanted == 0:
             break
-    return {e: fit_logistic(torch.cat(inputs.pop(e)), torch.cat(labels.pop(e))) for e in exits}
+    # one exit after the other goes back to the device
+    on = model.device
+    return {e: fit_logistic(torch.cat(inputs.pop(e)).to(on), torch.cat(labels.pop(e)).to(on)) for e in exits}
 
 
 def fit_logistic(inputs: Tensor, labels: Tensor) -> Tensor:

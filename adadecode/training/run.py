@@ -1,22 +1,25 @@
 """From settings to saved heads: outputs, training, what makes tests cheap, and a report on held-out prompts."""
 
+import contextlib
 import copy
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from adadecode.config import TrainConfig
-from adadecode.errors import RunFolderError, UsageError
+from adadecode.errors import AdaDecodeError, ExitHeadsError, RunFolderError, UsageError
 from adadecode.model.decoder import DecoderModel, load_model
 from adadecode.model.exit_heads import (
     HeadFacts,
     HeadTensors,
     Shortlist,
     check_exits,
+    load_heads,
     paper_exits,
     read_facts,
     save_heads,
@@ -24,7 +27,7 @@ from adadecode.model.exit_heads import (
 from adadecode.training.curves import write_curves
 from adadecode.training.distill import CHECKPOINT, Distillation
 from adadecode.training.kinds import new_heads
-from adadecode.training.outputs import Part, Say, make_outputs
+from adadecode.training.outputs import Part, Say, make_outputs, part_path
 from adadecode.training.prompts import TaskPrompts
 from adadecode.training.reduce import default_shortlist_len, fit_gates, frequent_tokens
 from adadecode.training.replay import measure
@@ -33,6 +36,7 @@ from adadecode.training.stream import OutputStream
 # Settings that decide the trained heads, beside the model and its outputs.
 DECISIVE = {
     "seed",
+    "device",
     "epochs",
     "batch_tokens",
     "learning_rate",
@@ -77,10 +81,24 @@ def train_heads(
     was finished is not done again. `prompts` is iterated over twice and need not fit in memory. `say` gets lines of
     progress. Raises UsageError, also as ExitHeadsError and RunFolderError, and NonFiniteLogitsError.
     """
-    check_settings(config, model.num_layers, model.vocab_size)
+    check_settings(config, model.config)
     make_folder(out)
-    parts = make_outputs(model, prompts, config, outputs_folder(config, out), say)
-    return distill_heads(model, parts, config, out, say, checkpoint_every_s=checkpoint_every_s)
+    make_folder(part_path(outputs_folder(config, out), 0).parent)
+    with out_of_memory_named():
+        parts = make_outputs(model, prompts, config, outputs_folder(config, out), say)
+        return distill_heads(model, parts, config, out, say, checkpoint_every_s=checkpoint_every_s)
+
+
+@contextlib.contextmanager
+def out_of_memory_named() -> Iterator[None]:
+    """Turns a device's lack of memory into one line that says which settings need less."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise AdaDecodeError(
+            f"the device is out of memory ({str(error).splitlines()[0][:120]}); try fewer --batch-tokens, --kl-top-k, "
+            "fewer --max-new-tokens or fewer --exits; the same command goes on from what is stored"
+        ) from error
 
 
 def distill_heads(
@@ -93,11 +111,11 @@ def distill_heads(
     checkpoint_every_s: float = 60.0,
 ) -> HeadFacts:
     """The second half of `train_heads`: from outputs, which are `parts`, to heads in `out`."""
-    exits = config.exits or paper_exits(model.num_layers)
+    exits = paper_exits(model.num_layers) if config.exits is None else config.exits
     base = training_base(model)
-    fingerprint = fingerprint_of(base, exits, parts, config)
+    fingerprint = fingerprint_of(model, base, exits, parts, config)
     finished = read_facts(out)
-    if finished is not None and finished.training.get("fingerprint") == fingerprint:
+    if finished is not None and finished.training.get("fingerprint") == fingerprint and is_loadable(out, model):
         say(f"{out}: these heads were trained before; delete the folder to train them again")
         return finished
     stream = OutputStream(
@@ -146,9 +164,12 @@ def distill_heads(
     return facts
 
 
-def check_settings(config: TrainConfig, num_layers: int, vocab_size: int) -> None:
-    """Raises UsageError, also as ExitHeadsError, when the model has no such exits or tokens."""
-    check_exits(config.exits or paper_exits(num_layers), num_layers)
+def check_settings(config: TrainConfig, lm_config: Any) -> None:
+    """Raises UsageError, also as ExitHeadsError, when a model of `lm_config` has no such exits, tokens or rank."""
+    num_layers, vocab_size, width = lm_config.num_hidden_layers, lm_config.vocab_size, lm_config.hidden_size
+    check_exits(paper_exits(num_layers) if config.exits is None else config.exits, num_layers)
+    if config.rank is not None and config.rank > width:
+        raise UsageError(f"--rank {config.rank}: the model's width is {width}; give 1..{width}")
     lens = {"shortlist-len": config.shortlist_len, "kl-top-k": config.kl_top_k}
     for flag, length in lens.items():
         if length is not None and length > vocab_size:
@@ -164,7 +185,9 @@ def make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunFolderError(f"--out {str(out)!r} cannot be made ({error.strerror}): choose another folder") from error
+        raise RunFolderError(
+            f"{str(out)!r} cannot be made a folder ({error.strerror}): choose another folder"
+        ) from error
 
 
 def training_base(model: DecoderModel) -> DecoderModel:
@@ -177,8 +200,20 @@ def training_base(model: DecoderModel) -> DecoderModel:
     return DecoderModel(copy.deepcopy(model.lm).float())
 
 
-def fingerprint_of(base: DecoderModel, exits: tuple[int, ...], parts: list[Part], config: TrainConfig) -> str:
-    """A hash of all that decides the trained heads."""
+def is_loadable(out: Path, model: DecoderModel) -> bool:
+    """Whether the heads in `out` are whole."""
+    try:
+        load_heads(out, model, "shortlist")
+    except ExitHeadsError:
+        return False
+    return True
+
+
+def fingerprint_of(
+    model: DecoderModel, base: DecoderModel, exits: tuple[int, ...], parts: list[Part], config: TrainConfig
+) -> str:
+    """A hash of all that decides the trained heads of `model`, which are trained against `base`."""
     settings = config.model_dump(mode="json", include=DECISIVE)
-    decisive = [settings, exits, base.model_hash, str(base.dtype), [part.content_hash for part in parts]]
+    dtypes = [str(model.dtype), str(base.dtype)]
+    decisive = [settings, exits, model.model_hash, dtypes, [part.content_hash for part in parts]]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]

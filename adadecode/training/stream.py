@@ -1,6 +1,6 @@
 """Stored outputs as a stream of batches: which are held out, and the seeded order of an epoch.
 
-At most the outputs of one window of parts are in memory; of all others there is one byte each.
+At most the outputs of two windows of parts are in memory; of all others there are a few bytes each.
 """
 
 import random
@@ -65,7 +65,7 @@ class OutputStream:
 
     def _read(self, part: Part, *, is_held_out: bool) -> list[GreedyOutput]:
         first_idx = self._first_idx[part.part_idx]
-        outputs = read_part(self._out, part.part_idx)
+        outputs = read_part(self._out, part)
         assert len(outputs) == part.num_outputs, (part, len(outputs))
         return [output for i, output in enumerate(outputs) if bool(self._is_held_out[first_idx + i]) == is_held_out]
 

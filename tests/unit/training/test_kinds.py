@@ -1,5 +1,6 @@
 """Heads of every kind: where they start, that training improves them, and that they decode losslessly in the engine."""
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -7,11 +8,15 @@ from adadecode.config import DecodeSettings, TrainConfig
 from adadecode.engine.generate import generate
 from adadecode.engine.policy import make_policy, step_width
 from adadecode.errors import ExitHeadsError, UsageError
-from adadecode.model.exit_heads import PART_NAMES, load_heads
+from adadecode.model.exit_heads import PART_NAMES, TENSORS, load_heads
+from adadecode.training.curves import CURVES
 from adadecode.training.kinds import new_heads
+from adadecode.training.outputs import make_outputs
+from adadecode.training.replay import measure
 from adadecode.training.run import train_heads
+from adadecode.training.stream import OutputStream
 from tests.models import tiny_model
-from tests.unit.training.test_distill import CONFIG, PROMPTS
+from tests.unit.training.test_distill import CONFIG, PROMPTS, interrupt_training
 
 EXITS = (1, 2, 3)
 SETTINGS = CONFIG.model_dump(exclude={"kind", "rank", "epochs", "learning_rate", "part_prompts"})
@@ -64,14 +69,63 @@ def test_heads_of_every_kind_keep_every_bit_of_vanilla_decoding(trained, head, g
     assert num_drafted > 0
 
 
-def test_trained_logits_are_those_of_the_loaded_heads(trained):
-    kind, out, facts = trained
-    model = tiny_model()
+def test_loaded_heads_do_what_the_trained_ones_did(trained):
+    """The last held-out points of the curves come from what was trained, the report here from what was saved."""
+    kind, out, _ = trained
+    model, config = tiny_model(), config_of(kind)
+    parts = make_outputs(model, PROMPTS, config, out, lambda line: None)
+    stream = OutputStream(out, parts, held_out=config.held_out, seed=config.seed, batch_tokens=config.batch_tokens)
     heads = load_heads(out, model, "shortlist" if kind == "shortlist" else "full")
-    hidden = torch.randn(5, model.width, generator=torch.Generator().manual_seed(0))
-    assert heads.logits(2, hidden).shape == (5, facts.training["shortlist_len"] if kind == "shortlist" else 97)
+    report = measure(model, heads, stream.held_out_batches())
+    last = pq.read_table(out / CURVES).to_pylist()[-len(EXITS) :]
+    assert {point["split"] for point in last} == {"held_out"}
+    for point in last:
+        assert report["agreement"][str(point["exit"])] == pytest.approx(point["agreement"], abs=1e-6)
+        if kind != "shortlist":  # whose loss is another KL
+            assert report["held_out_kl"][str(point["exit"])] == pytest.approx(point["kl"], rel=1e-3)
+
+
+@pytest.mark.parametrize("changed", [{}, {"kl_top_k": 9}], ids=["whole", "top-k"])
+def test_an_interrupted_training_of_every_kind_ends_in_the_same_bits(trained, changed, tmp_path):
+    kind, out, _ = trained
+    if kind == "original" or (changed and kind == "shortlist"):
+        pytest.skip("nothing is trained, or not on this loss")
+    config, whole = config_of(kind, **changed), out
+    if changed:
+        whole = tmp_path / "whole"
+        train_heads(tiny_model(), PROMPTS, config, whole, lambda line: None)
+    resumed = tmp_path / "resumed"
+    interrupt_training(tiny_model(), resumed, config)
+    train_heads(tiny_model(), PROMPTS, config, resumed, lambda line: None)
+    assert (resumed / TENSORS).read_bytes() == (whole / TENSORS).read_bytes()
+
+
+def test_the_learning_rate_rises_and_then_falls_to_nothing(trained):
+    kind, out, _ = trained
+    points = [p for p in pq.read_table(out / CURVES).to_pylist() if p["split"] == "train" and p["exit"] == EXITS[0]]
     if kind == "original":
-        assert torch.equal(heads.logits(2, hidden), model.lm_head(hidden))
+        assert points == []
+        return
+    rates = [point["learning_rate"] for point in points]
+    peak = rates.index(max(rates))
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert rates[-1] < 0.3 * max(rates) <= 0.3 * 5e-3
+
+
+def test_heads_whose_file_was_cut_off_are_trained_again(tmp_path):
+    config = config_of("original")
+    train_heads(tiny_model(), PROMPTS, config, tmp_path, lambda line: None)
+    whole = (tmp_path / TENSORS).read_bytes()
+    (tmp_path / TENSORS).write_bytes(whole[: len(whole) // 2])
+    train_heads(tiny_model(), PROMPTS, config, tmp_path, lambda line: None)
+    assert (tmp_path / TENSORS).read_bytes() == whole
+
+
+@pytest.mark.parametrize(("settings", "expected"), [({"rank": 33}, "--rank 33: the model's width is 32; give 1..32")])
+def test_a_rank_beyond_the_width_is_refused(tmp_path, settings, expected):
+    with pytest.raises(UsageError, match=expected):
+        train_heads(tiny_model(), PROMPTS, config_of("low-rank", **settings), tmp_path, lambda line: None)
 
 
 @pytest.mark.parametrize("kind", ["transform", "low-rank", "full", "original"])

@@ -1,12 +1,13 @@
 """On-policy outputs: what vanilla decoding would give, kept in parts and reused for the same model and prompts only."""
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from adadecode.config import TrainConfig
 from adadecode.engine.generate import generate
-from adadecode.errors import UsageError
+from adadecode.errors import RunFolderError, UsageError
 from adadecode.model.exit_heads import TENSORS
 from adadecode.training.generation import BATCH_PROMPTS
 from adadecode.training.outputs import OUTPUTS_DIR, make_outputs, part_path, read_part
@@ -22,7 +23,7 @@ def outputs_of(model, out, prompts=PROMPTS, config=CONFIG):
     """Outputs and the lines said."""
     lines: list[str] = []
     parts = make_outputs(model, prompts, config, out, lines.append)
-    return [output for part in parts for output in read_part(out, part.part_idx)], lines
+    return [output for part in parts for output in read_part(out, part)], lines
 
 
 def check_vanilla(model, outputs):
@@ -151,3 +152,36 @@ def test_outputs_of_other_heads_are_taken_and_not_made_again(tmp_path):
     assert any("reusing" in line for line in lines)
     assert not (second / OUTPUTS_DIR).exists()
     assert (second / TENSORS).read_bytes() == (first / TENSORS).read_bytes()
+
+
+def test_a_part_that_was_changed_in_the_middle_is_refused_in_one_line(tmp_path):
+    model = tiny_model()
+    parts = make_outputs(model, PROMPTS, CONFIG, tmp_path, lambda line: None)
+    path = part_path(tmp_path, 1)
+    table = pq.read_table(path)
+    changed = [[token_id + 1 for token_id in ids] for ids in table["output_token_ids"].to_pylist()]
+    columns = [table["prompt_token_ids"], pa.array(changed, pa.list_(pa.int32()))]
+    pq.write_table(pa.table(columns, schema=table.schema), path)
+    assert make_outputs(model, PROMPTS, CONFIG, tmp_path, lambda line: None) == parts, "its metadata still match"
+    with pytest.raises(RunFolderError, match=r"part-00001\.parquet: damaged or replaced .* delete it and run"):
+        read_part(tmp_path, parts[1])
+    whole = part_path(tmp_path, 0).read_bytes()
+    part_path(tmp_path, 0).write_bytes(whole[:60] + bytes(20) + whole[80:])
+    with pytest.raises(RunFolderError, match=r"part-00000\.parquet: damaged or replaced"):
+        read_part(tmp_path, parts[0])
+
+
+def test_outputs_of_other_settings_are_never_overwritten(tmp_path):
+    make_outputs(tiny_model(), PROMPTS, CONFIG, tmp_path, lambda line: None)
+    before = part_path(tmp_path, 0).read_bytes()
+    shared = CONFIG.model_copy(update={"outputs": str(tmp_path), "max_new_tokens": 5})
+    with pytest.raises(RunFolderError, match=r"--outputs .*part-00000.parquet was made with another max_new_tokens"):
+        make_outputs(tiny_model(), PROMPTS, shared, tmp_path, lambda line: None)
+    assert part_path(tmp_path, 0).read_bytes() == before
+
+
+def test_an_outputs_folder_that_is_a_file_is_refused_before_anything_is_generated(tmp_path):
+    (tmp_path / "file").write_text("")
+    config = CONFIG.model_copy(update={"outputs": str(tmp_path / "file")})
+    with pytest.raises(RunFolderError, match="cannot be made a folder"):
+        train_heads(tiny_model(), PROMPTS, config, tmp_path / "out", lambda line: None)

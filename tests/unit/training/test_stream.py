@@ -49,7 +49,7 @@ def test_the_order_is_another_in_each_epoch_and_with_each_seed_and_the_same_when
 
 def test_outputs_of_a_window_of_parts_are_mixed(stored):
     out, parts = stored
-    part_of = {tuple(o.prompt_ids): part.part_idx for part in parts for o in read_part(out, part.part_idx)}
+    part_of = {tuple(o.prompt_ids): part.part_idx for part in parts for o in read_part(out, part)}
     stream = stream_of(stored)
     first = {part_of[prompt] for prompt in flat(stream.window_batches(0, 0))}
     assert len(first) == WINDOW_PARTS
@@ -101,8 +101,8 @@ def peak_of_training(num_prompts: int, out: Path) -> str:
                 most["prompts"] = max(most["prompts"], len(alive))
                 yield prompt
 
-    def counted_read(folder, part_idx):
-        outputs = [o._replace(prompt_ids=CountedPrompt(o.prompt_ids)) for o in read_part(folder, part_idx)]
+    def counted_read(folder, part):
+        outputs = [o._replace(prompt_ids=CountedPrompt(o.prompt_ids)) for o in read_part(folder, part)]
         read.update({id(o.prompt_ids): o.prompt_ids for o in outputs})
         most["outputs"] = max(most["outputs"], len(read))
         return outputs
