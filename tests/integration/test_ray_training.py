@@ -65,18 +65,25 @@ def test_one_and_two_workers_give_the_outputs_and_heads_of_a_training_without_ra
         assert facts.training["num_prompts"] == NUM_PROMPTS
         assert any(line.startswith(f"outputs: {NUM_PROMPTS}/{NUM_PROMPTS} prompts, ") for line in lines)
         assert any(line.startswith("training: step ") for line in lines)
-        again: list[str] = []
-        train_on_ray(config.model_copy(update={"workers": workers}), out, again.append)
-        assert "these heads were trained before" in again[-1]
-        assert sum(line.startswith("outputs: reusing 3 of part-") for line in again) == 8
+    again: list[str] = []
+    train_on_ray(config.model_copy(update={"workers": 1}), tmp_path / "2", again.append)
+    assert "these heads were trained before" in again[-1]
+    assert sum(line.startswith("outputs: reusing 3 of part-") for line in again) == 8
 
 
-@pytest.mark.parametrize(("name", "said"), [("OutputsActor", "outputs: "), ("TrainActor", "checkpoint at step ")])
+@pytest.mark.parametrize(
+    ("name", "said", "epochs"),
+    [
+        ("OutputsActor", "outputs: ", 1),
+        # long enough that the kill comes in mid-training
+        pytest.param("TrainActor", "checkpoint at step ", 80, marks=pytest.mark.slow),
+    ],
+)
 def test_a_sigkilled_actor_is_replaced_and_costs_no_part_and_no_bit(
-    ray_cluster, config, name, said, tmp_path, monkeypatch
+    ray_cluster, config, name, said, epochs, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("adadecode.training.outputs.PROGRESS_EVERY_S", 0.0)  # a line after every part
-    config = config.model_copy(update={"workers": 2, "epochs": 80})
+    config = config.model_copy(update={"workers": 2, "epochs": epochs})
     killed: list[int] = []
 
     def say(line: str) -> None:

@@ -306,7 +306,7 @@ def test_training_needs_two_prompts_and_a_folder(usage_error, tiny, tmp_path):
     assert "Missing option '--out'" in usage_error(*common, "--data-file", tiny.prompts)
     (tmp_path / "file").write_text("")
     line = usage_error(*common, "--data-file", tiny.prompts, "--out", tmp_path / "file")
-    assert "cannot be made (File exists): choose another folder" in line
+    assert "cannot be made a folder (File exists): choose another folder" in line
 
 
 def test_a_prompt_shorter_than_one_token_is_one_line(usage_error, tiny, tmp_path):
