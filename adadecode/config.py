@@ -313,11 +313,12 @@ def read_policy(name: str) -> dict[str, Any]:
         raise UsageError(
             f"--policy {name!r}: give paper, demo or a YAML file of decode settings ({' '.join(str(error).split())})"
         ) from error
-    if isinstance(settings, dict):
-        settings.pop("tuned", None)  # what `tune` says of it; decides nothing
-    unknown = set(settings) - set(DecodeSettings.model_fields) if isinstance(settings, dict) else {"not a mapping"}
+    if not isinstance(settings, dict):
+        raise UsageError(f"--policy {name!r}: expected a mapping of decode settings, such as `gamma: 0.7`")
+    settings.pop("tuned", None)  # what `tune` says of it; decides nothing
+    unknown = set(settings) - set(DecodeSettings.model_fields)
     if unknown:
-        raise UsageError(f"--policy {name!r}: {', '.join(map(str, sorted(unknown)))} is not among the decode settings")
+        raise UsageError(f"--policy {name!r}: {', '.join(sorted(map(str, unknown)))} is not among the decode settings")
     return settings
 
 

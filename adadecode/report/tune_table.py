@@ -6,6 +6,8 @@ import pyarrow as pa
 from rich import box
 from rich.table import Table
 
+MOST_ERROR = 0.1  # of a predicted speedup
+
 TUNE_ROWS = pa.schema(
     [
         ("task", pa.string()),
@@ -63,10 +65,24 @@ def tune_lines(result: dict[str, Any]) -> list[str]:
     predicted, oracle = result["predicted"], result["oracle"]
     tuned = next(row for row in result["variants"] if row["variant"] == "tuned")
     measured = tuned["speedup"]["value"]
+    warnings = []
+    if predicted["cross_validated"] <= 1.0:
+        warnings.append("no policy over these heads is expected to beat vanilla here")
+    if abs(tuned["predicted_speedup"] / measured - 1.0) > MOST_ERROR:
+        warnings.append(
+            f"prediction and measurement differ by more than {MOST_ERROR:.0%}: measure on a quieter machine"
+        )
+    warnings += [
+        f"{row['variant']}: the replay differs from the engine on {row['num_replayed'] - row['num_replayed_alike']} of "
+        f"{row['num_replayed']} prompts; predictions do not hold"
+        for row in result["variants"]
+        if row["num_replayed_alike"] != row["num_replayed"]
+    ]
     return [
         "policy: " + ", ".join(f"{name} {value}" for name, value in result["policy"].items()),
         f"predicted {predicted['tuned_on']:.2f}x on the prompts it was found on, {predicted['cross_validated']:.2f}x "
         f"cross-validated; {tuned['predicted_speedup']:.2f}x predicted and {measured:.2f}x measured on held-out prompts",
         f"of the perfect policy's speed: {measured / oracle['oracle']:.0%} with heads alone, "
         f"{measured / oracle['oracle with n-grams']:.0%} with n-grams",
+        *warnings,
     ]

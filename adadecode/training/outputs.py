@@ -153,6 +153,7 @@ def make_part(
 def read_part(out: Path, part: Part) -> list[GreedyOutput]:
     """The outputs of a stored part, in the order of their prompts; raises RunFolderError when they are not those made."""
     path = part_path(out, part.part_idx)
+    prompts, outputs = list[list[int]](), list[list[int]]()
     try:
         table = pq.read_table(path, use_threads=False)
         prompts, outputs = (table[name].to_pylist() for name in ("prompt_token_ids", "output_token_ids"))

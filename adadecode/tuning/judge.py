@@ -8,7 +8,9 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from adadecode.engine.policy import VANILLA, Policy
+from adadecode.config import DecodeSettings
+from adadecode.engine.policy import VANILLA, Policy, make_policy
+from adadecode.model.exit_heads import paper_exits
 from adadecode.report.stats import paired_speedups
 from adadecode.tuning.costs import Costs
 from adadecode.tuning.measure import Variant
@@ -17,14 +19,22 @@ from adadecode.tuning.search import Simulator
 from adadecode.tuning.tuner import Tuner
 
 
-def variants_of(tuner: Tuner, best: Candidate, paper: Policy) -> list[Variant]:
+def papers_policy(tuner: Tuner) -> Policy | None:
+    """The paper's default policy (section 4); None where the heads lack one of its exits."""
+    exits = paper_exits(tuner.model.num_layers)
+    if not exits or any(not set(exits) <= set(of_task.exits) for of_task in tuner.heads.values()):
+        return None
+    return make_policy(DecodeSettings(), exits, tuner.model.num_layers)  # pyright: ignore[reportCallIssue]
+
+
+def variants_of(tuner: Tuner, best: Candidate, paper: Policy | None) -> list[Variant]:
     """What is measured: both vanillas, the paper's policy with full heads and with the traced ones, and the tuned one."""
     width = tuner.space.width
     variants = [Variant("vanilla", VANILLA, width), Variant("vanilla-w1", VANILLA, 1)]
-    if tuner.head != "full":
+    if paper is not None and tuner.head != "full" and tuner.full_heads is not None:
         variants.append(Variant("paper", paper, width, tuner.full_heads))
-    name = "paper" if tuner.head == "full" else f"paper, {tuner.head}"
-    if paper.max_drafts <= tuner.space.max_drafts:
+    if paper is not None and Candidate(paper).lies_in(tuner.space):
+        name = "paper" if tuner.head == "full" else f"paper, {tuner.head}"
         variants.append(Variant(name, paper, width, tuner.heads, Candidate(paper)))
     gated = {task: of_task.with_gate(best.gate) for task, of_task in tuner.heads.items()}
     return [*variants, Variant("tuned", best.policy, width, gated, best)]
@@ -37,7 +47,14 @@ def judged(
     keys = sorted({(row["task"], row["sample_id"], row["repeat"]) for row in rows})
     prompts = {key: idx for idx, key in enumerate(dict.fromkeys((task, sample) for task, sample, _ in keys))}
     prompt_idx = [prompts[task, sample] for task, sample, _ in keys]
-    times = {(r["variant"], r["task"], r["sample_id"], r["repeat"]): r["decode_s"] for r in rows}
+    # vanilla-w1 may end elsewhere with some kernels: its time is taken per token, for as many as vanilla's
+    num_tokens = {(r["task"], r["sample_id"]): r["output_len"] - 1 for r in rows if r["variant"] == "vanilla"}
+    times = {
+        (r["variant"], r["task"], r["sample_id"], r["repeat"]): r["decode_s"]
+        * num_tokens[r["task"], r["sample_id"]]
+        / max(1, r["output_len"] - 1)
+        for r in rows
+    }
     decode_s = {v.name: [times[v.name, *key] for key in keys] for v in variants}
     faster = min(("vanilla", "vanilla-w1"), key=lambda name: sum(decode_s[name]))
     judged = []
@@ -90,9 +107,10 @@ def write_policy(path: Path, result: dict[str, Any]) -> None:
         "heads_hash": made_from["heads_hash"],
         "machine": f"{machine['device']}, {machine['threads']} threads, {made_from['dtype']}",
         "prompts": result["num_prompts"],
-        "predicted_speedup": round(result["predicted"]["cross_validated"], 3),
+        "cross_validated_speedup": round(result["predicted"]["cross_validated"], 3),
+        "predicted_speedup": round(tuned["predicted_speedup"], 3),
         "measured_speedup": round(tuned["speedup"]["value"], 3),
-        "oracle_speedup": round(result["oracle"]["oracle"], 3),
+        "oracle_speedup": {name: round(speedup, 3) for name, speedup in result["oracle"].items()},
     }
     settings = yaml.safe_dump(result["policy"], sort_keys=False, default_flow_style=None)
     about = yaml.safe_dump({"tuned": known}, sort_keys=False, default_flow_style=False, width=1000)

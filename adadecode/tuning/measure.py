@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from adadecode.engine.generate import generate
+from adadecode.engine.generate import generate, room_for_output
 from adadecode.engine.policy import VANILLA, Policy
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
@@ -68,7 +68,7 @@ def measure_costs(
         space.max_drafts,
         space.width,
         list(longest.prompt_ids),
-        len(longest.prompt_ids) + space.max_new_tokens,
+        len(longest.prompt_ids) + min(space.max_new_tokens, room_for_output(model, len(longest.prompt_ids))),
     )
     facts = ModelFacts.of(model)
     for variant in variants:
@@ -141,7 +141,10 @@ def replays_alike(model: DecoderModel, variant: Variant, trace: SampleTrace, spa
     facts = ModelFacts.of(model)
     replayed = LoggedStep(ReplayStep(trace, space, facts))
     drafter = TraceDrafter(variant.policy.exits, variant.candidate.gate)
-    generate_over(replayed, trace, space, facts, variant.policy, drafter)
+    try:
+        generate_over(replayed, trace, space, facts, variant.policy, drafter)
+    except KeyError:  # a node the trace does not hold
+        return False
     assert logged.step is not None
     return logged.step.log == replayed.log
 

@@ -15,9 +15,8 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from adadecode.config import DecodeSettings, TuneConfig
+from adadecode.config import TuneConfig
 from adadecode.engine.invariance import check_rows_independent
-from adadecode.engine.policy import make_policy
 from adadecode.errors import PromptTooLongError, RunFolderError, UsageError
 from adadecode.evaluation.run import provenance
 from adadecode.evaluation.sources import heads_folder
@@ -26,7 +25,7 @@ from adadecode.model.decoder import load_model
 from adadecode.report.tune_table import TUNE_ROWS
 from adadecode.tasks import expand_task, load_examples
 from adadecode.tasks.encode import encode_prompt
-from adadecode.tuning.judge import geomean, judged, policy_settings, variants_of, write_policy
+from adadecode.tuning.judge import geomean, judged, papers_policy, policy_settings, variants_of, write_policy
 from adadecode.tuning.measure import measure_costs, measure_variants, replays_alike
 from adadecode.tuning.replay import Candidate, ModelFacts
 from adadecode.tuning.search import Simulator, cross_validated, search, start_candidates
@@ -84,13 +83,18 @@ def tune(tuner: Tuner, prompts: list[Prompt], out: Path, say: Say) -> dict[str, 
     check_rows_independent(model, space.width)
     traces = traced(tuner, prompts, out / TRACE, say)
     tuned_on, held_out = split(traces, config.held_out, config.seed)
+    if len(tuned_on) < MIN_TUNED or len(held_out) < MIN_HELD_OUT:
+        raise UsageError(
+            f"{len(tuned_on)} prompts to tune on and {len(held_out)} held out, of {len(prompts)}; at least {MIN_TUNED} and "
+            f"{MIN_HELD_OUT} are needed, with two output tokens each: give more prompts or another --held-out"
+        )
     say(f"costs: timing calls and generations on {len(tuned_on)} prompts, {len(held_out)} are held out")
     costs = measure_costs(model, tuner.heads, tuned_on, space, config.seed)
     say(f"costs: rounds are predicted within {costs.error:.1%} (root mean square)")
 
     facts = ModelFacts.of(model)
     simulator, unseen = Simulator(tuned_on, space, facts), Simulator(held_out, space, facts)
-    paper = make_policy(DecodeSettings(), space.exits, model.num_layers)  # pyright: ignore[reportCallIssue]
+    paper = papers_policy(tuner)
     starts = start_candidates(space, paper)
     gains = _told(partial(simulator.gains, costs=costs), say)
     num_prompts = len(simulator.traces)
@@ -136,13 +140,7 @@ def traced(tuner: Tuner, prompts: list[Prompt], path: Path, say: Say) -> list[Sa
     made_from = tuner.made_from(prompts)
     if not path.exists():
         write_traces(path, _recorded(tuner, prompts, say), made_from)
-    traces = list(read_traces(path, made_from))
-    if len([trace for trace in traces if len(trace.output_ids) > 1]) < MIN_TUNED + MIN_HELD_OUT:
-        raise UsageError(
-            f"{len(traces)} of {len(prompts)} prompts could be traced; tuning needs at least "
-            f"{MIN_TUNED + MIN_HELD_OUT} with two output tokens: give more prompts that fit the model's context"
-        )
-    return traces
+    return list(read_traces(path, made_from))
 
 
 def _recorded(tuner: Tuner, prompts: list[Prompt], say: Say) -> Iterator[SampleTrace]:

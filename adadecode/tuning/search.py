@@ -130,8 +130,11 @@ def _with_gamma(candidate: Candidate, exit_layer: int, gamma: float) -> Candidat
     return _with(candidate, gammas=tuple(gamma if e == exit_layer else g for e, g in zip(exits, gammas, strict=True)))
 
 
-def start_candidates(space: TraceSpace, paper: Policy) -> list[Candidate]:
-    """Where a search begins: the paper's policy, and one exit in the first half of the layers with n-grams."""
+def start_candidates(space: TraceSpace, paper: Policy | None) -> list[Candidate]:
+    """Where a search begins: the paper's policy or its gamma at all exits, and one early exit with n-grams."""
     early = space.exits[(len(space.exits) - 1) // 2]
-    fewer = replace(paper, max_drafts=min(paper.max_drafts, space.max_drafts))
-    return [Candidate(fewer), Candidate(Policy((early,), (NEW_GAMMA,), space.max_drafts, None, 0.5))]
+    first = Candidate(Policy(space.exits, (0.75,) * len(space.exits), space.max_drafts))
+    if paper is not None:
+        fewer = Candidate(replace(paper, max_drafts=min(paper.max_drafts, space.max_drafts)))
+        first = fewer if fewer.lies_in(space) else first
+    return [first, Candidate(Policy((early,), (NEW_GAMMA,), space.max_drafts, None, 0.5))]

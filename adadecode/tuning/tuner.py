@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from adadecode.config import HeadKind, TuneConfig
 from adadecode.errors import ExitHeadsError, UsageError
 from adadecode.model.decoder import DecoderModel, chat_template_hash
@@ -31,7 +33,7 @@ class Tuner:
     tokenizer: Any
     head: HeadKind
     heads: dict[str, ExitHeads]
-    full_heads: dict[str, ExitHeads]
+    full_heads: dict[str, ExitHeads] | None  # None where the heads have no full form
     space: TraceSpace
 
     @property
@@ -48,6 +50,10 @@ class Tuner:
             "dtype": self.config.dtype,
             "kernels": self.model.kernels,
             "device": self.config.device,
+            "eos_token_ids": sorted(self.model.eos_token_ids),
+            "context_len": self.model.context_len,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
             "space": json.loads(json.dumps(asdict(self.space))),
             "prompts_hash": _hash([(p.task, p.sample_id, p.token_ids) for p in prompts]),
         }
@@ -57,7 +63,7 @@ def load_tuner(config: TuneConfig, model: DecoderModel, tokenizer: Any, folders:
     """The tuner for `model` with the heads in `folders`, one per task; raises ExitHeadsError and UsageError."""
     head = config.head or _cheapest_head(folders, model)
     heads = {task: load_heads(folder, model, head) for task, folder in folders.items()}
-    full_heads = heads if head == "full" else {task: load_heads(folder, model) for task, folder in folders.items()}
+    full_heads = heads if head == "full" else _full_heads(folders, model)
     common = set.intersection(*(set(of_task.exits) for of_task in heads.values()))
     exits = config.exits or tuple(sorted(common))
     missing = sorted(set(exits) - common)
@@ -68,6 +74,14 @@ def load_tuner(config: TuneConfig, model: DecoderModel, tokenizer: Any, folders:
         )
     space = TraceSpace(exits, config.max_drafts, GAMMA_FLOOR, NGRAM_FLOOR, config.max_new_tokens)
     return Tuner(config, model, tokenizer, head, heads, full_heads, space)
+
+
+def _full_heads(folders: dict[str, Path], model: DecoderModel) -> dict[str, ExitHeads] | None:
+    """The heads in `folders` over the whole vocabulary; None when they have no such form."""
+    try:
+        return {task: load_heads(folder, model) for task, folder in folders.items()}
+    except ExitHeadsError:
+        return None
 
 
 def _cheapest_head(folders: dict[str, Path], model: DecoderModel) -> HeadKind:

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from adadecode.cli import main
+from adadecode.cli import main, tune_exit_code
 from adadecode.config import DecodeSettings, EvalConfig, build_settings, read_policy
 from adadecode.report.tune_table import TUNE_ROWS
 from tests.folders import save_tiny_heads, save_tiny_model, write_prompts
@@ -133,7 +133,8 @@ def test_a_trace_of_another_model_or_other_heads_is_refused(folder, tuned, tmp_p
     [
         ({"exits": "1,4"}, "--exits 1,4: there are no heads at [4]; the heads are at 1,2,3"),
         ({"heads": "original"}, "--heads original: tuning needs heads in a folder"),
-        ({"limit": 8, "offset": 11}, "1 of 1 prompts could be traced; tuning needs at least 6"),
+        ({"limit": 8, "offset": 11}, "1 prompts to tune on and 0 held out, of 1; at least 4 and 2 are needed"),
+        ({"held_out": 0.99}, "1 prompts to tune on and 11 held out, of 12; at least 4 and 2 are needed"),
         ({"offset": 12}, "--offset 12: task jsonl has 12 samples"),
         ({"max_drafts": 9}, "--max-drafts 9"),
         ({"head": "shortlist"}, "--head shortlist: the heads in"),
@@ -173,3 +174,36 @@ def test_what_a_policy_file_says_of_itself_decides_nothing(tmp_path):
     told.write_text("exits: [4]\ngamma: 0.5\ntuned:\n  predicted_speedup: 9.9\n")
     configs = [build_settings(EvalConfig, None, {"policy": str(path)}) for path in (plain, told)]
     assert configs[0].decode.model_dump(exclude={"policy"}) == configs[1].decode.model_dump(exclude={"policy"})
+
+
+@needs_compiler
+def test_heads_that_are_a_shortlist_alone_are_tuned_without_the_papers_full_ones(folder, tmp_path):
+    trained = run(
+        *("train-heads", "--model", folder / "model", "--task", "jsonl", "--data-file", folder / "prompts.jsonl"),
+        *("--kind", "shortlist", "--exits", "1,2,3", "--epochs", 1, "--max-new-tokens", 8, "--dtype", "float32"),
+        *("--threads", 1, "--shortlist-len", 40, "--out", tmp_path / "heads"),
+    )
+    assert trained.exit_code == 0, trained.output
+    tuned = run("tune", *flags(folder, heads=tmp_path / "heads", max_drafts=5), "--out", tmp_path / "tuned")
+    assert tuned.exit_code == 0, tuned.output
+    result = json.loads((tmp_path / "tuned" / "tune.json").read_text())
+    assert result["policy"]["head"] == "shortlist"
+    assert [row["variant"] for row in result["variants"]] == ["vanilla", "vanilla-w1", "paper, shortlist", "tuned"]
+
+
+def test_a_policy_file_that_is_no_mapping_or_has_odd_keys_is_one_line(tmp_path):
+    for content, expected in (("", "expected a mapping"), ("1: 2\na: 3\n", "1, a is not among the decode settings")):
+        (tmp_path / "policy.yaml").write_text(content)
+        result = run("plan", "--task", "demo-math", "--policy", tmp_path / "policy.yaml")
+        assert result.exit_code == 2
+        assert expected in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_the_exit_code_allows_width_one_to_differ_and_nothing_else():
+    alike = {"num_exact": 3, "num_checked": 3, "num_replayed_alike": 3, "num_replayed": 3}
+    w1 = {**alike, "variant": "vanilla-w1", "num_exact": 2, "num_replayed_alike": None, "num_replayed": None}
+    tuned = {**alike, "variant": "tuned"}
+    assert tune_exit_code([w1, tuned]) == 0
+    assert tune_exit_code([w1, tuned | {"num_exact": 2}]) == 3
+    assert tune_exit_code([w1, tuned | {"num_replayed_alike": 2}]) == 1
