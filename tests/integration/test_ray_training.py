@@ -53,20 +53,19 @@ def actor_pids(name: str) -> list[int]:
     return found
 
 
-def test_one_and_two_workers_give_the_outputs_and_heads_of_a_training_without_ray(ray_cluster, config, tmp_path):
+def test_two_workers_give_the_outputs_and_heads_of_a_training_without_ray(ray_cluster, config, tmp_path):
     train_from_config(config.model_copy(update={"workers": None}), tmp_path / "local", lambda line: None)
-    for workers in (1, 2):
-        out, lines = tmp_path / str(workers), []
-        facts = train_on_ray(config.model_copy(update={"workers": workers}), out, lines.append)
-        assert stored(out) == stored(tmp_path / "local")
-        assert len(stored(out)) == 8
-        assert (out / TENSORS).read_bytes() == (tmp_path / "local" / TENSORS).read_bytes()
-        assert pq.read_table(out / CURVES).equals(pq.read_table(tmp_path / "local" / CURVES))
-        assert facts.training["num_prompts"] == NUM_PROMPTS
-        assert any(line.startswith(f"outputs: {NUM_PROMPTS}/{NUM_PROMPTS} prompts, ") for line in lines)
-        assert any(line.startswith("training: step ") for line in lines)
+    out, lines = tmp_path / "ray", list[str]()
+    facts = train_on_ray(config.model_copy(update={"workers": 2}), out, lines.append)
+    assert stored(out) == stored(tmp_path / "local")
+    assert len(stored(out)) == 8
+    assert (out / TENSORS).read_bytes() == (tmp_path / "local" / TENSORS).read_bytes()
+    assert pq.read_table(out / CURVES).equals(pq.read_table(tmp_path / "local" / CURVES))
+    assert facts.training["num_prompts"] == NUM_PROMPTS
+    assert any(line.startswith(f"outputs: {NUM_PROMPTS}/{NUM_PROMPTS} prompts, ") for line in lines)
+    assert any(line.startswith("training: step ") for line in lines)
     again: list[str] = []
-    train_on_ray(config.model_copy(update={"workers": 1}), tmp_path / "2", again.append)
+    train_on_ray(config.model_copy(update={"workers": 1}), out, again.append)
     assert "these heads were trained before" in again[-1]
     assert sum(line.startswith("outputs: reusing 3 of part-") for line in again) == 8
 

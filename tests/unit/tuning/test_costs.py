@@ -45,7 +45,9 @@ def test_every_call_of_the_space_has_a_cost(traced):
     assert rest[0] > 0
 
 
-def test_measured_costs_predict_vanilla_and_drafting(eager):
+def test_costs_are_measured_on_real_generations(eager, monkeypatch):
+    monkeypatch.setattr("adadecode.tuning.measure.PARTS_BUDGET_S", 0.1)
+    monkeypatch.setattr("adadecode.tuning.measure.COST_CANDIDATES", 4)
     costs = measure_costs(eager.model, {"tiny": eager.heads}, eager.traces[:3], eager.space, 0)
     assert costs.scale > 0
     assert np.isfinite(costs.error)
