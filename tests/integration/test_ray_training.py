@@ -74,10 +74,10 @@ def test_two_workers_give_the_outputs_and_heads_of_a_training_without_ray(ray_cl
     ("name", "said", "epochs"),
     [
         ("OutputsActor", "outputs: ", 1),
-        # long enough that the kill comes in mid-training
-        pytest.param("TrainActor", "checkpoint at step ", 80, marks=pytest.mark.slow),
+        ("TrainActor", "checkpoint at step ", 80),  # long enough that the kill comes in mid-training
     ],
 )
+@pytest.mark.slow
 def test_a_sigkilled_actor_is_replaced_and_costs_no_part_and_no_bit(
     ray_cluster, config, name, said, epochs, tmp_path, monkeypatch
 ):
