@@ -30,7 +30,7 @@ from adadecode.tuning.tuner import Prompt, load_tuner
 
 MODEL_FACTS = "training.json"
 TUNING_PROMPTS = 80  # per domain, of those kept
-HEAD_EXITS = (2, 4, 6, 8, 10, 12)
+HEAD_EXITS = (4, 8, 10, 12)  # more would not fit the 24 MB the embedded files may take
 KEPT_FOR_TUNING = {"math": 300, "code": 100}  # the last usable prompts of each domain, which no heads are trained on
 LONGEST_HEAD_PROMPT = 256
 HEAD_PROMPTS = 1536  # per domain, the first usable ones

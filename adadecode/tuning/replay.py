@@ -16,7 +16,7 @@ from adadecode.engine.policy import Drafter, Policy
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.kv_cache import KVCache
 from adadecode.model.layers import ExitTest, Gate, Head
-from adadecode.model.step import DecodeStep, Proposals, Segment
+from adadecode.model.step import DecodeStep, Proposals, Segment, run_probe_test
 from adadecode.records import Generation
 from adadecode.tuning.costs import Calls
 from adadecode.tuning.trace import Node, SampleTrace, TraceSpace
@@ -120,7 +120,8 @@ class TraceDrafter:
     def __init__(self, exits: tuple[int, ...], gate: float) -> None:
         self.exits = exits
         # the trace stands for heads and gates; the threshold is in float32, as the engine compares it
-        test = ExitTest(Head(()), None, torch.tensor(gate).item())
+        stand_in = Gate(torch.empty(0), 0.0) if gate > 0.0 else None
+        test = ExitTest(Head(()), stand_in, torch.tensor(gate).item())
         self.tests: Collection[ExitTest] = (test,) * len(exits)
         self._test = test
 
@@ -172,6 +173,7 @@ class ReplayStep:
         self._trace, self._vocab_size = trace, facts.vocab_size
         self._exit_idx = {exit_layer: idx for idx, exit_layer in enumerate(space.exits)}
         self._prompt_len = len(trace.prompt_ids)
+        self._stop = 0  # where the last segment ended
         self._first = 0  # the output index of slot 0
         self._token_ids = [0] * self.width
         self._num_right = 0  # slots from 0 whose tokens are the output's
@@ -200,16 +202,10 @@ class ReplayStep:
 
     def run(self, lo: int, hi: int, start: int, stop: int) -> None:
         self.calls.layers[hi - lo] += stop - start
+        self._stop = stop
 
     def run_to_exit(self, segment: Segment, test: ExitTest, first_tested: int) -> Proposals | None:
-        self.run(*segment)
-        exit_idx = self._exit_idx[segment.stop]
-        if test.least > 0.0 and first_tested == segment.hi - 1:
-            self.calls.num_gates += 1
-            if self._node(first_tested).gates[exit_idx] < test.least:
-                return None
-        self.calls.tests[segment.hi - first_tested] += 1
-        return [self._node(slot).proposals[exit_idx] for slot in range(first_tested, segment.hi)]
+        return run_probe_test(self, segment, test, first_tested)
 
     def run_and_foresee(self, segment: Segment) -> Proposals | None:
         """Runs `segment`; the right token with certainty where the head at its end proposes it, else None."""
@@ -222,10 +218,13 @@ class ReplayStep:
         return [(right, 1.0)]
 
     def test(self, head: Head, lo: int, hi: int) -> Proposals:
-        raise NotImplementedError("the engine tests and probes by run_to_exit")
+        self.calls.tests[hi - lo] += 1
+        exit_idx = self._exit_idx[self._stop]
+        return [self._node(slot).proposals[exit_idx] for slot in range(lo, hi)]
 
     def probe(self, gate: Gate, slot: int) -> float:
-        raise NotImplementedError("the engine tests and probes by run_to_exit")
+        self.calls.num_gates += 1
+        return self._node(slot).gates[self._exit_idx[self._stop]]
 
     def verify(self, lo: int, hi: int) -> tuple[list[int], list[float]]:
         self.calls.verifies[hi - lo] += 1
