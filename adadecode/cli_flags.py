@@ -30,6 +30,15 @@ def gammas(_: click.Context, parameter: click.Parameter, text: str | None) -> fl
     return gammas if len(gammas) != 1 else gammas[0]
 
 
+def workers(_: click.Context, parameter: click.Parameter, text: str | None) -> int | str | None:
+    if text is None or text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} must be a whole number from 1 or `auto`") from None
+
+
 def names(_: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(part.strip() for part in text.split(","))
 
@@ -89,7 +98,20 @@ run_flags = together(
     click.option("--warmup", type=int, help="Generations per method and worker that are not recorded.  [default: 1]"),
     click.option("--shard-size", type=int, help="Samples committed together.  [default: 4]"),
     click.option("--check-logits/--no-check-logits", default=None, help="Compare logit bits too.  [default: yes]"),
-    click.option("--workers", type=int, help="Ray actors: one GPU each, or an equal share of the CPUs.  [default: 1]"),
+    click.option(
+        "--workers",
+        callback=workers,
+        help="Ray actors: one GPU each, or an equal share of the CPUs; `auto`: as many as the cluster holds, nodes that join "
+        "included.  [default: 1]",
+    ),
     click.option("--local", is_flag=True, default=None, help="In this process, without Ray."),
     click.option("--address", help="Ray cluster to join.  [default: RAY_ADDRESS, else one on this machine]"),
+    click.option(
+        "--deadline",
+        "deadline_s",
+        type=float,
+        help="Least seconds a shard may take before its worker counts as hung.  [default: 60, more where measured rates ask "
+        "for it]",
+    ),
+    click.option("--grace", "grace_s", type=float, help="Seconds for shards in flight after Ctrl-C.  [default: 20]"),
 )

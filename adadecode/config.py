@@ -4,7 +4,7 @@ import hashlib
 import json
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -19,7 +19,7 @@ Method = Literal["vanilla", "vanilla-w1", "adadecode", "adadecode-unverified", "
 ShapeName = Literal["llama-3.1-8b", "llama-3.2-1b", "qwen3-8b", "llama-160m"]
 
 # Settings that say where and with how many hands a run is done, not what it computes.
-PLACEMENT_FIELDS = {"workers", "local", "address", "threads"}
+PLACEMENT_FIELDS = {"workers", "local", "address", "threads", "deadline_s", "grace_s"}
 
 DRAFTING_METHODS: frozenset[Method] = frozenset({"adadecode", "adadecode-unverified"})  # those that need heads
 ORIGINAL_HEADS = "original"  # instead of a folder: the model's own norm and LM head at every exit
@@ -96,10 +96,12 @@ class EvalConfig(Settings):
     warmup: int = Field(1, ge=0)  # generations per method and worker before anything is measured
     shard_size: int = Field(4, ge=1)
     check_logits: bool = True
-    workers: int = Field(1, ge=1)
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = 1  # auto: what the cluster holds, and what joins it
     threads: int | None = Field(None, ge=1)  # per worker; None: cores // workers
     local: bool = False
     address: str | None = None
+    deadline_s: float = Field(60.0, gt=0.0)  # the least a shard may take before its worker counts as hung
+    grace_s: float = Field(20.0, ge=0.0)  # for shards in flight when the run is asked to stop
 
     @field_validator("methods")
     @classmethod

@@ -2,53 +2,85 @@
 
 import os
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any, NamedTuple
 
 import ray
 
 from adadecode.config import EvalConfig
 from adadecode.errors import DeviceLostError, RunFolderError
-from adadecode.records import Shard
+from adadecode.records import Shard, ShardOutcome
+from ray_jobs.crew import Done, Process
 
 
 @dataclass(frozen=True)
-class ActorTask:
+class EvalTask:
     """What an actor needs to know of its run; sent once."""
 
     config: EvalConfig
     tasks: tuple[str, ...]
-    folder: Path
+    location: str
     fingerprint: str
     threads: int
 
 
-@ray.remote
-class EvalActor:
+@dataclass(frozen=True)
+class ShardWork:
+    """A shard to evaluate and commit, or, with `sample_idx`, one sample of it whose rows are returned instead."""
+
+    shard: Shard
+    sample_idx: int | None = None
+
+
+class LoneSample(NamedTuple):
+    """The rows of one sample of a shard that cannot be done as a whole, and the worker's facts for its commit."""
+
+    rows: list[dict[str, Any]]
+    facts: dict[str, Any]
+
+
+class Evaluator(Process):
     """Evaluates shards of one run, one at a time; rows go from here to the run folder, not through the driver."""
 
-    def __init__(self, worker_id: str, task: ActorTask) -> None:
+    def __init__(self, worker_id: str, task: EvalTask) -> None:
         self._worker_id, self._task = worker_id, task
 
-    def load(self) -> str:
-        """Loads the model and warms it up; returns the worker id. Separate from `__init__`, so that errors arrive whole."""
+    def load(self) -> None:
+        """Loads the model and warms it up. Separate from `__init__`, so that errors arrive whole."""
         from adadecode.evaluation.store import RunFolder
         from adadecode.evaluation.worker import load_worker
+        from adadecode.evaluation.worker_log import configure_worker_log
 
         task = self._task
-        self._folder = RunFolder(task.folder)
+        self._folder = RunFolder(task.location)
+        configure_worker_log(self._folder.run_id, self._worker_id)
         if self._folder.fingerprint != task.fingerprint:
-            raise RunFolderError(f"{str(task.folder)!r} was taken over by another run: choose another --out")
-        self._worker = load_worker(task.config, task.tasks, self._worker_id, task.threads)
-        return self._worker_id
+            raise RunFolderError(f"{task.location!r} was taken over by another run: choose another --out")
+        with lost_device_ends_the_process():
+            self._worker = load_worker(task.config, task.tasks, self._worker_id, task.threads)
 
-    def work(self, shard: Shard) -> int:
-        """Evaluates and commits `shard`; returns its number."""
-        from adadecode.evaluation.run import do_shard
+    def work(self, work: ShardWork) -> Done:
+        """Evaluates a shard and commits it, unless that was done; returns its ShardOutcome, or a LoneSample."""
+        from adadecode.evaluation.run import do_shard, evaluate_sample_alone
 
-        try:
-            do_shard(self._worker, shard, self._folder)
-        except DeviceLostError:
-            traceback.print_exc()
-            os._exit(1)  # not a raise: the driver shall replace this process and give the shard to the next
-        return shard.shard_idx
+        with lost_device_ends_the_process():
+            if work.sample_idx is None:
+                outcome, full_s = do_shard(self._worker, work.shard, self._folder)
+                return Done(outcome, full_s)
+            rows, facts, full_s = evaluate_sample_alone(self._worker, work.shard, work.sample_idx, self._folder.run_id)
+            return Done(LoneSample(rows, facts), full_s)
+
+
+@contextmanager
+def lost_device_ends_the_process() -> Iterator[None]:
+    """Exits instead of raising: retries must not return to a process whose device is broken."""
+    try:
+        yield
+    except DeviceLostError:
+        traceback.print_exc()
+        os._exit(1)
+
+
+EvalActor = ray.remote(Evaluator)

@@ -1,213 +1,370 @@
-"""The driver's loop: shards, or whatever the work is cut into, to idle actors; a dead actor's to another one.
+"""Who does what next: a state machine over the items of a run and its actors, without Ray and without a clock.
 
-Own loop over `ray.wait`, not `ray.util.ActorPool`, which loses the work of a node that dies.
+Events go in with the time they happened at, actions come out; `ray_jobs/crew.py` turns Ray's futures into the one and
+carries out the other. An item is done once for the caller, however many actors worked on it.
 """
 
-import logging
-import os
-import socket
-import tempfile
-from collections import Counter, deque
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
-
-import ray
-from ray.exceptions import RayError, RayTaskError
-
-from adadecode.config import EvalConfig, TrainConfig
-from adadecode.errors import AdaDecodeError, ResourcesError, UsageError
-from adadecode.evaluation.run import PreparedRun
-from adadecode.records import Shard
-from ray_jobs.actors import ActorTask, EvalActor
-
-PROBE_S = 5.0
-WAIT_S = 1.0
-MAX_ATTEMPTS = 3  # deaths of actors a shard may cause, or loads that may fail, before the run gives up
-LOADING = "loading the model"
-
-Item = TypeVar("Item")
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
 
 
-def connect(address: str | None) -> None:
-    """Joins the cluster at `address` (RAY_ADDRESS inside a job), or starts one on this machine, dashboard off."""
-    if ray.is_initialized():
-        return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None and "RAY_ADDRESS" not in os.environ:
-        ray.init(address="local", include_dashboard=False, **quiet)  # never a head somebody else left behind
-        return
-    try:
-        _probe(address)
-        ray.init(address=address, **quiet)
-    except (RayError, RuntimeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(
-            f"--address {address!r}: no Ray cluster answers there; give HOST:PORT of a running head, or leave it out to "
-            f"start one on this machine ({reason})"
-        ) from error
+@dataclass(frozen=True)
+class Item:
+    """A piece of work; `size` is in any unit that its time grows with, such as samples."""
+
+    name: str
+    work: Any
+    size: int = 1
 
 
-def _probe(address: str | None) -> None:
-    """Raises OSError when nothing listens at HOST:PORT: Ray itself would wait for minutes."""
-    host, _, port = (address or "").rpartition(":")
-    if host and "/" not in host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=PROBE_S).close()
+@dataclass(frozen=True)
+class Limits:
+    """When an actor counts as hung and an item as poison."""
+
+    max_deaths: int = 2  # actors an item may end before it is split, or given up where it cannot be
+    max_load_failures: int = 3  # in a row, without any that loaded, before the run fails
+    load_deadline_s: float = 1800.0
+    first_deadline_s: float | None = 900.0  # of an item before any was timed; None: items have no deadline
+    least_deadline_s: float = 60.0
+    slack: float = 4.0  # times the slowest time per size that was seen
 
 
-def actor_resources(config: EvalConfig | TrainConfig) -> tuple[dict[str, float], int]:
-    """Ray's resource options of one actor and the threads it computes with: one GPU each, or an equal share of CPUs.
+# What happened.
 
-    Raises ResourcesError when the cluster cannot hold the workers asked for.
+
+@dataclass(frozen=True)
+class Wanted:
+    """So many actors can be used from now on: at the start, and when nodes join."""
+
+    num_actors: int
+
+
+@dataclass(frozen=True)
+class Started:
+    """The actor's process runs; it loads."""
+
+    actor: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    actor: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The actor did the item. `full_s` is what it would have taken at its longest, in seconds; None: not known."""
+
+    actor: str
+    item: str
+    full_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Died:
+    """The actor, its node or its environment is gone. A preempted one died for no fault of what it did."""
+
+    actor: str
+    reason: str
+    preempted: bool = False
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Nothing happened for a while."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Give nothing more: what is in flight may end."""
+
+
+Event = Wanted | Started | Loaded | Finished | Died | Tick | Stop
+
+# What is to be done about it.
+
+
+@dataclass(frozen=True)
+class Hire:
+    actor: str
+
+
+@dataclass(frozen=True)
+class Give:
+    """Let the actor do the item after what it has."""
+
+    actor: str
+    item: Item
+
+
+@dataclass(frozen=True)
+class TakeBack:
+    """Another actor does this queued item; should it have begun, the first of both counts."""
+
+    actor: str
+    item: Item
+
+
+@dataclass(frozen=True)
+class Dismiss:
+    """End the actor's process."""
+
+    actor: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Accept:
+    """The item is done, for the first time."""
+
+    item: Item
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """The item ended every actor that tried it."""
+
+    item: Item
+    reason: str
+
+
+@dataclass(frozen=True)
+class Fail:
+    """No actor can be had: the run is over."""
+
+    reason: str
+
+
+Action = Hire | Give | TakeBack | Dismiss | Accept | GiveUp | Fail
+
+
+class Phase(StrEnum):
+    STARTING = "starting"
+    LOADING = "loading"
+    READY = "ready"
+
+
+@dataclass
+class ActorState:
+    """What an actor is doing; `since` is when it began to. Of `items` the first is in flight, the second queued."""
+
+    name: str
+    since: float
+    phase: Phase = Phase.STARTING
+    items: list[Item] = field(default_factory=list)
+
+
+@dataclass
+class ItemState:
+    """An item that is somewhere: pending again, or with the actors in `actors`."""
+
+    item: Item
+    deaths: int = 0
+    reason: str = ""
+    actors: set[str] = field(default_factory=set)
+
+
+class Scheduler:
+    """The state of a run between its events.
+
+    Items are given in their order, those that come back first. An actor has at most one in flight and one queued. When none
+    is left, an idle actor takes over a queued one, then runs a second copy of the one that runs longest.
     """
-    cluster, workers = ray.cluster_resources(), config.workers or 1
-    num_cpus, num_gpus = int(cluster.get("CPU", 0)), int(cluster.get("GPU", 0))
-    holds = f"the cluster has {num_cpus} CPUs and {num_gpus} GPUs"
-    if config.device == "cuda":
-        if workers > num_gpus:
-            raise ResourcesError(f"--workers {workers}: {holds}, one GPU each; ask for 1..{num_gpus} workers")
-        return {"num_gpus": 1, "num_cpus": 1}, config.threads or max(1, num_cpus // workers)
-    if workers > num_cpus:
-        raise ResourcesError(f"--workers {workers}: {holds}; ask for 1..{num_cpus} workers on the CPU")
-    most = most_threads(workers, [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]])
-    threads = config.threads or most
-    if threads > most:
-        raise ResourcesError(f"--threads {threads} for --workers {workers}: {holds}; ask for 1..{most} threads")
-    return {"num_cpus": threads}, threads
 
+    def __init__(
+        self, items: Iterable[Item], limits: Limits, split: Callable[[Item], tuple[Item, ...]] = lambda item: ()
+    ) -> None:
+        """`split` gives what an item consists of, nothing when it is the smallest."""
+        self._limits, self._split = limits, split
+        self._coming: Iterator[Item] = iter(items)
+        self._returned: deque[Item] = deque()
+        self._items: dict[str, ItemState] = {}  # every item that was ever given and is not done
+        self._num_wanted, self._num_hired, self._num_load_failures = 0, 0, 0
+        self._slowest_s: float | None = None  # per size
+        self._is_stopped = False
+        self.actors: dict[str, ActorState] = {}
 
-def most_threads(workers: int, cpus_per_node: list[int]) -> int:
-    """The most threads each of `workers` can have when every worker lives on one node."""
-    return max(t for t in range(1, max(cpus_per_node) + 1) if sum(cpus // t for cpus in cpus_per_node) >= workers)
+    @property
+    def is_over(self) -> bool:
+        """Nothing is left to do, or nothing is in flight after a stop."""
+        if self._is_stopped:
+            return not any(actor.items for actor in self.actors.values())
+        return not self._items and not self._has_pending()
 
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """What is to be done about `event`; `now` is seconds of a clock that never goes back."""
+        actions: list[Action] = []
+        match event:
+            case Wanted(num_actors):
+                self._num_wanted, self._num_load_failures = num_actors, 0
+            case Started(name) if actor := self.actors.get(name):
+                actor.phase, actor.since = Phase.LOADING, now
+            case Loaded(name) if actor := self.actors.get(name):
+                actor.phase, actor.since = Phase.READY, now
+                self._num_load_failures = 0
+            case Finished(name, item_name, full_s):
+                actions += self._finish(name, item_name, full_s, now)
+            case Died(name, reason, preempted) if name in self.actors:
+                actions += self._bury(name, reason, preempted)
+            case Tick():
+                actions += self._end_hung(now)
+            case Stop():
+                self._is_stopped = True
+        return actions + (self._wind_up() if self._is_stopped else self._hire(now) + self._assign(now))
 
-ConfigT = TypeVar("ConfigT", EvalConfig, TrainConfig)
+    def deadline_s(self, item: Item) -> float | None:
+        """How long `item` may take: `slack` times the slowest measured, doubled for each actor it ended."""
+        limits = self._limits
+        if limits.first_deadline_s is None:
+            return None
+        patience = 2 ** (state.deaths if (state := self._items.get(item.name)) else 0)
+        if self._slowest_s is None:
+            return patience * limits.first_deadline_s
+        return patience * max(limits.least_deadline_s, limits.slack * item.size * self._slowest_s)
 
+    # The events that change more than one field.
 
-def with_absolute_paths(config: ConfigT) -> ConfigT:
-    """`config` with the local folders of model and heads absolute: an actor runs in a folder of its own."""
-    names = {"model", "heads"} & set(type(config).model_fields)
-    local = {name: path for name in names if (path := getattr(config, name)) and Path(path).is_dir()}
-    return config.model_copy(update={name: str(Path(path).resolve()) for name, path in local.items()})
+    def _finish(self, name: str, item_name: str, full_s: float | None, now: float) -> list[Action]:
+        actor, state = self.actors.get(name), self._items.pop(item_name, None)
+        if actor is not None and any(item.name == item_name for item in actor.items):
+            actor.items = [item for item in actor.items if item.name != item_name]
+            actor.since = now
+        if state is None:
+            return []  # another copy was first
+        if full_s is not None:
+            self._slowest_s = max(self._slowest_s or 0.0, full_s / state.item.size)
+        self._returned = deque(item for item in self._returned if item.name != item_name)  # back from a dead copy
+        actions: list[Action] = [Accept(state.item)]
+        for other in sorted(state.actors - {name}):  # a queued copy is never begun; one in flight may end, and counts for nothing
+            queued = self.actors[other].items[1:]
+            if any(item.name == item_name for item in queued):
+                self.actors[other].items = self.actors[other].items[:1]
+                actions.append(TakeBack(other, state.item))
+        return actions
 
+    def _bury(self, name: str, reason: str, preempted: bool) -> list[Action]:
+        """Forgets a dead actor; what it had comes back, and counts against what it did."""
+        actor = self.actors.pop(name)
+        if actor.phase is not Phase.READY and not preempted:
+            self._num_load_failures += 1
+            if self._num_load_failures >= self._limits.max_load_failures:
+                self._num_wanted = len(self.actors)  # others go on; until a node joins no more are hired
+                if not any(other.phase is Phase.READY for other in self.actors.values()):
+                    return [Fail(f"{self._num_load_failures} workers ended while loading the model ({reason})")]
+        actions: list[Action] = []
+        for idx, item in reversed(list(enumerate(actor.items))):
+            state = self._items.get(item.name)
+            if state is None:
+                continue  # done by another
+            state.actors.discard(name)
+            if idx == 0 and not preempted:
+                state.deaths, state.reason = state.deaths + 1, reason
+            if not state.actors:
+                actions += self._come_back(state)
+        return actions
 
-def run_on_ray(prepared: PreparedRun, on_shard: Callable[[Shard], None]) -> None:
-    """Evaluates every shard not yet committed on the actors of the run; calls `on_shard` after each.
+    def _come_back(self, state: ItemState) -> list[Action]:
+        """An item nobody has any more: pending again, split, or given up."""
+        item = state.item
+        if state.deaths < self._limits.max_deaths:
+            self._returned.appendleft(item)
+            return []
+        del self._items[item.name]
+        pieces = self._split(item)
+        for piece in reversed(pieces):
+            self._items[piece.name] = ItemState(piece)
+            self._returned.appendleft(piece)
+        return [] if pieces else [GiveUp(item, state.reason)]
 
-    An actor that dies is replaced and its shard given to the next idle one. Raises what a worker refused to do (a
-    user's mistake) and AdaDecodeError when a shard keeps killing its actors.
-    """
-    if not prepared.todo:
-        return
-    config = prepared.config
-    resources, threads = actor_resources(config)
-    folder = prepared.folder
-    task = ActorTask(with_absolute_paths(config), prepared.tasks, folder.path.resolve(), folder.fingerprint, threads)
-    crew = Crew(EvalActor, task, threads, resources)
-    try:
-        for _ in range(min(config.workers, len(prepared.todo))):
-            crew.hire()
-        drive(crew, deque(prepared.todo), lambda shard, _: on_shard(shard), _name)
-    finally:
-        crew.dismiss()
+    def _end_hung(self, now: float) -> list[Action]:
+        actions: list[Action] = []
+        for actor in list(self.actors.values()):
+            if actor.phase is Phase.LOADING:
+                deadline_s, doing = self._limits.load_deadline_s, "loading the model"
+            elif actor.items:
+                deadline_s, doing = self.deadline_s(actor.items[0]), actor.items[0].name
+            else:
+                continue
+            if deadline_s is not None and now - actor.since > deadline_s:
+                reason = f"{doing} took more than {deadline_s:.0f} s"
+                actions += [Dismiss(actor.name, reason), *self._bury(actor.name, reason, preempted=False)]
+        return actions
 
+    # What follows from the state.
 
-class Crew:
-    """The actors of a run and what each is doing: loading (None) or an item of work.
+    def _hire(self, now: float) -> list[Action]:
+        if any(actor.phase is Phase.READY and not actor.items for actor in self.actors.values()):
+            return []  # it takes what came back, sooner than a new one could
+        actions: list[Action] = []
+        while len(self.actors) < self._num_wanted and self._has_pending():
+            name = f"worker-{self._num_hired}"
+            self._num_hired += 1
+            self.actors[name] = ActorState(name, now)
+            actions.append(Hire(name))
+        return actions
 
-    An actor is made from its worker id and the crew's task, then told to `load` and, item by item, to `work`.
-    """
+    def _assign(self, now: float) -> list[Action]:
+        ready = [actor for actor in self.actors.values() if actor.phase is Phase.READY]
+        actions: list[Action] = []
+        for room in (0, 1):  # first those that have nothing, then one more for each
+            for actor in ready:
+                if len(actor.items) == room and (item := self._next_pending()) is not None:
+                    actions.append(self._give(actor, item, now))
+        for actor in ready:
+            if not actor.items:
+                actions += self._take_over(actor, now) or self._copy(actor, now)
+        return actions
 
-    def __init__(self, actor_class: Any, task: Any, threads: int, resources: dict[str, float]) -> None:
-        environment = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
-        self._actor_class = actor_class.options(runtime_env=environment, **resources)
-        self._task = task
-        self._num_hired = 0
-        self.busy: dict[ray.ObjectRef, tuple[Any, Any]] = {}
+    def _give(self, actor: ActorState, item: Item, now: float) -> Give:
+        if not actor.items:
+            actor.since = now
+        actor.items.append(item)
+        assert len(actor.items) <= 2, actor
+        self._items.setdefault(item.name, ItemState(item)).actors.add(actor.name)
+        return Give(actor.name, item)
 
-    def hire(self) -> None:
-        """Starts one more actor, loading."""
-        actor = self._actor_class.remote(f"worker-{self._num_hired}", self._task)
-        self._num_hired += 1
-        self.busy[actor.load.remote()] = (actor, None)
+    def _take_over(self, idle: ActorState, now: float) -> list[Action]:
+        """A queued item of another actor, the largest first; nothing when there is none."""
+        queues = [actor for actor in self.actors.values() if len(actor.items) == 2]
+        if not queues:
+            return []
+        other = max(queues, key=lambda actor: actor.items[1].size)
+        item = other.items.pop()
+        self._items[item.name].actors.discard(other.name)
+        return [TakeBack(other.name, item), self._give(idle, item, now)]
 
-    def give(self, actor: Any, item: Any) -> None:
-        self.busy[actor.work.remote(item)] = (actor, item)
+    def _copy(self, idle: ActorState, now: float) -> list[Action]:
+        """A second copy of the item that has been in flight longest; nothing when each has one."""
+        single = [actor for actor in self.actors.values() if actor.items and self._is_single(actor.items[0])]
+        if not single:
+            return []
+        return [self._give(idle, min(single, key=lambda actor: actor.since).items[0], now)]
 
-    def works(self) -> bool:
-        """Whether any actor has an item; those that only load are not waited for."""
-        return any(item is not None for _, item in self.busy.values())
+    def _is_single(self, item: Item) -> bool:
+        state = self._items.get(item.name)
+        return state is not None and len(state.actors) == 1
 
-    def dismiss(self) -> None:
-        """Ends every actor that is still busy."""
-        for actor, _ in self.busy.values():
-            ray.kill(actor)
+    def _wind_up(self) -> list[Action]:
+        """After a stop: ends whoever has nothing in flight, and takes back what is queued."""
+        actions: list[Action] = []
+        for actor in list(self.actors.values()):
+            for item in actor.items[1:]:
+                actions.append(TakeBack(actor.name, item))
+                if (state := self._items.get(item.name)) is not None:
+                    state.actors.discard(actor.name)
+            actor.items = actor.items[:1]
+            if not actor.items:
+                del self.actors[actor.name]
+                actions.append(Dismiss(actor.name, "the run was stopped"))
+        return actions
 
+    def _has_pending(self) -> bool:
+        if not self._returned and (item := next(self._coming, None)) is not None:
+            self._returned.append(item)
+        return bool(self._returned)
 
-class Pending(Protocol[Item]):
-    """Work not yet given to anyone, false when there is none: a deque, or what makes its items when asked for them."""
-
-    def popleft(self) -> Item: ...
-
-    def appendleft(self, item: Item, /) -> None: ...
-
-
-def drive(
-    crew: Crew,
-    pending: Pending[Item],
-    on_done: Callable[[Item, Any], None],
-    name: Callable[[Item], str],
-    on_wait: Callable[[], None] = lambda: None,
-) -> None:
-    """Has `crew` do all that is `pending`; `on_done` gets each item with what the actor returned for it.
-
-    Errors and counts of deaths go by the `name` of an item. `on_wait` is called now and then while nothing is done.
-    """
-    deaths: Counter[str] = Counter()  # by what was being done; while loading, since the last actor that loaded
-    while pending or crew.works():
-        ready, _ = ray.wait(list(crew.busy), num_returns=1, timeout=WAIT_S)
-        if not ready:
-            on_wait()
-            continue
-        done = ready[0]
-        actor, item = crew.busy.pop(done)
-        doing = LOADING if item is None else name(item)
-        try:
-            result = ray.get(done)
-        except RayTaskError as error:
-            ray.kill(actor)
-            raise _as_told(error, doing) from error
-        except RayError as error:  # the actor, its node or its environment is gone
-            ray.kill(actor)
-            deaths[doing] += 1
-            if item is not None:
-                pending.appendleft(item)
-            if deaths[doing] >= MAX_ATTEMPTS:
-                raise AdaDecodeError(
-                    f"{doing} ended its worker {MAX_ATTEMPTS} times; what is committed stays, and the same "
-                    f"command continues ({' '.join(str(error).split())[:200]})"
-                ) from error
-            if pending:
-                crew.hire()
-            continue
-        if item is None:
-            deaths[LOADING] = 0
-        else:
-            on_done(item, result)
-        if pending:
-            crew.give(actor, pending.popleft())
-        else:
-            ray.kill(actor)
-
-
-def _name(shard: Shard) -> str:
-    return f"shard {shard.shard_idx} of task {shard.task}"
-
-
-def _as_told(error: RayTaskError, doing: str) -> Exception:
-    """The worker's own one-line error when it made one, else a line that names what it was doing."""
-    cause = error.cause
-    if isinstance(cause, AdaDecodeError):
-        return cause
-    last_line = str(error).strip().splitlines()[-1]
-    return AdaDecodeError(f"{doing} failed: {last_line}; Ray's logs are under {tempfile.gettempdir()}/ray")
+    def _next_pending(self) -> Item | None:
+        return self._returned.popleft() if self._has_pending() else None

@@ -4,15 +4,16 @@ import contextlib
 import os
 import queue
 import traceback
-from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import ray
 from ray.exceptions import RayError
 
 from adadecode.config import TrainConfig
-from adadecode.errors import DeviceLostError
+from adadecode.errors import AdaDecodeError
 from adadecode.model.decoder import load_tokenizer
 from adadecode.model.exit_heads import HeadFacts
 from adadecode.training.outputs import Part, Progress, Say, find_part, make_part, part_path
@@ -26,7 +27,12 @@ from adadecode.training.run import (
     outputs_folder,
     use_threads,
 )
-from ray_jobs.scheduler import Crew, actor_resources, drive, with_absolute_paths
+from ray_jobs.actors import lost_device_ends_the_process
+from ray_jobs.cluster import actor_resources, with_absolute_paths
+from ray_jobs.crew import Crew, Done, Process, drive
+from ray_jobs.scheduler import Item, Limits, Scheduler
+
+LIMITS = Limits(max_deaths=3, first_deadline_s=None)  # how long a part or a training takes is not known beforehand
 
 
 @dataclass(frozen=True)
@@ -37,51 +43,47 @@ class TrainTask:
     out: Path
 
 
-@ray.remote
-class OutputsActor:
-    """Makes parts of the outputs, one at a time; rows go from here to the folder, not through the driver."""
+class ModelProcess(Process):
+    """An actor with the base model."""
 
     def __init__(self, worker_id: str, task: TrainTask) -> None:
         self._worker_id, self._task = worker_id, task
 
-    def load(self) -> str:
-        """Loads the model; returns the worker id. Separate from `__init__`, so that errors arrive whole."""
-        self._model, _ = load_base(self._task.config)
-        return self._worker_id
+    def load(self) -> None:
+        """Loads the model. Separate from `__init__`, so that errors arrive whole."""
+        with lost_device_ends_the_process():
+            self._model, _ = load_base(self._task.config)
 
-    def work(self, chunk: Chunk) -> tuple[Part, bool, list[str]]:
+
+@ray.remote
+class OutputsActor(ModelProcess):
+    """Makes parts of the outputs, one at a time; rows go from here to the folder, not through the driver."""
+
+    def work(self, chunk: Chunk) -> Done:
         """The part of `chunk`, whether it was there before, and what is to be said of it."""
         lines: list[str] = []
         config, out = self._task.config, self._task.out
         part = find_part(self._model, chunk, config, out, lines.append)
         if part is not None:
-            return part, True, lines
-        try:
-            return make_part(self._model, chunk, config, out, lambda *_: None), False, lines
-        except DeviceLostError:
-            traceback.print_exc()
-            os._exit(1)  # not a raise: the driver shall replace this process and give the chunk to the next
+            return Done((part, True, lines))
+        with lost_device_ends_the_process():
+            return Done((make_part(self._model, chunk, config, out, lambda *_: None), False, lines))
 
 
 @ray.remote
-class TrainActor:
+class TrainActor(ModelProcess):
     """Trains on the stored parts; what it says is fetched meanwhile."""
 
     def __init__(self, worker_id: str, task: TrainTask) -> None:
-        self._worker_id, self._task = worker_id, task
+        super().__init__(worker_id, task)
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
-    def load(self) -> str:
-        """Loads the model; returns the worker id."""
-        self._model, _ = load_base(self._task.config)
-        return self._worker_id
-
-    def work(self, parts: list[Part]) -> tuple[HeadFacts, list[str]]:
-        """Trains to the end; returns the facts and what was said and not yet fetched."""
+    def work(self, parts: list[Part]) -> Done:
+        """Trains to the end; the facts and what was said and not yet fetched."""
         use_threads(self._task.config)  # a call may run in another thread than `load`
         with out_of_memory_named():
             facts = distill_heads(self._model, parts, self._task.config, self._task.out, self._lines.put)
-        return facts, self.take_lines()
+        return Done((facts, self.take_lines()))
 
     def take_lines(self) -> list[str]:
         """What was said since the last call."""
@@ -90,25 +92,6 @@ class TrainActor:
             while True:
                 lines.append(self._lines.get_nowait())
         return lines
-
-
-class LazyChunks:
-    """Chunks that are encoded only when they are asked for, and those that come back from a dead actor."""
-
-    def __init__(self, prompts: UsablePrompts, chunk_len: int) -> None:
-        self._unread, self._read = prompts.chunks(chunk_len), deque[Chunk]()
-
-    def __bool__(self) -> bool:
-        if not self._read:
-            self._read.extend(chunk for chunk in (next(self._unread, None),) if chunk is not None)
-        return bool(self._read)
-
-    def popleft(self) -> Chunk:
-        assert self, "there is no chunk left"
-        return self._read.popleft()
-
-    def appendleft(self, chunk: Chunk) -> None:
-        self._read.appendleft(chunk)
 
 
 def train_on_ray(config: TrainConfig, out: Path, say: Say) -> HeadFacts:
@@ -136,7 +119,7 @@ def _make_outputs(config: TrainConfig, prompts: UsablePrompts, out: Path, say: S
     progress = Progress(num_prompts, say)
     parts: dict[int, Part] = {}
 
-    def on_done(_: Chunk, result: tuple[Part, bool, list[str]]) -> None:
+    def on_done(_: Item, result: tuple[Part, bool, list[str]]) -> None:
         part, was_there, lines = result
         parts[part.part_idx] = part
         for line in lines:
@@ -149,12 +132,12 @@ def _make_outputs(config: TrainConfig, prompts: UsablePrompts, out: Path, say: S
     task = TrainTask(config.model_copy(update={"threads": threads}), out)
     crew = Crew(OutputsActor, task, threads, resources)
     assert config.workers is not None, config
+    num_actors = min(config.workers, -(-num_prompts // config.part_prompts))
+    scheduler = Scheduler(chunk_items(prompts, config.part_prompts), LIMITS)
     try:
-        for _ in range(min(config.workers, -(-num_prompts // config.part_prompts))):
-            crew.hire()
-        drive(crew, LazyChunks(prompts, config.part_prompts), on_done, lambda chunk: f"outputs part {chunk.part_idx}")
+        drive(crew, scheduler, num_wanted=lambda: num_actors, on_done=on_done, on_give_up=give_up)
     finally:
-        crew.dismiss()
+        crew.dismiss_all()
     return [parts[part_idx] for part_idx in range(len(parts))]
 
 
@@ -166,20 +149,34 @@ def _train(config: TrainConfig, parts: list[Part], out: Path, say: Say) -> HeadF
     found: list[HeadFacts] = []
 
     def pass_on() -> None:
-        for actor, item in list(crew.busy.values()):
+        for actor in scheduler.actors.values():
             with contextlib.suppress(RayError):  # the loop that waits for the work finds out
-                for line in ray.get(actor.take_lines.remote()) if item is not None else []:
+                for line in ray.get(crew.actors[actor.name].take_lines.remote()) if actor.items else []:
                     say(line)
 
-    def on_done(_: list[Part], result: tuple[HeadFacts, list[str]]) -> None:
+    def on_done(_: Item, result: tuple[HeadFacts, list[str]]) -> None:
         facts, lines = result
         found.append(facts)
         for line in lines:
             say(line)
 
+    scheduler = Scheduler([Item("the training", parts)], LIMITS)
     try:
-        crew.hire()
-        drive(crew, deque([parts]), on_done, lambda _: "the training", pass_on)
+        drive(crew, scheduler, num_wanted=lambda: 1, on_done=on_done, on_give_up=give_up, on_wait=pass_on)
     finally:
-        crew.dismiss()
+        crew.dismiss_all()
     return found[0]
+
+
+def chunk_items(prompts: UsablePrompts, chunk_len: int) -> Iterator[Item]:
+    """The chunks of `prompts`, encoded only when they are asked for."""
+    for chunk in prompts.chunks(chunk_len):
+        yield Item(f"outputs part {chunk.part_idx}", chunk)
+
+
+def give_up(item: Item, reason: str) -> NoReturn:
+    """Raises AdaDecodeError: heads need all of it."""
+    raise AdaDecodeError(
+        f"{item.name} ended its worker {LIMITS.max_deaths} times; what is stored stays, and the same command continues "
+        f"({reason})"
+    )

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
+from adadecode.config import Method
 from adadecode.records import Example, Shard
 from adadecode.report.schema import PLAN
 
@@ -37,6 +38,20 @@ def plan_table(shards: Sequence[Shard]) -> pa.Table:
 def plan_hash(table: pa.Table) -> str:
     """A hash of the whole plan: samples, prompts and their shards."""
     return _hash(repr(table.to_pylist()))
+
+
+def method_order(methods: tuple[Method, ...], turn: int) -> tuple[Method, ...]:
+    """The order of `methods` at the `turn`-th sample: over 2 n turns each of n stands twice in every place.
+
+    The first method of a sample pays for what is new in it, such as the length of its prompt.
+    """
+    rotated = methods[turn % len(methods) :] + methods[: turn % len(methods)]
+    return rotated if turn // len(methods) % 2 == 0 else rotated[::-1]
+
+
+def longest_first(shards: Sequence[Shard]) -> list[Shard]:
+    """`shards` by the length of their prompts, so that what is done last is short; ties in plan order."""
+    return sorted(shards, key=lambda shard: -sum(len(example.prompt) for example in shard.examples))
 
 
 def _hash(text: str) -> str:

@@ -19,7 +19,7 @@ from adadecode.errors import RunFolderError
 from adadecode.evaluation.plan import make_plan, plan_hash, plan_table
 from adadecode.evaluation.sources import source_hashes
 from adadecode.evaluation.store import RunFolder, missing_rows, new_attempt, read_commits, read_run, read_samples
-from adadecode.records import Shard
+from adadecode.records import Shard, ShardOutcome
 from adadecode.report.parity import recompute_parity, stored_disagreements
 from adadecode.report.summary import summarise
 from adadecode.tasks import expand_task, load_examples
@@ -123,13 +123,48 @@ def judge(path: Path, plan: pa.Table, methods: Sequence[str], repeats: int) -> R
     )
 
 
-def do_shard(worker: Any, shard: Shard, folder: RunFolder) -> bool:
-    """Evaluates `shard` on `worker` and commits its rows; False when another attempt was first."""
+def do_shard(worker: Any, shard: Shard, folder: RunFolder) -> tuple[ShardOutcome, float | None]:
+    """Evaluates `shard` on `worker` and commits its rows, unless that was done; returns what it came to.
+
+    Beside it how long it would have taken had every output been of `max_new_tokens`, in seconds; None: not known.
+    """
     from adadecode.evaluation.worker import evaluate_shard
 
-    rows = evaluate_shard(worker, shard, folder.run_id, new_attempt())
-    facts = worker.facts() | {"adadecode": __version__, "git_sha": git_sha()}
-    return folder.commit_shard(shard.task, shard.shard_idx, rows, facts)
+    if (outcome := folder.committed_outcome(shard.shard_idx)) is not None:
+        return outcome, None
+    rows = evaluate_shard(worker, shard)
+    return commit_rows(folder, shard, rows, worker_facts(worker)), full_length_s(rows, worker.config)
+
+
+def evaluate_sample_alone(
+    worker: Any, shard: Shard, sample_idx: int
+) -> tuple[list[dict[str, Any]], dict[str, Any], float | None]:
+    """The rows of one sample, which nothing commits, the facts for their commit, and the seconds as in `do_shard`."""
+    from adadecode.evaluation.worker import evaluate_sample
+
+    rows = evaluate_sample(worker, shard, sample_idx)
+    return rows, worker_facts(worker), full_length_s(rows, worker.config)
+
+
+def commit_rows(folder: RunFolder, shard: Shard, rows: list[dict[str, Any]], facts: dict[str, Any]) -> ShardOutcome:
+    """Commits the rows of `shard`; returns what it came to, which another attempt may have committed first."""
+    attempt = {"run_id": folder.run_id, "attempt": new_attempt()}
+    folder.commit_shard(shard.task, shard.shard_idx, [{**row, **attempt} for row in rows], facts)
+    outcome = folder.committed_outcome(shard.shard_idx)
+    assert outcome is not None, shard.shard_idx
+    return outcome
+
+
+def worker_facts(worker: Any) -> dict[str, Any]:
+    """What is stored of `worker` with each of its commits."""
+    return worker.facts() | {"adadecode": __version__, "git_sha": git_sha()}
+
+
+def full_length_s(rows: Sequence[dict[str, Any]], config: EvalConfig) -> float | None:
+    """Seconds the generations of `rows` would have taken with outputs of `max_new_tokens`; None when none tells."""
+    num_later = config.decode.max_new_tokens - 1
+    timed = [row["ttft_s"] + num_later * row["tpot_s"] for row in rows if row.get("tpot_s") is not None]
+    return sum(timed) / len(timed) * len(rows) if timed else None
 
 
 def provenance() -> dict[str, Any]:

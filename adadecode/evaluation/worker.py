@@ -18,6 +18,7 @@ from adadecode.engine.generate import Decoded, generate
 from adadecode.engine.invariance import check_rows_independent
 from adadecode.engine.policy import Policy, make_policy, step_width
 from adadecode.errors import AdaDecodeError, DeviceLostError
+from adadecode.evaluation.plan import method_order
 from adadecode.evaluation.sources import heads_folder
 from adadecode.evaluation.verify import compare, logits_digest
 from adadecode.model.decoder import DecoderModel, chat_template_hash, load_model
@@ -120,33 +121,30 @@ def decode(
     )
 
 
-def evaluate_shard(worker: Worker, shard: Shard, run_id: str, attempt: str) -> list[dict[str, Any]]:
-    """One row per sample, repeat and method, as the SAMPLES schema has them; a failure is a row with its error."""
-    rows = []
-    for sample_idx, example in enumerate(shard.examples):
-        for repeat in range(worker.config.repeats):
-            methods = method_order(worker.config.methods, shard.shard_idx + sample_idx + repeat)
-            common = {
-                "run_id": run_id,
-                "task": shard.task,
-                "sample_id": example.sample_id,
-                "repeat": repeat,
-                "shard": shard.shard_idx,
-                "reference": example.reference,
-                "worker_id": worker.worker_id,
-                "attempt": attempt,
-            }
-            rows += [{**common, **row} for row in _evaluate_sample(worker, shard.task, example, methods)]
-    return rows
+def evaluate_shard(worker: Worker, shard: Shard) -> list[dict[str, Any]]:
+    """The rows of all samples of `shard`, as `evaluate_sample` gives them."""
+    return [row for sample_idx in range(len(shard.examples)) for row in evaluate_sample(worker, shard, sample_idx)]
 
 
-def method_order(methods: tuple[Method, ...], turn: int) -> tuple[Method, ...]:
-    """The order of `methods` at the `turn`-th sample: over 2 n turns each of n stands twice in every place.
+def evaluate_sample(worker: Worker, shard: Shard, sample_idx: int) -> list[dict[str, Any]]:
+    """One row per repeat and method, as the SAMPLES schema has them less `run_id` and `attempt`.
 
-    The first method of a sample pays for what is new in it, such as the length of its prompt.
+    A failure is a row with its error.
     """
-    rotated = methods[turn % len(methods) :] + methods[: turn % len(methods)]
-    return rotated if turn // len(methods) % 2 == 0 else rotated[::-1]
+    example = shard.examples[sample_idx]
+    rows = []
+    for repeat in range(worker.config.repeats):
+        methods = method_order(worker.config.methods, shard.shard_idx + sample_idx + repeat)
+        common = {
+            "task": shard.task,
+            "sample_id": example.sample_id,
+            "repeat": repeat,
+            "shard": shard.shard_idx,
+            "reference": example.reference,
+            "worker_id": worker.worker_id,
+        }
+        rows += [{**common, **row} for row in _evaluate_sample(worker, shard.task, example, methods)]
+    return rows
 
 
 def _evaluate_sample(worker: Worker, task: str, example: Example, methods: tuple[Method, ...]) -> list[dict[str, Any]]:

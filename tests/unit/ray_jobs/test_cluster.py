@@ -1,4 +1,4 @@
-"""What the scheduler decides without a cluster."""
+"""What is decided about a cluster without one."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from adadecode.config import EvalConfig
 from adadecode.errors import UsageError
-from ray_jobs.scheduler import connect, most_threads, with_absolute_paths
+from ray_jobs.cluster import connect, most_threads, with_absolute_paths
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,335 @@
+"""The scheduler as a function of events: what it does about each, and laws that hold for any sequence of them."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ray_jobs.scheduler import (
+    Accept,
+    Action,
+    Died,
+    Dismiss,
+    Fail,
+    Finished,
+    Give,
+    GiveUp,
+    Hire,
+    Item,
+    Limits,
+    Loaded,
+    Phase,
+    Scheduler,
+    Started,
+    Stop,
+    TakeBack,
+    Tick,
+    Wanted,
+)
+
+LIMITS = Limits(max_deaths=2, max_load_failures=3, load_deadline_s=100, first_deadline_s=50, least_deadline_s=10, slack=4)
+
+
+def items(num: int, size: int = 4) -> list[Item]:
+    return [Item(f"i{idx}", idx, size) for idx in range(num)]
+
+
+def halves(item: Item) -> tuple[Item, ...]:
+    """Samples of an item, none of a sample."""
+    if "." in item.name:
+        return ()
+    return tuple(Item(f"{item.name}.{idx}", item.work) for idx in range(item.size))
+
+
+def started(num_items: int, num_actors: int, limits: Limits = LIMITS, split=halves) -> Scheduler:
+    """A scheduler whose actors have loaded at time 0, in the order of their names."""
+    scheduler = Scheduler(items(num_items), limits, split)
+    scheduler.handle(Wanted(num_actors), 0)
+    for idx in range(num_actors):
+        scheduler.handle(Started(f"worker-{idx}"), 0)
+    for idx in range(num_actors):
+        scheduler.handle(Loaded(f"worker-{idx}"), 0)
+    return scheduler
+
+
+def held(scheduler: Scheduler) -> dict[str, list[str]]:
+    return {name: [item.name for item in actor.items] for name, actor in scheduler.actors.items()}
+
+
+def test_the_first_actor_that_is_ready_begins_while_the_others_load():
+    scheduler = Scheduler(items(4), LIMITS)
+    assert scheduler.handle(Wanted(3), 0) == [Hire("worker-0"), Hire("worker-1"), Hire("worker-2")]
+    scheduler.handle(Started("worker-1"), 1)
+    assert scheduler.handle(Loaded("worker-1"), 2) == [
+        Give("worker-1", Item("i0", 0, 4)),
+        Give("worker-1", Item("i1", 1, 4)),
+    ]
+
+
+def test_an_actor_has_one_item_in_flight_and_one_queued_in_the_order_given():
+    scheduler = started(7, 2)
+    assert held(scheduler) == {"worker-0": ["i0", "i1"], "worker-1": ["i2", "i3"]}
+    assert scheduler.handle(Finished("worker-1", "i2"), 5) == [
+        Accept(Item("i2", 2, 4)),
+        Give("worker-1", Item("i4", 4, 4)),
+    ]
+    assert held(scheduler)["worker-1"] == ["i3", "i4"]
+
+
+def test_a_dead_actor_is_replaced_and_both_its_items_come_first():
+    scheduler = started(8, 2)
+    assert scheduler.handle(Died("worker-0", "gone"), 1) == [Hire("worker-2")]
+    assert [item.name for item in scheduler._returned][:2] == ["i0", "i1"]
+    scheduler.handle(Finished("worker-1", "i2"), 2)
+    assert held(scheduler) == {"worker-1": ["i3", "i0"], "worker-2": []}
+
+
+def test_an_item_that_ends_actors_is_split_to_the_sample_which_is_given_up_and_the_others_are_done():
+    scheduler = started(1, 1)
+    given_up, done, num_hired = [], [], 1
+    now = 0.0
+    while not scheduler.is_over:
+        now += 1
+        (name,) = scheduler.actors
+        if scheduler.actors[name].phase is not Phase.READY:
+            actions = [*scheduler.handle(Started(name), now), *scheduler.handle(Loaded(name), now)]
+        else:
+            item = scheduler.actors[name].items[0]
+            is_poison = item.name in ("i0", "i0.2")
+            actions = scheduler.handle(Died(name, "segfault") if is_poison else Finished(name, item.name), now)
+        num_hired += sum(isinstance(action, Hire) for action in actions)
+        done += [action.item.name for action in actions if isinstance(action, Accept)]
+        given_up += [(action.item.name, action.reason) for action in actions if isinstance(action, GiveUp)]
+    assert given_up == [("i0.2", "segfault")]
+    assert sorted(done) == ["i0.0", "i0.1", "i0.3"]
+    assert num_hired == 1 + 4  # two deaths of the shard, two of the sample, each while something was left to do
+
+
+def test_preemptions_do_not_count_against_an_item():
+    scheduler = started(3, 1)
+    for idx in range(10):
+        actions = scheduler.handle(Died(f"worker-{idx}", "spot", preempted=True), idx)
+        assert actions == [Hire(f"worker-{idx + 1}")]
+        scheduler.handle(Started(f"worker-{idx + 1}"), idx)
+        scheduler.handle(Loaded(f"worker-{idx + 1}"), idx)
+        assert held(scheduler) == {f"worker-{idx + 1}": ["i0", "i1"]}
+
+
+def test_what_is_queued_does_not_count_as_what_ended_the_actor():
+    scheduler = started(4, 1)
+    scheduler.handle(Died("worker-0", "gone"), 1)
+    scheduler.handle(Loaded("worker-1"), 2)
+    scheduler.handle(Finished("worker-1", "i0"), 3)
+    scheduler.handle(Died("worker-1", "gone"), 4)  # the first death of i1, which was queued before
+    assert scheduler._items["i1"].deaths == 1
+
+
+def test_an_idle_actor_takes_over_a_queued_item_and_then_copies_the_slowest():
+    scheduler = started(4, 2)  # worker-0: i0, i1; worker-1: i2, i3
+    scheduler.handle(Finished("worker-1", "i2"), 10)
+    assert scheduler.handle(Finished("worker-1", "i3"), 11) == [
+        Accept(Item("i3", 3, 4)),
+        TakeBack("worker-0", Item("i1", 1, 4)),
+        Give("worker-1", Item("i1", 1, 4)),
+    ]
+    assert scheduler.handle(Finished("worker-1", "i1"), 12) == [
+        Accept(Item("i1", 1, 4)),
+        Give("worker-1", Item("i0", 0, 4)),
+    ]
+    assert held(scheduler) == {"worker-0": ["i0"], "worker-1": ["i0"]}
+    assert scheduler.handle(Finished("worker-1", "i0"), 13)[0] == Accept(Item("i0", 0, 4))
+    assert scheduler.is_over
+    assert not any(isinstance(action, Accept) for action in scheduler.handle(Finished("worker-0", "i0"), 14))
+
+
+def test_no_third_copy_is_made():
+    scheduler = started(1, 3)
+    assert sorted(held(scheduler).values()) == [[], ["i0"], ["i0"]]
+
+
+def test_a_copy_that_dies_costs_nothing_while_the_other_runs():
+    scheduler = started(1, 2)
+    assert held(scheduler) == {"worker-0": ["i0"], "worker-1": ["i0"]}
+    assert not any(isinstance(action, Give) for action in scheduler.handle(Died("worker-0", "gone"), 1))
+    assert held(scheduler) == {"worker-1": ["i0"]}
+    assert scheduler.handle(Finished("worker-1", "i0"), 2) == [Accept(Item("i0", 0, 4))]
+    assert scheduler.is_over
+
+
+def test_deadlines_follow_the_slowest_measured_rate_and_grow_with_each_death():
+    scheduler = started(9, 1)
+    assert scheduler.deadline_s(Item("i5", 5, 4)) == 50  # before anything was measured
+    scheduler.handle(Finished("worker-0", "i0", full_s=20), 5)
+    assert scheduler.deadline_s(Item("i5", 5, 4)) == 80
+    scheduler.handle(Finished("worker-0", "i1", full_s=4), 6)
+    assert scheduler.deadline_s(Item("i5", 5, 4)) == 80
+    assert scheduler.deadline_s(Item("i5.0", 5, 1)) == 20
+    scheduler.handle(Died("worker-0", "gone"), 7)
+    assert scheduler.deadline_s(Item("i2", 2, 4)) == 160
+
+
+def test_a_hung_actor_is_ended_after_its_deadline_and_not_before():
+    scheduler = started(2, 1)
+    assert scheduler.handle(Tick(), 50) == []
+    actions = scheduler.handle(Tick(), 51)
+    assert [type(action) for action in actions] == [Dismiss, Hire]
+    assert actions[0].reason == "i0 took more than 50 s"
+    scheduler.handle(Started("worker-1"), 60)
+    scheduler.handle(Tick(), 160)
+    assert list(scheduler.actors) == ["worker-1"]
+    assert isinstance(scheduler.handle(Tick(), 161)[0], Dismiss), "loading has a deadline too"
+
+
+def test_an_actor_that_waits_for_a_node_is_not_hung():
+    scheduler = Scheduler(items(1), LIMITS)
+    scheduler.handle(Wanted(1), 0)
+    assert scheduler.handle(Tick(), 1e6) == []
+
+
+def test_loads_that_keep_failing_end_the_run_only_when_nobody_works():
+    scheduler = started(50, 1)
+    scheduler.handle(Wanted(2), 0)
+    for idx in (1, 2):
+        scheduler.handle(Started(f"worker-{idx}"), idx)
+        assert scheduler.handle(Died(f"worker-{idx}", "no disk"), idx) == [Hire(f"worker-{idx + 1}")]
+    assert scheduler.handle(Died("worker-3", "no disk"), 4) == [], "worker-0 goes on alone"
+    assert scheduler.handle(Wanted(3), 5) == [Hire("worker-4"), Hire("worker-5")], "a node has joined"
+    alone = Scheduler(items(1), LIMITS)
+    alone.handle(Wanted(1), 0)
+    alone.handle(Died("worker-0", "no disk"), 1)
+    alone.handle(Died("worker-1", "no disk"), 2)
+    assert isinstance(alone.handle(Died("worker-2", "no disk"), 3)[0], Fail)
+
+
+def test_nodes_that_join_are_used_and_a_smaller_cluster_ends_nobody():
+    scheduler = started(20, 1)
+    assert scheduler.handle(Wanted(3), 1) == [Hire("worker-1"), Hire("worker-2")]
+    assert scheduler.handle(Wanted(1), 2) == []
+    assert len(scheduler.actors) == 3
+
+
+def test_after_a_stop_nothing_is_given_and_what_is_in_flight_may_end():
+    scheduler = started(9, 2)
+    actions = scheduler.handle(Stop(), 1)
+    assert actions == [TakeBack("worker-0", Item("i1", 1, 4)), TakeBack("worker-1", Item("i3", 3, 4))]
+    assert not scheduler.is_over
+    assert scheduler.handle(Finished("worker-0", "i0"), 2) == [
+        Accept(Item("i0", 0, 4)),
+        Dismiss("worker-0", "the run was stopped"),
+    ]
+    assert scheduler.handle(Died("worker-1", "gone"), 3) == []
+    assert scheduler.is_over
+
+
+@dataclass
+class World:
+    """Actors as they are, beside what the scheduler believes: queues that run in order, and items that end them."""
+
+    scheduler: Scheduler
+    poison: frozenset[str]
+    queues: dict[str, list[str]] = field(default_factory=dict)
+    accepted: Counter = field(default_factory=Counter)
+    given_up: Counter = field(default_factory=Counter)
+    now: float = 0.0
+
+    def send(self, event) -> None:
+        for action in self.scheduler.handle(event, self.now):
+            self.do(action)
+        for actor in self.scheduler.actors.values():
+            assert len(actor.items) <= 2
+            assert actor.name in self.queues
+
+    def do(self, action: Action) -> None:
+        match action:
+            case Hire(name):
+                assert name not in self.queues
+                self.queues[name] = []
+            case Give(name, item):
+                self.queues[name].append(item.name)
+            case TakeBack(name, item):
+                assert item.name in self.queues[name][1:] or self.queues[name][:1] == [item.name]
+                if item.name in self.queues[name][1:]:
+                    self.queues[name].remove(item.name)
+            case Dismiss(name, _):
+                del self.queues[name]
+            case Accept(item):
+                self.accepted[item.name] += 1
+            case GiveUp(item, _):
+                self.given_up[item.name] += 1
+
+    def step(self, choice: int, kind: int) -> None:
+        """One thing that can happen: an actor loads, ends its item, dies, is preempted; time passes."""
+        self.now += 1
+        names = sorted(self.queues)
+        if not names:
+            self.send(Tick())
+            return
+        name = names[choice % len(names)]
+        actor = self.scheduler.actors[name]
+        if kind == 0:
+            del self.queues[name]
+            self.send(Died(name, "killed", preempted=choice % 2 == 0))
+        elif kind == 1:
+            self.send(Wanted(1 + choice % 5))
+        elif kind == 2:
+            self.now += 1000
+            self.send(Tick())
+        elif actor.phase is not Phase.READY:
+            self.send(Started(name))
+            self.send(Loaded(name))
+        elif self.queues[name]:
+            item = self.queues[name][0]
+            if item.split(".")[0] in self.poison and ("." not in item or item in self.poison):
+                del self.queues[name]
+                self.send(Died(name, "poison"))
+            else:
+                self.queues[name].pop(0)
+                self.send(Finished(name, item, 1.0))
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    num_items=st.integers(1, 8),
+    num_actors=st.integers(1, 4),
+    poison=st.sampled_from([frozenset(), frozenset({"i0", "i0.1"}), frozenset({"i0", "i0.0", "i0.3", "i2", "i2.2"})]),
+    steps=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 12)), max_size=60),
+)
+def test_whatever_happens_every_sample_is_accepted_once_or_given_up(num_items, num_actors, poison, steps):
+    limits = Limits(max_deaths=2, max_load_failures=10**9, load_deadline_s=500, first_deadline_s=500)
+    world = World(Scheduler(items(num_items), limits, halves), poison)
+    world.send(Wanted(num_actors))
+    for choice, kind in steps:
+        if world.scheduler.is_over:
+            break
+        world.step(choice, kind)
+    for turn in range(5000):  # and then nothing more goes wrong than the poison
+        if world.scheduler.is_over:
+            break
+        if len(world.queues) < 1:
+            world.send(Wanted(2))
+        world.step(turn, 5)
+    assert world.scheduler.is_over
+    assert max(world.accepted.values(), default=0) <= 1
+    assert max(world.given_up.values(), default=0) <= 1
+    for item in items(num_items):
+        pieces = [piece.name for piece in halves(item)]
+        whole = world.accepted[item.name]
+        by_piece = [world.accepted[piece] + world.given_up[piece] for piece in pieces]
+        assert whole + min(by_piece) == 1, (item, world)
+        assert whole == 0 or max(by_piece) == 0, (item, world)
+    never_poison = {name for name in world.given_up if name.split(".")[0] not in poison}
+    assert all(name in poison for name in world.given_up) or steps, never_poison
+
+
+@pytest.mark.parametrize("num_actors", [1, 3])
+def test_poison_ends_only_as_many_actors_as_its_limit_says(num_actors):
+    world = World(Scheduler(items(6), LIMITS, halves), frozenset({"i1", "i1.3"}))
+    world.send(Wanted(num_actors))
+    for turn in range(1000):
+        if world.scheduler.is_over:
+            break
+        world.step(turn, 5)
+    assert world.given_up == {"i1.3": 1}
+    assert sum(world.accepted.values()) == 5 + 3
