@@ -337,7 +337,7 @@ def train_heads_command(config_file: Path | None, out: Path, **flags: Any) -> No
 
         facts = train_from_config(config, out, click.echo)
     else:
-        from ray_jobs.scheduler import connect
+        from ray_jobs.cluster import connect
         from ray_jobs.training import train_on_ray
 
         connect(config.address)

@@ -27,6 +27,18 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class ShardOutcome:
+    """What one shard came to, small enough to travel to the driver and to stand in its commit."""
+
+    num_samples: int
+    num_error_samples: int  # samples with an error row
+    num_output_tokens: int  # of all methods
+    busy_s: float  # sum of e2e_s
+    num_exact: int  # rows of contract methods with parity `exact`
+    num_owed: int  # rows those methods owe: one for each ok row of vanilla
+
+
+@dataclass(frozen=True)
 class Generation:
     """What one greedy generation gave and cost.
 

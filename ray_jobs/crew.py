@@ -3,7 +3,6 @@
 Own loop over `ray.wait`, not `ray.util.ActorPool`, which loses the work of a node that dies.
 """
 
-import contextlib
 import os
 import socket
 import tempfile
@@ -93,13 +92,10 @@ class Crew:
                 ray.cancel(ref)
 
     def dismiss(self, name: str) -> None:
-        """Ends the actor's process, also one that does not answer, and forgets it."""
-        actor, place = self.actors.pop(name), self.places.pop(name, None)
+        """Ends the actor's process and forgets it; one that does not answer Ray ends after some seconds."""
+        self.places.pop(name, None)
         self._doing = {ref: doing for ref, doing in self._doing.items() if doing[0] != name}
-        ray.kill(actor)
-        if place is not None and place.host == socket.gethostname():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(place.pid, 9)  # Ray asks the process itself to end, which one that is stopped does not
+        ray.kill(self.actors.pop(name))
 
     def dismiss_all(self) -> None:
         for name in list(self.actors):

@@ -1,0 +1,87 @@
+"""A run that is long enough to be disturbed, what it gives undisturbed, and a cluster of nodes that can be lost."""
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from adadecode.config import DecodeSettings, EvalConfig
+from tests.folders import write_prompts
+from tests.integration.runs import deterministic, run_in_process
+
+NUM_PROMPTS, NUM_NODES = 16, 2
+
+
+@pytest.fixture(scope="session")
+def config(model_folder, heads_folder, tmp_path_factory) -> EvalConfig:
+    """Eight shards of about a second each."""
+    prompts = [" ".join(f"w{3 + (7 * i + j) % 90}" for j in range(1 + i % 12)) for i in range(NUM_PROMPTS)]
+    return EvalConfig(
+        model=str(model_folder),
+        heads=str(heads_folder),
+        task="jsonl",
+        data_file=str(write_prompts(tmp_path_factory.mktemp("data") / "prompts.jsonl", prompts)),
+        methods=("vanilla", "adadecode"),
+        decode=DecodeSettings(gamma=0.05, max_new_tokens=20),
+        shard_size=2,
+        repeats=8,
+        workers=2,
+        threads=1,
+        max_errors="100%",
+    )
+
+
+@pytest.fixture(scope="session")
+def undisturbed(config, tmp_path_factory) -> pa.Table:
+    """The deterministic columns of the same run, done in this process."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    run_in_process(config, out)
+    return deterministic(out)
+
+
+@dataclass
+class Nodes:
+    """A real Ray cluster on this machine: a head without CPUs and nodes of one CPU each, which can be lost and join."""
+
+    cluster: Cluster
+    nodes: list[Any] = field(default_factory=list)
+
+    def join(self) -> None:
+        self.nodes.append(self.cluster.add_node(num_cpus=1))
+
+    def lose(self, idx: int) -> None:
+        """Kills the node's raylet with SIGKILL; its actors die with it."""
+        self.cluster.remove_node(self.nodes.pop(idx), allow_graceful=False)
+
+    @property
+    def address(self) -> str:
+        return str(self.cluster.address)
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "dashboard_host": "127.0.0.1"}
+    )
+    found = Nodes(cluster)
+    for _ in range(NUM_NODES):
+        found.join()
+    cluster.wait_for_nodes()
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    yield found
+    ray.shutdown()
+    cluster.shutdown()
+    del os.environ["RAY_AUTH_MODE"]
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    return tmp_path / "run"

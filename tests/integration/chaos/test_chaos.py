@@ -1,0 +1,225 @@
+"""Runs whose processes are killed, stopped and cut off at random moments end with the tables of an undisturbed run.
+
+Each fault has a seed in the ordinary suite; `make chaos` runs them all.
+"""
+
+import random
+import signal
+import subprocess
+import sys
+
+import pytest
+import ray
+
+from adadecode.evaluation.store import read_commits, read_run
+from ray_jobs.scheduler import Limits
+from tests.integration.chaos.faults import (
+    POISON,
+    ForgetfulEvaluator,
+    PoisonedEvaluator,
+    Saboteur,
+    evaluator_pids,
+    num_commits,
+    signal_one,
+)
+from tests.integration.runs import deterministic, eval_command, run_on_cluster
+
+HASTY = Limits(max_deaths=4, first_deadline_s=20.0, least_deadline_s=5.0)
+NUM_SHARDS = 8
+
+
+def seeds(num: int) -> list:
+    """The first in the ordinary suite, the others for `make chaos`."""
+    return [0, *(pytest.param(seed, marks=pytest.mark.chaos) for seed in range(1, num))]
+
+
+@pytest.mark.parametrize("seed", seeds(6))
+def test_actors_killed_at_random_moments_cost_nothing(nodes, config, undisturbed, out, seed):
+    rng = random.Random(seed)
+    moments = rng.choices(range(NUM_SHARDS - 1), k=rng.randint(1, 3))
+    with Saboteur(out, rng, moments, lambda: signal_one(rng, signal.SIGKILL)) as saboteur:
+        result = run_on_cluster(config, out, limits=HASTY)
+    assert saboteur.num_done, "nothing was killed"
+    assert result.num_missing == 0
+    assert deterministic(out).equals(undisturbed)
+
+
+@pytest.mark.parametrize("seed", seeds(6))
+def test_a_node_that_is_lost_and_another_that_joins_cost_nothing(nodes, config, undisturbed, out, seed):
+    rng = random.Random(100 + seed)
+
+    def lose_one_and_join() -> bool:
+        nodes.lose(rng.randrange(len(nodes.nodes)))
+        nodes.join()
+        return True
+
+    with Saboteur(out, rng, [rng.randrange(NUM_SHARDS - 2)], lose_one_and_join) as saboteur:
+        result = run_on_cluster(config.model_copy(update={"workers": rng.choice([2, "auto"])}), out, limits=HASTY)
+    assert saboteur.num_done, "no node was lost"
+    assert result.num_missing == 0
+    assert deterministic(out).equals(undisturbed)
+
+
+def test_a_node_that_joins_a_run_of_auto_workers_works(nodes, config, undisturbed, out):
+    while len(nodes.nodes) > 1:
+        nodes.lose(0)
+
+    def join() -> bool:
+        nodes.join()
+        return True
+
+    with Saboteur(out, random.Random(0), [0], join):
+        run_on_cluster(config.model_copy(update={"workers": "auto", "repeats": 24}), out, limits=HASTY)
+    workers = {commit["worker"]["worker_id"] for commit in read_commits(out).values()}
+    assert len(workers) == 2, workers
+
+
+@pytest.mark.parametrize("seed", seeds(6))
+def test_a_killed_driver_is_followed_by_the_same_command_with_other_workers(nodes, config, undisturbed, out, seed):
+    rng = random.Random(200 + seed)
+    driver = subprocess.Popen(
+        eval_command(config.model_copy(update={"workers": rng.choice([1, 2]), "address": nodes.address}), out),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def kill_driver() -> bool:
+        driver.send_signal(signal.SIGKILL)
+        return True
+
+    with Saboteur(out, rng, [rng.randrange(1, NUM_SHARDS - 1)], kill_driver):
+        driver.wait()
+    assert driver.returncode == -signal.SIGKILL
+    before = {idx: commit["attempt"] for idx, commit in read_commits(out).items()}
+    assert before
+    again = subprocess.run(
+        eval_command(config.model_copy(update={"workers": rng.choice([1, 2]), "address": nodes.address}), out),
+        capture_output=True,
+        text=True,
+    )
+    assert again.returncode == 0, again.stdout + again.stderr
+    after = {idx: commit["attempt"] for idx, commit in read_commits(out).items()}
+    assert before.items() <= after.items(), "a committed shard was computed again"
+    assert len(after) == NUM_SHARDS
+    assert deterministic(out).equals(undisturbed)
+
+
+@pytest.mark.parametrize("seed", seeds(3))
+def test_actors_that_die_between_data_and_commit_leave_nothing_that_is_read(nodes, config, undisturbed, out, seed):
+    class Seeded(ForgetfulEvaluator):
+        seed = f"{seed}"
+
+    run_on_cluster(config, out, limits=Limits(max_deaths=20), actor_class=ray.remote(Seeded))
+    assert deterministic(out).equals(undisturbed)
+    data = sorted(str(file.relative_to(out)) for file in out.glob("samples/**/*") if file.is_file())
+    assert data == sorted(commit["file"] for commit in read_commits(out).values()), "what nobody committed is swept"
+
+
+def truncate(file, rng: random.Random) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: rng.randrange(len(content))])
+
+
+def flip_a_bit(file, rng: random.Random) -> None:
+    content = bytearray(file.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    file.write_bytes(content)
+
+
+def remove(file, rng: random.Random) -> None:
+    file.unlink()
+
+
+@pytest.mark.parametrize("seed", seeds(4))
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, remove])
+def test_damaged_files_are_computed_again(nodes, config, undisturbed, out, damage, seed):
+    rng = random.Random(300 + seed)
+    run_on_cluster(config, out, stop_after=rng.randrange(1, NUM_SHARDS))
+    commits = read_commits(out)
+    (out / "samples" / "task=jsonl" / ".part-00000.parquet.00000000.tmp").write_bytes(b"stale")
+    shard_idx = rng.choice(sorted(commits))
+    damage(out / commits[shard_idx]["file"], rng)
+    result = run_on_cluster(config, out)
+    assert read_commits(out)[shard_idx]["attempt"] != commits[shard_idx]["attempt"]
+    assert result.num_missing == 0
+    assert deterministic(out).equals(undisturbed)
+
+
+@pytest.mark.parametrize("seed", seeds(3))
+def test_of_two_drivers_at_once_one_runs_and_the_other_names_it(nodes, config, undisturbed, out, seed):
+    rng = random.Random(400 + seed)
+    first = subprocess.Popen(
+        eval_command(config.model_copy(update={"address": nodes.address}), out),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    seen: list[subprocess.CompletedProcess[str]] = []
+
+    def start_a_second() -> bool:
+        command = eval_command(config.model_copy(update={"workers": 1, "address": nodes.address}), out)
+        seen.append(subprocess.run(command, capture_output=True, text=True))
+        return True
+
+    with Saboteur(out, rng, [rng.randrange(NUM_SHARDS - 3)], start_a_second):
+        output, _ = first.communicate()
+    assert first.returncode == 0, output
+    assert seen[0].returncode == 2, seen[0].stdout
+    assert f"pid {first.pid}" in seen[0].stderr
+    assert seen[0].stderr.count("\n") == 1
+    assert deterministic(out).equals(undisturbed)
+
+
+@pytest.mark.parametrize("seed", seeds(3))
+def test_a_poison_sample_is_an_error_row_and_every_other_row_is_there(nodes, config, undisturbed, out, seed):
+    limits = Limits(max_deaths=1 + seed % 2)
+    result = run_on_cluster(config, out, limits=limits, actor_class=ray.remote(PoisonedEvaluator))
+    assert result.num_missing == 0
+    found = deterministic(out)
+    is_poison = [row["sample_id"] == POISON for row in found.to_pylist()]
+    assert sum(is_poison) == config.repeats * len(config.methods)
+    assert {row["error_type"] for row in found.to_pylist() if row["sample_id"] == POISON} == {"WorkerLost"}
+    others = [row for row in found.to_pylist() if row["sample_id"] != POISON]
+    assert others == [row for row in undisturbed.to_pylist() if row["sample_id"] != POISON]
+
+
+@pytest.mark.parametrize("seed", seeds(3))
+def test_a_hung_actor_is_replaced_within_its_deadline(nodes, config, undisturbed, out, seed):
+    rng = random.Random(500 + seed)
+    with Saboteur(out, rng, [rng.randrange(1, NUM_SHARDS - 2)], lambda: signal_one(rng, signal.SIGSTOP)) as saboteur:
+        result = run_on_cluster(config, out, limits=HASTY)
+    assert saboteur.num_done, "nothing was stopped"
+    assert result.num_missing == 0
+    assert deterministic(out).equals(undisturbed)
+
+
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.chaos), 2, pytest.param(3, marks=pytest.mark.chaos)])
+def test_tables_do_not_depend_on_the_number_of_workers(nodes, config, undisturbed, out, workers):
+    while len(nodes.nodes) < workers:
+        nodes.join()
+    run_on_cluster(config.model_copy(update={"workers": workers}), out)
+    assert deterministic(out).equals(undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_asked_to_stop_says_how_to_go_on_and_does(nodes, config, undisturbed, out, number):
+    command = eval_command(config.model_copy(update={"address": nodes.address}), out)
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def ask() -> bool:
+        driver.send_signal(number)
+        return True
+
+    with Saboteur(out, random.Random(0), [2], ask):
+        output, _ = driver.communicate()
+    assert driver.returncode == 4, output
+    last = output.strip().splitlines()[-1]
+    num_missing = (NUM_SHARDS - num_commits(out)) * 2 * config.repeats * len(config.methods)
+    assert num_missing > 0
+    assert f"{num_missing} planned rows are missing" in last
+    assert f"--out {out}" in last
+    assert read_run(out)["status"] == "incomplete"
+    again = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert deterministic(out).equals(undisturbed)
+    assert not evaluator_pids()

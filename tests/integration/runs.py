@@ -1,0 +1,83 @@
+"""Runs of a configuration in this process, on the connected cluster and as a command, and what of their rows must be equal."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import yaml
+
+from adadecode.config import EvalConfig
+from adadecode.evaluation.local import run_local
+from adadecode.evaluation.progress import WorkerState
+from adadecode.evaluation.run import RunResult, close_run, open_run
+from adadecode.evaluation.store import read_samples
+from adadecode.records import ShardOutcome
+from adadecode.report.schema import SAMPLES
+from ray_jobs.actors import EvalActor
+from ray_jobs.driver import run_on_ray
+from ray_jobs.scheduler import Limits
+
+TIMES_AND_PLACES = {
+    *("run_id", "worker_id", "attempt", "started_at"),
+    *("ttft_s", "decode_s", "e2e_s", "tpot_s", "step_gaps_s"),
+}
+DETERMINISTIC = [name for name in SAMPLES.names if name not in TIMES_AND_PLACES]
+
+
+class Listener:
+    """A display that keeps what it is told."""
+
+    def __init__(self, on_shard: Callable[[ShardOutcome], None] = lambda outcome: None) -> None:
+        self.outcomes: list[ShardOutcome] = []
+        self.lines: list[str] = []
+        self.workers: list[list[WorkerState]] = []
+        self._also = on_shard
+
+    def on_shard(self, outcome: ShardOutcome) -> None:
+        self.outcomes.append(outcome)
+        self._also(outcome)
+
+    def update(self, workers: list[WorkerState]) -> None:
+        self.workers.append(workers)
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def deterministic(out: Path) -> pa.Table:
+    """The committed rows less timings and placement, in one order."""
+    keys = [(name, "ascending") for name in ("task", "sample_id", "method", "repeat")]
+    return read_samples(out).select(DETERMINISTIC).sort_by(keys).combine_chunks()
+
+
+def run_in_process(config: EvalConfig, out: Path) -> RunResult:
+    """The run without Ray, on one thread as each actor has."""
+    with open_run(config.model_copy(update={"local": True, "workers": 1}), out) as prepared:
+        run_local(prepared, Listener().on_shard)
+        return close_run(prepared)
+
+
+def run_on_cluster(
+    config: EvalConfig,
+    out: Path,
+    *,
+    limits: Limits | None = None,
+    actor_class: Any = EvalActor,
+    stop_after: int | None = None,
+    display: Listener | None = None,
+) -> RunResult:
+    """The run on the cluster this process is connected to; asked to stop after `stop_after` shards."""
+    display = display or Listener()
+    with open_run(config, out) as prepared:
+        run_on_ray(prepared, display, lambda: len(display.outcomes) == stop_after, limits, actor_class)
+        return close_run(prepared)
+
+
+def eval_command(config: EvalConfig, out: Path) -> list[str]:
+    """The `adadecode eval` that runs `config` into `out`."""
+    file = out.with_name(f"{out.name}-{config.workers}.yaml")
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
+    code = "from adadecode.cli import main; main()"
+    return [sys.executable, "-c", code, "eval", "--config", str(file), "--out", str(out)]
