@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adadecode import __version__
 from adadecode.cli_flags import (
@@ -27,8 +26,7 @@ from adadecode.config import BenchConfig, EvalConfig, TrainConfig, TuneConfig, b
 from adadecode.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_MISMATCH, EXIT_OK, AdaDecodeError, UsageError
 
 if TYPE_CHECKING:
-    from adadecode.evaluation.run import PreparedRun, RunResult
-    from adadecode.records import Shard
+    from adadecode.evaluation.run import RunResult
 
 PLAIN_WIDTH = 120  # rich assumes 80 columns in a job log, too few for the summary
 BENCH_WIDTH = 150
@@ -78,7 +76,9 @@ def eval_command(config_file: Path | None, out: Path | None, **flags: Any) -> No
 
 def evaluate(config: EvalConfig, out: Path | None) -> "RunResult":
     """Runs `config` to its end, on Ray or in this process; returns the closed run."""
+    from adadecode.evaluation.progress import RunProgress, committed_outcome
     from adadecode.evaluation.run import close_run, prepare_run
+    from adadecode.report.live import LiveProgress
 
     prepared = prepare_run(config, out)
     num_todo, num_shards = len(prepared.todo), len(prepared.shards)
@@ -86,45 +86,20 @@ def evaluate(config: EvalConfig, out: Path | None) -> "RunResult":
         f"run {prepared.folder.path}: {prepared.plan.num_rows} samples in {num_shards} shards, "
         f"{num_shards - num_todo} done before, {num_todo} to do; methods {', '.join(config.methods)}"
     )
-    with ShardProgress(prepared) as on_shard:
+    path = prepared.folder.path
+    progress = RunProgress(prepared.plan.num_rows, committed_outcome(path))
+    with LiveProgress(progress, console()) as live:
         if config.local:
             from adadecode.evaluation.local import run_local
 
-            run_local(prepared, on_shard)
+            run_local(prepared, live.on_shard)
         else:
             from ray_jobs.scheduler import connect, run_on_ray
 
             if prepared.todo:
                 connect(config.address)
-            run_on_ray(prepared, on_shard)
+            run_on_ray(prepared, lambda shard: live.on_shard(committed_outcome(path, shard.shard_idx)))
     return close_run(prepared)
-
-
-class ShardProgress:
-    """A context whose value is called after each shard: a progress bar on a terminal, plain lines in a log."""
-
-    def __init__(self, prepared: "PreparedRun") -> None:
-        self._num_done = sum(len(s.examples) for s in prepared.shards) - sum(len(s.examples) for s in prepared.todo)
-        self._total = prepared.plan.num_rows
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console()) if console().is_terminal else None
-
-    def __enter__(self) -> "Callable[[Shard], None]":
-        if self._bar is not None:
-            self._bar.start()
-            self._bar_id = self._bar.add_task("samples", total=self._total, completed=self._num_done)
-        return self._on_shard
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def _on_shard(self, shard: "Shard") -> None:
-        self._num_done += len(shard.examples)
-        if self._bar is not None:
-            self._bar.update(self._bar_id, completed=self._num_done)
-        else:
-            click.echo(f"{self._num_done}/{self._total} samples (shard {shard.shard_idx} of {shard.task})")
 
 
 def report_result(result: "RunResult") -> int:

@@ -1,6 +1,7 @@
 """The dataclasses that cross a boundary between folders."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -83,3 +84,59 @@ class Generation:
         """Batched layer executions per token after the first; L for vanilla; None below two tokens."""
         num_later = len(self.output_token_ids) - 1
         return self.layers_run / num_later if num_later else None
+
+
+@dataclass(frozen=True)
+class ShardOutcome:
+    """What one shard came to, small enough to travel to the driver and to stand in its commit."""
+
+    num_samples: int
+    num_error_samples: int  # samples with an error row
+    num_output_tokens: int  # of all methods
+    busy_s: float  # sum of e2e_s
+    num_exact: int  # rows of the contract's methods that equal vanilla's
+    num_owed: int  # rows those methods owe, one per ok row of vanilla
+
+
+@dataclass(frozen=True)
+class WorkerState:
+    """What one worker does and has done for `for_s` seconds; `doing` names its shard while it is working."""
+
+    name: str
+    node: str
+    phase: Literal["starting", "loading", "idle", "working"]
+    doing: str
+    for_s: float
+
+
+@dataclass(frozen=True)
+class WorkerTime:
+    """How long a run takes on `num_workers` workers, and the share of that time in which they decode."""
+
+    num_workers: int
+    wall_s: float
+    busy_share: float
+
+    @property
+    def worker_hours(self) -> float:
+        return self.num_workers * self.wall_s / 3600
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a run would take, from the rates of another. Tokens and seconds are expected totals over all repeats.
+
+    Every sample is in one of `num_same` (that run measured it), `num_of_task` (it has the mean of its task) and
+    `num_of_other_tasks` (the mean over all tasks: that run has none of `other_tasks`).
+    """
+
+    num_shards: int
+    tokens: dict[str, float]  # per method
+    busy_s: dict[str, float]  # per method
+    num_same: int
+    num_of_task: int
+    num_of_other_tasks: int
+    other_tasks: tuple[str, ...]
+    times: tuple[WorkerTime, ...]
+    measured_on: str
+    differences: tuple[str, ...]  # settings of that run that are not this one's

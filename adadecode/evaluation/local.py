@@ -3,21 +3,22 @@
 from collections.abc import Callable
 
 from adadecode.config import EvalConfig, Method
+from adadecode.evaluation.progress import committed_outcome
 from adadecode.evaluation.run import PreparedRun, do_shard
 from adadecode.evaluation.worker import Worker, decode, load_worker
-from adadecode.records import Example, Generation, Shard
+from adadecode.records import Example, Generation, ShardOutcome
 from adadecode.tasks.encode import encode_prompt
 
 
-def run_local(prepared: PreparedRun, on_shard: Callable[[Shard], None]) -> None:
-    """Evaluates every shard not yet committed, in order; calls `on_shard` after each commit."""
+def run_local(prepared: PreparedRun, on_shard: Callable[[ShardOutcome], None]) -> None:
+    """Evaluates every shard not yet committed, in order; tells `on_shard` what each came to, after its commit."""
     if not prepared.todo:
         return
     config = prepared.config
     worker = load_worker(config, prepared.tasks, "local", config.threads)
     for shard in prepared.todo:
         do_shard(worker, shard, prepared.folder)
-        on_shard(shard)
+        on_shard(committed_outcome(prepared.folder.path, shard.shard_idx))
 
 
 def generate_once(

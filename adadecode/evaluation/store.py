@@ -142,11 +142,12 @@ def read_samples(path: Path) -> pa.Table:
     foreign = [commit["shard"] for commit in commits if commit["fingerprint"] != fingerprint]
     if foreign:
         raise RunFolderError(f"{str(path)!r}: the commits of shards {foreign} are of another run: delete them")
-    tables = [SAMPLES.empty_table(), *_committed_tables(path, commits)]
+    tables = [SAMPLES.empty_table(), *committed_tables(path, commits)]
     return pa.concat_tables(tables, promote_options="default")  # version 1 lacks columns: null there
 
 
-def _committed_tables(path: Path, commits: Iterable[dict[str, Any]]) -> Iterable[pa.Table]:
+def committed_tables(path: Path, commits: Iterable[dict[str, Any]]) -> Iterable[pa.Table]:
+    """The rows of each of `commits`; raises RunFolderError when a committed file is missing or altered."""
     for commit in commits:
         file = path / commit["file"]
         remedy = f"delete commits/{commit['shard']:05d}.json and run the same command to compute the shard again"

@@ -1,0 +1,54 @@
+"""A run's figures for a dashboard, through Ray: every node exports what its processes report, for Prometheus to scrape."""
+
+from collections.abc import Sequence
+
+from ray.util.metrics import Counter, Gauge
+
+from adadecode.evaluation.progress import NOTHING, RunProgress
+from adadecode.records import WorkerState
+
+
+class RunMetrics:
+    """The metrics of one run, as its driver knows them; all have the tag `run`. Needs a Ray that is connected.
+
+    Prometheus sees `ray_adadecode_NAME`, with `_total` behind the counters, which count this driver's work alone.
+    """
+
+    def __init__(self, run_id: str) -> None:
+        def gauge(name: str, description: str) -> Gauge:
+            return Gauge(f"adadecode_{name}", description, ("run",)).set_default_tags({"run": run_id})
+
+        def counter(name: str, description: str) -> Counter:
+            return Counter(f"adadecode_{name}", description, ("run",)).set_default_tags({"run": run_id})
+
+        self._planned = gauge("samples_planned", "Samples of the run")
+        self._done = gauge("samples_done", "Samples that are committed, those of earlier sessions too")
+        self._errors = gauge("error_samples", "Committed samples with an error row")
+        self._tokens = counter("output_tokens", "Output tokens of all methods")
+        self._tokens_per_s = gauge("tokens_per_second", "Output tokens of all methods over this session's wall time")
+        self._exact = gauge("parity_exact", "Committed outputs that equal vanilla's, of the methods that owe it")
+        self._owed = gauge("parity_owed", "Committed outputs that must equal vanilla's")
+        self._workers = gauge("workers", "Workers, whatever they do")
+        self._working = gauge("workers_working", "Workers that evaluate a shard")
+        self._restarts = counter("worker_restarts", "Workers that died or hung and were replaced")
+        self._reported = NOTHING
+
+    def update(self, progress: RunProgress, workers: Sequence[WorkerState]) -> None:
+        """Reports how the run stands."""
+        total, session = progress.total, progress.session
+        self._planned.set(progress.num_planned)
+        self._done.set(total.num_samples)
+        self._errors.set(total.num_error_samples)
+        self._exact.set(total.num_exact)
+        self._owed.set(total.num_owed)
+        self._tokens_per_s.set(progress.tokens_per_s or 0.0)
+        self._workers.set(len(workers))
+        self._working.set(sum(worker.phase == "working" for worker in workers))
+        num_new_tokens = session.num_output_tokens - self._reported.num_output_tokens
+        if num_new_tokens:  # Ray refuses an increment of 0
+            self._tokens.inc(num_new_tokens)
+        self._reported = session
+
+    def worker_restarted(self) -> None:
+        """Counts a worker that was replaced."""
+        self._restarts.inc()

@@ -1,0 +1,85 @@
+"""A run's metrics, read where Prometheus would read them: at the port of a real node."""
+
+import logging
+import re
+import time
+from urllib.request import ProxyHandler, build_opener
+
+import pytest
+import ray
+
+from adadecode.evaluation.progress import RunProgress
+from adadecode.records import ShardOutcome, WorkerState
+from ray_jobs.metrics import RunMetrics
+
+DEADLINE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def metrics_cluster():
+    """As `ray_cluster`, but with metrics that are reported each tenth of a second instead of each tenth second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        often = {"metrics_report_interval_ms": 100}
+        quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+        ray.init(address="local", num_cpus=1, _system_config=often, **quiet)
+        yield
+        ray.shutdown()
+
+
+def exported(run_id: str) -> dict[str, float]:
+    """The figures of `run_id` that the node's metrics port gives now, by name."""
+    (node,) = ray.nodes()
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    with build_opener(ProxyHandler({})).open(url, timeout=10) as answer:
+        text = answer.read().decode()
+    lines = re.findall(r"^ray_adadecode_(\w+)\{(.*)\} (\S+)$", text, flags=re.MULTILINE)
+    return {name: float(value) for name, tags, value in lines if f'run="{run_id}"' in tags}
+
+
+def wait_for(run_id: str, expected: dict[str, float]) -> dict[str, float]:
+    """What is exported of `run_id`, as soon as it is `expected` or after a minute."""
+    give_up_at = time.monotonic() + DEADLINE_S
+    while (found := exported(run_id)) != expected and time.monotonic() < give_up_at:
+        pass
+    return found
+
+
+def test_a_node_exports_how_the_run_stands(metrics_cluster):
+    now_s = 0.0
+    before = ShardOutcome(
+        num_samples=4, num_error_samples=0, num_output_tokens=500, busy_s=1.0, num_exact=4, num_owed=4
+    )
+    shard = ShardOutcome(num_samples=4, num_error_samples=1, num_output_tokens=300, busy_s=1.0, num_exact=2, num_owed=3)
+    progress = RunProgress(48, before, clock=lambda: now_s)
+    workers = [WorkerState("worker-0", "a", "working", "shard 7", 3.0), WorkerState("worker-1", "a", "idle", "", 3.0)]
+    metrics = RunMetrics("jsonl-1a2b")
+    now_s = 10.0
+    metrics.update(progress, workers)
+    progress.add(shard)
+    metrics.update(progress, workers)
+    progress.add(shard)
+    metrics.update(progress, workers)
+    metrics.update(progress, workers)
+    metrics.worker_restarted()
+    expected = {
+        "samples_planned": 48,
+        "samples_done": 12,
+        "error_samples": 2,
+        "output_tokens_total": 600,
+        "tokens_per_second": 60,
+        "parity_exact": 8,
+        "parity_owed": 10,
+        "workers": 2,
+        "workers_working": 1,
+        "worker_restarts_total": 1,
+    }
+    assert wait_for("jsonl-1a2b", expected) == expected
+    RunMetrics("jsonl-3c4d").update(RunProgress(5), [])
+    later = wait_for(
+        "jsonl-3c4d",
+        expected=dict.fromkeys(expected.keys() - {"output_tokens_total", "worker_restarts_total"}, 0)
+        | {"samples_planned": 5},
+    )
+    assert later["samples_planned"] == 5
+    assert exported("jsonl-1a2b") == expected, "another run of the same driver has figures of its own"
