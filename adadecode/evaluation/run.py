@@ -2,8 +2,10 @@
 
 import functools
 import importlib.metadata
+import logging
 import platform
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,10 +21,14 @@ from adadecode.errors import RunFolderError
 from adadecode.evaluation.plan import make_plan, plan_hash, plan_table
 from adadecode.evaluation.sources import source_hashes
 from adadecode.evaluation.store import RunFolder, missing_rows, new_attempt, read_commits, read_run, read_samples
+from adadecode.evaluation.worker_log import shard_context
 from adadecode.records import Shard
+from adadecode.report.errors import error_lines
 from adadecode.report.parity import recompute_parity, stored_disagreements
 from adadecode.report.summary import summarise
 from adadecode.tasks import expand_task, load_examples
+
+log = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "ray", "datasets", "pyarrow", "tokenizers", "numpy", "scipy")
 
@@ -52,6 +58,7 @@ class RunResult:
     summary: pa.Table
     verify: pa.Table
     disagreements: list[str]
+    errors: list[str]  # a line that says how many samples failed, and how; none without
     num_missing: int
 
 
@@ -119,6 +126,7 @@ def judge(path: Path, plan: pa.Table, methods: Sequence[str], repeats: int) -> R
         summary=summarise(samples),
         verify=verify,
         disagreements=mixed + stored_disagreements(samples, verify),
+        errors=error_lines(samples),
         num_missing=missing_rows(plan, samples, methods, repeats),
     )
 
@@ -127,9 +135,17 @@ def do_shard(worker: Any, shard: Shard, folder: RunFolder) -> bool:
     """Evaluates `shard` on `worker` and commits its rows; False when another attempt was first."""
     from adadecode.evaluation.worker import evaluate_shard
 
-    rows = evaluate_shard(worker, shard, folder.run_id, new_attempt())
-    facts = worker.facts() | {"adadecode": __version__, "git_sha": git_sha()}
-    return folder.commit_shard(shard.task, shard.shard_idx, rows, facts)
+    with shard_context(shard.shard_idx):
+        started = time.perf_counter()
+        rows = evaluate_shard(worker, shard, folder.run_id, new_attempt())
+        facts = worker.facts() | {"adadecode": __version__, "git_sha": git_sha()}
+        is_first = folder.commit_shard(shard.task, shard.shard_idx, rows, facts)
+        seconds = time.perf_counter() - started
+        if is_first:
+            log.info("committed %d rows, %.1f s", len(rows), seconds)
+        else:
+            log.info("another attempt was first; its rows count, not these %d of %.1f s", len(rows), seconds)
+        return is_first
 
 
 def provenance() -> dict[str, Any]:
