@@ -110,7 +110,7 @@ def report_result(result: "RunResult") -> int:
 
     console().print(summary_table(result.summary))
     click.echo(parity_line(result.summary))
-    for line in mismatch_lines(result.verify) + result.disagreements:
+    for line in result.errors + mismatch_lines(result.verify) + result.disagreements:
         click.echo(line)
     click.echo(f"tables: {result.folder}")
     broken = [
@@ -364,6 +364,7 @@ def tune_exit_code(variants: Sequence[dict[str, Any]]) -> int:
 def report_command(run: Path) -> None:
     """Print a run's tables, from its committed rows."""
     from adadecode.evaluation.store import read_run, read_samples
+    from adadecode.report.errors import error_lines
     from adadecode.report.parity import recompute_parity
     from adadecode.report.summary import parity_line, summarise
     from adadecode.report.tables import mismatch_lines, provenance_lines, summary_table
@@ -374,7 +375,7 @@ def report_command(run: Path) -> None:
     summary = summarise(samples)
     console().print(summary_table(summary))
     click.echo(parity_line(summary))
-    for line in mismatch_lines(recompute_parity(samples)):
+    for line in error_lines(samples) + mismatch_lines(recompute_parity(samples)):
         click.echo(line)
 
 

@@ -98,6 +98,7 @@ run_flags = together(
     click.option("--warmup", type=int, help="Generations per method and worker that are not recorded.  [default: 1]"),
     click.option("--shard-size", type=int, help="Samples committed together.  [default: 4]"),
     click.option("--check-logits/--no-check-logits", default=None, help="Compare logit bits too.  [default: yes]"),
+    click.option("--max-errors", help="Samples that may fail before the run stops, N or P%.  [default: 5%]"),
     click.option(
         "--workers",
         callback=workers,

@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import math
+import re
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -18,8 +21,8 @@ Kernels = Literal["auto", "native", "eager", "compile"]
 Method = Literal["vanilla", "vanilla-w1", "adadecode", "adadecode-unverified", "transformers"]
 ShapeName = Literal["llama-3.1-8b", "llama-3.2-1b", "qwen3-8b", "llama-160m"]
 
-# Settings that say where and with how many hands a run is done, not what it computes.
-PLACEMENT_FIELDS = {"workers", "local", "address", "threads", "deadline_s", "grace_s"}
+# Settings that say where, with how many hands and how patiently a run is done, not what it computes.
+PLACEMENT_FIELDS = {"workers", "local", "address", "threads", "deadline_s", "grace_s", "max_errors"}
 
 DRAFTING_METHODS: frozenset[Method] = frozenset({"adadecode", "adadecode-unverified"})  # those that need heads
 ORIGINAL_HEADS = "original"  # instead of a folder: the model's own norm and LM head at every exit
@@ -36,6 +39,17 @@ def increasing(exits: tuple[int, ...] | None) -> tuple[int, ...] | None:
     if exits is not None and (not exits or exits[0] < 1 or any(a >= b for a, b in pairwise(exits))):
         raise ValueError("exit layers must increase and lie in 1..L-1, such as 4,8,12")
     return exits
+
+
+def allowed_errors(max_errors: str, num_planned: int) -> int:
+    """How many of `num_planned` samples may fail under `max_errors`: N, or P% of them rounded up.
+
+    Raises ValueError unless it is a whole number from 0 on or 0 to 100 percent.
+    """
+    number = re.fullmatch(r"([0-9]{1,18})|([0-9]{1,3}(?:\.[0-9]{1,9})?)%", max_errors)
+    if number is None or (number[2] and Fraction(number[2]) > 100):
+        raise ValueError("give the samples that may fail as a number from 0 on, or as 0% to 100% of them, such as 5%")
+    return int(number[1]) if number[1] else math.ceil(Fraction(number[2]) * num_planned / 100)
 
 
 class DecodeSettings(Settings):
@@ -102,6 +116,15 @@ class EvalConfig(Settings):
     address: str | None = None
     deadline_s: float = Field(60.0, gt=0.0)  # the least a shard may take before its worker counts as hung
     grace_s: float = Field(20.0, ge=0.0)  # for shards in flight when the run is asked to stop
+    max_errors: str = "5%"  # samples that may fail before the run stops: N, or P% of those planned
+
+    @field_validator("max_errors", mode="before")
+    @classmethod
+    def _max_errors_is_a_number_or_a_share(cls, max_errors: Any) -> Any:
+        text = str(max_errors) if type(max_errors) is int else max_errors  # YAML reads a bare number as one
+        if isinstance(text, str):
+            allowed_errors(text, 0)
+        return text
 
     @field_validator("methods")
     @classmethod

@@ -51,6 +51,10 @@ class NonFiniteLogitsError(AdaDecodeError, ArithmeticError):
     """One sample's logits hold NaN or infinity, so no argmax is meaningful: an error row."""
 
 
+class TooManyErrorsError(AdaDecodeError):
+    """More samples of a run failed than --max-errors allows: something is wrong with all of it."""
+
+
 class DeviceLostError(AdaDecodeError):
     """The device's context is broken: every later sample of this process would fail too."""
 

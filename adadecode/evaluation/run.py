@@ -2,6 +2,7 @@
 
 import functools
 import importlib.metadata
+import logging
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -19,10 +20,14 @@ from adadecode.errors import RunFolderError
 from adadecode.evaluation.plan import make_plan, plan_hash, plan_table
 from adadecode.evaluation.sources import source_hashes
 from adadecode.evaluation.store import RunFolder, missing_rows, new_attempt, read_commits, read_run, read_samples
+from adadecode.evaluation.worker_log import shard_context
 from adadecode.records import Shard, ShardOutcome
+from adadecode.report.errors import error_lines
 from adadecode.report.parity import recompute_parity, stored_disagreements
 from adadecode.report.summary import summarise
 from adadecode.tasks import expand_task, load_examples
+
+log = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "ray", "datasets", "pyarrow", "tokenizers", "numpy", "scipy")
 
@@ -52,6 +57,7 @@ class RunResult:
     summary: pa.Table
     verify: pa.Table
     disagreements: list[str]
+    errors: list[str]  # a line that says how many samples failed, and how; none without
     num_missing: int
 
 
@@ -119,6 +125,7 @@ def judge(path: Path, plan: pa.Table, methods: Sequence[str], repeats: int) -> R
         summary=summarise(samples),
         verify=verify,
         disagreements=mixed + stored_disagreements(samples, verify),
+        errors=error_lines(samples),
         num_missing=missing_rows(plan, samples, methods, repeats),
     )
 
@@ -132,8 +139,9 @@ def do_shard(worker: Any, shard: Shard, folder: RunFolder) -> tuple[ShardOutcome
 
     if (outcome := folder.committed_outcome(shard.shard_idx)) is not None:
         return outcome, None
-    rows = evaluate_shard(worker, shard)
-    return commit_rows(folder, shard, rows, worker_facts(worker)), full_length_s(rows, worker.config)
+    with shard_context(shard.shard_idx):
+        rows = evaluate_shard(worker, shard)
+        return commit_rows(folder, shard, rows, worker_facts(worker)), full_length_s(rows, worker.config)
 
 
 def evaluate_sample_alone(
@@ -149,7 +157,10 @@ def evaluate_sample_alone(
 def commit_rows(folder: RunFolder, shard: Shard, rows: list[dict[str, Any]], facts: dict[str, Any]) -> ShardOutcome:
     """Commits the rows of `shard`; returns what it came to, which another attempt may have committed first."""
     attempt = {"run_id": folder.run_id, "attempt": new_attempt()}
-    folder.commit_shard(shard.task, shard.shard_idx, [{**row, **attempt} for row in rows], facts)
+    if folder.commit_shard(shard.task, shard.shard_idx, [{**row, **attempt} for row in rows], facts):
+        log.info("committed %d rows", len(rows))
+    else:
+        log.info("another attempt was first; its rows count, not these %d", len(rows))
     outcome = folder.committed_outcome(shard.shard_idx)
     assert outcome is not None, shard.shard_idx
     return outcome

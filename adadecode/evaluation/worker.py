@@ -1,10 +1,13 @@
 """One worker: a model loaded once, and the evaluation of one shard with every method of the run."""
 
+import functools
+import logging
 import os
 import platform
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +20,7 @@ from adadecode.engine.baselines import generate_with_transformers
 from adadecode.engine.generate import Decoded, generate
 from adadecode.engine.invariance import check_rows_independent
 from adadecode.engine.policy import Policy, make_policy, step_width
-from adadecode.errors import AdaDecodeError, DeviceLostError
+from adadecode.evaluation.failures import Failure, result_or_failure
 from adadecode.evaluation.plan import method_order
 from adadecode.evaluation.sources import heads_folder
 from adadecode.evaluation.verify import compare, logits_digest
@@ -28,7 +31,12 @@ from adadecode.report.schema import LOSSY_METHODS
 from adadecode.tasks import score
 from adadecode.tasks.encode import encode_prompt
 
+log = logging.getLogger(__name__)
+
 WARMUP_TOKENS = 16
+
+# What a row keeps when it becomes an error's: which it is, when it began and the prompt, if that was made.
+ERROR_ROW_COLUMNS = ("method", "lossy", "order_idx", "started_at", "prompt_len", "prompt_token_ids")
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,7 @@ class Worker:
 
 def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, threads: int | None) -> Worker:
     """Loads model and heads, checks that rows are independent at this width, and warms every method up."""
+    started = time.perf_counter()
     if threads is not None:
         torch.set_num_threads(threads)
     model, tokenizer = load_model(
@@ -87,6 +96,9 @@ def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, thre
     for task in tasks:
         for method in config.methods * config.warmup:
             decode(worker, method, task, warmup_ids, max_new_tokens=WARMUP_TOKENS)
+    log.info(
+        "loaded and warmed up %s in %.1f s, %s kernels", config.model, time.perf_counter() - started, model.kernels
+    )
     return worker
 
 
@@ -123,6 +135,7 @@ def decode(
 
 def evaluate_shard(worker: Worker, shard: Shard) -> list[dict[str, Any]]:
     """The rows of all samples of `shard`, as `evaluate_sample` gives them."""
+    log.info("started: %d samples, methods %s", len(shard.examples), ", ".join(worker.config.methods))
     return [row for sample_idx in range(len(shard.examples)) for row in evaluate_sample(worker, shard, sample_idx)]
 
 
@@ -148,30 +161,40 @@ def evaluate_sample(worker: Worker, shard: Shard, sample_idx: int) -> list[dict[
 
 
 def _evaluate_sample(worker: Worker, task: str, example: Example, methods: tuple[Method, ...]) -> list[dict[str, Any]]:
-    """The rows of one sample, one for each of `methods`, which are run in this order."""
+    """The rows of one sample, one for each of `methods`, which are run in this order; a failure ends only its own."""
     rows: dict[Method, dict[str, Any]] = {}
     decoded: dict[Method, Decoded] = {}
     for order_idx, method in enumerate(methods):
-        row: dict[str, Any] = {"method": method, "lossy": method in LOSSY_METHODS, "order_idx": order_idx}
-        row["started_at"] = datetime.now(UTC)
-        rows[method] = row
-        try:
-            prompt_ids = encode_prompt(worker.tokenizer, example)
-            row |= {"prompt_len": len(prompt_ids), "prompt_token_ids": prompt_ids}
-            decoded[method] = decode(worker, method, task, prompt_ids)
-            row |= {"status": "ok", **_measurements(worker, method, task, example, decoded[method])}
-        except (AdaDecodeError, RuntimeError, ValueError, IndexError, MemoryError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                torch.cuda.empty_cache()
-            elif isinstance(error, torch.AcceleratorError):
-                raise DeviceLostError(f"the device failed and needs a new process: {error}") from error
-            message = " ".join(str(error).split())[:1000]
-            row |= {"status": "error", "finish_reason": "error", "error_type": type(error).__name__}
-            row["error_message"] = message
+        rows[method] = {"method": method, "lossy": method in LOSSY_METHODS, "order_idx": order_idx}
+        measure = functools.partial(_measure, worker, method, task, example, rows[method])
+        result = result_or_failure(f"{task}/{example.sample_id} {method}", measure, worker.model)
+        if isinstance(result, Failure):
+            rows[method] = _error_row(rows[method], result)
+        else:
+            decoded[method] = result
     for method, result in decoded.items():
         if method != "vanilla" and "vanilla" in decoded:
-            rows[method] |= compare(decoded["vanilla"], result, worker.config.dtype)
+            check = functools.partial(compare, decoded["vanilla"], result, worker.config.dtype)
+            parity = result_or_failure(
+                f"{task}/{example.sample_id} {method}, compared with vanilla", check, worker.model
+            )
+            rows[method] = _error_row(rows[method], parity) if isinstance(parity, Failure) else rows[method] | parity
     return list(rows.values())
+
+
+def _measure(worker: Worker, method: Method, task: str, example: Example, row: dict[str, Any]) -> Decoded:
+    """The generation of `example` by `method`; writes to `row` when it began, the prompt, and at its end the rest."""
+    row["started_at"] = datetime.now(UTC)
+    prompt_ids = encode_prompt(worker.tokenizer, example)
+    row |= {"prompt_len": len(prompt_ids), "prompt_token_ids": prompt_ids}
+    decoded = decode(worker, method, task, prompt_ids)
+    row |= {"status": "ok", **_measurements(worker, method, task, example, decoded)}
+    return decoded
+
+
+def _error_row(row: dict[str, Any], failure: Failure) -> dict[str, Any]:
+    """`row` with the error in place of what was measured."""
+    return {name: row[name] for name in ERROR_ROW_COLUMNS if name in row} | failure.columns()
 
 
 def _measurements(worker: Worker, method: Method, task: str, example: Example, decoded: Decoded) -> dict[str, Any]:

@@ -106,6 +106,11 @@ class DecoderModel:
             self._graphs[key] = GraphedStep(self, *key)
         return self._graphs[key]
 
+    def drop_steps(self) -> None:
+        """Lets go of the steps that requests of one shape share, with their buffers and graphs."""
+        self._graphs.clear()
+        self.__dict__.pop("graph_pool", None)  # it ended with the last graph
+
     def embed(self, token_ids: Tensor) -> Tensor:
         """Hidden states `[T, d]` of `token_ids` `[T]` before layer 1."""
         return self.lm.model.embed_tokens(token_ids)

@@ -14,6 +14,7 @@ COLUMNS = (
     "task",
     "method",
     "n",
+    "errors",
     "tokens\n/s",
     "TPOT\nms p50",
     "TTFT\nms p50",
@@ -40,19 +41,22 @@ ABSENT = "-"
 def summary_table(summary: pa.Table) -> Table:
     """A rich table with one line per row of a SUMMARY table; `-` stands for not measured.
 
-    It wants up to 110 columns; where the output is no terminal, give the Console that width.
+    The column of errors is there when there are any. The table wants up to 110 columns; where the output is no
+    terminal, give the Console that width.
     """
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, caption=CAPTION, caption_justify="left")
-    for name in COLUMNS:
+    rows = summary.to_pylist()
+    has_errors = any(row["num_errors"] for row in rows)
+    for name in COLUMNS if has_errors else [name for name in COLUMNS if name != "errors"]:
         table.add_column(
             name, justify="left" if name in COLUMNS[:2] else "right", **FOLDING.get(name, {"no_wrap": True})
         )
     shown_task = None
-    for row in summary.to_pylist():
+    for row in rows:
         task = row["task"] if row["task"] != shown_task else ""
         shown_task = row["task"]
         # Text, because a string would have its brackets read as markup
-        table.add_row(*(Text(cell) for cell in (task, method_label(row), *_cells(row))))
+        table.add_row(*(Text(cell) for cell in (task, method_label(row), *_cells(row, has_errors))))
     return table
 
 
@@ -111,8 +115,10 @@ def provenance_lines(run: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _cells(row: dict[str, Any]) -> Iterator[str]:
-    yield str(row["n"]) + (f" ({row['num_errors']} err)" if row["num_errors"] else "")
+def _cells(row: dict[str, Any], has_errors: bool) -> Iterator[str]:
+    yield str(row["n"])
+    if has_errors:
+        yield str(row["num_errors"])
     yield number_text(row["tokens_per_s"], ".1f")
     yield number_text(row["tpot_p50_s"], ".2f", scale=1000)
     yield number_text(row["ttft_p50_s"], ".1f", scale=1000)

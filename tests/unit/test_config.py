@@ -97,6 +97,19 @@ def test_settings_come_back_from_their_json():
         ({"shard_size": 0}, "--shard-size 0: "),
         ({"workers": 0}, "--workers 0: "),
         ({"threads": 0}, "--threads 0: "),
+        (
+            {"max_errors": "-1"},
+            "--max-errors '-1': give the samples that may fail as a number from 0 on, or as 0% to 100%",
+        ),
+        ({"max_errors": "101%"}, "--max-errors '101%': give the samples"),
+        ({"max_errors": "100.5%"}, "--max-errors '100.5%': give the samples"),
+        ({"max_errors": "5 %"}, "--max-errors '5 %': give the samples"),
+        ({"max_errors": "0.5"}, "--max-errors '0.5': give the samples"),
+        ({"max_errors": "٥%"}, "--max-errors '٥%': give the samples"),
+        ({"max_errors": ""}, "--max-errors '': give the samples"),
+        ({"max_errors": -1}, "--max-errors -1: give the samples"),
+        ({"max_errors": 0.5}, "--max-errors 0.5: Input should be a valid string"),
+        ({"max_errors": True}, "--max-errors True: Input should be a valid string"),
         ({"dtype": "int8"}, "--dtype 'int8': Input should be 'float32', 'bfloat16' or 'float16'"),
         ({"device": "tpu"}, "--device 'tpu': Input should be 'cpu' or 'cuda'"),
         ({"local": True, "workers": 2}, "a local run has one worker and no cluster: drop --local, or --workers"),
@@ -106,6 +119,13 @@ def test_settings_come_back_from_their_json():
 )
 def test_a_value_out_of_range_is_one_line_with_flag_and_value(flags, message):
     assert message in refusal(**flags)
+
+
+@pytest.mark.parametrize("text", ["max_errors: 3\n", "max_errors: '3'\n", "max_errors: 2.5%\n"])
+def test_the_number_of_errors_that_may_be_does_not_change_the_run(text, tmp_path):
+    config = build_settings(EvalConfig, yaml(tmp_path, text), {})
+    assert config.max_errors == ("2.5%" if "%" in text else "3")
+    assert config.fingerprint() == build_settings(EvalConfig, None, {}).fingerprint()
 
 
 def test_two_mistakes_are_both_named_in_the_line():

@@ -221,7 +221,11 @@ def test_a_prompt_that_is_too_long_is_error_rows_beside_good_ones(cli, tiny, tmp
     assert len(rows) == 9
     summary = pq.read_table(out / "summary.parquet").to_pylist()
     assert [(line["n"], line["num_errors"]) for line in summary] == [(2, 1)] * 3
-    assert "2 (1 err)" in result.stdout
+    lines = result.stdout.splitlines()
+    assert next(line for line in lines if line.startswith("task")).split()[:4] == ["task", "method", "n", "errors"]
+    assert "errors: 1 of 3 samples failed: adadecode 1, vanilla 1, vanilla-w1 1 rows (3 PromptTooLongError); " in (
+        result.stdout
+    )
     assert "parity 2/2, logits 2/2" in result.stdout
     assert read_run(out)["status"] == "complete"
 

@@ -42,13 +42,20 @@ def test_one_prompt_prints_no_interval(rendered, row):
     assert "(no CI)" in " ".join(rendered(row("vanilla", e2e_s=5.0), row("adadecode")))
 
 
-def test_failed_samples_are_shown_beside_n(rendered, row, error_row):
-    assert "1 (1 err)" in " ".join(rendered(row("vanilla"), row("adadecode"), error_row("adadecode", "s1")))
+def test_failed_samples_have_a_column_where_there_are_any(rendered, row, error_row):
+    lines = rendered(row("vanilla"), row("adadecode"), error_row("adadecode", "s1"), error_row("adadecode", "s2"))
+    assert line_of(lines, "method")[:4] == ["task", "method", "n", "errors"]
+    assert line_of(lines, "vanilla")[:4] == ["demo", "vanilla", "1", "0"]
+    assert line_of(lines, "adadecode")[:3] == ["adadecode", "1", "2"]
+    lines = rendered(row("vanilla"), row("adadecode"))
+    assert "errors" not in line_of(lines, "method")
 
 
-def test_summary_table_fits_a_hundred_columns_and_keeps_brackets(samples_table, row):
+@pytest.mark.parametrize("num_errors", [0, 123])
+def test_summary_table_fits_a_hundred_columns_and_keeps_brackets(samples_table, row, error_row, num_errors):
     samples = samples_table(
-        *(row(method, f"s{i}", task="gsm[8k]", e2e_s=2.0 + i) for i in range(3) for method in ("vanilla", "adadecode"))
+        *(row(method, f"s{i}", task="gsm[8k]", e2e_s=2.0 + i) for i in range(3) for method in ("vanilla", "adadecode")),
+        *(error_row("adadecode", f"e{i}", task="gsm[8k]") for i in range(num_errors)),
     )
     console = Console(file=io.StringIO(), width=100)
     console.print(summary_table(summarise(samples)))

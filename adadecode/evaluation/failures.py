@@ -1,0 +1,99 @@
+"""What one sample's failure is: columns of its row, never the end of the shard, and a second try when memory ran out."""
+
+import gc
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from adadecode.errors import DeviceLostError
+from adadecode.model.decoder import DecoderModel
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE_LEN = 1000
+HOST_MEMORY_WORDS = ("can't allocate memory", "std::bad_alloc")  # of RuntimeErrors that torch makes of it
+
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error as a row holds it. Texts alone: the error's traceback would keep what its frames had in memory."""
+
+    error_type: str
+    error_message: str  # one line, at most MAX_MESSAGE_LEN characters
+    is_out_of_memory: bool
+
+    def columns(self) -> dict[str, Any]:
+        """The columns that make a row an error's; what was measured stays out of it."""
+        return {
+            "status": "error",
+            "finish_reason": "error",
+            "error_type": self.error_type,
+            "error_message": self.error_message,
+        }
+
+
+def result_or_failure(what: str, function: Callable[[], ResultT], model: DecoderModel) -> ResultT | Failure:
+    """What `function` returns, or how it failed; when memory ran out, after one more try with all caches freed.
+
+    `what` names it in the log. Raises DeviceLostError, and what is not a sample's failure, such as KeyboardInterrupt.
+    """
+    result = _caught(function)
+    if isinstance(result, Failure) and result.is_out_of_memory:
+        log.warning("%s: out of memory, trying once more: %s", what, result.error_message)
+        free_memory(model)
+        result = _caught(function)
+    if isinstance(result, Failure):
+        log.warning("%s failed: %s: %s", what, result.error_type, result.error_message)
+    return result
+
+
+def free_memory(model: DecoderModel) -> None:
+    """Frees what is kept to be used again: decode steps with their graphs, unreachable objects, the device's cache."""
+    model.drop_steps()
+    gc.collect()
+    if torch.cuda.is_initialized():
+        try:
+            torch.cuda.empty_cache()
+        except torch.AcceleratorError as error:
+            raise _device_lost(error) from error
+
+
+def _caught(function: Callable[[], ResultT]) -> ResultT | Failure:
+    """What `function` returns, or how it failed; the error itself, with all its frames held, ends here."""
+    try:
+        return function()
+    except DeviceLostError:
+        raise
+    except torch.AcceleratorError as error:
+        raise _device_lost(error) from error
+    except BaseException as error:
+        if not isinstance(error, Exception) and not _is_rust_panic(error):
+            raise
+        return failure_of(error)
+
+
+def failure_of(error: BaseException) -> Failure:
+    """`error` as a row holds it."""
+    message = " ".join((str(error) or repr(error)).split())
+    message = message.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be stored
+    return Failure(type(error).__name__, message[:MAX_MESSAGE_LEN], _is_out_of_memory(error))
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in HOST_MEMORY_WORDS)
+
+
+def _is_rust_panic(error: BaseException) -> bool:
+    """Whether a tokenizer's Rust code panicked: no Exception, and of a class of its own in every extension."""
+    return (type(error).__module__, type(error).__name__) == ("pyo3_runtime", "PanicException")
+
+
+def _device_lost(error: BaseException) -> DeviceLostError:
+    return DeviceLostError(f"the device failed and needs a new process: {error}")

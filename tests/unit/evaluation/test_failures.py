@@ -1,0 +1,267 @@
+"""Samples that fail: each is rows with its error, every other row is there, and what ran out of memory is tried again."""
+
+import gc
+import json
+import math
+import weakref
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Regex, pre_tokenizers
+
+from adadecode.config import DecodeSettings, EvalConfig
+from adadecode.errors import DeviceLostError
+from adadecode.evaluation.failures import MAX_MESSAGE_LEN, Failure, failure_of, result_or_failure
+from adadecode.evaluation.store import read_samples
+from adadecode.evaluation.worker import Worker, evaluate_shard
+from adadecode.records import Example, Shard
+from adadecode.report.schema import SAMPLES
+from tests.folders import save_tiny_heads, save_tiny_model, word_tokenizer, write_prompts
+from tests.models import random_heads, tiny_model
+
+METHODS = ("vanilla", "vanilla-w1", "adadecode")
+IDENTITY = {"run_id", "task", "sample_id", "method", "repeat", "shard", "status", "reference", "lossy", "order_idx"}
+IDENTITY |= {"worker_id", "attempt", "started_at", "finish_reason", "error_type", "error_message"}
+PROMPT = {"prompt_len", "prompt_token_ids"}
+TOO_MUCH = 1 << 50  # bytes: no machine has them, so that asking for them fails at once
+
+
+def run_of(cli, tiny, tmp_path: Path, prompts: list[str], **flags: Any) -> dict[str, list[dict]]:
+    """The rows of a whole run over `prompts`, by sample; it exits with 0."""
+    data = write_prompts(tmp_path / "p.jsonl", prompts)
+    out = tmp_path / "run"
+    result = cli("eval", "--local", *tiny.flags(data_file=data, max_new_tokens=6, **flags), "--out", out)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == "", "a local run logs nothing on the terminal"
+    rows: dict[str, list[dict]] = {}
+    for row in read_samples(out).to_pylist():
+        rows.setdefault(row["sample_id"], []).append(row)
+    assert {len(of_sample) for of_sample in rows.values()} == {len(METHODS)}
+    assert len(rows) == len(prompts)
+    return rows
+
+
+def assert_only_the_second_failed(rows: dict[str, list[dict]], error_type: str, message: str, known: set[str]) -> None:
+    """Sample 00001 has one error in every method and nothing but the columns `known`; the others are exact."""
+    for sample_id, of_sample in rows.items():
+        for row in of_sample:
+            if sample_id != "00001":
+                assert (row["status"], row["output_len"], row["error_type"]) == ("ok", 6, None), row
+                assert row["parity"] == (None if row["method"] == "vanilla" else "exact")
+                continue
+            assert (row["status"], row["finish_reason"], row["error_type"]) == ("error", "error", error_type)
+            assert message in row["error_message"]
+            assert "\n" not in row["error_message"]
+            absent = {name for name, value in row.items() if value is None}
+            assert absent >= set(SAMPLES.names) - IDENTITY - known
+            assert not absent & known
+
+
+@pytest.fixture
+def templated(tiny, tmp_path):
+    """Flags of a model whose chat template does what `action` says for prompts with w90, and else gives the prompt."""
+
+    def save(action: str) -> dict[str, Path]:
+        model = save_tiny_model(tmp_path / "model")
+        tokenizer = word_tokenizer(97)
+        tokenizer.chat_template = (
+            "{% if 'w90' in messages[0].content %}" + action + "{% endif %}{{ messages[0].content }}"
+        )
+        tokenizer.save_pretrained(model)
+        return {"model": model, "heads": save_tiny_heads(tmp_path / "heads", model, (1, 2))}
+
+    return save
+
+
+@pytest.mark.parametrize(
+    ("action", "error_type", "message"),
+    [
+        ("{{ raise_exception('roles must\n  alternate') }}", "TemplateError", "roles must alternate"),
+        ("{{ messages[0].content + 1 }}", "TypeError", "can only concatenate str"),
+        ("{{ 1 // 0 }}", "ZeroDivisionError", "integer division or modulo by zero"),
+        ("{{ raise_exception('half of a pair: ' + '\\ud800') }}", "TemplateError", "half of a pair: ?"),
+        ("{{ 'x' * 10 ** 17 }}", "MemoryError", "MemoryError()"),
+    ],
+    ids=["raises", "wrong type", "no Exception of templates", "a message no file can hold", "host memory runs out"],
+)
+def test_a_chat_template_that_fails_for_one_sample(cli, tiny, templated, tmp_path, action, error_type, message):
+    rows = run_of(cli, tiny, tmp_path, ["w5 w6", "w90", "w8"], **templated(action))
+    assert_only_the_second_failed(rows, error_type, message, known=set())
+
+
+def test_a_tokenizer_that_panics_for_one_sample(cli, tiny, tmp_path):
+    """A pattern that backtracks without end makes the Rust code panic, which Python sees as no Exception."""
+    model = save_tiny_model(tmp_path / "model")
+    tokenizer = word_tokenizer(97)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("(a|aa)+c"), "isolated")]
+    )
+    tokenizer.save_pretrained(model)
+    heads = save_tiny_heads(tmp_path / "heads", model, (1, 2))
+    rows = run_of(cli, tiny, tmp_path, ["w5 w6", "a" * 60, "w8"], model=model, heads=heads)
+    assert_only_the_second_failed(rows, "PanicException", "retry-limit-in-match over", known=set())
+
+
+def test_a_prompt_longer_than_the_context(cli, tiny, tmp_path):
+    model = save_tiny_model(tmp_path / "model", context_len=24)
+    heads = save_tiny_heads(tmp_path / "heads", model, (1, 2))
+    prompts = ["w5 w6", " ".join(["w7"] * 900), "w8"]
+    rows = run_of(cli, tiny, tmp_path, prompts, model=model, heads=heads)
+    assert_only_the_second_failed(rows, "PromptTooLongError", "the prompt has 900 tokens", known=PROMPT)
+
+
+def test_a_model_whose_logits_are_not_finite_for_one_prompt(cli, tiny, tmp_path):
+    model = save_tiny_model(tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    weights["model.embed_tokens.weight"][50] = math.nan
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    heads = save_tiny_heads(tmp_path / "heads", model, (1, 2))
+    rows = run_of(cli, tiny, tmp_path, ["w5 w6", "w6 w50", "w8"], model=model, heads=heads)
+    assert_only_the_second_failed(rows, "NonFiniteLogitsError", "logits at position 1 are not finite", known=PROMPT)
+
+
+class FullHeads:
+    """Heads that find no memory left for their first `num_failures` proposals, and then propose as `heads` do.
+
+    Notes when each failed, and keeps a weak reference to the decode step that failed with it.
+    """
+
+    def __init__(self, heads: Any, num_failures: int, error: type[Exception] | None) -> None:
+        self._heads, self._num_failures, self._error = heads, num_failures, error
+        self.failed_at: list[datetime] = []
+        self.failed_steps: list[weakref.ref] = []
+        self.num_alive_later = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._heads, name)
+
+    def propose(self, step: Any, *arguments: Any) -> Any:
+        self.num_alive_later += sum(ref() is not None for ref in self.failed_steps)
+        if len(self.failed_at) < self._num_failures:
+            self.failed_at.append(datetime.now(UTC))
+            self.failed_steps.append(weakref.ref(step))
+            if self._error is not None:
+                raise self._error("CUDA out of memory.\nTried to allocate 20.00 MiB.")
+            torch.empty(TOO_MUCH, dtype=torch.uint8)
+        return self._heads.propose(step, *arguments)
+
+
+@pytest.fixture
+def evaluated():
+    """The rows of two samples, by sample and method, and the heads, which failed as told."""
+
+    def evaluate(num_failures: int, error: type[Exception] | None = None) -> tuple[dict, FullHeads]:
+        model = tiny_model()
+        decode = DecodeSettings(gamma=0.02, max_new_tokens=20, exits=(1, 2))
+        config = EvalConfig(model="tiny", task="jsonl", methods=METHODS, decode=decode, dtype="float32")
+        heads = FullHeads(random_heads(model, (1, 2)), num_failures, error)
+        worker = Worker("w0", config, model, word_tokenizer(97), {"jsonl": heads}, 8)  # pyright: ignore
+        examples = tuple(Example(f"s{i}", prompt, prompt) for i, prompt in enumerate(["w5 w6", "w8 w9 w10"]))
+        rows = evaluate_shard(worker, Shard(0, "jsonl", examples), "run", "a0")
+        return {(row["sample_id"], row["method"]): row for row in rows}, heads
+
+    return evaluate
+
+
+TIMES = {"started_at", "ttft_s", "decode_s", "e2e_s", "tpot_s", "step_gaps_s"}
+
+
+@pytest.mark.parametrize(
+    "error", [None, torch.OutOfMemoryError, MemoryError], ids=["torch on the CPU", "CUDA", "Python"]
+)
+def test_a_generation_that_ran_out_of_memory_once_is_measured_anew(evaluated, caplog, error):
+    undisturbed, _ = evaluated(0)
+    rows, heads = evaluated(1, error)
+    assert len(heads.failed_at) == 1
+    for key, row in rows.items():
+        assert {name: row[name] for name in row.keys() - TIMES} == {
+            name: undisturbed[key][name] for name in row.keys() - TIMES
+        }
+    retried = rows["s0", "adadecode"]
+    assert retried["status"] == "ok"
+    assert retried["started_at"] > heads.failed_at[0]
+    assert len(retried["step_gaps_s"]) == retried["num_rounds"]
+    assert retried["e2e_s"] == pytest.approx(retried["ttft_s"] + sum(retried["step_gaps_s"]))
+    (warning,) = (record for record in caplog.records if record.levelname == "WARNING")
+    assert warning.getMessage().startswith("jsonl/s0 adadecode: out of memory, trying once more: ")
+
+
+def test_what_ran_out_of_memory_is_freed_before_it_is_tried_again(evaluated):
+    gc.disable()  # the cycle collector must not do by chance what the retry is to do
+    try:
+        _, heads = evaluated(2)
+    finally:
+        gc.enable()
+    assert len(heads.failed_steps) == 2
+    assert heads.num_alive_later == 0, "a failed decode step and its cache were still in memory"
+
+
+def test_a_generation_that_runs_out_of_memory_twice_is_one_error_row(evaluated, caplog):
+    rows, heads = evaluated(2)
+    assert len(heads.failed_at) == 2
+    failed = rows.pop(("s0", "adadecode"))
+    assert (failed["status"], failed["finish_reason"], failed["error_type"]) == ("error", "error", "RuntimeError")
+    assert "can't allocate memory" in failed["error_message"]
+    assert not failed.keys() & (TIMES - {"started_at"} | {"parity", "output_token_ids", "num_rounds"})
+    assert len(rows) == 5
+    assert {row["status"] for row in rows.values()} == {"ok"}
+    assert rows["s1", "adadecode"]["parity"] == "exact"
+    assert [record.getMessage().partition(":")[0] for record in caplog.records if record.levelname == "WARNING"] == [
+        "jsonl/s0 adadecode",
+        "jsonl/s0 adadecode failed",
+    ]
+
+
+def test_other_errors_are_not_tried_again(evaluated):
+    rows, heads = evaluated(1, LookupError)
+    assert len(heads.failed_at) == 1
+    failed = rows["s0", "adadecode"]
+    assert (failed["error_type"], failed["error_message"]) == (
+        "LookupError",
+        "CUDA out of memory. Tried to allocate 20.00 MiB.",
+    )
+
+
+def test_a_comparison_that_fails_makes_an_error_row_of_what_was_compared(evaluated, monkeypatch):
+    def compare(vanilla, other, dtype):
+        torch.empty(TOO_MUCH, dtype=torch.uint8)
+
+    monkeypatch.setattr("adadecode.evaluation.worker.compare", compare)
+    rows, _ = evaluated(0)
+    for (_, method), row in rows.items():
+        assert row["status"] == ("ok" if method == "vanilla" else "error")
+        assert ("e2e_s" in row, "output_token_ids" in row) == (method == "vanilla",) * 2
+
+
+def raising(error: BaseException):
+    def function():
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), DeviceLostError("gone")])
+def test_what_ends_a_process_is_no_samples_failure(error):
+    with pytest.raises(type(error)):
+        result_or_failure("s0", raising(error), tiny_model())
+
+
+def test_a_broken_device_context_needs_a_new_process():
+    with pytest.raises(DeviceLostError, match="needs a new process: CUDA error: an illegal memory access"):
+        result_or_failure("s0", raising(torch.AcceleratorError("CUDA error: an illegal memory access")), tiny_model())
+
+
+def test_the_retry_has_the_result_of_its_own():
+    calls = iter([raising(MemoryError()), lambda: 7])
+    assert result_or_failure("s0", lambda: next(calls)(), tiny_model()) == 7
+
+
+def test_a_message_is_one_line_of_bounded_length():
+    failure = failure_of(ValueError("a\n\tb" + "c" * 2000))
+    assert failure.error_message == "a b" + "c" * (MAX_MESSAGE_LEN - 3)
+    assert failure_of(ValueError()) == Failure("ValueError", "ValueError()", False)
+    json.dumps(failure.columns())
