@@ -6,12 +6,13 @@ Heavy imports wait for the command that needs them.
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from rich.console import Console
 
 from adadecode import __version__
+from adadecode.cli_evaluate import console, evaluate, report_result, resume_command, say_on_stderr
 from adadecode.cli_flags import (
     data_flags,
     decode_flags,
@@ -24,11 +25,8 @@ from adadecode.cli_flags import (
 )
 from adadecode.config import BenchConfig, EvalConfig, TrainConfig, TuneConfig, build_settings
 from adadecode.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_MISMATCH, EXIT_OK, AdaDecodeError, UsageError
+from adadecode.evaluation.stop import StopRequest
 
-if TYPE_CHECKING:
-    from adadecode.evaluation.run import RunResult
-
-PLAIN_WIDTH = 120  # rich assumes 80 columns in a job log, too few for the summary
 BENCH_WIDTH = 150
 
 
@@ -52,12 +50,6 @@ def main() -> None:
     """
 
 
-def console() -> Console:
-    """A terminal's console, or a plain one wide enough for the tables."""
-    found = Console()
-    return found if found.is_terminal else Console(width=PLAIN_WIDTH)
-
-
 @main.command("eval")
 @model_flags
 @kernel_flags
@@ -70,71 +62,9 @@ def eval_command(config_file: Path | None, out: Path | None, **flags: Any) -> No
 
     Without arguments: the embedded model on the embedded prompts.
     """
-    result = evaluate(build_settings(EvalConfig, config_file, flags), out)
-    sys.exit(report_result(result))
-
-
-def evaluate(config: EvalConfig, out: Path | None) -> "RunResult":
-    """Runs `config` to its end, on Ray or in this process; returns the closed run."""
-    from adadecode.evaluation.progress import RunProgress, committed_outcome
-    from adadecode.evaluation.run import close_run, prepare_run
-    from adadecode.report.live import LiveProgress
-
-    prepared = prepare_run(config, out)
-    num_todo, num_shards = len(prepared.todo), len(prepared.shards)
-    click.echo(
-        f"run {prepared.folder.path}: {prepared.plan.num_rows} samples in {num_shards} shards, "
-        f"{num_shards - num_todo} done before, {num_todo} to do; methods {', '.join(config.methods)}"
-    )
-    path = prepared.folder.path
-    progress = RunProgress(prepared.plan.num_rows, committed_outcome(path))
-    with LiveProgress(progress, console()) as live:
-        if config.local:
-            from adadecode.evaluation.local import run_local
-
-            run_local(prepared, live.on_shard)
-        else:
-            from ray_jobs.scheduler import connect, run_on_ray
-
-            if prepared.todo:
-                connect(config.address)
-            run_on_ray(prepared, lambda shard: live.on_shard(committed_outcome(path, shard.shard_idx)))
-    return close_run(prepared)
-
-
-def report_result(result: "RunResult") -> int:
-    """Prints the summary, the parity and what is wrong; returns the exit code."""
-    from adadecode.report.schema import CONTRACT_METHODS
-    from adadecode.report.summary import num_owed, parity_line
-    from adadecode.report.tables import mismatch_lines, summary_table
-
-    console().print(summary_table(result.summary))
-    click.echo(parity_line(result.summary))
-    for line in result.errors + mismatch_lines(result.verify) + result.disagreements:
-        click.echo(line)
-    click.echo(f"tables: {result.folder}")
-    broken = [
-        row
-        for row in result.verify.to_pylist()
-        if row["method"] in CONTRACT_METHODS and (row["parity"] not in ("exact", None) or row["logits_equal"] is False)
-    ]
-    if broken or result.disagreements:
-        click.echo(f"parity broken on {len(broken)} of {result.verify.num_rows} checked outputs", err=True)
-        return EXIT_MISMATCH
-    if result.num_missing:
-        click.echo(f"{result.num_missing} planned rows are missing: run the same command again", err=True)
-        return EXIT_INCOMPLETE
-    unproved = num_owed(result.summary) - sum(row["method"] in CONTRACT_METHODS for row in result.verify.to_pylist())
-    if unproved:
-        click.echo(
-            f"{unproved} outputs of vanilla have none to compare with; see error_message in the samples", err=True
-        )
-        return EXIT_FAILED
-    failed = [f"{row['method']} on {row['task']}" for row in result.summary.to_pylist() if row["n"] == 0]
-    if failed:
-        click.echo(f"every sample failed: {', '.join(failed)}; see error_message in the samples", err=True)
-        return EXIT_FAILED
-    return EXIT_OK
+    config = build_settings(EvalConfig, config_file, flags)
+    with StopRequest(config.grace_s, say_on_stderr) as stop:
+        sys.exit(report_result(evaluate(config, out, stop), resume_command()))
 
 
 @main.command("plan")
@@ -197,11 +127,14 @@ def sweep_command(
     cells = plan_cells(config_file, grid, flags)
     check_heads_exist(cells)
     codes, summaries = [], {}
-    for idx, cell in enumerate(cells):
-        click.echo(f"cell {idx + 1}/{len(cells)}: {cell.name}")
-        result = evaluate(cell.config, out / cell.name)
-        codes.append(report_result(result))
-        summaries[cell.name] = result.summary
+    with StopRequest(max(cell.config.grace_s for cell in cells), say_on_stderr) as stop:
+        for idx, cell in enumerate(cells):
+            click.echo(f"cell {idx + 1}/{len(cells)}: {cell.name}")
+            result = evaluate(cell.config, out / cell.name, stop)
+            codes.append(report_result(result, resume_command()))
+            summaries[cell.name] = result.summary
+            if stop.is_made:
+                sys.exit(EXIT_INCOMPLETE)
     console().print(sweep_table(write_sweep(out, summaries)))
     click.echo(f"sweep: {out}")
     sys.exit(max(codes))

@@ -102,8 +102,8 @@ run_flags = together(
     click.option(
         "--workers",
         callback=workers,
-        help="Ray actors: one GPU each, or an equal share of the CPUs; `auto`: as many as the cluster holds, nodes that join "
-        "included.  [default: 1]",
+        help="Ray actors: one GPU each, or an equal share of the CPUs; `auto`: as many as the cluster holds, also later.  "
+        "[default: 1]",
     ),
     click.option("--local", is_flag=True, default=None, help="In this process, without Ray."),
     click.option("--address", help="Ray cluster to join.  [default: RAY_ADDRESS, else one on this machine]"),
@@ -111,8 +111,7 @@ run_flags = together(
         "--deadline",
         "deadline_s",
         type=float,
-        help="Least seconds a shard may take before its worker counts as hung.  [default: 60, more where measured rates ask "
-        "for it]",
+        help="Least seconds a shard may take before its worker counts as hung; more by measured rates.  [default: 60]",
     ),
     click.option("--grace", "grace_s", type=float, help="Seconds for shards in flight after Ctrl-C.  [default: 20]"),
 )

@@ -87,18 +87,6 @@ class Generation:
 
 
 @dataclass(frozen=True)
-class ShardOutcome:
-    """What one shard came to, small enough to travel to the driver and to stand in its commit."""
-
-    num_samples: int
-    num_error_samples: int  # samples with an error row
-    num_output_tokens: int  # of all methods
-    busy_s: float  # sum of e2e_s
-    num_exact: int  # rows of the contract's methods that equal vanilla's
-    num_owed: int  # rows those methods owe, one per ok row of vanilla
-
-
-@dataclass(frozen=True)
 class WorkerState:
     """What one worker does and has done for `for_s` seconds; `doing` names its shard while it is working."""
 

@@ -5,13 +5,14 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
 
 from adadecode.config import EvalConfig
 from adadecode.errors import DeviceLostError, RunFolderError
-from adadecode.records import Shard, ShardOutcome
+from adadecode.records import Shard
 from ray_jobs.crew import Done, Process
 
 
@@ -54,7 +55,7 @@ class Evaluator(Process):
         from adadecode.evaluation.worker_log import configure_worker_log
 
         task = self._task
-        self._folder = RunFolder(task.location)
+        self._folder = RunFolder(Path(task.location))
         configure_worker_log(self._folder.run_id, self._worker_id)
         if self._folder.fingerprint != task.fingerprint:
             raise RunFolderError(f"{task.location!r} was taken over by another run: choose another --out")
@@ -69,7 +70,7 @@ class Evaluator(Process):
             if work.sample_idx is None:
                 outcome, full_s = do_shard(self._worker, work.shard, self._folder)
                 return Done(outcome, full_s)
-            rows, facts, full_s = evaluate_sample_alone(self._worker, work.shard, work.sample_idx, self._folder.run_id)
+            rows, facts, full_s = evaluate_sample_alone(self._worker, work.shard, work.sample_idx)
             return Done(LoneSample(rows, facts), full_s)
 
 

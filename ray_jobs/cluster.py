@@ -44,8 +44,8 @@ def _probe(address: str | None) -> None:
 def actor_resources(config: EvalConfig | TrainConfig) -> tuple[dict[str, float], int]:
     """Ray's resource options of one actor and the threads it computes with: one GPU each, or an equal share of CPUs.
 
-    With `--workers auto` on the CPU an actor takes what the smallest node has. Raises ResourcesError when the cluster cannot
-    hold the workers asked for.
+    With `--workers auto` on the CPU an actor takes what the smallest node has. Raises ResourcesError when the cluster
+    cannot hold the workers asked for.
     """
     cpus_per_node = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     num_cpus, num_gpus = sum(cpus_per_node), int(ray.cluster_resources().get("GPU", 0))
@@ -59,7 +59,9 @@ def actor_resources(config: EvalConfig | TrainConfig) -> tuple[dict[str, float],
     remedy = "--workers auto takes what there is and what joins" if isinstance(config, EvalConfig) else "add nodes"
     if config.device == "cuda":
         if workers > num_gpus:
-            raise ResourcesError(f"--workers {workers}: {holds}, one GPU each; ask for 1..{num_gpus} workers, or {remedy}")
+            raise ResourcesError(
+                f"--workers {workers}: {holds}, one GPU each; ask for 1..{num_gpus} workers, or {remedy}"
+            )
         return {"num_gpus": 1, "num_cpus": 1}, config.threads or max(1, num_cpus // workers)
     if workers > num_cpus:
         raise ResourcesError(f"--workers {workers}: {holds}; ask for 1..{num_cpus} workers on the CPU, or {remedy}")

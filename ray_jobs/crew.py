@@ -146,12 +146,13 @@ def drive(
     on_give_up: Callable[[Item, str], None],
     is_stopping: Callable[[], bool] = lambda: False,
     on_wait: Callable[[], None] = lambda: None,
-    say: Callable[[str], None] = lambda line: None,
+    on_lost: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Has `crew` do all that `scheduler` holds, or what is in flight once `is_stopping`.
 
     `on_done` gets each item once, with what the first actor returned for it; `on_give_up` those that ended every actor, and
-    why. `on_wait` is called a few times a second. Raises AdaDecodeError when no actor can be had.
+    why; `on_lost` a line for each actor that died or hung. `on_wait` is called a few times a second. Raises AdaDecodeError
+    when no actor can be had.
     """
     seen_wanted, next_look, is_stopped = 0, 0.0, False
     while True:
@@ -167,9 +168,9 @@ def drive(
             found.append((Stop(), None))
         for event, result in [*found, (Tick(), None)]:
             if isinstance(event, Died):
-                say(f"{event.actor} is gone: {event.reason}")
+                on_lost(f"{event.actor} is gone: {event.reason}")
             for action in scheduler.handle(event, now):
-                _carry_out(action, crew, result, on_done, on_give_up, say)
+                _carry_out(action, crew, result, on_done, on_give_up, on_lost)
         if scheduler.is_over:
             return
         on_wait()
@@ -181,7 +182,7 @@ def _carry_out(
     result: Any,
     on_done: Callable[[Item, Any], None],
     on_give_up: Callable[[Item, str], None],
-    say: Callable[[str], None],
+    on_lost: Callable[[str], None],
 ) -> None:
     match action:
         case Hire(name):
@@ -191,7 +192,8 @@ def _carry_out(
         case TakeBack(name, item):
             crew.take_back(name, item)
         case Dismiss(name, reason):
-            say(f"{name} is ended: {reason}")
+            if reason is not None:
+                on_lost(f"{name} is ended: {reason}")
             crew.dismiss(name)
         case Accept(item):
             on_done(item, result)

@@ -1,19 +1,18 @@
-"""An evaluation on Ray: actors evaluate and commit shards; the driver commits those that had to be done sample by sample."""
+"""An evaluation on Ray: actors evaluate and commit shards; the driver commits those that were done sample by sample."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from adadecode.evaluation.lost import lost_rows
 from adadecode.evaluation.plan import longest_first
-from adadecode.evaluation.progress import WorkerState
 from adadecode.evaluation.run import PreparedRun, commit_rows
-from adadecode.records import Shard, ShardOutcome
+from adadecode.records import Shard, ShardOutcome, WorkerState
 from ray_jobs.actors import EvalActor, EvalTask, LoneSample, ShardWork
 from ray_jobs.cluster import actor_resources, num_places, with_absolute_paths
 from ray_jobs.crew import Crew, drive
-from ray_jobs.scheduler import Item, Limits, Phase, Scheduler
+from ray_jobs.scheduler import ActorState, Item, Limits, Phase, Scheduler
 
 
 class Display(Protocol):
@@ -22,6 +21,8 @@ class Display(Protocol):
     def on_shard(self, outcome: ShardOutcome) -> None: ...
 
     def update(self, workers: list[WorkerState]) -> None: ...
+
+    def on_lost_worker(self, line: str) -> None: ...
 
     def say(self, line: str) -> None: ...
 
@@ -76,7 +77,7 @@ def run_on_ray(
             on_give_up=on_give_up,
             is_stopping=is_stopping,
             on_wait=lambda: display.update(worker_states(scheduler, crew)),
-            say=display.say,
+            on_lost=display.on_lost_worker,
         )
     finally:
         crew.dismiss_all()
@@ -103,12 +104,19 @@ def worker_states(scheduler: Scheduler, crew: Crew) -> list[WorkerState]:
     states = []
     for actor in scheduler.actors.values():
         place = crew.places.get(actor.name)
-        phase = actor.phase.value
-        if actor.phase is Phase.READY:
-            phase = "working" if actor.items else "idle"
         doing = actor.items[0].name if actor.items else ""
-        states.append(WorkerState(actor.name, place.host if place else "", phase, doing, now - actor.since))
+        states.append(WorkerState(actor.name, place.host if place else "", phase_of(actor), doing, now - actor.since))
     return states
+
+
+def phase_of(actor: ActorState) -> Literal["starting", "loading", "idle", "working"]:
+    match actor.phase:
+        case Phase.STARTING:
+            return "starting"
+        case Phase.LOADING:
+            return "loading"
+        case Phase.READY:
+            return "working" if actor.items else "idle"
 
 
 @dataclass
@@ -137,4 +145,6 @@ class LoneSamples:
         if len(of_shard) < len(shard.examples):
             return None
         all_rows = [row for sample_rows in self._rows.pop(shard.shard_idx).values() for row in sample_rows]
-        return commit_rows(self.prepared.folder, shard, all_rows, self._facts.pop(shard.shard_idx, {"worker_id": "driver"}))
+        return commit_rows(
+            self.prepared.folder, shard, all_rows, self._facts.pop(shard.shard_idx, {"worker_id": "driver"})
+        )

@@ -110,10 +110,10 @@ class TakeBack:
 
 @dataclass(frozen=True)
 class Dismiss:
-    """End the actor's process."""
+    """End the actor's process, for a reason when it did not do what it should."""
 
     actor: str
-    reason: str
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,9 @@ class Scheduler:
             self._slowest_s = max(self._slowest_s or 0.0, full_s / state.item.size)
         self._returned = deque(item for item in self._returned if item.name != item_name)  # back from a dead copy
         actions: list[Action] = [Accept(state.item)]
-        for other in sorted(state.actors - {name}):  # a queued copy is never begun; one in flight may end, and counts for nothing
+        for other in sorted(
+            state.actors - {name}
+        ):  # a queued copy is never begun; one in flight may end, and counts for nothing
             queued = self.actors[other].items[1:]
             if any(item.name == item_name for item in queued):
                 self.actors[other].items = self.actors[other].items[:1]
@@ -358,7 +360,7 @@ class Scheduler:
             actor.items = actor.items[:1]
             if not actor.items:
                 del self.actors[actor.name]
-                actions.append(Dismiss(actor.name, "the run was stopped"))
+                actions.append(Dismiss(actor.name))
         return actions
 
     def _has_pending(self) -> bool:

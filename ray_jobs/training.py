@@ -1,9 +1,7 @@
 """Training on a cluster: actors generate the parts of the outputs, then one actor with one GPU trains on them."""
 
 import contextlib
-import os
 import queue
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

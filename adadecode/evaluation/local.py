@@ -3,22 +3,28 @@
 from collections.abc import Callable
 
 from adadecode.config import EvalConfig, Method
-from adadecode.evaluation.progress import committed_outcome
 from adadecode.evaluation.run import PreparedRun, do_shard
 from adadecode.evaluation.worker import Worker, decode, load_worker
 from adadecode.records import Example, Generation, ShardOutcome
 from adadecode.tasks.encode import encode_prompt
 
 
-def run_local(prepared: PreparedRun, on_shard: Callable[[ShardOutcome], None]) -> None:
-    """Evaluates every shard not yet committed, in order; tells `on_shard` what each came to, after its commit."""
+def run_local(
+    prepared: PreparedRun, on_shard: Callable[[ShardOutcome], None], is_stopping: Callable[[], bool] = lambda: False
+) -> None:
+    """Evaluates every shard not yet committed, in order; tells `on_shard` what each came to, after its commit.
+
+    Begins no more once `is_stopping`.
+    """
     if not prepared.todo:
         return
     config = prepared.config
     worker = load_worker(config, prepared.tasks, "local", config.threads)
     for shard in prepared.todo:
-        do_shard(worker, shard, prepared.folder)
-        on_shard(committed_outcome(prepared.folder.path, shard.shard_idx))
+        if is_stopping():
+            return
+        outcome, _ = do_shard(worker, shard, prepared.folder)
+        on_shard(outcome)
 
 
 def generate_once(

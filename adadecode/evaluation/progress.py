@@ -3,13 +3,9 @@
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import astuple
-from pathlib import Path
 
-from adadecode.evaluation.outcome import outcome_of
-from adadecode.evaluation.store import committed_tables, read_commits
-from adadecode.records import ShardOutcome, WorkerState
-
-__all__ = ["NOTHING", "RunProgress", "WorkerState", "committed_outcome", "total_outcome"]
+from adadecode.evaluation.store import RunFolder, read_commits
+from adadecode.records import ShardOutcome
 
 NOTHING = ShardOutcome(num_samples=0, num_error_samples=0, num_output_tokens=0, busy_s=0.0, num_exact=0, num_owed=0)
 
@@ -22,13 +18,9 @@ def total_outcome(outcomes: Iterable[ShardOutcome]) -> ShardOutcome:
     return total
 
 
-def committed_outcome(path: Path, shard_idx: int | None = None) -> ShardOutcome:
-    """The outcome of one committed shard of the run in `path`, of all that are when `shard_idx` is None.
-
-    Raises RunFolderError when a committed file is missing or altered.
-    """
-    commits = [commit for idx, commit in read_commits(path).items() if shard_idx in (None, idx)]
-    return total_outcome(map(outcome_of, committed_tables(path, commits)))
+def committed_total(folder: RunFolder) -> ShardOutcome:
+    """What all committed shards of a run came to."""
+    return total_outcome(ShardOutcome(**commit["outcome"]) for commit in read_commits(folder.path).values())
 
 
 class RunProgress:

@@ -5,7 +5,8 @@ import importlib.metadata
 import logging
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -91,6 +92,11 @@ def prepare_run(config: EvalConfig, out: Path | None) -> PreparedRun:
     folder = RunFolder.open(out or Path("results") / f"{config.task}-{fingerprint[:8]}", fingerprint, facts)
     folder.write_table("plan.parquet", plan)
     return PreparedRun(config, folder, tasks, shards, plan)
+
+
+@contextmanager
+def open_run(config: EvalConfig, out: Path | None) -> Iterator[PreparedRun]:
+    yield prepare_run(config, out)
 
 
 def close_run(prepared: PreparedRun) -> RunResult:

@@ -10,6 +10,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adadecode.errors import RunFolderError
+from adadecode.evaluation.outcome import outcome_of
+from adadecode.records import ShardOutcome
 from adadecode.report.schema import SAMPLES, SCHEMA_VERSION
 
 RUN_FILE = "run.json"
@@ -58,6 +61,15 @@ class RunFolder:
             )
         return folder
 
+    @property
+    def location(self) -> str:
+        return str(self.path)
+
+    def committed_outcome(self, shard_idx: int) -> ShardOutcome | None:
+        """What a committed shard came to; None for one that is not committed."""
+        commit = read_commits(self.path).get(shard_idx)
+        return None if commit is None else ShardOutcome(**commit["outcome"])
+
     def update_run(self, **facts: Any) -> dict[str, Any]:
         """Replaces top-level entries of run.json, atomically; returns the new content."""
         run = read_run(self.path) | facts
@@ -81,6 +93,7 @@ class RunFolder:
             "num_rows": len(rows),
             "fingerprint": self.fingerprint,
             "attempt": attempt,
+            "outcome": asdict(outcome_of(table)),
             "worker": facts,
         }
         return _create(self.path / "commits" / f"{shard_idx:05d}.json", _json_bytes(commit))

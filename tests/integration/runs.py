@@ -1,4 +1,4 @@
-"""Runs of a configuration in this process, on the connected cluster and as a command, and what of their rows must be equal."""
+"""Runs of a configuration in this process, on the connected cluster and as a command; what of their rows must be equal."""
 
 import sys
 from collections.abc import Callable
@@ -10,10 +10,9 @@ import yaml
 
 from adadecode.config import EvalConfig
 from adadecode.evaluation.local import run_local
-from adadecode.evaluation.progress import WorkerState
 from adadecode.evaluation.run import RunResult, close_run, open_run
 from adadecode.evaluation.store import read_samples
-from adadecode.records import ShardOutcome
+from adadecode.records import ShardOutcome, WorkerState
 from adadecode.report.schema import SAMPLES
 from ray_jobs.actors import EvalActor
 from ray_jobs.driver import run_on_ray
@@ -41,6 +40,9 @@ class Listener:
 
     def update(self, workers: list[WorkerState]) -> None:
         self.workers.append(workers)
+
+    def on_lost_worker(self, line: str) -> None:
+        self.lines.append(line)
 
     def say(self, line: str) -> None:
         self.lines.append(line)

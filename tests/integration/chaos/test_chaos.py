@@ -193,7 +193,9 @@ def test_a_hung_actor_is_replaced_within_its_deadline(nodes, config, undisturbed
     assert deterministic(out).equals(undisturbed)
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.chaos), 2, pytest.param(3, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize(
+    "workers", [pytest.param(1, marks=pytest.mark.chaos), 2, pytest.param(3, marks=pytest.mark.chaos)]
+)
 def test_tables_do_not_depend_on_the_number_of_workers(nodes, config, undisturbed, out, workers):
     while len(nodes.nodes) < workers:
         nodes.join()

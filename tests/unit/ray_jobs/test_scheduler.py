@@ -29,7 +29,9 @@ from ray_jobs.scheduler import (
     Wanted,
 )
 
-LIMITS = Limits(max_deaths=2, max_load_failures=3, load_deadline_s=100, first_deadline_s=50, least_deadline_s=10, slack=4)
+LIMITS = Limits(
+    max_deaths=2, max_load_failures=3, load_deadline_s=100, first_deadline_s=50, least_deadline_s=10, slack=4
+)
 
 
 def items(num: int, size: int = 4) -> list[Item]:
@@ -217,7 +219,7 @@ def test_after_a_stop_nothing_is_given_and_what_is_in_flight_may_end():
     assert not scheduler.is_over
     assert scheduler.handle(Finished("worker-0", "i0"), 2) == [
         Accept(Item("i0", 0, 4)),
-        Dismiss("worker-0", "the run was stopped"),
+        Dismiss("worker-0"),
     ]
     assert scheduler.handle(Died("worker-1", "gone"), 3) == []
     assert scheduler.is_over
