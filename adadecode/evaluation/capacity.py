@@ -120,7 +120,8 @@ def plan_capacity(
             f"--methods {','.join(config.methods)}: the run of --rates measured {','.join(sorted(rates.of_method))} and "
             f"not {','.join(absent)}; choose among its methods, or give another run"
         )
-    tokens, busy_s = dict.fromkeys(config.methods, 0.0), dict.fromkeys(config.methods, 0.0)
+    tokens: dict[str, float] = dict.fromkeys(config.methods, 0.0)
+    busy_s: dict[str, float] = dict.fromkeys(config.methods, 0.0)
     shard_s: list[float] = []  # in the order in which the driver gives shards out
     sources: Counter[Source] = Counter()
     other_tasks = set()
