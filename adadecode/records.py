@@ -28,6 +28,22 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class ShardOutcome:
+    """What the rows of one shard come to.
+
+    `num_error_samples` have an error row; tokens and seconds are sums over all methods. The methods under the parity
+    contract owe one row per ok row of vanilla; `num_exact` of them are exact.
+    """
+
+    num_samples: int
+    num_error_samples: int
+    num_output_tokens: int
+    busy_s: float
+    num_exact: int
+    num_owed: int
+
+
+@dataclass(frozen=True)
 class Generation:
     """What one greedy generation gave and cost.
 
@@ -72,18 +88,6 @@ class Generation:
         """Batched layer executions per token after the first; L for vanilla; None below two tokens."""
         num_later = len(self.output_token_ids) - 1
         return self.layers_run / num_later if num_later else None
-
-
-@dataclass(frozen=True)
-class ShardOutcome:
-    """What one shard came to, small enough to travel to the driver and to stand in its commit."""
-
-    num_samples: int
-    num_error_samples: int  # samples with an error row
-    num_output_tokens: int  # of all methods
-    busy_s: float  # sum of e2e_s
-    num_exact: int  # rows of the contract's methods that equal vanilla's
-    num_owed: int  # rows those methods owe, one per ok row of vanilla
 
 
 @dataclass(frozen=True)

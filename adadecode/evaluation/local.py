@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 from adadecode.config import EvalConfig, Method
-from adadecode.evaluation.progress import committed_outcome
 from adadecode.evaluation.run import PreparedRun, do_shard
 from adadecode.evaluation.worker import Worker, decode, load_worker
 from adadecode.records import Example, Generation, ShardOutcome
@@ -17,8 +16,7 @@ def run_local(prepared: PreparedRun, on_shard: Callable[[ShardOutcome], None]) -
     config = prepared.config
     worker = load_worker(config, prepared.tasks, "local", config.threads)
     for shard in prepared.todo:
-        do_shard(worker, shard, prepared.folder)
-        on_shard(committed_outcome(prepared.folder.path, shard.shard_idx))
+        on_shard(do_shard(worker, shard, prepared.folder))
 
 
 def generate_once(

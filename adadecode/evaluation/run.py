@@ -16,11 +16,13 @@ import pyarrow.parquet as pq
 from adadecode import __version__
 from adadecode.config import EvalConfig
 from adadecode.errors import RunFolderError
+from adadecode.evaluation.outcome import outcome_of
 from adadecode.evaluation.plan import make_plan, plan_hash, plan_table
 from adadecode.evaluation.sources import source_hashes
 from adadecode.evaluation.store import RunFolder, missing_rows, new_attempt, read_commits, read_run, read_samples
-from adadecode.records import Shard
+from adadecode.records import Shard, ShardOutcome
 from adadecode.report.parity import recompute_parity, stored_disagreements
+from adadecode.report.schema import SAMPLES
 from adadecode.report.summary import summarise
 from adadecode.tasks import expand_task, load_examples
 
@@ -123,13 +125,14 @@ def judge(path: Path, plan: pa.Table, methods: Sequence[str], repeats: int) -> R
     )
 
 
-def do_shard(worker: Any, shard: Shard, folder: RunFolder) -> bool:
-    """Evaluates `shard` on `worker` and commits its rows; False when another attempt was first."""
+def do_shard(worker: Any, shard: Shard, folder: RunFolder) -> ShardOutcome:
+    """Evaluates `shard` on `worker` and commits its rows, unless another attempt was first; returns what they come to."""
     from adadecode.evaluation.worker import evaluate_shard
 
     rows = evaluate_shard(worker, shard, folder.run_id, new_attempt())
     facts = worker.facts() | {"adadecode": __version__, "git_sha": git_sha()}
-    return folder.commit_shard(shard.task, shard.shard_idx, rows, facts)
+    folder.commit_shard(shard.task, shard.shard_idx, rows, facts)
+    return outcome_of(pa.Table.from_pylist(rows, schema=SAMPLES))
 
 
 def provenance() -> dict[str, Any]:
