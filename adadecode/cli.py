@@ -28,6 +28,7 @@ from adadecode.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_MISMATCH, EXIT_O
 from adadecode.evaluation.stop import StopRequest
 
 BENCH_WIDTH = 150
+DEFAULT_GPUS = (1, 2, 4, 8)
 
 
 class OneLineErrors(click.Group):
@@ -73,12 +74,18 @@ def eval_command(config_file: Path | None, out: Path | None, **flags: Any) -> No
 @data_flags
 @decode_flags
 @run_flags
-def plan_command(config_file: Path | None, **flags: Any) -> None:
-    """Show how a run would be sharded; loads no model and writes nothing."""
+@click.option("--rates", type=click.Path(path_type=Path), help="Run folder whose measured times predict this run's.")
+@click.option("--gpus", callback=integers, help="Numbers of workers to predict for, with --rates.  [default: 1,2,4,8]")
+def plan_command(config_file: Path | None, rates: Path | None, gpus: tuple[int, ...] | None, **flags: Any) -> None:
+    """Show how a run would be sharded; with --rates, how long it would take. Loads no model and writes nothing."""
     from adadecode.evaluation.plan import plan_hash
     from adadecode.evaluation.run import plan_run
 
     config = build_settings(EvalConfig, config_file, flags)
+    if gpus is not None and rates is None:
+        raise UsageError(f"--gpus {','.join(map(str, gpus))}: without --rates no time is known; give a finished run")
+    if gpus is not None and min(gpus) < 1:
+        raise UsageError(f"--gpus {','.join(map(str, gpus))}: numbers of workers, each at least 1, such as 1,2,4,8")
     shards, plan = plan_run(config)
     rows_per_sample = len(config.methods) * config.repeats
     for task in dict.fromkeys(shard.task for shard in shards):
@@ -89,6 +96,15 @@ def plan_command(config_file: Path | None, **flags: Any) -> None:
         f"{plan.num_rows} samples x {len(config.methods)} methods x {config.repeats} repeats = "
         f"{plan.num_rows * rows_per_sample} rows; plan hash {plan_hash(plan)}"
     )
+    if rates is not None:
+        from adadecode.evaluation.capacity import plan_capacity, read_rates
+        from adadecode.report.capacity_table import capacity_lines, methods_table, times_table
+
+        capacity = plan_capacity(shards, plan, config, read_rates(rates), gpus or DEFAULT_GPUS)
+        console().print(methods_table(capacity))
+        console().print(times_table(capacity, "GPU" if config.device == "cuda" else "worker"))
+        for line in capacity_lines(capacity):
+            click.echo(line)
 
 
 @main.command("sweep")

@@ -29,14 +29,18 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardOutcome:
-    """What one shard came to, small enough to travel to the driver and to stand in its commit."""
+    """What the rows of one shard come to.
+
+    `num_error_samples` have an error row; tokens and seconds are sums over all methods. The methods under the parity
+    contract owe one row per ok row of vanilla; `num_exact` of them are exact.
+    """
 
     num_samples: int
-    num_error_samples: int  # samples with an error row
-    num_output_tokens: int  # of all methods
-    busy_s: float  # sum of e2e_s
-    num_exact: int  # rows of contract methods with parity `exact`
-    num_owed: int  # rows those methods owe: one for each ok row of vanilla
+    num_error_samples: int
+    num_output_tokens: int
+    busy_s: float
+    num_exact: int
+    num_owed: int
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,9 @@ def parse(command: Sequence[str]) -> dict[str, Any]:
     kinds: dict[str, Any] = {"eval": EvalConfig, "plan": EvalConfig, "train-heads": TrainConfig, "tune": TuneConfig}
     kind = kinds.get(name)
     if kind is not None:
-        flags = {flag: value for flag, value in parameters.items() if flag not in ("config_file", "out")}
+        flags = {
+            flag: value for flag, value in parameters.items() if flag not in ("config_file", "out", "rates", "gpus")
+        }
         if (flags.get("policy") or "").endswith("/policy.yaml"):
             flags["policy"] = "paper"  # a file that a `tune` before this command writes
         build_settings(kind, parameters["config_file"], flags)

@@ -20,6 +20,11 @@ def make_plan(examples_by_task: Mapping[str, Sequence[Example]], shard_size: int
     return tuple(Shard(shard_idx, task, chunk) for shard_idx, (task, chunk) in enumerate(chunks))
 
 
+def longest_first(shards: Sequence[Shard]) -> tuple[Shard, ...]:
+    """`shards` in the order in which they are given out: by characters of their prompts, the longest first."""
+    return tuple(sorted(shards, key=lambda shard: -sum(len(example.prompt) for example in shard.examples)))
+
+
 def plan_table(shards: Sequence[Shard]) -> pa.Table:
     """The plan as a table: one row per sample, with its shard and a hash of its prompt."""
     rows = [

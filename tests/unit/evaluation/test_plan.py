@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adadecode.config import EvalConfig
-from adadecode.evaluation.plan import make_plan, plan_hash, plan_table
+from adadecode.evaluation.plan import longest_first, make_plan, plan_hash, plan_table
 from adadecode.evaluation.run import plan_run
 from adadecode.records import Example
 from adadecode.report.schema import PLAN
@@ -101,3 +101,11 @@ def test_the_fingerprint_changes_with_every_setting_that_decides_results():
     ]
     prints = [base.fingerprint(), base.fingerprint(plan="x"), *(EvalConfig(**c).fingerprint() for c in changed)]
     assert len(set(prints)) == len(prints)
+
+
+def test_shards_with_the_longest_prompts_go_first_and_equal_ones_in_order():
+    samples = [Example(str(i), "x" * length, "") for i, length in enumerate((3, 9, 5, 5, 1, 13))]
+    shards = make_plan({"jsonl": samples}, 2)  # of 12, 10 and 14 characters
+    assert [shard.shard_idx for shard in longest_first(shards)] == [2, 0, 1]
+    alike = make_plan({"jsonl": samples[2:4]}, 1)
+    assert longest_first(alike) == alike
