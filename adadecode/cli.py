@@ -3,6 +3,7 @@
 Heavy imports wait for the command that needs them.
 """
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -66,8 +67,8 @@ def console() -> Console:
 @data_flags
 @decode_flags
 @run_flags
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: results/<task>-<fingerprint>]")
-def eval_command(config_file: Path | None, out: Path | None, **flags: Any) -> None:
+@click.option("--out", help="Run folder, or s3:// or gs:// URL.  [default: results/<task>-<fingerprint>]")
+def eval_command(config_file: Path | None, out: str | None, **flags: Any) -> None:
     """Evaluate AdaDecode against vanilla decoding; rerun the same command to finish what is missing.
 
     Without arguments: the embedded model on the embedded prompts.
@@ -76,28 +77,31 @@ def eval_command(config_file: Path | None, out: Path | None, **flags: Any) -> No
     sys.exit(report_result(result))
 
 
-def evaluate(config: EvalConfig, out: Path | None) -> "RunResult":
+def evaluate(config: EvalConfig, out: str | None) -> "RunResult":
     """Runs `config` to its end, on Ray or in this process; returns the closed run."""
     from adadecode.evaluation.run import close_run, prepare_run
 
-    prepared = prepare_run(config, out)
-    num_todo, num_shards = len(prepared.todo), len(prepared.shards)
-    click.echo(
-        f"run {prepared.folder.path}: {prepared.plan.num_rows} samples in {num_shards} shards, "
-        f"{num_shards - num_todo} done before, {num_todo} to do; methods {', '.join(config.methods)}"
-    )
-    with ShardProgress(prepared) as on_shard:
-        if config.local:
-            from adadecode.evaluation.local import run_local
+    with contextlib.ExitStack() as stack:
+        prepared = prepare_run(config, out, stack)
+        num_todo, num_shards = len(prepared.todo), len(prepared.shards)
+        for note in prepared.notes:
+            click.echo(note)
+        click.echo(
+            f"run {prepared.folder.location}: {prepared.plan.num_rows} samples in {num_shards} shards, "
+            f"{num_shards - num_todo} done before, {num_todo} to do; methods {', '.join(config.methods)}"
+        )
+        with ShardProgress(prepared) as on_shard:
+            if config.local:
+                from adadecode.evaluation.local import run_local
 
-            run_local(prepared, on_shard)
-        else:
-            from ray_jobs.scheduler import connect, run_on_ray
+                run_local(prepared, on_shard)
+            else:
+                from ray_jobs.scheduler import connect, run_on_ray
 
-            if prepared.todo:
-                connect(config.address)
-            run_on_ray(prepared, on_shard)
-    return close_run(prepared)
+                if prepared.todo:
+                    connect(config.address)
+                run_on_ray(prepared, on_shard)
+        return close_run(prepared)
 
 
 class ShardProgress:
@@ -129,7 +133,7 @@ class ShardProgress:
 
 def report_result(result: "RunResult") -> int:
     """Prints the summary, the parity and what is wrong; returns the exit code."""
-    from adadecode.report.schema import CONTRACT_METHODS
+    from adadecode.report.parity import broken_contract, num_checked
     from adadecode.report.summary import num_owed, parity_line
     from adadecode.report.tables import mismatch_lines, summary_table
 
@@ -138,18 +142,14 @@ def report_result(result: "RunResult") -> int:
     for line in mismatch_lines(result.verify) + result.disagreements:
         click.echo(line)
     click.echo(f"tables: {result.folder}")
-    broken = [
-        row
-        for row in result.verify.to_pylist()
-        if row["method"] in CONTRACT_METHODS and (row["parity"] not in ("exact", None) or row["logits_equal"] is False)
-    ]
+    broken = broken_contract(result.verify).num_rows
     if broken or result.disagreements:
-        click.echo(f"parity broken on {len(broken)} of {result.verify.num_rows} checked outputs", err=True)
+        click.echo(f"parity broken on {broken} of {result.verify.num_rows} checked outputs", err=True)
         return EXIT_MISMATCH
     if result.num_missing:
         click.echo(f"{result.num_missing} planned rows are missing: run the same command again", err=True)
         return EXIT_INCOMPLETE
-    unproved = num_owed(result.summary) - sum(row["method"] in CONTRACT_METHODS for row in result.verify.to_pylist())
+    unproved = num_owed(result.summary) - num_checked(result.verify)
     if unproved:
         click.echo(
             f"{unproved} outputs of vanilla have none to compare with; see error_message in the samples", err=True
@@ -196,20 +196,21 @@ def plan_command(config_file: Path | None, **flags: Any) -> None:
 @click.option("--tasks", "task_list", help="Tasks with commas; default: --task.")
 @policy_flags
 @run_flags
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results/sweep"), show_default=True)
+@click.option("--out", default="results/sweep", show_default=True, help="Folder, or s3:// or gs:// URL.")
 def sweep_command(
     config_file: Path | None,
     gammas: str | None,
     exit_sets: Sequence[str],
     max_drafts_list: str | None,
     task_list: str | None,
-    out: Path,
+    out: str,
     **flags: Any,
 ) -> None:
     """Evaluate a grid of settings, or the `cells` that --config names; rerun to finish it.
 
     One run folder per cell under --out, and sweep.parquet over all of them.
     """
+    from adadecode.evaluation.storage import join
     from adadecode.evaluation.sweep import Grid, check_heads_exist, plan_cells, write_sweep
     from adadecode.report.sweep_table import sweep_table
 
@@ -224,7 +225,7 @@ def sweep_command(
     codes, summaries = [], {}
     for idx, cell in enumerate(cells):
         click.echo(f"cell {idx + 1}/{len(cells)}: {cell.name}")
-        result = evaluate(cell.config, out / cell.name)
+        result = evaluate(cell.config, join(out, cell.name))
         codes.append(report_result(result))
         summaries[cell.name] = result.summary
     console().print(sweep_table(write_sweep(out, summaries)))
@@ -385,27 +386,27 @@ def tune_exit_code(variants: Sequence[dict[str, Any]]) -> int:
 
 
 @main.command("report")
-@click.argument("run", type=click.Path(path_type=Path))
-def report_command(run: Path) -> None:
+@click.argument("run")
+def report_command(run: str) -> None:
     """Print a run's tables, from its committed rows."""
-    from adadecode.evaluation.store import read_run, read_samples
-    from adadecode.report.parity import recompute_parity
+    from adadecode.evaluation.run import read_committed
+    from adadecode.evaluation.store import read_run
     from adadecode.report.summary import parity_line, summarise
     from adadecode.report.tables import mismatch_lines, provenance_lines, summary_table
 
-    facts, samples = read_run(run), read_samples(run)
+    facts, committed = read_run(run), read_committed(run)
     for line in provenance_lines(facts):
         click.echo(line)
-    summary = summarise(samples)
+    summary = summarise(committed.narrow, committed.verify)
     console().print(summary_table(summary))
     click.echo(parity_line(summary))
-    for line in mismatch_lines(recompute_parity(samples)):
+    for line in mismatch_lines(committed.verify):
         click.echo(line)
 
 
 @main.command("verify")
-@click.argument("run", type=click.Path(path_type=Path))
-def verify_command(run: Path) -> None:
+@click.argument("run")
+def verify_command(run: str) -> None:
     """Recompute the parity of a run from its tables alone: token ids, lengths, digests, stored claims, planned rows."""
     from adadecode.evaluation.run import reopen_result
 
@@ -442,7 +443,9 @@ def submit_command(address: str, working_dir: str | None, command: str, argument
 
 
 def with_absolute_out(arguments: Sequence[str]) -> tuple[str, ...]:
-    """`arguments` with --out absolute, since a job runs in a folder of its own; raises UsageError without one."""
+    """`arguments` with --out absolute or a URL: a job runs in a folder of its own; raises UsageError without one."""
+    from adadecode.evaluation.storage import absolute
+
     given = list(arguments)
     for idx, argument in enumerate(given):
         if argument.startswith("--out="):
@@ -452,5 +455,5 @@ def with_absolute_out(arguments: Sequence[str]) -> tuple[str, ...]:
     value_idx = given.index("--out") + 1
     if value_idx == len(given):
         raise UsageError("--out needs a folder")
-    given[value_idx] = str(Path(given[value_idx]).resolve())
+    given[value_idx] = absolute(given[value_idx])
     return tuple(given)

@@ -91,5 +91,6 @@ run_flags = together(
     click.option("--check-logits/--no-check-logits", default=None, help="Compare logit bits too.  [default: yes]"),
     click.option("--workers", type=int, help="Ray actors: one GPU each, or an equal share of the CPUs.  [default: 1]"),
     click.option("--local", is_flag=True, default=None, help="In this process, without Ray."),
+    click.option("--retry-errors", is_flag=True, default=None, help="Compute shards with failed samples again."),
     click.option("--address", help="Ray cluster to join.  [default: RAY_ADDRESS, else one on this machine]"),
 )

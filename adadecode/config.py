@@ -19,7 +19,7 @@ Method = Literal["vanilla", "vanilla-w1", "adadecode", "adadecode-unverified", "
 ShapeName = Literal["llama-3.1-8b", "llama-3.2-1b", "qwen3-8b", "llama-160m"]
 
 # Settings that say where and with how many hands a run is done, not what it computes.
-PLACEMENT_FIELDS = {"workers", "local", "address", "threads"}
+PLACEMENT_FIELDS = {"workers", "local", "address", "threads", "retry_errors"}
 
 DRAFTING_METHODS: frozenset[Method] = frozenset({"adadecode", "adadecode-unverified"})  # those that need heads
 ORIGINAL_HEADS = "original"  # instead of a folder: the model's own norm and LM head at every exit
@@ -100,6 +100,7 @@ class EvalConfig(Settings):
     threads: int | None = Field(None, ge=1)  # per worker; None: cores // workers
     local: bool = False
     address: str | None = None
+    retry_errors: bool = False  # computes shards with samples that failed again
 
     @field_validator("methods")
     @classmethod

@@ -27,6 +27,22 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class ShardOutcome:
+    """What the rows of one shard come to.
+
+    `num_error_samples` have an error row; tokens and seconds are sums over all methods. The methods under the parity
+    contract owe one row per ok row of vanilla; `num_exact` of them are exact.
+    """
+
+    num_samples: int
+    num_error_samples: int
+    num_output_tokens: int
+    busy_s: float
+    num_exact: int
+    num_owed: int
+
+
+@dataclass(frozen=True)
 class Generation:
     """What one greedy generation gave and cost.
 

@@ -3,7 +3,6 @@
 import os
 import traceback
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray
 
@@ -18,7 +17,7 @@ class ActorTask:
 
     config: EvalConfig
     tasks: tuple[str, ...]
-    folder: Path
+    folder: str  # its location, the same on every node
     fingerprint: str
     threads: int
 
@@ -38,7 +37,7 @@ class EvalActor:
         task = self._task
         self._folder = RunFolder(task.folder)
         if self._folder.fingerprint != task.fingerprint:
-            raise RunFolderError(f"{str(task.folder)!r} was taken over by another run: choose another --out")
+            raise RunFolderError(f"{task.folder!r} was taken over by another run: choose another --out")
         self._worker = load_worker(task.config, task.tasks, self._worker_id, task.threads)
         return self._worker_id
 

@@ -18,6 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 from adadecode.config import EvalConfig, TrainConfig
 from adadecode.errors import AdaDecodeError, ResourcesError, UsageError
 from adadecode.evaluation.run import PreparedRun
+from adadecode.evaluation.storage import absolute
 from adadecode.records import Shard
 from ray_jobs.actors import ActorTask, EvalActor
 
@@ -102,7 +103,9 @@ def run_on_ray(prepared: PreparedRun, on_shard: Callable[[Shard], None]) -> None
     config = prepared.config
     resources, threads = actor_resources(config)
     folder = prepared.folder
-    task = ActorTask(with_absolute_paths(config), prepared.tasks, folder.path.resolve(), folder.fingerprint, threads)
+    task = ActorTask(
+        with_absolute_paths(config), prepared.tasks, absolute(folder.location), folder.fingerprint, threads
+    )
     crew = Crew(EvalActor, task, threads, resources)
     try:
         for _ in range(min(config.workers, len(prepared.todo))):

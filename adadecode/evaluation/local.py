@@ -16,6 +16,7 @@ def run_local(prepared: PreparedRun, on_shard: Callable[[Shard], None]) -> None:
     config = prepared.config
     worker = load_worker(config, prepared.tasks, "local", config.threads)
     for shard in prepared.todo:
+        prepared.check_lease()
         do_shard(worker, shard, prepared.folder)
         on_shard(shard)
 
