@@ -57,8 +57,8 @@ def main() -> None:
 @data_flags
 @decode_flags
 @run_flags
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: results/<task>-<fingerprint>]")
-def eval_command(config_file: Path | None, out: Path | None, **flags: Any) -> None:
+@click.option("--out", help="Run folder, or s3:// or gs:// URL.  [default: results/<task>-<fingerprint>]")
+def eval_command(config_file: Path | None, out: str | None, **flags: Any) -> None:
     """Evaluate AdaDecode against vanilla decoding; rerun the same command to finish what is missing.
 
     Without arguments: the embedded model on the embedded prompts.
@@ -117,20 +117,21 @@ def plan_command(config_file: Path | None, rates: Path | None, gpus: tuple[int, 
 @click.option("--tasks", "task_list", help="Tasks with commas; default: --task.")
 @policy_flags
 @run_flags
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results/sweep"), show_default=True)
+@click.option("--out", default="results/sweep", show_default=True, help="Folder, or s3:// or gs:// URL.")
 def sweep_command(
     config_file: Path | None,
     gammas: str | None,
     exit_sets: Sequence[str],
     max_drafts_list: str | None,
     task_list: str | None,
-    out: Path,
+    out: str,
     **flags: Any,
 ) -> None:
     """Evaluate a grid of settings, or the `cells` that --config names; rerun to finish it.
 
     One run folder per cell under --out, and sweep.parquet over all of them.
     """
+    from adadecode.evaluation.storage import join
     from adadecode.evaluation.sweep import Grid, check_heads_exist, plan_cells, write_sweep
     from adadecode.report.sweep_table import sweep_table
 
@@ -146,7 +147,7 @@ def sweep_command(
     with StopRequest(max(cell.config.grace_s for cell in cells), say_on_stderr) as stop:
         for idx, cell in enumerate(cells):
             click.echo(f"cell {idx + 1}/{len(cells)}: {cell.name}")
-            result = evaluate(cell.config, out / cell.name, stop)
+            result = evaluate(cell.config, join(out, cell.name), stop)
             codes.append(report_result(result, resume_command()))
             summaries[cell.name] = result.summary
             if stop.is_made:
@@ -309,28 +310,28 @@ def tune_exit_code(variants: Sequence[dict[str, Any]]) -> int:
 
 
 @main.command("report")
-@click.argument("run", type=click.Path(path_type=Path))
-def report_command(run: Path) -> None:
+@click.argument("run")
+def report_command(run: str) -> None:
     """Print a run's tables, from its committed rows."""
-    from adadecode.evaluation.store import read_run, read_samples
+    from adadecode.evaluation.run import read_committed
+    from adadecode.evaluation.store import read_run
     from adadecode.report.errors import error_lines
-    from adadecode.report.parity import recompute_parity
     from adadecode.report.summary import parity_line, summarise
     from adadecode.report.tables import mismatch_lines, provenance_lines, summary_table
 
-    facts, samples = read_run(run), read_samples(run)
+    facts, committed = read_run(run), read_committed(run)
     for line in provenance_lines(facts):
         click.echo(line)
-    summary = summarise(samples)
+    summary = summarise(committed.narrow, committed.verify)
     console().print(summary_table(summary))
     click.echo(parity_line(summary))
-    for line in error_lines(samples) + mismatch_lines(recompute_parity(samples)):
+    for line in error_lines(committed.narrow) + mismatch_lines(committed.verify):
         click.echo(line)
 
 
 @main.command("verify")
-@click.argument("run", type=click.Path(path_type=Path))
-def verify_command(run: Path) -> None:
+@click.argument("run")
+def verify_command(run: str) -> None:
     """Recompute the parity of a run from its tables alone: token ids, lengths, digests, stored claims, planned rows."""
     from adadecode.evaluation.run import reopen_result
 
@@ -367,7 +368,9 @@ def submit_command(address: str, working_dir: str | None, command: str, argument
 
 
 def with_absolute_out(arguments: Sequence[str]) -> tuple[str, ...]:
-    """`arguments` with --out absolute, since a job runs in a folder of its own; raises UsageError without one."""
+    """`arguments` with --out absolute or a URL: a job runs in a folder of its own; raises UsageError without one."""
+    from adadecode.evaluation.storage import absolute
+
     given = list(arguments)
     for idx, argument in enumerate(given):
         if argument.startswith("--out="):
@@ -377,5 +380,5 @@ def with_absolute_out(arguments: Sequence[str]) -> tuple[str, ...]:
     value_idx = given.index("--out") + 1
     if value_idx == len(given):
         raise UsageError("--out needs a folder")
-    given[value_idx] = str(Path(given[value_idx]).resolve())
+    given[value_idx] = absolute(given[value_idx])
     return tuple(given)

@@ -44,7 +44,7 @@ def resume_command() -> str:
     return f"{name} {shlex.join(sys.argv[1:])}"
 
 
-def evaluate(config: EvalConfig, out: Path | None, stop: StopRequest) -> "RunResult":
+def evaluate(config: EvalConfig, out: str | None, stop: StopRequest) -> "RunResult":
     """Runs `config` until it is done or was asked to `stop`, on Ray or in this process; returns the closed run.
 
     Whatever ends it, the tables are written from what is committed.
@@ -55,6 +55,8 @@ def evaluate(config: EvalConfig, out: Path | None, stop: StopRequest) -> "RunRes
     from adadecode.report.live import LiveProgress
 
     with open_run(config, out) as prepared:
+        for note in prepared.notes:
+            click.echo(note)
         num_todo, num_shards = len(prepared.todo), len(prepared.shards)
         click.echo(
             f"run {prepared.folder.location}: {prepared.plan.num_rows} samples in {num_shards} shards, "
@@ -126,7 +128,7 @@ def report_result(result: "RunResult", resume: str | None = None) -> int:
 
     `resume` is the command that goes on, when it is known.
     """
-    from adadecode.report.schema import CONTRACT_METHODS
+    from adadecode.report.parity import broken_contract, num_checked
     from adadecode.report.summary import num_owed, parity_line
     from adadecode.report.tables import mismatch_lines, summary_table
 
@@ -135,19 +137,15 @@ def report_result(result: "RunResult", resume: str | None = None) -> int:
     for line in result.errors + mismatch_lines(result.verify) + result.disagreements:
         click.echo(line)
     click.echo(f"tables: {result.folder}")
-    broken = [
-        row
-        for row in result.verify.to_pylist()
-        if row["method"] in CONTRACT_METHODS and (row["parity"] not in ("exact", None) or row["logits_equal"] is False)
-    ]
+    broken = broken_contract(result.verify).num_rows
     if broken or result.disagreements:
-        click.echo(f"parity broken on {len(broken)} of {result.verify.num_rows} checked outputs", err=True)
+        click.echo(f"parity broken on {broken} of {result.verify.num_rows} checked outputs", err=True)
         return EXIT_MISMATCH
     if result.num_missing:
         how = "run the same command again" if resume is None else f"go on with: {resume}"
         say_on_stderr(f"{result.num_missing} planned rows are missing; {how}")
         return EXIT_INCOMPLETE
-    unproved = num_owed(result.summary) - sum(row["method"] in CONTRACT_METHODS for row in result.verify.to_pylist())
+    unproved = num_owed(result.summary) - num_checked(result.verify)
     if unproved:
         click.echo(
             f"{unproved} outputs of vanilla have none to compare with; see error_message in the samples", err=True

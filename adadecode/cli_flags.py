@@ -106,6 +106,7 @@ run_flags = together(
         "[default: 1]",
     ),
     click.option("--local", is_flag=True, default=None, help="In this process, without Ray."),
+    click.option("--retry-errors", is_flag=True, default=None, help="Compute shards with failed samples again."),
     click.option("--address", help="Ray cluster to join.  [default: RAY_ADDRESS, else one on this machine]"),
     click.option(
         "--deadline",

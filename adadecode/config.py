@@ -22,7 +22,7 @@ Method = Literal["vanilla", "vanilla-w1", "adadecode", "adadecode-unverified", "
 ShapeName = Literal["llama-3.1-8b", "llama-3.2-1b", "qwen3-8b", "llama-160m"]
 
 # Settings that say where, with how many hands and how patiently a run is done, not what it computes.
-PLACEMENT_FIELDS = {"workers", "local", "address", "threads", "deadline_s", "grace_s", "max_errors"}
+PLACEMENT_FIELDS = {"workers", "local", "address", "threads", "deadline_s", "grace_s", "max_errors", "retry_errors"}
 
 DRAFTING_METHODS: frozenset[Method] = frozenset({"adadecode", "adadecode-unverified"})  # those that need heads
 ORIGINAL_HEADS = "original"  # instead of a folder: the model's own norm and LM head at every exit
@@ -117,6 +117,7 @@ class EvalConfig(Settings):
     deadline_s: float = Field(60.0, gt=0.0)  # the least a shard may take before its worker counts as hung
     grace_s: float = Field(20.0, ge=0.0)  # for shards in flight when the run is asked to stop
     max_errors: str = "5%"  # samples that may fail before the run stops: N, or P% of those planned
+    retry_errors: bool = False  # computes shards with samples that failed again
 
     @field_validator("max_errors", mode="before")
     @classmethod

@@ -35,6 +35,10 @@ class RunFolderError(UsageError):
     """An output folder that belongs to another run or cannot be written."""
 
 
+class LeaseError(UsageError):
+    """A run folder in which another driver is at work."""
+
+
 class TraceError(UsageError):
     """A trace that is damaged, or was recorded from another model, tokenizer or heads."""
 

@@ -5,7 +5,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
@@ -55,7 +54,7 @@ class Evaluator(Process):
         from adadecode.evaluation.worker_log import configure_worker_log
 
         task = self._task
-        self._folder = RunFolder(Path(task.location))
+        self._folder = RunFolder(task.location)
         configure_worker_log(self._folder.run_id, self._worker_id)
         if self._folder.fingerprint != task.fingerprint:
             raise RunFolderError(f"{task.location!r} was taken over by another run: choose another --out")

@@ -68,6 +68,10 @@ def run_on_ray(
         if outcome is not None:
             display.on_shard(outcome)
 
+    def on_wait() -> None:
+        prepared.lease.check()
+        display.update(worker_states(scheduler, crew))
+
     try:
         drive(
             crew,
@@ -76,7 +80,7 @@ def run_on_ray(
             on_done=on_done,
             on_give_up=on_give_up,
             is_stopping=is_stopping,
-            on_wait=lambda: display.update(worker_states(scheduler, crew)),
+            on_wait=on_wait,
             on_lost=display.on_lost_worker,
         )
     finally:

@@ -21,6 +21,7 @@ def run_local(
     config = prepared.config
     worker = load_worker(config, prepared.tasks, "local", config.threads)
     for shard in prepared.todo:
+        prepared.lease.check()
         if is_stopping():
             return
         outcome, _ = do_shard(worker, shard, prepared.folder)

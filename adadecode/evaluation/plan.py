@@ -54,10 +54,5 @@ def method_order(methods: tuple[Method, ...], turn: int) -> tuple[Method, ...]:
     return rotated if turn // len(methods) % 2 == 0 else rotated[::-1]
 
 
-def longest_first(shards: Sequence[Shard]) -> list[Shard]:
-    """`shards` by the length of their prompts, so that what is done last is short; ties in plan order."""
-    return sorted(shards, key=lambda shard: -sum(len(example.prompt) for example in shard.examples))
-
-
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -20,7 +20,7 @@ def total_outcome(outcomes: Iterable[ShardOutcome]) -> ShardOutcome:
 
 def committed_total(folder: RunFolder) -> ShardOutcome:
     """What all committed shards of a run came to."""
-    return total_outcome(ShardOutcome(**commit["outcome"]) for commit in read_commits(folder.path).values())
+    return total_outcome(ShardOutcome(**commit["outcome"]) for commit in read_commits(folder.location).values())
 
 
 class RunProgress:

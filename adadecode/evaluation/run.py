@@ -1,12 +1,12 @@
 """What every executor shares: preparing a run folder, doing one shard in it, and closing the run."""
 
+import contextlib
 import functools
 import importlib.metadata
 import logging
 import platform
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,14 +18,27 @@ import pyarrow.parquet as pq
 from adadecode import __version__
 from adadecode.config import EvalConfig
 from adadecode.errors import RunFolderError
+from adadecode.evaluation.lease import Lease
+from adadecode.evaluation.lost import LOST_BY
 from adadecode.evaluation.plan import make_plan, plan_hash, plan_table
 from adadecode.evaluation.sources import source_hashes
-from adadecode.evaluation.store import RunFolder, missing_rows, new_attempt, read_commits, read_run, read_samples
+from adadecode.evaluation.storage import open_storage
+from adadecode.evaluation.store import (
+    RunFolder,
+    committed_tables,
+    missing_rows,
+    new_attempt,
+    num_unplanned,
+    read_commits,
+    read_run,
+    refuse_others_results,
+)
 from adadecode.evaluation.worker_log import shard_context
 from adadecode.records import Shard, ShardOutcome
-from adadecode.report.errors import error_lines
-from adadecode.report.parity import recompute_parity, stored_disagreements
-from adadecode.report.summary import summarise
+from adadecode.report.errors import ERROR_COLUMNS, error_lines
+from adadecode.report.parity import recompute_parity, reject_duplicates, stored_disagreements
+from adadecode.report.schema import SAMPLES, VERIFY
+from adadecode.report.summary import NARROW, summarise
 from adadecode.tasks import expand_task, load_examples
 
 log = logging.getLogger(__name__)
@@ -35,18 +48,20 @@ PACKAGES = ("torch", "transformers", "ray", "datasets", "pyarrow", "tokenizers",
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run whose folder is open and whose shards are known."""
+    """A run whose folder is open and whose shards are known; `notes` say what had to be withdrawn to continue it."""
 
     config: EvalConfig
     folder: RunFolder
     tasks: tuple[str, ...]
     shards: tuple[Shard, ...]
     plan: pa.Table
+    lease: Lease
+    notes: tuple[str, ...]
 
     @functools.cached_property
     def todo(self) -> tuple[Shard, ...]:
         """The shards that had no commit when this process opened the run."""
-        done = read_commits(self.folder.path)
+        done = read_commits(self.folder.location)
         return tuple(shard for shard in self.shards if shard.shard_idx not in done)
 
 
@@ -54,7 +69,7 @@ class PreparedRun:
 class RunResult:
     """What a run comes to, judged from its committed rows."""
 
-    folder: Path
+    folder: str  # its location
     summary: pa.Table
     verify: pa.Table
     disagreements: list[str]
@@ -78,8 +93,14 @@ def plan_run(config: EvalConfig) -> tuple[tuple[Shard, ...], pa.Table]:
     return shards, plan_table(shards)
 
 
-def prepare_run(config: EvalConfig, out: Path | None) -> PreparedRun:
-    """Plans the run and opens its folder, `results/<task>-<fingerprint>` when `out` is None."""
+@contextlib.contextmanager
+def open_run(config: EvalConfig, out: str | Path | None) -> Iterator[PreparedRun]:
+    """Plans the run and opens its folder, `results/<task>-<fingerprint>` when `out` is None.
+
+    While the context lasts this process is the folder's only driver. What is damaged in the folder is withdrawn, so that
+    the run computes it again. Raises LeaseError when another driver is at work there, and RunFolderError when the folder
+    holds another run's results.
+    """
     shards, plan = plan_run(config)
     tasks = tuple(dict.fromkeys(shard.task for shard in shards))
     hashes = source_hashes(config, tasks) | {"plan": plan_hash(plan)}
@@ -89,51 +110,96 @@ def prepare_run(config: EvalConfig, out: Path | None) -> PreparedRun:
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "provenance": provenance() | {"hashes": hashes},
     }
-    folder = RunFolder.open(out or Path("results") / f"{config.task}-{fingerprint[:8]}", fingerprint, facts)
-    folder.write_table("plan.parquet", plan)
-    return PreparedRun(config, folder, tasks, shards, plan)
-
-
-@contextmanager
-def open_run(config: EvalConfig, out: Path | None) -> Iterator[PreparedRun]:
-    yield prepare_run(config, out)
+    location = str(out) if out else str(Path("results") / f"{config.task}-{fingerprint[:8]}")
+    refuse_others_results(location, fingerprint, facts)
+    with Lease(open_storage(location)) as lease:
+        folder = RunFolder.open(location, fingerprint, facts)
+        notes = folder.check_commits()
+        if config.retry_errors and (num_withdrawn := folder.withdraw_errors()):
+            notes.append(f"{num_withdrawn} shards with samples that failed are computed again")
+        folder.write_table("plan.parquet", plan)
+        yield PreparedRun(config, folder, tasks, shards, plan, lease, tuple(notes))
 
 
 def close_run(prepared: PreparedRun) -> RunResult:
-    """Writes verify.parquet and summary.parquet from the committed rows and sets the run's status."""
+    """Writes verify.parquet and summary.parquet from the committed rows and sets the run's status.
+
+    What attempts that lost left behind is deleted once no planned row is missing.
+    """
+    prepared.lease.check()
     folder = prepared.folder
-    result = judge(folder.path, prepared.plan, prepared.config.methods, prepared.config.repeats)
+    result = judge(folder.location, prepared.plan, prepared.config.methods, prepared.config.repeats)
     folder.write_table("verify.parquet", result.verify)
     folder.write_table("summary.parquet", result.summary)
-    workers = {commit["worker"]["worker_id"]: commit["worker"] for commit in read_commits(folder.path).values()}
+    workers = {commit["worker"]["worker_id"]: commit["worker"] for commit in read_commits(folder.location).values()}
     folder.update_run(status="incomplete" if result.num_missing else "complete", workers=list(workers.values()))
+    if not result.num_missing:
+        folder.sweep()
     return result
 
 
-def reopen_result(path: Path) -> RunResult:
-    """What the run in `path` comes to, recomputed from its tables alone; writes nothing."""
-    config = read_run(path)["config"]
+def reopen_result(location: str | Path) -> RunResult:
+    """What the run at `location` comes to, recomputed from its tables alone; writes nothing."""
+    config = read_run(location)["config"]
     try:
-        plan = pq.read_table(path / "plan.parquet")
+        plan = pq.read_table(pa.BufferReader(open_storage(location).read("plan.parquet")))
     except (OSError, pa.ArrowException) as error:
-        raise RunFolderError(f"{str(path)!r}: plan.parquet cannot be read; run the same command again") from error
-    return judge(path, plan, config["methods"], config["repeats"])
+        raise RunFolderError(f"{str(location)!r}: plan.parquet cannot be read; run the same command again") from error
+    return judge(location, plan, config["methods"], config["repeats"])
 
 
-def judge(path: Path, plan: pa.Table, methods: Sequence[str], repeats: int) -> RunResult:
-    """Summary, parity and missing rows of the committed rows in `path`."""
-    samples = read_samples(path)
-    verify = recompute_parity(samples)
-    hashes = sorted({commit["worker"].get("model_hash", "unknown") for commit in read_commits(path).values()})
+def judge(location: str | Path, plan: pa.Table, methods: Sequence[str], repeats: int) -> RunResult:
+    """Summary, parity and missing rows of the committed rows at `location`.
+
+    Raises RunFolderError when a row is stored twice or was never planned.
+    """
+    committed = read_committed(location)
+    unplanned = num_unplanned(plan, committed.narrow, methods, repeats)
+    if unplanned:
+        raise RunFolderError(
+            f"{str(location)!r}: {unplanned} committed rows are not in its plan, so it cannot be complete: choose "
+            "another --out"
+        )
+    workers = [
+        commit["worker"] for commit in read_commits(location).values() if commit["worker"]["worker_id"] != LOST_BY
+    ]
+    hashes = sorted({worker.get("model_hash", "unknown") for worker in workers})
     mixed = [f"shards were computed with different weights: {', '.join(hashes)}"] if len(hashes) > 1 else []
     return RunResult(
-        folder=path,
-        summary=summarise(samples),
-        verify=verify,
-        disagreements=mixed + stored_disagreements(samples, verify),
-        errors=error_lines(samples),
-        num_missing=missing_rows(plan, samples, methods, repeats),
+        folder=str(location),
+        summary=summarise(committed.narrow, committed.verify),
+        verify=committed.verify,
+        disagreements=mixed + committed.disagreements,
+        errors=error_lines(committed.narrow),
+        num_missing=missing_rows(plan, committed.narrow, methods, repeats),
     )
+
+
+@dataclass(frozen=True)
+class Committed:
+    """The committed rows without their token ids, and what those ids say of parity."""
+
+    narrow: pa.Table
+    verify: pa.Table
+    disagreements: list[str]
+
+
+def read_committed(location: str | Path) -> Committed:
+    """Reads one shard's file after another: a sample's methods are all in one, so parity needs no other.
+
+    Raises RunFolderError as `read_samples` does, and when a row is stored twice.
+    """
+    columns = list(dict.fromkeys([*NARROW, *ERROR_COLUMNS, "shard"]))
+    narrow = [SAMPLES.empty_table().select(columns)]
+    verify, disagreements = [VERIFY.empty_table()], []
+    for samples in committed_tables(location):
+        of_shard = recompute_parity(samples)
+        disagreements += stored_disagreements(samples, of_shard)
+        narrow.append(samples.select(columns))
+        verify.append(of_shard)
+    rows = pa.concat_tables(narrow).combine_chunks()
+    reject_duplicates(rows)
+    return Committed(rows, pa.concat_tables(verify).combine_chunks(), disagreements)
 
 
 def do_shard(worker: Any, shard: Shard, folder: RunFolder) -> tuple[ShardOutcome, float | None]:

@@ -114,12 +114,13 @@ def check_heads_exist(cells: Sequence[Cell]) -> None:
             raise UsageError(f"cell {cell.name!r}: {error}") from None
 
 
-def write_sweep(out: Path, summaries: Mapping[str, Any]) -> Any:
+def write_sweep(out: str, summaries: Mapping[str, Any]) -> Any:
     """Writes `out`/sweep.parquet, the SUMMARY tables of all cells under each other; returns the table."""
     from adadecode.evaluation.run import git_sha
-    from adadecode.evaluation.store import write_table
+    from adadecode.evaluation.storage import open_storage
+    from adadecode.evaluation.store import store_table
     from adadecode.report.sweep_table import join_cells
 
     table = join_cells(summaries)
-    write_table(out / SWEEP_FILE, table, {"git_sha": git_sha() or ""})
+    store_table(open_storage(out), SWEEP_FILE, table, {"git_sha": git_sha() or ""})
     return table

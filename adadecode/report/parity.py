@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from adadecode.errors import RunFolderError
-from adadecode.report.schema import VERIFY
+from adadecode.report.schema import CONTRACT_METHODS, VERIFY
 
 NEAR_TIE_MARGIN: dict[str, float] = {"float32": 1e-3, "float16": 0.0625, "bfloat16": 0.5}
 
@@ -68,7 +68,7 @@ def recompute_parity(samples: pa.Table) -> pa.Table:
     names the divergence the ids show. A stored claim that the ids or digests contradict comes out as `mismatch`. Parity
     is null where vanilla's row is missing or an error. Raises RunFolderError when a row is stored twice.
     """
-    _reject_duplicates(samples)
+    reject_duplicates(samples)
     rows, partners = _pair_with_vanilla(samples)
     vanilla = samples.select(["output_token_ids", "finish_reason", "logits_digest"]).take(partners)
     stored = samples.select([*CLAIMS, *vanilla.column_names]).take(rows)
@@ -98,6 +98,18 @@ def stored_disagreements(samples: pa.Table, verify: pa.Table) -> list[str]:
         if wrong:
             lines.append(f"{row['task']}/{row['sample_id']} {row['method']} repeat {row['repeat']}: {'; '.join(wrong)}")
     return lines
+
+
+def broken_contract(verify: pa.Table) -> pa.Table:
+    """The rows of VERIFY in which a method under the parity contract is not vanilla's equal."""
+    of_contract = verify.filter(pc.field("method").isin(CONTRACT_METHODS))
+    differs = pc.fill_null(pc.not_equal(of_contract["parity"], "exact"), False)
+    return of_contract.filter(pc.or_(differs, pc.fill_null(pc.invert(of_contract["logits_equal"]), False)))
+
+
+def num_checked(verify: pa.Table) -> int:
+    """How many rows of VERIFY are of methods under the parity contract."""
+    return verify.filter(pc.field("method").isin(CONTRACT_METHODS)).num_rows
 
 
 def _judge(
@@ -157,7 +169,8 @@ def _id_arrays(samples: pa.Table) -> Iterator[NDArray | None]:
             yield ids[start:stop] if valid else None
 
 
-def _reject_duplicates(samples: pa.Table) -> None:
+def reject_duplicates(samples: pa.Table) -> None:
+    """Raises RunFolderError when two rows have one key."""
     codes, counts = np.unique(_combined_codes(samples, KEY), return_counts=True)
     num_extra = int(counts.sum()) - len(codes)
     if num_extra:

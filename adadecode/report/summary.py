@@ -28,16 +28,19 @@ NUMBERS = (
     "layers_per_token",
 )
 
+NARROW = ["task", "sample_id", "method", "repeat", "status", "correct", *NUMBERS]  # the columns a summary needs
 
-def summarise(samples: pa.Table) -> pa.Table:
+
+def summarise(samples: pa.Table, verify: pa.Table | None = None) -> pa.Table:
     """A SUMMARY table: one row per task and method, tasks by first appearance, the vanillas first among the methods.
 
     Error rows are counted and measured nowhere. A speedup is over the (sample, repeat) pairs that both methods
     finished, against whichever of `vanilla` and `vanilla-w1` took less time on the pairs both of those finished. Parity
-    is recomputed from the ids, so a summary cannot repeat a claim that the outputs contradict.
+    is recomputed from the ids, so a summary cannot repeat a claim that the outputs contradict; given the VERIFY table
+    of these samples, only the columns NARROW of them are needed.
     """
-    verify = recompute_parity(samples)
-    flat = samples.select(["task", "sample_id", "method", "repeat", "status", "correct", *NUMBERS])
+    parity = recompute_parity(samples) if verify is None else verify
+    flat = samples.select(NARROW)
     methods = _vanillas_first(flat["method"].unique().to_pylist())
     lines = []
     for task in flat["task"].unique().to_pylist():
@@ -46,7 +49,7 @@ def summarise(samples: pa.Table) -> pa.Table:
         for method in methods:
             rows = of_task.filter(pc.equal(of_task["method"], method))
             if rows.num_rows:
-                checked = verify.filter((pc.field("task") == task) & (pc.field("method") == method))
+                checked = parity.filter((pc.field("task") == task) & (pc.field("method") == method))
                 line = {"task": task, "method": method, "lossy": method in LOSSY_METHODS}
                 line |= _measurements(rows) | timings.speedups(method) | _scores(rows)
                 if method != "vanilla":

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -89,13 +90,11 @@ def mismatch_lines(verify: pa.Table) -> list[str]:
 
     A lossy method, of which nothing else was expected, has one line in all.
     """
-    rows = verify.to_pylist()
-    lines = [
-        _mismatch_line(row)
-        for row in rows
-        if row["method"] not in LOSSY_METHODS and row["parity"] not in (None, "exact")
-    ]
-    return lines + [_lossy_line(rows, method) for method in LOSSY_METHODS if any(r["method"] == method for r in rows)]
+    is_lossy = pc.field("method").isin(LOSSY_METHODS)
+    differs = pc.field("parity").is_valid() & (pc.field("parity") != "exact")
+    lines = [_mismatch_line(row) for row in verify.filter(~is_lossy & differs).to_pylist()]
+    lossy = verify.filter(is_lossy).select(["method", "parity", "consistency"]).to_pylist()
+    return lines + [_lossy_line(lossy, method) for method in LOSSY_METHODS if any(r["method"] == method for r in lossy)]
 
 
 def method_label(row: dict[str, Any]) -> str:
