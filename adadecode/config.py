@@ -7,7 +7,7 @@ import re
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -110,7 +110,7 @@ class EvalConfig(Settings):
     warmup: int = Field(1, ge=0)  # generations per method and worker before anything is measured
     shard_size: int = Field(4, ge=1)
     check_logits: bool = True
-    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = 1  # auto: what the cluster holds, and what joins it
+    workers: int | Literal["auto"] = 1  # auto: what the cluster holds, and what joins it
     threads: int | None = Field(None, ge=1)  # per worker; None: cores // workers
     local: bool = False
     address: str | None = None
@@ -118,6 +118,13 @@ class EvalConfig(Settings):
     grace_s: float = Field(20.0, ge=0.0)  # for shards in flight when the run is asked to stop
     max_errors: str = "5%"  # samples that may fail before the run stops: N, or P% of those planned
     retry_errors: bool = False  # computes shards with samples that failed again
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _workers_is_a_number_or_auto(cls, workers: Any) -> Any:
+        if workers != "auto" and (type(workers) is not int or workers < 1):
+            raise ValueError("give a number from 1 on, or auto: as many as the cluster holds, also later")
+        return workers
 
     @field_validator("max_errors", mode="before")
     @classmethod

@@ -6,6 +6,7 @@ import importlib.metadata
 import logging
 import platform
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -209,10 +210,13 @@ def do_shard(worker: Any, shard: Shard, folder: RunFolder) -> tuple[ShardOutcome
     """
     from adadecode.evaluation.worker import evaluate_shard
 
-    if (outcome := folder.committed_outcome(shard.shard_idx)) is not None:
-        return outcome, None
     with shard_context(shard.shard_idx):
+        if (outcome := folder.committed_outcome(shard.shard_idx)) is not None:
+            log.info("was committed before")
+            return outcome, None
+        started = time.perf_counter()
         rows = evaluate_shard(worker, shard)
+        log.info("evaluated in %.1f s", time.perf_counter() - started)
         return commit_rows(folder, shard, rows, worker_facts(worker)), full_length_s(rows, worker.config)
 
 

@@ -84,11 +84,12 @@ class RunFolder:
 
     def committed_outcome(self, shard_idx: int) -> ShardOutcome | None:
         """What the shard came to; None while it has no commit."""
+        name = _commit_name(shard_idx)
         try:
-            commit = _read_commit(self.storage, _commit_name(shard_idx))
+            content = self.storage.read(name)
         except FileNotFoundError:
             return None
-        return ShardOutcome(**commit["outcome"])
+        return ShardOutcome(**_parsed(self.storage, name, content)["outcome"])
 
     def check_commits(self) -> list[str]:
         """Withdraws every commit that is damaged or whose file is; returns one line for each.
@@ -262,10 +263,17 @@ def _commits_in(storage: Storage) -> Iterator[dict[str, Any]]:
 
 def _read_commit(storage: Storage, name: str) -> dict[str, Any]:
     try:
-        commit = json.loads(storage.read(name))
+        return _parsed(storage, name, storage.read(name))
+    except FileNotFoundError as error:
+        raise RunFolderError(f"{join(storage.location, name)}: the commit is gone; {AGAIN}") from error
+
+
+def _parsed(storage: Storage, name: str, content: bytes) -> dict[str, Any]:
+    try:
+        commit = json.loads(content)
         for field in ("shard", "file", "sha256", "fingerprint", "worker"):
             commit[field]
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"{join(storage.location, name)}: the commit is damaged; {AGAIN}") from error
     return commit
 

@@ -60,21 +60,30 @@ class Nodes:
         """Kills the node's raylet with SIGKILL; its actors die with it."""
         self.cluster.remove_node(self.nodes.pop(idx), allow_graceful=False)
 
+    def at_least(self, num: int) -> None:
+        while len(self.nodes) < num:
+            self.join()
+        self.cluster.wait_for_nodes()
+
     @property
     def address(self) -> str:
         return str(self.cluster.address)
 
 
+@pytest.fixture
+def nodes(cluster) -> Nodes:
+    """The cluster with at least its two nodes, whatever the test before did to them."""
+    cluster.at_least(NUM_NODES)
+    return cluster
+
+
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Nodes]:
+def cluster() -> Iterator[Nodes]:
     os.environ["RAY_AUTH_MODE"] = "disabled"
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "dashboard_host": "127.0.0.1"}
     )
     found = Nodes(cluster)
-    for _ in range(NUM_NODES):
-        found.join()
-    cluster.wait_for_nodes()
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     yield found
     ray.shutdown()

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ def evaluator_pids() -> list[int]:
         except psutil.Error:
             continue
     return sorted(found)
+
+
+def wait_for_commits(out: Path, num: int, running: Future[Any]) -> None:
+    """Returns when `num` shards are committed, or the run has ended."""
+    while num_commits(out) < num and not running.done():
+        time.sleep(POLL_S)
 
 
 class Saboteur(threading.Thread):

@@ -1,9 +1,11 @@
 """What is known of a run while it goes."""
 
+from dataclasses import replace
+
 import pytest
 
-from adadecode.evaluation.progress import NOTHING, RunProgress, committed_outcome, total_outcome
-from adadecode.evaluation.store import read_samples
+from adadecode.evaluation.progress import NOTHING, RunProgress, committed_total, total_outcome
+from adadecode.evaluation.store import RunFolder, read_samples
 from adadecode.records import ShardOutcome
 
 BEFORE = ShardOutcome(num_samples=8, num_error_samples=1, num_output_tokens=900, busy_s=9.0, num_exact=7, num_owed=7)
@@ -48,10 +50,13 @@ def test_the_outcome_of_committed_shards_is_that_of_their_rows(tiny, cli, tmp_pa
     out = tmp_path / "run"
     assert cli("eval", "--local", *tiny.flags(repeats=2), "--out", out).exit_code == 0
     rows = read_samples(out).to_pylist()
-    total = committed_outcome(out)
+    folder = RunFolder(out)
+    total = committed_total(folder)
     assert (total.num_samples, total.num_error_samples, total.num_exact, total.num_owed) == (5, 0, 10, 10)
     assert total.num_output_tokens == sum(row["output_len"] for row in rows) == 5 * 2 * 3 * 10
     assert total.busy_s == pytest.approx(sum(row["e2e_s"] for row in rows))
-    last = committed_outcome(out, 2)
+    last = folder.committed_outcome(2)
+    assert last is not None
     assert (last.num_samples, last.num_owed) == (1, 2)
-    assert total_outcome(committed_outcome(out, idx) for idx in range(3)) == pytest.approx(total)
+    total_of_each = total_outcome(folder.committed_outcome(idx) for idx in range(3))
+    assert replace(total_of_each, busy_s=total.busy_s) == total

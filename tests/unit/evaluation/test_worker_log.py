@@ -33,25 +33,26 @@ WORKER = """
 import sys
 from pathlib import Path
 from adadecode.config import EvalConfig, build_settings
-from adadecode.evaluation.run import do_shard, prepare_run
+from adadecode.evaluation.run import do_shard, open_run
 from adadecode.evaluation.worker import load_worker
 from adadecode.evaluation.worker_log import configure_worker_log
 
 model, heads, prompts, out = sys.argv[1:]
 flags = dict(model=model, heads=heads, task="jsonl", data_file=prompts, dtype="float32", max_new_tokens=4, shard_size=2)
 config = build_settings(EvalConfig, None, flags)
-prepared = prepare_run(config, Path(out))
-configure_worker_log(prepared.folder.run_id, "worker-0")
-worker = load_worker(config, prepared.tasks, "worker-0", 1)
-for shard in (*prepared.shards, prepared.shards[0]):
-    print(do_shard(worker, shard, prepared.folder))
+with open_run(config, Path(out)) as prepared:
+    configure_worker_log(prepared.folder.run_id, "worker-0")
+    worker = load_worker(config, prepared.tasks, "worker-0", 1)
+    for shard in (*prepared.shards, prepared.shards[0]):
+        outcome, full_s = do_shard(worker, shard, prepared.folder)
+        print(outcome.num_samples, outcome.num_error_samples)
 """
 
 
 def test_every_line_of_a_worker_names_run_shard_and_actor(tiny, tmp_path):
     prompts = write_prompts(tmp_path / "p.jsonl", ["w5 w6", "w7", " ".join(["w7"] * 2000)])
     done = python(WORKER, tiny.model, tiny.heads, prompts, tmp_path / "gsm8k-1a2b")
-    assert done.stdout.split() == ["True", "True", "False"]
+    assert done.stdout.splitlines() == ["2 0", "1 1", "2 0"]
     lines = lines_of(done.stderr)
     assert {(run, actor) for _, run, _, actor, _ in lines} == {("gsm8k-1a2b", "worker-0")}
     shown = [(level, shard, re.sub(r"\d+\.\d s", "T s", message)) for level, _, shard, _, message in lines]
@@ -61,19 +62,20 @@ def test_every_line_of_a_worker_names_run_shard_and_actor(tiny, tmp_path):
     )
     started = "started: {} samples, methods vanilla, vanilla-w1, adadecode"
     too_long = "failed: PromptTooLongError: the prompt has 2000 tokens; the model's context of 1024 needs 1 to 1023"
-    assert shown[1:4] == [
+    assert shown[1:5] == [
         ("INFO", "0", started.format(2)),
-        ("INFO", "0", "committed 6 rows, T s"),
+        ("INFO", "0", "evaluated in T s"),
+        ("INFO", "0", "committed 6 rows"),
         ("INFO", "1", started.format(1)),
     ]
-    assert [(level, shard) for level, shard, _ in shown[4:7]] == [("WARNING", "1")] * 3
+    assert [(level, shard) for level, shard, _ in shown[5:8]] == [("WARNING", "1")] * 3
     methods = ("vanilla-w1", "adadecode", "vanilla")  # their order in shard 1
-    for method, (_, _, message) in zip(methods, shown[4:7], strict=True):
+    for method, (_, _, message) in zip(methods, shown[5:8], strict=True):
         assert message.startswith(f"jsonl/00002 {method} {too_long}")
-    assert shown[7:] == [
-        ("INFO", "1", "committed 3 rows, T s"),
-        ("INFO", "0", started.format(2)),
-        ("INFO", "0", "another attempt was first; its rows count, not these 6 of T s"),
+    assert shown[8:] == [
+        ("INFO", "1", "evaluated in T s"),
+        ("INFO", "1", "committed 3 rows"),
+        ("INFO", "0", "was committed before"),
     ]
 
 
