@@ -16,7 +16,7 @@ from ray_jobs.actors import Evaluator, ShardWork
 from ray_jobs.crew import Done
 
 POLL_S = 0.005
-POISON = "7"  # the sample that ends every process that tries it
+POISON = "00007"  # the sample that ends every process that tries it
 
 
 def num_commits(out: Path) -> int:
