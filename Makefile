@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-gpu lint clean
+.PHONY: demo test test-slow test-gpu chaos efficiency lint clean
 
 demo: $(READY)
 	$(BIN)/adadecode eval --config cluster/demo.yaml
@@ -17,6 +17,13 @@ test-gpu: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+chaos: $(READY)
+	$(BIN)/python -m pytest tests/integration/chaos -m ''
+
+efficiency: $(READY)
+	PYTHONPATH=. $(BIN)/python tests/efficiency/simulate_makespan.py
+	PYTHONPATH=. $(BIN)/python tests/efficiency/driver_memory.py --samples 100000
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -15,10 +15,8 @@ from typing import Any
 import numpy as np
 
 from adadecode.config import EvalConfig, build_settings
-from adadecode.evaluation.plan import make_plan, plan_table
-from adadecode.evaluation.run import PreparedRun, close_run
-from adadecode.evaluation.store import RunFolder
-from adadecode.records import Example, Shard
+from adadecode.evaluation.run import close_run, open_run
+from adadecode.records import Shard
 
 OUTPUT_LEN = 256
 METHODS = ("vanilla", "vanilla-w1", "adadecode")
@@ -70,43 +68,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=100_000)
     parser.add_argument("--shard-size", type=int, default=4)
-    parser.add_argument("--out", help="[default: a temporary folder]")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        result = measure(given.samples, given.shard_size, given.out or str(Path(temporary) / "run"))
-    print(json.dumps(result))
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(measure(given.samples, given.shard_size, Path(folder))))
 
 
-def measure(num_samples: int, shard_size: int, out: str) -> dict[str, Any]:
-    begin = time.perf_counter()
-    examples = [Example(f"{i:06d}", "w " * 64, "w " * 64) for i in range(num_samples)]
-    config = build_settings(EvalConfig, None, {"local": True, "methods": METHODS, "shard_size": shard_size})
-    shards = make_plan({"jsonl": examples}, shard_size)
-    plan = plan_table(shards)
-    folder = RunFolder.open(out, "f00d", {"config": config.model_dump(mode="json")})
-    prepared = PreparedRun(config, folder, ("jsonl",), shards, plan)
-    planned = time.perf_counter()
+def measure(num_samples: int, shard_size: int, folder: Path) -> dict[str, Any]:
+    """Plans, commits, closes and opens again a run of `num_samples`; returns seconds and peaks of memory."""
+    prompts = folder / "prompts.jsonl"
+    with prompts.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps({"prompt": f"{i} " + "w " * 64}) + "\n" for i in range(num_samples))
+    flags = {"local": True, "task": "jsonl", "data_file": str(prompts), "methods": METHODS, "shard_size": shard_size}
+    config = build_settings(EvalConfig, None, flags)
     tokens = np.random.default_rng(0).integers(0, 128_000, OUTPUT_LEN)
-    in_commit_s = 0.0
-    for shard in shards:
-        rows = rows_of(shard, tokens)
-        started = time.perf_counter()
-        assert folder.commit_shard(shard.task, shard.shard_idx, rows, {"worker_id": "worker-0", "model_hash": "m"})
-        in_commit_s += time.perf_counter() - started
-    committed = time.perf_counter()
-    before_close = peak_bytes()
-    assert folder.check_commits() == []
-    checked = time.perf_counter()
-    result = close_run(prepared)
+    began, in_commit_s = time.perf_counter(), 0.0
+    with open_run(config, folder / "run") as prepared:
+        planned = time.perf_counter()
+        for shard in prepared.shards:
+            rows = rows_of(shard, tokens)
+            started = time.perf_counter()
+            facts = {"worker_id": "worker-0", "model_hash": "m"}
+            assert prepared.folder.commit_shard(shard.task, shard.shard_idx, rows, facts)
+            in_commit_s += time.perf_counter() - started
+        committed, before_close = time.perf_counter(), peak_bytes()
+        result = close_run(prepared)
+        closed = time.perf_counter()
     assert result.num_missing == 0, result.num_missing
     assert not result.disagreements, result.disagreements[:3]
+    with open_run(config, folder / "run") as prepared:
+        assert not prepared.todo
+        opened = time.perf_counter()
     return {
         "num_samples": num_samples,
-        "num_shards": len(shards),
-        "plan_s": round(planned - begin, 1),
+        "num_shards": len(prepared.shards),
+        "plan_s": round(planned - began, 1),
         "commit_s": round(in_commit_s, 1),
-        "check_s": round(checked - committed, 1),
-        "close_s": round(time.perf_counter() - checked, 1),
+        "close_s": round(closed - committed, 1),
+        "open_again_s": round(opened - closed, 1),
         "peak_before_close_bytes": before_close,
         "peak_bytes": peak_bytes(),
     }
