@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/adadecode eval --config cluster/demo.yaml
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest tests/gpu

@@ -10,6 +10,14 @@ import ray
 from tests.folders import save_tiny_heads, save_tiny_model, write_prompts
 
 EXITS = (1, 2, 3)
+FOLDER = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests with a cluster run in one process: two clusters on one machine get in each other's way."""
+    for item in items:
+        if FOLDER in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 @pytest.fixture(scope="session")

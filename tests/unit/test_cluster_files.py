@@ -86,7 +86,7 @@ def test_every_pod_of_the_ray_job_sees_the_results_and_has_one_image(ray_job, cl
         (mount,) = container["volumeMounts"]
         images.add(container["image"])
         assert mount["name"] == volume["name"]
-        assert out.is_relative_to(mount["mountPath"])
+        assert Path(out).is_relative_to(mount["mountPath"])
         assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
     assert len(images) == 1
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
@@ -121,7 +121,7 @@ def test_the_launchers_example_asks_for_no_more_workers_than_it_starts(launcher)
     (command,) = program_commands(comments(text))
     flags = parse(command)
     assert flags["workers"] <= launcher["max_workers"]
-    assert flags["out"].is_relative_to("/results")
+    assert Path(flags["out"]).is_relative_to("/results")
     assert any("/results nfs4" in step for step in launcher["setup_commands"])
 
 

@@ -46,7 +46,8 @@ def test_actors_killed_at_random_moments_cost_nothing(nodes, config, undisturbed
     assert deterministic(out).equals(undisturbed)
 
 
-@pytest.mark.parametrize("seed", seeds(6))
+@pytest.mark.chaos
+@pytest.mark.parametrize("seed", range(6))
 def test_a_node_that_is_lost_and_another_that_joins_cost_nothing(nodes, config, undisturbed, out, seed):
     rng = random.Random(100 + seed)
     config = config.model_copy(update={"workers": rng.choice([2, "auto"])})
@@ -185,7 +186,8 @@ def test_a_poison_sample_is_an_error_row_and_every_other_row_is_there(nodes, con
     assert others == [row for row in undisturbed.to_pylist() if row["sample_id"] != POISON]
 
 
-@pytest.mark.parametrize("seed", seeds(3))
+@pytest.mark.chaos
+@pytest.mark.parametrize("seed", range(3))
 def test_a_hung_actor_is_replaced_within_its_deadline(nodes, config, undisturbed, out, seed):
     rng = random.Random(500 + seed)
     with Saboteur(out, rng, [rng.randrange(1, NUM_SHARDS - 2)], lambda: signal_one(rng, signal.SIGSTOP)) as saboteur:
@@ -195,16 +197,16 @@ def test_a_hung_actor_is_replaced_within_its_deadline(nodes, config, undisturbed
     assert deterministic(out).equals(undisturbed)
 
 
-@pytest.mark.parametrize(
-    "workers", [pytest.param(1, marks=pytest.mark.chaos), 2, pytest.param(3, marks=pytest.mark.chaos)]
-)
+@pytest.mark.chaos
+@pytest.mark.parametrize("workers", [1, 2, 3])
 def test_tables_do_not_depend_on_the_number_of_workers(nodes, config, undisturbed, out, workers):
     nodes.at_least(workers)
     run_on_cluster(config.model_copy(update={"workers": workers}), out)
     assert deterministic(out).equals(undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.chaos)])
+@pytest.mark.chaos
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_asked_to_stop_says_how_to_go_on_and_does(nodes, config, undisturbed, out, number):
     command = eval_command(config.model_copy(update={"address": nodes.address}), out)
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -161,7 +161,7 @@ def evaluated():
         heads = FullHeads(random_heads(model, (1, 2)), num_failures, error)
         worker = Worker("w0", config, model, word_tokenizer(97), {"jsonl": heads}, 8)  # pyright: ignore
         examples = tuple(Example(f"s{i}", prompt, prompt) for i, prompt in enumerate(["w5 w6", "w8 w9 w10"]))
-        rows = evaluate_shard(worker, Shard(0, "jsonl", examples), "run", "a0")
+        rows = evaluate_shard(worker, Shard(0, "jsonl", examples))
         return {(row["sample_id"], row["method"]): row for row in rows}, heads
 
     return evaluate

@@ -346,7 +346,7 @@ def test_a_missing_commit_makes_verify_exit_4_until_a_rerun(copied, cli, rerun):
     (copied / "commits" / "00002.json").unlink()
     result = cli("verify", copied)
     assert result.exit_code == 4
-    assert result.stderr == "8 planned rows are missing: run the same command again\n"
+    assert result.stderr == "8 planned rows are missing; run the same command again\n"
     assert rerun(copied).exit_code == 0
     assert cli("verify", copied).exit_code == 0
 

@@ -1,0 +1,108 @@
+"""Ctrl-C and SIGTERM: what is in flight ends, what is committed stays, and the last line says how to go on."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from adadecode.evaluation.stop import StopRequest
+from adadecode.evaluation.store import read_commits, read_run
+from tests.folders import write_prompts
+
+PROGRAM = [sys.executable, "-c", "from adadecode.cli import main; main()"]
+REPEATS, NUM_PROMPTS = 40, 8
+
+
+@pytest.fixture
+def command(tiny, tmp_path) -> list[str]:
+    """A local run of eight shards, each long enough to be stopped in."""
+    prompts = write_prompts(tmp_path / "p.jsonl", [f"w{10 + i} w20 w30" for i in range(NUM_PROMPTS)])
+    flags = tiny.flags(data_file=prompts, shard_size=1, repeats=REPEATS, methods="vanilla,adadecode")
+    return [*PROGRAM, "eval", "--local", *flags, "--out", str(tmp_path / "run")]
+
+
+@contextmanager
+def running(command: list[str], out: Path) -> Iterator[subprocess.Popen[str]]:
+    """The command in a process of its own, with a first shard committed."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        while not list((out / "commits").glob("*.json")):
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.01)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_local_run_that_is_interrupted_exits_4_and_its_last_line_goes_on(command, tmp_path):
+    out = tmp_path / "run"
+    with running(command, out) as process:
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate()
+    assert process.returncode == 4, output
+    num_missing = (NUM_PROMPTS - len(read_commits(out))) * REPEATS * 2
+    assert num_missing > 0
+    last = output.splitlines()[-1]
+    assert last == f"{num_missing} planned rows are missing; go on with: adadecode {shlex.join(command[3:])}"
+    assert "SIGINT: no more shards are begun; those in flight have 20 s (--grace)" in output
+    assert read_run(out)["status"] == "incomplete"
+    before = {idx: commit["attempt"] for idx, commit in read_commits(out).items()}
+    again = subprocess.run([*PROGRAM, *shlex.split(last.partition("go on with: adadecode ")[2])], capture_output=True)
+    assert again.returncode == 0, again.stderr
+    after = {idx: commit["attempt"] for idx, commit in read_commits(out).items()}
+    assert before.items() <= after.items()
+    assert len(after) == NUM_PROMPTS
+
+
+def test_without_grace_the_shard_in_flight_is_given_up(command, tmp_path):
+    with running([*command, "--grace", "0"], tmp_path / "run") as process:
+        num_before = len(read_commits(tmp_path / "run"))
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate()
+    assert process.returncode == 4, output
+    assert "planned rows are missing; go on with: adadecode eval" in output.splitlines()[-1]
+    assert len(read_commits(tmp_path / "run")) <= num_before + 1  # one may have been committed just then
+
+
+def test_the_first_signal_asks_the_second_ends_and_then_nothing_is_heeded():
+    lines: list[str] = []
+    with StopRequest(60, lines.append) as stop:
+        assert not stop()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # while the run is being closed
+    assert lines == [
+        "SIGTERM: no more shards are begun; those in flight have 60 s (--grace); again: stop at once",
+    ]
+    with pytest.raises(KeyboardInterrupt):  # the handlers of before are back
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_end_of_the_grace_period_ends_the_run():
+    with StopRequest(0.01, lambda line: None), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.pause()
+
+
+def test_too_many_errors_stop_a_run_and_keep_what_is_committed(cli, tiny, tmp_path):
+    too_long = " ".join(["w7"] * 2000)
+    prompts = write_prompts(tmp_path / "p.jsonl", ["w3 w4", *[too_long] * 6])
+    flags = [*tiny.flags(data_file=prompts, shard_size=1, methods="vanilla"), "--out", tmp_path / "run"]
+    result = cli("eval", "--local", *flags, "--max-errors", "1")
+    assert result.exit_code == 1
+    assert "2 of 7 planned samples failed, and --max-errors 1 allows 1" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert len(read_commits(tmp_path / "run")) == 3
+    assert read_run(tmp_path / "run")["status"] == "incomplete"
+    assert cli("eval", "--local", *flags, "--max-errors", "100%").exit_code == 0
+    assert len(read_commits(tmp_path / "run")) == 7
