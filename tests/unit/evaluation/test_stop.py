@@ -89,9 +89,10 @@ def test_the_first_signal_asks_the_second_ends_and_then_nothing_is_heeded():
 
 
 def test_the_end_of_the_grace_period_ends_the_run():
-    with StopRequest(0.01, lambda line: None), pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
-        signal.pause()
+    with StopRequest(0.01, lambda line: None):
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.pause()
 
 
 def test_too_many_errors_stop_a_run_and_keep_what_is_committed(cli, tiny, tmp_path):
