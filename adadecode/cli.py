@@ -150,8 +150,9 @@ def sweep_command(
             result = evaluate(cell.config, join(out, cell.name), stop)
             codes.append(report_result(result, resume_command()))
             summaries[cell.name] = result.summary
-            if stop.is_made:
-                sys.exit(EXIT_INCOMPLETE)
+            if stop.is_made and idx + 1 < len(cells):
+                say_on_stderr(f"{len(cells) - idx - 1} cells were not begun; go on with: {resume_command()}")
+                sys.exit(max(EXIT_INCOMPLETE, *codes))
     console().print(sweep_table(write_sweep(out, summaries)))
     click.echo(f"sweep: {out}")
     sys.exit(max(codes))
@@ -314,12 +315,12 @@ def tune_exit_code(variants: Sequence[dict[str, Any]]) -> int:
 def report_command(run: str) -> None:
     """Print a run's tables, from its committed rows."""
     from adadecode.evaluation.run import read_committed
-    from adadecode.evaluation.store import read_run
+    from adadecode.evaluation.store import read_commits, read_run
     from adadecode.report.errors import error_lines
     from adadecode.report.summary import parity_line, summarise
     from adadecode.report.tables import mismatch_lines, provenance_lines, summary_table
 
-    facts, committed = read_run(run), read_committed(run)
+    facts, committed = read_run(run), read_committed(run, read_commits(run))
     for line in provenance_lines(facts):
         click.echo(line)
     summary = summarise(committed.narrow, committed.verify)

@@ -12,7 +12,15 @@ import click
 from rich.console import Console
 
 from adadecode.config import EvalConfig
-from adadecode.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_MISMATCH, EXIT_OK, AdaDecodeError
+from adadecode.errors import (
+    EXIT_FAILED,
+    EXIT_INCOMPLETE,
+    EXIT_MISMATCH,
+    EXIT_OK,
+    AdaDecodeError,
+    StoppedError,
+    UsageError,
+)
 from adadecode.evaluation.stop import StopRequest
 from adadecode.records import ShardOutcome, WorkerState
 
@@ -47,10 +55,20 @@ def resume_command() -> str:
 def evaluate(config: EvalConfig, out: str | None, stop: StopRequest) -> "RunResult":
     """Runs `config` until it is done or was asked to `stop`, on Ray or in this process; returns the closed run.
 
-    Whatever ends it, the tables are written from what is committed.
+    Whatever ends it, the tables are written from what is committed. Raises StoppedError when it had not begun.
     """
+    stop.install()
+    try:
+        return _evaluate(config, out, stop)
+    except KeyboardInterrupt as error:
+        if not stop.is_made:
+            raise
+        raise StoppedError(f"stopped before the first shard; go on with: {resume_command()}") from error
+
+
+def _evaluate(config: EvalConfig, out: str | None, stop: StopRequest) -> "RunResult":
     from adadecode.evaluation.error_limit import ErrorLimit
-    from adadecode.evaluation.progress import RunProgress, committed_total
+    from adadecode.evaluation.progress import RunProgress, total_outcome
     from adadecode.evaluation.run import close_run, open_run
     from adadecode.report.live import LiveProgress
 
@@ -62,23 +80,28 @@ def evaluate(config: EvalConfig, out: str | None, stop: StopRequest) -> "RunResu
             f"run {prepared.folder.location}: {prepared.plan.num_rows} samples in {num_shards} shards, "
             f"{num_shards - num_todo} done before, {num_todo} to do; methods {', '.join(config.methods)}"
         )
-        progress = RunProgress(prepared.plan.num_rows, committed_total(prepared.folder))
+        progress = RunProgress(prepared.plan.num_rows, total_outcome(prepared.committed.values()))
         limit = ErrorLimit.of(config.max_errors, progress.num_planned)
         try:
+            limit.check(progress.num_errors)
             with LiveProgress(progress, console()) as live:
                 _execute(prepared, Watcher(progress, live, limit), stop)
         except KeyboardInterrupt:
             if not stop.is_made:
                 raise
-        except AdaDecodeError:
+        except AdaDecodeError as error:
+            stop.end()
             with contextlib.suppress(AdaDecodeError):  # the first error is the one to tell
-                close_run(prepared)
+                result = close_run(prepared)
+                if result.num_missing and not isinstance(error, UsageError):
+                    say_on_stderr(missing_line(result, resume_command()))
             raise
+        stop.end()
         return close_run(prepared)
 
 
 def _execute(prepared: "PreparedRun", watcher: "Watcher", stop: StopRequest) -> None:
-    if not prepared.todo:
+    if not prepared.todo or stop.is_made:
         return
     if prepared.config.local:
         from adadecode.evaluation.local import run_local
@@ -123,6 +146,12 @@ class Watcher:
         self._live.say(line)
 
 
+def missing_line(result: "RunResult", resume: str | None) -> str:
+    """How many planned rows are missing, and how to go on."""
+    how = "run the same command again" if resume is None else f"go on with: {resume}"
+    return f"{result.num_missing} planned rows are missing; {how}"
+
+
 def report_result(result: "RunResult", resume: str | None = None) -> int:
     """Prints the summary, the parity and what is wrong; returns the exit code.
 
@@ -139,11 +168,12 @@ def report_result(result: "RunResult", resume: str | None = None) -> int:
     click.echo(f"tables: {result.folder}")
     broken = broken_contract(result.verify).num_rows
     if broken or result.disagreements:
-        click.echo(f"parity broken on {broken} of {result.verify.num_rows} checked outputs", err=True)
+        say_on_stderr(f"parity broken on {broken} of {result.verify.num_rows} checked outputs")
+    if result.num_missing:
+        say_on_stderr(missing_line(result, resume))
+    if broken or result.disagreements:
         return EXIT_MISMATCH
     if result.num_missing:
-        how = "run the same command again" if resume is None else f"go on with: {resume}"
-        say_on_stderr(f"{result.num_missing} planned rows are missing; {how}")
         return EXIT_INCOMPLETE
     unproved = num_owed(result.summary) - num_checked(result.verify)
     if unproved:

@@ -35,6 +35,10 @@ class RunFolderError(UsageError):
     """An output folder that belongs to another run or cannot be written."""
 
 
+class DamagedError(RunFolderError):
+    """A commit, or the file it names, that is not what was committed: a rerun computes the shard again."""
+
+
 class LeaseError(UsageError):
     """A run folder in which another driver is at work."""
 
@@ -53,6 +57,12 @@ class PromptTooLongError(AdaDecodeError, ValueError):
 
 class NonFiniteLogitsError(AdaDecodeError, ArithmeticError):
     """One sample's logits hold NaN or infinity, so no argmax is meaningful: an error row."""
+
+
+class StoppedError(AdaDecodeError):
+    """A run that was asked to stop before it had begun."""
+
+    exit_code = EXIT_INCOMPLETE
 
 
 class TooManyErrorsError(AdaDecodeError):

@@ -1,7 +1,7 @@
 """The actor that owns a GPU (or a share of the CPU), loads the model once and evaluates shards."""
 
+import logging
 import os
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +13,8 @@ from adadecode.config import EvalConfig
 from adadecode.errors import DeviceLostError, RunFolderError
 from adadecode.records import Shard
 from ray_jobs.crew import Done, Process
+
+log = logging.getLogger("adadecode.actors")
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,12 @@ class Evaluator(Process):
 @contextmanager
 def lost_device_ends_the_process() -> Iterator[None]:
     """Exits instead of raising: retries must not return to a process whose device is broken."""
+    import torch
+
     try:
         yield
-    except DeviceLostError:
-        traceback.print_exc()
+    except (DeviceLostError, torch.AcceleratorError):
+        log.exception("the device is broken: this process ends")
         os._exit(1)
 
 

@@ -20,7 +20,7 @@ def connect(address: str | None) -> None:
     if ray.is_initialized():
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None and "RAY_ADDRESS" not in os.environ:
+    if _is_ours(address):
         ray.init(address="local", include_dashboard=False, **quiet)  # never a head somebody else left behind
         return
     try:
@@ -32,6 +32,11 @@ def connect(address: str | None) -> None:
             f"--address {address!r}: no Ray cluster answers there; give HOST:PORT of a running head, or leave it out to "
             f"start one on this machine ({reason})"
         ) from error
+
+
+def _is_ours(address: str | None) -> bool:
+    """Whether `connect` starts a cluster on this machine, which nobody can join."""
+    return address is None and "RAY_ADDRESS" not in os.environ
 
 
 def _probe(address: str | None) -> None:
@@ -51,6 +56,8 @@ def actor_resources(config: EvalConfig | TrainConfig) -> tuple[dict[str, float],
     num_cpus, num_gpus = sum(cpus_per_node), int(ray.cluster_resources().get("GPU", 0))
     holds = f"the cluster has {num_cpus} CPUs and {num_gpus} GPUs"
     if config.workers == "auto":
+        if config.device == "cuda" and not num_gpus and _is_ours(config.address):
+            raise ResourcesError(f"--device cuda --workers auto: {holds}, and no node can join it; use --device cpu")
         if config.device == "cuda":
             return {"num_gpus": 1, "num_cpus": 1}, config.threads or max(1, num_cpus // max(1, num_gpus))
         threads = config.threads or min((cpus for cpus in cpus_per_node if cpus), default=1)

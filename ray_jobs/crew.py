@@ -3,6 +3,7 @@
 Own loop over `ray.wait`, not `ray.util.ActorPool`, which loses the work of a node that dies.
 """
 
+import contextlib
 import os
 import socket
 import tempfile
@@ -28,6 +29,7 @@ from ray_jobs.scheduler import (
     Hire,
     Item,
     Loaded,
+    NotBegun,
     Scheduler,
     Started,
     Stop,
@@ -95,11 +97,13 @@ class Crew:
         """Ends the actor's process and forgets it; one that does not answer Ray ends after some seconds."""
         self.places.pop(name, None)
         self._doing = {ref: doing for ref, doing in self._doing.items() if doing[0] != name}
-        ray.kill(self.actors.pop(name))
+        if (actor := self.actors.pop(name, None)) is not None:
+            ray.kill(actor)
 
     def dismiss_all(self) -> None:
         for name in list(self.actors):
-            self.dismiss(name)
+            with contextlib.suppress(RayError):  # with the cluster they are gone too
+                self.dismiss(name)
 
     def poll(self, timeout_s: float) -> list[tuple[Event, Any]]:
         """What happened, each event with the result of the work it ends; waits for the first for at most `timeout_s`.
@@ -113,22 +117,19 @@ class Crew:
         if not ray.wait(refs, num_returns=1, timeout=timeout_s)[0]:
             return []
         ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
-        found = [self._event(ref) for ref in ready if ref in self._doing]
-        return [event for event in found if event is not None]
+        return [self._event(ref) for ref in ready if ref in self._doing]
 
-    def _event(self, ref: ray.ObjectRef) -> tuple[Event, Any] | None:
+    def _event(self, ref: ray.ObjectRef) -> tuple[Event, Any]:
         name, item = self._doing.pop(ref)
         try:
             result = ray.get(ref)
         except TaskCancelledError:
-            return None
+            return NotBegun(name, item.name), None
         except RayTaskError as error:
             raise _as_told(error, item.name) from error
         except RayError as error:  # the actor, its node or its environment is gone
             preempted = isinstance(error, RayActorError) and error.preempted
-            reason = " ".join(str(error).split())[:300]
-            self.dismiss(name)
-            return Died(name, reason, preempted), None
+            return Died(name, " ".join(str(error).split())[:300], preempted), None
         if item is HELLO:
             self.places[name] = result
             return Started(name), None
@@ -167,8 +168,9 @@ def drive(
             is_stopped = True
             found.append((Stop(), None))
         for event, result in [*found, (Tick(), None)]:
-            if isinstance(event, Died):
+            if isinstance(event, Died) and event.actor in crew.actors:
                 on_lost(f"{event.actor} is gone: {event.reason}")
+                crew.dismiss(event.actor)
             for action in scheduler.handle(event, now):
                 _carry_out(action, crew, result, on_done, on_give_up, on_lost)
         if scheduler.is_over:

@@ -1,18 +1,23 @@
 """An evaluation on Ray: actors evaluate and commit shards; the driver commits those that were done sample by sample."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from adadecode.evaluation.lost import lost_rows
+from ray.exceptions import RayError
+
+from adadecode.errors import AdaDecodeError
+from adadecode.evaluation.lost import LOST_BY, lost_rows
 from adadecode.evaluation.plan import longest_first
 from adadecode.evaluation.run import PreparedRun, commit_rows
 from adadecode.records import Shard, ShardOutcome, WorkerState
 from ray_jobs.actors import EvalActor, EvalTask, LoneSample, ShardWork
 from ray_jobs.cluster import actor_resources, num_places, with_absolute_paths
 from ray_jobs.crew import Crew, drive
-from ray_jobs.scheduler import ActorState, Item, Limits, Phase, Scheduler
+from ray_jobs.scheduler import FIRST_DEADLINE_S, ActorState, Item, Limits, Phase, Scheduler
+
+WAITING_S = 30.0
 
 
 class Display(Protocol):
@@ -48,14 +53,17 @@ def run_on_ray(
     crew = Crew(actor_class, task, threads, resources)
     scheduler = Scheduler(
         (shard_item(shard) for shard in longest_first(prepared.todo)),
-        limits or Limits(least_deadline_s=config.deadline_s),
+        limits or Limits(first_deadline_s=max(FIRST_DEADLINE_S, config.deadline_s), least_deadline_s=config.deadline_s),
         split_shard,
     )
     lone = LoneSamples(prepared)
     num_todo = sum(len(shard.examples) for shard in prepared.todo)
 
+    waiting = Waiting(resources, display.say)
+
     def num_wanted() -> int:
-        return min(num_places(resources) if config.workers == "auto" else config.workers, num_todo)
+        """One even where no node has room: an actor that waits is what an autoscaler sees."""
+        return min(max(1, num_places(resources)) if config.workers == "auto" else config.workers, num_todo)
 
     def on_done(item: Item, result: ShardOutcome | LoneSample) -> None:
         outcome = lone.add(item.work, result) if isinstance(result, LoneSample) else result
@@ -70,7 +78,9 @@ def run_on_ray(
 
     def on_wait() -> None:
         prepared.lease.check()
-        display.update(worker_states(scheduler, crew))
+        workers = worker_states(scheduler, crew)
+        display.update(workers)
+        waiting.look_at(workers)
 
     try:
         drive(
@@ -83,8 +93,29 @@ def run_on_ray(
             on_wait=on_wait,
             on_lost=display.on_lost_worker,
         )
+    except RayError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise AdaDecodeError(
+            f"the Ray cluster is gone ({reason}); what is committed stays, and the same command continues"
+        ) from error
     finally:
         crew.dismiss_all()
+
+
+class Waiting:
+    """Says now and then that no node has room for an actor, while none is at work."""
+
+    def __init__(self, resources: dict[str, float], say: Callable[[str], None]) -> None:
+        self._needs = ", ".join(f"{amount:g} {name.removeprefix('num_')}" for name, amount in resources.items())
+        self._say, self._due_s = say, WAITING_S
+
+    def look_at(self, workers: Sequence[WorkerState]) -> None:
+        for_s = min((worker.for_s for worker in workers), default=0.0)
+        if any(worker.phase != "starting" for worker in workers) or for_s < WAITING_S:
+            self._due_s = WAITING_S
+        elif for_s >= self._due_s:
+            self._due_s = for_s + 2 * WAITING_S
+            self._say(f"waiting for a node with {self._needs} free, {for_s:.0f} s by now")
 
 
 def shard_item(shard: Shard) -> Item:
@@ -150,5 +181,5 @@ class LoneSamples:
             return None
         all_rows = [row for sample_rows in self._rows.pop(shard.shard_idx).values() for row in sample_rows]
         return commit_rows(
-            self.prepared.folder, shard, all_rows, self._facts.pop(shard.shard_idx, {"worker_id": "driver"})
+            self.prepared.folder, shard, all_rows, self._facts.pop(shard.shard_idx, {"worker_id": LOST_BY})
         )

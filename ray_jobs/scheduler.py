@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+FIRST_DEADLINE_S = 900.0
+
 
 @dataclass(frozen=True)
 class Item:
@@ -27,7 +29,7 @@ class Limits:
     max_deaths: int = 2  # actors an item may end before it is split, or given up where it cannot be
     max_load_failures: int = 3  # in a row, without any that loaded, before the run fails
     load_deadline_s: float = 1800.0
-    first_deadline_s: float | None = 900.0  # of an item before any was timed; None: items have no deadline
+    first_deadline_s: float | None = FIRST_DEADLINE_S  # of an item before any was timed; None: items have no deadline
     least_deadline_s: float = 60.0
     slack: float = 4.0  # times the slowest time per size that was seen
 
@@ -64,6 +66,14 @@ class Finished:
 
 
 @dataclass(frozen=True)
+class NotBegun:
+    """The actor had not begun the item when it was taken back."""
+
+    actor: str
+    item: str
+
+
+@dataclass(frozen=True)
 class Died:
     """The actor, its node or its environment is gone. A preempted one died for no fault of what it did."""
 
@@ -82,7 +92,7 @@ class Stop:
     """Give nothing more: what is in flight may end."""
 
 
-Event = Wanted | Started | Loaded | Finished | Died | Tick | Stop
+Event = Wanted | Started | Loaded | Finished | NotBegun | Died | Tick | Stop
 
 # What is to be done about it.
 
@@ -149,12 +159,29 @@ class Phase(StrEnum):
 
 @dataclass
 class ActorState:
-    """What an actor is doing; `since` is when it began to. Of `items` the first is in flight, the second queued."""
+    """What an actor is doing; `since` is when it began to.
+
+    `line` is what it was told to do, in that order: the first is in flight. Those whose names are in `taken` were taken
+    back, but may have been begun.
+    """
 
     name: str
     since: float
     phase: Phase = Phase.STARTING
-    items: list[Item] = field(default_factory=list)
+    line: list[Item] = field(default_factory=list)
+    taken: set[str] = field(default_factory=set)
+
+    @property
+    def items(self) -> list[Item]:
+        """What it shall do: at most two."""
+        return [item for item in self.line if item.name not in self.taken]
+
+    def leave_out(self, item_name: str, now: float) -> None:
+        """Takes the item out of its line; the next is in flight from `now` on."""
+        if self.line and self.line[0].name == item_name:
+            self.since = now
+        self.line = [item for item in self.line if item.name != item_name]
+        self.taken.discard(item_name)
 
 
 @dataclass
@@ -162,6 +189,7 @@ class ItemState:
     """An item that is somewhere: pending again, or with the actors in `actors`."""
 
     item: Item
+    is_suspect: bool = False  # an actor died of it, or of what it is a piece of
     deaths: int = 0
     reason: str = ""
     actors: set[str] = field(default_factory=set)
@@ -170,8 +198,9 @@ class ItemState:
 class Scheduler:
     """The state of a run between its events.
 
-    Items are given in their order, those that come back first. An actor has at most one in flight and one queued. When none
-    is left, an idle actor takes over a queued one, then runs a second copy of the one that runs longest.
+    Items are given in their order, those that come back first. An actor has at most one in flight and one queued, or one
+    that another actor died of. When none is left, an idle actor takes over a queued one, then runs a second copy of the
+    one that runs longest.
     """
 
     def __init__(
@@ -207,6 +236,9 @@ class Scheduler:
                 self._num_load_failures = 0
             case Finished(name, item_name, full_s):
                 actions += self._finish(name, item_name, full_s, now)
+            case NotBegun(name, item_name) if actor := self.actors.get(name):
+                if item_name in actor.taken:
+                    actor.leave_out(item_name, now)
             case Died(name, reason, preempted) if name in self.actors:
                 actions += self._bury(name, reason, preempted)
             case Tick():
@@ -228,22 +260,18 @@ class Scheduler:
     # The events that change more than one field.
 
     def _finish(self, name: str, item_name: str, full_s: float | None, now: float) -> list[Action]:
-        actor, state = self.actors.get(name), self._items.pop(item_name, None)
-        if actor is not None and any(item.name == item_name for item in actor.items):
-            actor.items = [item for item in actor.items if item.name != item_name]
-            actor.since = now
+        if actor := self.actors.get(name):
+            actor.leave_out(item_name, now)
+        state = self._items.pop(item_name, None)
         if state is None:
             return []  # another copy was first
         if full_s is not None:
             self._slowest_s = max(self._slowest_s or 0.0, full_s / state.item.size)
         self._returned = deque(item for item in self._returned if item.name != item_name)  # back from a dead copy
         actions: list[Action] = [Accept(state.item)]
-        for other in sorted(
-            state.actors - {name}
-        ):  # a queued copy is never begun; one in flight may end, and counts for nothing
-            queued = self.actors[other].items[1:]
-            if any(item.name == item_name for item in queued):
-                self.actors[other].items = self.actors[other].items[:1]
+        for other in sorted(state.actors - {name}):  # a copy in flight may end, and counts for nothing
+            if self.actors[other].line[0].name != item_name:
+                self.actors[other].taken.add(item_name)
                 actions.append(TakeBack(other, state.item))
         return actions
 
@@ -254,16 +282,16 @@ class Scheduler:
             self._num_load_failures += 1
             if self._num_load_failures >= self._limits.max_load_failures:
                 self._num_wanted = len(self.actors)  # others go on; until a node joins no more are hired
-                if not any(other.phase is Phase.READY for other in self.actors.values()):
+                if all(other.phase is Phase.STARTING for other in self.actors.values()):
                     return [Fail(f"{self._num_load_failures} workers ended while loading the model ({reason})")]
+        if actor.line and not preempted and (blamed := self._items.get(actor.line[0].name)):
+            blamed.deaths, blamed.reason, blamed.is_suspect = blamed.deaths + 1, reason, True
         actions: list[Action] = []
-        for idx, item in reversed(list(enumerate(actor.items))):
+        for item in reversed(actor.items):
             state = self._items.get(item.name)
             if state is None:
                 continue  # done by another
             state.actors.discard(name)
-            if idx == 0 and not preempted:
-                state.deaths, state.reason = state.deaths + 1, reason
             if not state.actors:
                 actions += self._come_back(state)
         return actions
@@ -277,7 +305,7 @@ class Scheduler:
         del self._items[item.name]
         pieces = self._split(item)
         for piece in reversed(pieces):
-            self._items[piece.name] = ItemState(piece)
+            self._items[piece.name] = ItemState(piece, is_suspect=True)
             self._returned.appendleft(piece)
         return [] if pieces else [GiveUp(item, state.reason)]
 
@@ -286,8 +314,8 @@ class Scheduler:
         for actor in list(self.actors.values()):
             if actor.phase is Phase.LOADING:
                 deadline_s, doing = self._limits.load_deadline_s, "loading the model"
-            elif actor.items:
-                deadline_s, doing = self.deadline_s(actor.items[0]), actor.items[0].name
+            elif actor.line:
+                deadline_s, doing = self.deadline_s(actor.line[0]), actor.line[0].name
             else:
                 continue
             if deadline_s is not None and now - actor.since > deadline_s:
@@ -311,19 +339,21 @@ class Scheduler:
     def _assign(self, now: float) -> list[Action]:
         ready = [actor for actor in self.actors.values() if actor.phase is Phase.READY]
         actions: list[Action] = []
-        for room in (0, 1):  # first those that have nothing, then one more for each
-            for actor in ready:
-                if len(actor.items) == room and (item := self._next_pending()) is not None:
-                    actions.append(self._give(actor, item, now))
+        for actor in ready:
+            if not actor.items and self._has_pending():
+                actions.append(self._give(actor, self._returned.popleft(), now))
+        for actor in ready:
+            if len(actor.items) == 1 and self._has_pending() and not self._suspects(actor.items[0], self._returned[0]):
+                actions.append(self._give(actor, self._returned.popleft(), now))
         for actor in ready:
             if not actor.items:
                 actions += self._take_over(actor, now) or self._copy(actor, now)
         return actions
 
     def _give(self, actor: ActorState, item: Item, now: float) -> Give:
-        if not actor.items:
+        if not actor.line:
             actor.since = now
-        actor.items.append(item)
+        actor.line.append(item)
         assert len(actor.items) <= 2, actor
         self._items.setdefault(item.name, ItemState(item)).actors.add(actor.name)
         return Give(actor.name, item)
@@ -334,7 +364,8 @@ class Scheduler:
         if not queues:
             return []
         other = max(queues, key=lambda actor: actor.items[1].size)
-        item = other.items.pop()
+        item = other.items[1]
+        other.taken.add(item.name)
         self._items[item.name].actors.discard(other.name)
         return [TakeBack(other.name, item), self._give(idle, item, now)]
 
@@ -347,7 +378,11 @@ class Scheduler:
 
     def _is_single(self, item: Item) -> bool:
         state = self._items.get(item.name)
-        return state is not None and len(state.actors) == 1
+        return state is not None and len(state.actors) == 1 and not state.is_suspect
+
+    def _suspects(self, *items: Item) -> bool:
+        """Whether an actor may have died of one of `items`: that is given alone, so that it is known which it was."""
+        return any((state := self._items.get(item.name)) is not None and state.is_suspect for item in items)
 
     def _wind_up(self) -> list[Action]:
         """After a stop: ends whoever has nothing in flight, and takes back what is queued."""
@@ -355,9 +390,9 @@ class Scheduler:
         for actor in list(self.actors.values()):
             for item in actor.items[1:]:
                 actions.append(TakeBack(actor.name, item))
+                actor.taken.add(item.name)
                 if (state := self._items.get(item.name)) is not None:
                     state.actors.discard(actor.name)
-            actor.items = actor.items[:1]
             if not actor.items:
                 del self.actors[actor.name]
                 actions.append(Dismiss(actor.name))
@@ -367,6 +402,3 @@ class Scheduler:
         if not self._returned and (item := next(self._coming, None)) is not None:
             self._returned.append(item)
         return bool(self._returned)
-
-    def _next_pending(self) -> Item | None:
-        return self._returned.popleft() if self._has_pending() else None

@@ -4,6 +4,7 @@ The highest number is the lease. Clocks of two hosts are never compared: a heart
 did not change.
 """
 
+import contextlib
 import getpass
 import json
 import os
@@ -44,16 +45,17 @@ class Lease:
         """Gives the lease back, so that the next driver needs not wait."""
         self._ended.set()
         self._thread.join()
-        if not self.lost and self._is_ours():
-            self._content["released"] = True
-            self._write()
+        with contextlib.suppress(AdaDecodeError, OSError):  # not released it becomes stale; the run itself is done
+            if not self.lost and self._is_ours():
+                self._content["released"] = True
+                self._write()
 
     def check(self) -> None:
         """Raises LeaseError when the lease was lost."""
         if self.lost:
             raise LeaseError(
-                f"{self._storage.location!r} was taken over by another driver while this one stood still: let it finish; "
-                "what is committed stays"
+                f"{self._storage.location!r}: this driver's lease could not be renewed, or another driver took the run "
+                "over while this one stood still; what is committed stays, and the same command continues"
             )
 
     def _take(self) -> int:
@@ -136,6 +138,7 @@ def this_owner() -> dict[str, Any]:
         "user": _user(),
         "host": socket.gethostname(),
         "boot_id": _boot_id(),
+        "pid_space": _pid_space(),
         "pid": os.getpid(),
         "started": _started(os.getpid()),
         "id": uuid.uuid4().hex,
@@ -144,8 +147,8 @@ def this_owner() -> dict[str, Any]:
 
 def is_here(owner: dict[str, Any]) -> bool:
     """Whether `owner` is or was a process of this host, since it was last started."""
-    here = _boot_id()
-    return here is not None and (owner["host"], owner["boot_id"]) == (socket.gethostname(), here)
+    here = (socket.gethostname(), _boot_id(), _pid_space())
+    return None not in here and (owner["host"], owner["boot_id"], owner.get("pid_space")) == here
 
 
 def is_gone(owner: dict[str, Any]) -> bool:
@@ -156,6 +159,14 @@ def is_gone(owner: dict[str, Any]) -> bool:
 def _boot_id() -> str | None:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+
+
+def _pid_space() -> str | None:
+    """Which processes have numbers here: containers on one host count their own."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
     except OSError:
         return None
 

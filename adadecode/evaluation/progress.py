@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import astuple
 
-from adadecode.evaluation.store import RunFolder, read_commits
 from adadecode.records import ShardOutcome
 
 NOTHING = ShardOutcome(num_samples=0, num_error_samples=0, num_output_tokens=0, busy_s=0.0, num_exact=0, num_owed=0)
@@ -16,11 +15,6 @@ def total_outcome(outcomes: Iterable[ShardOutcome]) -> ShardOutcome:
     for outcome in outcomes:
         total = ShardOutcome(*(a + b for a, b in zip(astuple(total), astuple(outcome), strict=True)))
     return total
-
-
-def committed_total(folder: RunFolder) -> ShardOutcome:
-    """What all committed shards of a run came to."""
-    return total_outcome(ShardOutcome(**commit["outcome"]) for commit in read_commits(folder.location).values())
 
 
 class RunProgress:

@@ -7,7 +7,7 @@ import logging
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,12 +58,12 @@ class PreparedRun:
     plan: pa.Table
     lease: Lease
     notes: tuple[str, ...]
+    committed: dict[int, ShardOutcome]  # before, by shard
 
-    @functools.cached_property
+    @property
     def todo(self) -> tuple[Shard, ...]:
         """The shards that had no commit when this process opened the run."""
-        done = read_commits(self.folder.location)
-        return tuple(shard for shard in self.shards if shard.shard_idx not in done)
+        return tuple(shard for shard in self.shards if shard.shard_idx not in self.committed)
 
 
 @dataclass(frozen=True)
@@ -115,11 +115,13 @@ def open_run(config: EvalConfig, out: str | Path | None) -> Iterator[PreparedRun
     refuse_others_results(location, fingerprint, facts)
     with Lease(open_storage(location)) as lease:
         folder = RunFolder.open(location, fingerprint, facts)
+        folder.update_run(status="running")
         notes = folder.check_commits()
         if config.retry_errors and (num_withdrawn := folder.withdraw_errors()):
             notes.append(f"{num_withdrawn} shards with samples that failed are computed again")
         folder.write_table("plan.parquet", plan)
-        yield PreparedRun(config, folder, tasks, shards, plan, lease, tuple(notes))
+        committed = {idx: ShardOutcome(**commit["outcome"]) for idx, commit in read_commits(location).items()}
+        yield PreparedRun(config, folder, tasks, shards, plan, lease, tuple(notes), committed)
 
 
 def close_run(prepared: PreparedRun) -> RunResult:
@@ -129,14 +131,21 @@ def close_run(prepared: PreparedRun) -> RunResult:
     """
     prepared.lease.check()
     folder = prepared.folder
-    result = judge(folder.location, prepared.plan, prepared.config.methods, prepared.config.repeats)
+    commits = read_commits(folder.location)
+    result = judge(folder.location, commits, prepared.plan, prepared.config.methods, prepared.config.repeats)
     folder.write_table("verify.parquet", result.verify)
     folder.write_table("summary.parquet", result.summary)
-    workers = {commit["worker"]["worker_id"]: commit["worker"] for commit in read_commits(folder.location).values()}
-    folder.update_run(status="incomplete" if result.num_missing else "complete", workers=list(workers.values()))
+    folder.update_run(status="incomplete" if result.num_missing else "complete", workers=distinct_workers(commits))
     if not result.num_missing:
-        folder.sweep()
+        folder.sweep({commit["file"] for commit in commits.values()})
     return result
+
+
+def distinct_workers(commits: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The facts of every worker process that made one of `commits`."""
+    keys = ("worker_id", "host", "pid")
+    found = {tuple(commit["worker"].get(key) for key in keys): commit["worker"] for commit in commits.values()}
+    return list(found.values())
 
 
 def reopen_result(location: str | Path) -> RunResult:
@@ -146,24 +155,24 @@ def reopen_result(location: str | Path) -> RunResult:
         plan = pq.read_table(pa.BufferReader(open_storage(location).read("plan.parquet")))
     except (OSError, pa.ArrowException) as error:
         raise RunFolderError(f"{str(location)!r}: plan.parquet cannot be read; run the same command again") from error
-    return judge(location, plan, config["methods"], config["repeats"])
+    return judge(location, read_commits(location), plan, config["methods"], config["repeats"])
 
 
-def judge(location: str | Path, plan: pa.Table, methods: Sequence[str], repeats: int) -> RunResult:
-    """Summary, parity and missing rows of the committed rows at `location`.
+def judge(
+    location: str | Path, commits: Mapping[int, dict[str, Any]], plan: pa.Table, methods: Sequence[str], repeats: int
+) -> RunResult:
+    """Summary, parity and missing rows of `commits`, which are those at `location`.
 
     Raises RunFolderError when a row is stored twice or was never planned.
     """
-    committed = read_committed(location)
+    committed = read_committed(location, commits)
     unplanned = num_unplanned(plan, committed.narrow, methods, repeats)
     if unplanned:
         raise RunFolderError(
             f"{str(location)!r}: {unplanned} committed rows are not in its plan, so it cannot be complete: choose "
             "another --out"
         )
-    workers = [
-        commit["worker"] for commit in read_commits(location).values() if commit["worker"]["worker_id"] != LOST_BY
-    ]
+    workers = [worker for worker in distinct_workers(commits) if worker["worker_id"] != LOST_BY]
     hashes = sorted({worker.get("model_hash", "unknown") for worker in workers})
     mixed = [f"shards were computed with different weights: {', '.join(hashes)}"] if len(hashes) > 1 else []
     return RunResult(
@@ -185,7 +194,7 @@ class Committed:
     disagreements: list[str]
 
 
-def read_committed(location: str | Path) -> Committed:
+def read_committed(location: str | Path, commits: Mapping[int, dict[str, Any]]) -> Committed:
     """Reads one shard's file after another: a sample's methods are all in one, so parity needs no other.
 
     Raises RunFolderError as `read_samples` does, and when a row is stored twice.
@@ -193,7 +202,7 @@ def read_committed(location: str | Path) -> Committed:
     columns = list(dict.fromkeys([*NARROW, *ERROR_COLUMNS, "shard"]))
     narrow = [SAMPLES.empty_table().select(columns)]
     verify, disagreements = [VERIFY.empty_table()], []
-    for samples in committed_tables(location):
+    for samples in committed_tables(location, commits):
         of_shard = recompute_parity(samples)
         disagreements += stored_disagreements(samples, of_shard)
         narrow.append(samples.select(columns))
@@ -226,8 +235,10 @@ def evaluate_sample_alone(
     """The rows of one sample, which nothing commits, the facts for their commit, and the seconds as in `do_shard`."""
     from adadecode.evaluation.worker import evaluate_sample
 
-    rows = evaluate_sample(worker, shard, sample_idx)
-    return rows, worker_facts(worker), full_length_s(rows, worker.config)
+    with shard_context(shard.shard_idx):
+        log.info("sample %s alone", shard.examples[sample_idx].sample_id)
+        rows = evaluate_sample(worker, shard, sample_idx)
+        return rows, worker_facts(worker), full_length_s(rows, worker.config)
 
 
 def commit_rows(folder: RunFolder, shard: Shard, rows: list[dict[str, Any]], facts: dict[str, Any]) -> ShardOutcome:

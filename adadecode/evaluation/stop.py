@@ -38,24 +38,28 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def end(self) -> None:
+        """From now on nothing is heeded: the run is being closed, and nothing may cut that short."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number in ASKING:
+            signal.signal(number, signal.SIG_IGN)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.is_made:
-            self._end()
+            self._interrupt()
         self.is_made = True
         name = signal.Signals(number).name
         self._say(
             f"{name}: no more shards are begun; those in flight have {self._grace_s:g} s (--grace); again: stop at once"
         )
         if self._grace_s <= 0:
-            self._end()
+            self._interrupt()
         signal.setitimer(signal.ITIMER_REAL, self._grace_s)
 
     def _on_grace_over(self, number: int, frame: FrameType | None) -> None:
-        self._end()
+        self._interrupt()
 
-    def _end(self) -> None:
+    def _interrupt(self) -> None:
         """Raises KeyboardInterrupt in the main thread, once."""
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for number in ASKING:
-            signal.signal(number, signal.SIG_IGN)  # the run is being closed; nothing may cut that short
+        self.end()
         raise KeyboardInterrupt

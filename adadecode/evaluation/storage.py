@@ -19,6 +19,7 @@ class Storage(Protocol):
     """Files by relative names with `/`. What cannot be read or written raises RunFolderError with one line."""
 
     location: str
+    num_parallel: int  # requests worth making at once
 
     def read(self, name: str) -> bytes:
         """The whole content; raises FileNotFoundError when there is none."""
@@ -72,6 +73,8 @@ def absolute(location: str | Path) -> str:
 class LocalStorage:
     """A folder that every worker sees, on a file system with hard links: a local disk or NFS."""
 
+    num_parallel = 1
+
     def __init__(self, path: Path) -> None:
         self.location, self._path = str(path), path
 
@@ -97,7 +100,8 @@ class LocalStorage:
             try:
                 os.link(temporary, path)
             except FileExistsError:
-                return False
+                # over NFS a request that was sent again after a lost answer finds its own link
+                return os.stat(temporary).st_nlink == 2
             except OSError as error:
                 if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
                     raise _not_written(path, error) from error
@@ -157,6 +161,8 @@ def _not_written(path: Path, error: OSError) -> RunFolderError:
 
 class ObjectStorage:
     """A prefix of a bucket. An object is written by one request, so it is there whole or not at all."""
+
+    num_parallel = 32
 
     def __init__(self, url: str) -> None:
         """Opens `url`; raises UsageError when the package for its protocol is missing."""

@@ -11,20 +11,24 @@ import dataclasses
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from adadecode.errors import RunFolderError
+from adadecode.errors import DamagedError, RunFolderError
 from adadecode.evaluation.outcome import outcome_of
 from adadecode.evaluation.storage import TEMPORARY_SUFFIX, LocalStorage, Storage, join, open_storage
 from adadecode.records import ShardOutcome
 from adadecode.report.schema import SAMPLES, SCHEMA_VERSION
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 RUN_FILE = "run.json"
 AGAIN = "run the same command again: it computes the shard again"
@@ -94,16 +98,19 @@ class RunFolder:
     def check_commits(self) -> list[str]:
         """Withdraws every commit that is damaged or whose file is; returns one line for each.
 
-        Only for the driver that holds the lease: the run then computes these shards again.
+        Only for the driver that holds the lease: the run then computes these shards again. What cannot be read now raises
+        RunFolderError and is withdrawn by nobody.
         """
-        lines = []
-        for name in _commit_names(self.storage):
+
+        def check(name: str) -> str | None:
             try:
                 _content(self.storage, _read_commit(self.storage, name))
-            except RunFolderError as error:
+            except DamagedError as error:
                 self.storage.delete(name)
-                lines.append(f"withdrawn, to be computed again: {str(error).removesuffix('; ' + AGAIN)}")
-        return lines
+                return f"withdrawn, to be computed again: {str(error).removesuffix('; ' + AGAIN)}"
+            return None
+
+        return [line for line in _each(self.storage, check, _commit_names(self.storage)) if line is not None]
 
     def withdraw_errors(self) -> int:
         """Withdraws the commits with samples that failed, so that the run computes them again; returns how many."""
@@ -112,14 +119,17 @@ class RunFolder:
             self.storage.delete(_commit_name(shard_idx))
         return len(failed)
 
-    def sweep(self) -> int:
-        """Deletes data files that no commit names and temporary files; returns how many.
+    def sweep(self, named: Collection[str]) -> int:
+        """Deletes data files that are not among those the commits name, and temporary files; returns how many.
 
         Only for a run that is complete: a late attempt may still be about to commit what looks left over.
         """
-        named = {commit["file"] for commit in _commits_in(self.storage)}
         data = [name for name in self.storage.list("samples") if name not in named]
-        temporary = [name for name in self.storage.list("commits") if name.endswith(TEMPORARY_SUFFIX)]
+        temporary = [
+            name
+            for name in self.storage.list("")
+            if name.endswith(TEMPORARY_SUFFIX) and not name.startswith("samples/")
+        ]
         for name in data + temporary:
             self.storage.delete(name)
         return len(data + temporary)
@@ -195,20 +205,18 @@ def read_commits(location: str | Path) -> dict[int, dict[str, Any]]:
 
 def read_samples(location: str | Path) -> pa.Table:
     """All committed rows of a run folder; raises RunFolderError when a committed file is missing or altered."""
-    tables = [SAMPLES.empty_table(), *committed_tables(location)]
+    tables = [SAMPLES.empty_table(), *committed_tables(location, read_commits(location))]
     return pa.concat_tables(tables, promote_options="default")  # version 1 lacks columns: null there
 
 
-def committed_tables(location: str | Path) -> Iterator[pa.Table]:
-    """The committed rows shard by shard, one file in memory at a time; raises as `read_samples` does."""
+def committed_tables(location: str | Path, commits: Mapping[int, dict[str, Any]]) -> Iterator[pa.Table]:
+    """The rows of `commits` shard by shard, few files in memory at a time; raises as `read_samples` does."""
     storage = open_storage(location)
     fingerprint = _run_in(storage)["fingerprint"]
-    commits = [(commit, commit["fingerprint"]) for commit in _commits_in(storage)]
-    foreign = [commit["shard"] for commit, owner in commits if owner != fingerprint]
+    foreign = [shard_idx for shard_idx, commit in commits.items() if commit["fingerprint"] != fingerprint]
     if foreign:
         raise RunFolderError(f"{storage.location!r}: the commits of shards {foreign} are of another run: delete them")
-    for commit, _ in commits:
-        yield _table(storage, commit)
+    yield from _each(storage, lambda commit: _table(storage, commit), list(commits.values()))
 
 
 def missing_rows(plan: pa.Table, samples: pa.Table, methods: Sequence[str], repeats: int) -> int:
@@ -258,14 +266,24 @@ def _commit_names(storage: Storage) -> list[str]:
 
 
 def _commits_in(storage: Storage) -> Iterator[dict[str, Any]]:
-    return (_read_commit(storage, name) for name in _commit_names(storage))
+    return _each(storage, lambda name: _read_commit(storage, name), _commit_names(storage))
+
+
+def _each(storage: Storage, function: Callable[[T], U], arguments: Sequence[T]) -> Iterator[U]:
+    """`function` of each argument, in order; as many at once as the storage takes, the results of few in memory."""
+    if storage.num_parallel == 1:
+        yield from map(function, arguments)
+        return
+    with ThreadPoolExecutor(storage.num_parallel) as pool:
+        for start in range(0, len(arguments), storage.num_parallel):
+            yield from pool.map(function, arguments[start : start + storage.num_parallel])
 
 
 def _read_commit(storage: Storage, name: str) -> dict[str, Any]:
     try:
         return _parsed(storage, name, storage.read(name))
     except FileNotFoundError as error:
-        raise RunFolderError(f"{join(storage.location, name)}: the commit is gone; {AGAIN}") from error
+        raise DamagedError(f"{join(storage.location, name)}: the commit is gone; {AGAIN}") from error
 
 
 def _parsed(storage: Storage, name: str, content: bytes) -> dict[str, Any]:
@@ -274,7 +292,7 @@ def _parsed(storage: Storage, name: str, content: bytes) -> dict[str, Any]:
         for field in ("shard", "file", "sha256", "fingerprint", "worker"):
             commit[field]
     except (ValueError, KeyError, TypeError) as error:
-        raise RunFolderError(f"{join(storage.location, name)}: the commit is damaged; {AGAIN}") from error
+        raise DamagedError(f"{join(storage.location, name)}: the commit is damaged; {AGAIN}") from error
     return commit
 
 
@@ -284,9 +302,9 @@ def _content(storage: Storage, commit: dict[str, Any]) -> bytes:
     try:
         content = storage.read(commit["file"])
     except FileNotFoundError as error:
-        raise RunFolderError(f"{file}: a committed file is missing; {AGAIN}") from error
+        raise DamagedError(f"{file}: a committed file is missing; {AGAIN}") from error
     if hashlib.sha256(content).hexdigest() != commit["sha256"]:
-        raise RunFolderError(f"{file}: a committed file was altered after its commit; {AGAIN}")
+        raise DamagedError(f"{file}: a committed file was altered after its commit; {AGAIN}")
     return content
 
 

@@ -7,6 +7,7 @@ not at all, so an interrupted generation goes on where it was and a finished one
 import json
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -144,7 +145,7 @@ def make_part(
     table = pa.table([pa.array(column, token_ids) for column in (chunk.prompts, ordered)], schema=schema)
     path = part_path(out, part.part_idx)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    unfinished = path.with_suffix(f".{uuid.uuid4().hex[:8]}.tmp")
     pq.write_table(table, unfinished, compression="zstd")
     os.replace(unfinished, path)
     return part

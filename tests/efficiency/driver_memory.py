@@ -18,6 +18,7 @@ from adadecode.config import EvalConfig, build_settings
 from adadecode.evaluation.run import close_run, open_run
 from adadecode.records import Shard
 
+MAX_PEAK_BYTES = 2**30
 OUTPUT_LEN = 256
 METHODS = ("vanilla", "vanilla-w1", "adadecode")
 
@@ -70,7 +71,10 @@ def main() -> None:
     parser.add_argument("--shard-size", type=int, default=4)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measure(given.samples, given.shard_size, Path(folder))))
+        found = measure(given.samples, given.shard_size, Path(folder))
+    print(json.dumps(found))
+    if found["peak_bytes"] > MAX_PEAK_BYTES:
+        raise SystemExit(f"the driver took more than {MAX_PEAK_BYTES} bytes")
 
 
 def measure(num_samples: int, shard_size: int, folder: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ import ray
 from ray_jobs.crew import Crew, Done, Process, drive
 from ray_jobs.scheduler import Item, Limits, Scheduler
 
+MAX_OVER_LPT, MAX_DRIVER_MS = 1.05, 2.0
 TPOT_S, TTFT_S = 0.0016, 0.030  # GSM8K, embedded model, one worker of two threads: results/reference/gsm8k-bf16
 
 
@@ -130,6 +131,8 @@ def main(
         finally:
             ray.shutdown()
         click.echo(json.dumps(found))
+        if found["makespan_over_lpt"] > MAX_OVER_LPT or found["driver_cpu_ms_per_sample"] > MAX_DRIVER_MS:
+            raise SystemExit(f"beyond {MAX_OVER_LPT} x the bound, or {MAX_DRIVER_MS} ms of the driver per sample")
 
 
 if __name__ == "__main__":

@@ -53,8 +53,8 @@ class Nodes:
     cluster: Cluster
     nodes: list[Any] = field(default_factory=list)
 
-    def join(self) -> None:
-        self.nodes.append(self.cluster.add_node(num_cpus=1))
+    def join(self, num_cpus: int = 1) -> None:
+        self.nodes.append(self.cluster.add_node(num_cpus=num_cpus))
 
     def lose(self, idx: int) -> None:
         """Kills the node's raylet with SIGKILL; its actors die with it."""

@@ -28,7 +28,7 @@ def evaluator_pids() -> list[int]:
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if "ray::" in (title := " ".join(process.cmdline())) and ("Evaluator" in title or "Seeded" in title):
+            if "ray::" in (title := " ".join(process.cmdline())) and "Evaluator" in title:
                 found.append(process.pid)
         except psutil.Error:
             continue

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import ray
 
+from adadecode.errors import RunFolderError
 from adadecode.evaluation.store import read_commits, read_run
 from ray_jobs.scheduler import Limits
 from tests.integration.chaos.faults import (
@@ -24,7 +25,7 @@ from tests.integration.chaos.faults import (
     signal_one,
     wait_for_commits,
 )
-from tests.integration.runs import deterministic, eval_command, run_on_cluster
+from tests.integration.runs import Listener, deterministic, eval_command, run_on_cluster
 
 HASTY = Limits(max_deaths=4, first_deadline_s=20.0, least_deadline_s=5.0)
 NUM_SHARDS = 8
@@ -54,6 +55,7 @@ def test_a_node_that_is_lost_and_another_that_joins_cost_nothing(nodes, config, 
     with ThreadPoolExecutor(1) as pool:  # the nodes are this thread's
         running = pool.submit(run_on_cluster, config, out, limits=HASTY)
         wait_for_commits(out, rng.randrange(NUM_SHARDS - 2), running)
+        assert not running.done()
         nodes.lose(rng.randrange(len(nodes.nodes)))
         nodes.join()
         result = running.result()
@@ -107,13 +109,52 @@ def test_a_killed_driver_is_followed_by_the_same_command_with_other_workers(node
 @pytest.mark.chaos
 @pytest.mark.parametrize("seed", range(3))
 def test_actors_that_die_between_data_and_commit_leave_nothing_that_is_read(nodes, config, undisturbed, out, seed):
-    class Seeded(ForgetfulEvaluator):
-        seed = f"{seed}"
-
-    run_on_cluster(config, out, limits=Limits(max_deaths=20), actor_class=ray.remote(Seeded))
+    display = Listener()
+    seeded = type("SeededEvaluator", (ForgetfulEvaluator,), {"seed": str(seed)})
+    run_on_cluster(config, out, limits=Limits(max_deaths=20), actor_class=ray.remote(seeded), display=display)
+    assert display.lines, "no process died"
     assert deterministic(out).equals(undisturbed)
     data = sorted(str(file.relative_to(out)) for file in out.glob("samples/**/*") if file.is_file())
     assert data == sorted(commit["file"] for commit in read_commits(out).values()), "what nobody committed is swept"
+
+
+@pytest.mark.chaos
+def test_a_node_with_both_actors_is_lost_at_once(nodes, config, undisturbed, out):
+    while nodes.nodes:
+        nodes.lose(0)
+    nodes.join(num_cpus=2)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run_on_cluster, config, out, limits=HASTY)
+        wait_for_commits(out, 2, running)
+        assert not running.done()
+        nodes.lose(0)
+        nodes.join()
+        nodes.join()
+        running.result()
+    assert deterministic(out).equals(undisturbed)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("kilobytes", [100, 180])
+def test_a_full_disk_is_one_line_and_the_same_run_goes_on_when_there_is_room(
+    nodes, config, undisturbed, out, kilobytes
+):
+    disk = out.parent / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a file system of a few kilobytes needs the right to mount one")
+    try:
+        with pytest.raises(RunFolderError, match=r"No space left on device.*make room"):
+            run_on_cluster(config, disk / "run")
+        before = {idx: commit["attempt"] for idx, commit in read_commits(disk / "run").items()}
+        assert len(before) < NUM_SHARDS
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        assert run_on_cluster(config, disk / "run").num_missing == 0
+        assert before.items() <= {idx: commit["attempt"] for idx, commit in read_commits(disk / "run").items()}.items()
+        assert deterministic(disk / "run").equals(undisturbed)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def truncate(file, rng: random.Random) -> None:
@@ -149,8 +190,9 @@ def test_damaged_files_are_computed_again(nodes, config, undisturbed, out, damag
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("seed", range(3))
-def test_of_two_drivers_at_once_one_runs_and_the_other_names_it(nodes, config, undisturbed, out, seed):
+def test_of_two_drivers_at_once_one_runs_and_the_other_names_it(nodes, config, out, seed):
     rng = random.Random(400 + seed)
+    config = config.model_copy(update={"repeats": 40})  # so that the second finds the first at work
     first = subprocess.Popen(
         eval_command(config.model_copy(update={"address": nodes.address}), out),
         stdout=subprocess.PIPE,
@@ -170,12 +212,12 @@ def test_of_two_drivers_at_once_one_runs_and_the_other_names_it(nodes, config, u
     assert seen[0].returncode == 2, seen[0].stdout
     assert f"process {first.pid}" in seen[0].stderr
     assert seen[0].stderr.count("\n") == 1
-    assert deterministic(out).equals(undisturbed)
+    assert read_run(out)["status"] == "complete"
 
 
 @pytest.mark.parametrize("seed", seeds(3))
 def test_a_poison_sample_is_an_error_row_and_every_other_row_is_there(nodes, config, undisturbed, out, seed):
-    limits = Limits(max_deaths=1 + seed % 2)
+    limits = Limits(max_deaths=1 + seed)
     result = run_on_cluster(config, out, limits=limits, actor_class=ray.remote(PoisonedEvaluator))
     assert result.num_missing == 0
     found = deterministic(out)
@@ -190,9 +232,12 @@ def test_a_poison_sample_is_an_error_row_and_every_other_row_is_there(nodes, con
 @pytest.mark.parametrize("seed", range(3))
 def test_a_hung_actor_is_replaced_within_its_deadline(nodes, config, undisturbed, out, seed):
     rng = random.Random(500 + seed)
-    with Saboteur(out, rng, [rng.randrange(1, NUM_SHARDS - 2)], lambda: signal_one(rng, signal.SIGSTOP)) as saboteur:
-        result = run_on_cluster(config, out, limits=HASTY)
+    display = Listener()
+    config = config.model_copy(update={"workers": 1 + seed % 2})
+    with Saboteur(out, rng, [rng.randrange(1, NUM_SHARDS - 4)], lambda: signal_one(rng, signal.SIGSTOP)) as saboteur:
+        result = run_on_cluster(config, out, limits=HASTY, display=display)
     assert saboteur.num_done, "nothing was stopped"
+    assert config.workers == 2 or any("took more than" in line for line in display.lines), display.lines
     assert result.num_missing == 0
     assert deterministic(out).equals(undisturbed)
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from adadecode.evaluation.progress import NOTHING, RunProgress, committed_total, total_outcome
-from adadecode.evaluation.store import RunFolder, read_samples
+from adadecode.evaluation.progress import NOTHING, RunProgress, total_outcome
+from adadecode.evaluation.store import RunFolder, read_commits, read_samples
 from adadecode.records import ShardOutcome
 
 BEFORE = ShardOutcome(num_samples=8, num_error_samples=1, num_output_tokens=900, busy_s=9.0, num_exact=7, num_owed=7)
@@ -51,7 +51,7 @@ def test_the_outcome_of_committed_shards_is_that_of_their_rows(tiny, cli, tmp_pa
     assert cli("eval", "--local", *tiny.flags(repeats=2), "--out", out).exit_code == 0
     rows = read_samples(out).to_pylist()
     folder = RunFolder(out)
-    total = committed_total(folder)
+    total = total_outcome(ShardOutcome(**commit["outcome"]) for commit in read_commits(out).values())
     assert (total.num_samples, total.num_error_samples, total.num_exact, total.num_owed) == (5, 0, 10, 10)
     assert total.num_output_tokens == sum(row["output_len"] for row in rows) == 5 * 2 * 3 * 10
     assert total.busy_s == pytest.approx(sum(row["e2e_s"] for row in rows))

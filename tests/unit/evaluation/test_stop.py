@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from adadecode.config import EvalConfig
+from adadecode.evaluation.run import close_run, open_run
 from adadecode.evaluation.stop import StopRequest
 from adadecode.evaluation.store import read_commits, read_run
 from tests.folders import write_prompts
@@ -72,6 +74,19 @@ def test_without_grace_the_shard_in_flight_is_given_up(command, tmp_path):
     assert len(read_commits(tmp_path / "run")) <= num_before + 1  # one may have been committed just then
 
 
+def test_a_complete_run_is_not_called_complete_while_what_was_withdrawn_is_missing(cli, tiny, tmp_path):
+    out = tmp_path / "run"
+    flags = [*tiny.flags(methods="vanilla"), "--out", out]
+    assert cli("eval", "--local", *flags).exit_code == 0
+    commit = read_commits(out)[1]
+    (out / commit["file"]).unlink()
+    with open_run(EvalConfig.model_validate(read_run(out)["config"]), out) as prepared:
+        assert [shard.shard_idx for shard in prepared.todo] == [1]
+        assert read_run(out)["status"] == "running"
+        assert close_run(prepared).num_missing == 2
+    assert read_run(out)["status"] == "incomplete"
+
+
 def test_the_first_signal_asks_the_second_ends_and_then_nothing_is_heeded():
     lines: list[str] = []
     with StopRequest(60, lines.append) as stop:
@@ -88,6 +103,17 @@ def test_the_first_signal_asks_the_second_ends_and_then_nothing_is_heeded():
         os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_once_the_run_is_being_closed_neither_signals_nor_the_end_of_the_grace_period_are_heeded():
+    with StopRequest(0.05, lambda line: None) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        stop.end()
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+        os.kill(os.getpid(), signal.SIGINT)
+        stop.install()  # the next cell of a sweep
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_the_end_of_the_grace_period_ends_the_run():
     with StopRequest(0.01, lambda line: None):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -102,8 +128,11 @@ def test_too_many_errors_stop_a_run_and_keep_what_is_committed(cli, tiny, tmp_pa
     result = cli("eval", "--local", *flags, "--max-errors", "1")
     assert result.exit_code == 1
     assert "2 of 7 planned samples failed, and --max-errors 1 allows 1" in result.stderr
-    assert result.stderr.count("\n") == 1
+    missing, _ = result.stderr.splitlines()
+    assert missing.startswith("4 planned rows are missing; go on with: adadecode ")
     assert len(read_commits(tmp_path / "run")) == 3
     assert read_run(tmp_path / "run")["status"] == "incomplete"
+    again = cli("eval", "--local", *flags, "--max-errors", "1")
+    assert (again.exit_code, len(read_commits(tmp_path / "run"))) == (1, 3), "it does not go on a little each time"
     assert cli("eval", "--local", *flags, "--max-errors", "100%").exit_code == 0
     assert len(read_commits(tmp_path / "run")) == 7

@@ -144,7 +144,7 @@ def test_a_run_without_commits_has_no_samples_but_their_schema(run):
     assert samples.schema.equals(SAMPLES)
 
 
-def test_an_altered_committed_file_is_refused_naming_the_commit_to_delete(run):
+def test_an_altered_committed_file_is_refused_and_says_to_run_again(run):
     commit(run, "one")
     (file,) = data_files(Path(run.location))
     content = bytearray(file.read_bytes())
@@ -155,7 +155,7 @@ def test_an_altered_committed_file_is_refused_naming_the_commit_to_delete(run):
     assert "altered after its commit; run the same command again: it computes the shard again" in message
 
 
-def test_a_missing_committed_file_is_refused_naming_the_commit_to_delete(run):
+def test_a_missing_committed_file_is_refused_and_says_to_run_again(run):
     commit(run, "one")
     commit(run, "one", shard_idx=3)
     data_files(Path(run.location))[1].unlink()
@@ -342,6 +342,21 @@ def test_a_check_withdraws_what_is_damaged_and_leaves_the_rest(run):
     assert good.exists()
 
 
+def test_what_cannot_be_read_for_now_is_withdrawn_by_nobody(run):
+    """A folder in the file's place cannot be read, as a disk that fails or a store that refuses."""
+    commit(run)
+    (file,) = data_files(Path(run.location))
+    content = file.read_bytes()
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(RunFolderError, match="cannot be read"):
+        run.check_commits()
+    file.rmdir()
+    file.write_bytes(content)
+    assert run.check_commits() == []
+    assert read_samples(run.location).num_rows == 4
+
+
 def test_a_sweep_deletes_losers_and_temporary_files_and_nothing_else(run):
     commit(run, "first")
     commit(run, "second")
@@ -349,7 +364,7 @@ def test_a_sweep_deletes_losers_and_temporary_files_and_nothing_else(run):
     left = [committed.with_name(".part-00002-x.parquet.ab.tmp"), Path(run.location) / "commits" / ".00001.json.ab.tmp"]
     for file in left:
         file.write_bytes(b"half")
-    assert run.sweep() == 3
+    assert run.sweep({commit["file"] for commit in read_commits(run.location).values()}) == 3
     assert committed.exists()
     assert not any(file.exists() for file in (loser, *left))
     assert list(read_commits(run.location)) == [0]
