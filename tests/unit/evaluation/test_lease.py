@@ -114,7 +114,7 @@ def test_an_owner_that_lost_its_lease_is_told_so_and_leaves_the_next_ones_alone(
     with Lease(storage, heartbeat_s=0.01) as lease:
         storage.create("lease/00002.json", b"{}")
         lease._thread.join(60)
-        with pytest.raises(LeaseError, match="was taken over by another driver"):
+        with pytest.raises(LeaseError, match="another driver took the run over"):
             lease.check()
     assert storage.read("lease/00002.json") == b"{}"
 

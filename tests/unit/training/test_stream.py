@@ -115,9 +115,9 @@ def peak_of_training(num_prompts: int, out: Path) -> str:
     return f"{most['prompts']} {most['outputs']}"
 
 
-def test_as_many_prompts_and_outputs_are_in_memory_for_200_prompts_as_for_80(tmp_path):
+def test_as_many_prompts_and_outputs_are_in_memory_for_120_prompts_as_for_72(tmp_path):
     peaks = []
-    for num_prompts in (80, 200):
+    for num_prompts in (72, 120):
         out = tmp_path / str(num_prompts)
         command = [sys.executable, "-c", PEAK, str(ROOT), str(out), str(num_prompts)]
         done = subprocess.run(command, capture_output=True, text=True)
