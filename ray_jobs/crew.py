@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
 
 from adadecode.errors import AdaDecodeError
-from ray_jobs.scheduler import (
+from ray_jobs.events import (
     Accept,
     Action,
     Died,
@@ -30,13 +30,13 @@ from ray_jobs.scheduler import (
     Item,
     Loaded,
     NotBegun,
-    Scheduler,
     Started,
     Stop,
     TakeBack,
     Tick,
     Wanted,
 )
+from ray_jobs.scheduler import Scheduler
 
 WAIT_S = 0.25
 PLACES_S = 2.0  # between two looks at how many actors the cluster can hold

@@ -15,7 +15,8 @@ from adadecode.records import Shard, ShardOutcome, WorkerState
 from ray_jobs.actors import EvalActor, EvalTask, LoneSample, ShardWork
 from ray_jobs.cluster import actor_resources, num_places, with_absolute_paths
 from ray_jobs.crew import Crew, drive
-from ray_jobs.scheduler import FIRST_DEADLINE_S, ActorState, Item, Limits, Phase, Scheduler
+from ray_jobs.events import Item
+from ray_jobs.scheduler import FIRST_DEADLINE_S, ActorState, Limits, Phase, Scheduler
 
 WAITING_S = 30.0
 

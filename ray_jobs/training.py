@@ -28,7 +28,8 @@ from adadecode.training.run import (
 from ray_jobs.actors import lost_device_ends_the_process
 from ray_jobs.cluster import actor_resources, with_absolute_paths
 from ray_jobs.crew import Crew, Done, Process, drive
-from ray_jobs.scheduler import Item, Limits, Scheduler
+from ray_jobs.events import Item
+from ray_jobs.scheduler import Limits, Scheduler
 
 LIMITS = Limits(max_deaths=3, first_deadline_s=None)  # how long a part or a training takes is not known beforehand
 

@@ -21,7 +21,8 @@ import numpy as np
 import ray
 
 from ray_jobs.crew import Crew, Done, Process, drive
-from ray_jobs.scheduler import Item, Limits, Scheduler
+from ray_jobs.events import Item
+from ray_jobs.scheduler import Limits, Scheduler
 
 MAX_OVER_LPT, MAX_DRIVER_MS = 1.05, 2.0
 TPOT_S, TTFT_S = 0.0016, 0.030  # GSM8K, embedded model, one worker of two threads: results/reference/gsm8k-bf16

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ray_jobs.scheduler import (
+from ray_jobs.events import (
     Accept,
     Action,
     Died,
@@ -18,17 +18,15 @@ from ray_jobs.scheduler import (
     GiveUp,
     Hire,
     Item,
-    Limits,
     Loaded,
     NotBegun,
-    Phase,
-    Scheduler,
     Started,
     Stop,
     TakeBack,
     Tick,
     Wanted,
 )
+from ray_jobs.scheduler import Limits, Phase, Scheduler
 
 LIMITS = Limits(
     max_deaths=2, max_load_failures=3, load_deadline_s=100, first_deadline_s=50, least_deadline_s=10, slack=4

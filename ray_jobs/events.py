@@ -1,0 +1,130 @@
+"""What a scheduler is told, and what it wants done: its events and its actions."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Item:
+    """A piece of work; `size` is in any unit that its time grows with, such as samples."""
+
+    name: str
+    work: Any
+    size: int = 1
+
+
+# What happened.
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """So many actors can be used from now on: at the start, and when nodes join."""
+
+    num_actors: int
+
+
+@dataclass(frozen=True)
+class Started:
+    """The actor's process runs; it loads."""
+
+    actor: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    actor: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The actor did the item. `full_s` is what it would have taken at its longest, in seconds; None: not known."""
+
+    actor: str
+    item: str
+    full_s: float | None = None
+
+
+@dataclass(frozen=True)
+class NotBegun:
+    """The actor had not begun the item when it was taken back."""
+
+    actor: str
+    item: str
+
+
+@dataclass(frozen=True)
+class Died:
+    """The actor, its node or its environment is gone. A preempted one died for no fault of what it did."""
+
+    actor: str
+    reason: str
+    preempted: bool = False
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Nothing happened for a while."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Give nothing more: what is in flight may end."""
+
+
+Event = Wanted | Started | Loaded | Finished | NotBegun | Died | Tick | Stop
+
+# What is to be done about it.
+
+
+@dataclass(frozen=True)
+class Hire:
+    actor: str
+
+
+@dataclass(frozen=True)
+class Give:
+    """Let the actor do the item after what it has."""
+
+    actor: str
+    item: Item
+
+
+@dataclass(frozen=True)
+class TakeBack:
+    """Another actor does this queued item; should it have begun, the first of both counts."""
+
+    actor: str
+    item: Item
+
+
+@dataclass(frozen=True)
+class Dismiss:
+    """End the actor's process, for a reason when it did not do what it should."""
+
+    actor: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Accept:
+    """The item is done, for the first time."""
+
+    item: Item
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """The item ended every actor that tried it."""
+
+    item: Item
+    reason: str
+
+
+@dataclass(frozen=True)
+class Fail:
+    """No actor can be had: the run is over."""
+
+    reason: str
+
+
+Action = Hire | Give | TakeBack | Dismiss | Accept | GiveUp | Fail
