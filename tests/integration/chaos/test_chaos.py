@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import ray
 
 from adadecode.errors import RunFolderError
 from adadecode.evaluation.store import read_commits, read_run
+from ray_jobs.crew import Crew, Done, Process
+from ray_jobs.events import Died, Event, Item, Loaded
 from ray_jobs.scheduler import Limits
 from tests.integration.chaos.faults import (
     POISON,
@@ -155,6 +158,52 @@ def test_a_full_disk_is_one_line_and_the_same_run_goes_on_when_there_is_room(
         assert deterministic(disk / "run").equals(undisturbed)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+class Sleeper(Process):
+    """An actor with nothing to load whose work never ends."""
+
+    def __init__(self, worker_id: str, task: None) -> None:
+        pass
+
+    def load(self) -> None:
+        pass
+
+    def work(self, work: None) -> Done:
+        signal.pause()
+        return Done(None)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("is_preempted", [True, False])
+def test_an_actor_whose_node_was_preempted_is_told_from_one_whose_node_failed(nodes, is_preempted):
+    while len(nodes.nodes) > 1:
+        nodes.lose(0)
+    crew = Crew(ray.remote(Sleeper), None, 1, {"num_cpus": 1})
+    crew.hire("worker-0")
+    seen: list[Event] = []
+    while Loaded("worker-0") not in seen:
+        seen += [event for event, _ in crew.poll(1.0)]
+    crew.give("worker-0", Item("for ever", None))
+    if is_preempted:
+        reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+        node = ["--address", nodes.address, "--node-id", nodes.nodes[0].node_id]
+        subprocess.run(
+            [
+                str(Path(sys.executable).with_name("ray")),
+                "drain-node",
+                *node,
+                *reason,
+                "--deadline-remaining-seconds",
+                "1",
+            ],
+            check=True,
+        )
+    nodes.lose(0)
+    while not isinstance(seen[-1], Died):
+        seen += [event for event, _ in crew.poll(1.0)]
+    crew.dismiss_all()
+    assert seen[-1].preempted is is_preempted, seen[-1]
 
 
 def truncate(file, rng: random.Random) -> None:
