@@ -38,7 +38,10 @@ class Limits:
     """When an actor counts as hung and an item as poison."""
 
     max_deaths: int = 2  # actors an item may end before it is split, or given up where it cannot be
-    max_load_failures: int = 3  # in a row, without any that loaded, before the run fails
+    max_load_failures: int = 4  # in a row, without any that loaded, before the run fails
+    hire_pause_s: float = (
+        10.0  # after a load that failed, doubled each time: a node that was lost looks alive for a while
+    )
     load_deadline_s: float = 1800.0
     first_deadline_s: float | None = FIRST_DEADLINE_S  # of an item before any was timed; None: items have no deadline
     least_deadline_s: float = 60.0
@@ -106,6 +109,7 @@ class Scheduler:
         self._returned: deque[Item] = deque()
         self._items: dict[str, ItemState] = {}  # every item that was ever given and is not done
         self._num_wanted, self._num_hired, self._num_load_failures = 0, 0, 0
+        self._paused_until = 0.0  # no actor is hired before
         self._slowest_s: float | None = None  # per size
         self._is_stopped = False
         self.actors: dict[str, ActorState] = {}
@@ -122,19 +126,19 @@ class Scheduler:
         actions: list[Action] = []
         match event:
             case Wanted(num_actors):
-                self._num_wanted, self._num_load_failures = num_actors, 0
+                self._num_wanted, self._num_load_failures, self._paused_until = num_actors, 0, now
             case Started(name) if actor := self.actors.get(name):
                 actor.phase, actor.since = Phase.LOADING, now
             case Loaded(name) if actor := self.actors.get(name):
                 actor.phase, actor.since = Phase.READY, now
-                self._num_load_failures = 0
+                self._num_load_failures, self._paused_until = 0, now
             case Finished(name, item_name, full_s):
                 actions += self._finish(name, item_name, full_s, now)
             case NotBegun(name, item_name) if actor := self.actors.get(name):
                 if item_name in actor.taken:
                     actor.leave_out(item_name, now)
             case Died(name, reason, preempted) if name in self.actors:
-                actions += self._bury(name, reason, preempted)
+                actions += self._bury(name, reason, preempted, now)
             case Tick():
                 actions += self._end_hung(now)
             case Stop():
@@ -169,10 +173,11 @@ class Scheduler:
                 actions.append(TakeBack(other, state.item))
         return actions
 
-    def _bury(self, name: str, reason: str, preempted: bool) -> list[Action]:
+    def _bury(self, name: str, reason: str, preempted: bool, now: float) -> list[Action]:
         """Forgets a dead actor; what it had comes back, and counts against what it did."""
         actor = self.actors.pop(name)
-        if actor.phase is not Phase.READY and not preempted:
+        if actor.phase is not Phase.READY and not preempted and now >= self._paused_until:  # those at once count once
+            self._paused_until = now + self._limits.hire_pause_s * 2**self._num_load_failures
             self._num_load_failures += 1
             if self._num_load_failures >= self._limits.max_load_failures:
                 self._num_wanted = len(self.actors)  # others go on; until a node joins no more are hired
@@ -214,12 +219,14 @@ class Scheduler:
                 continue
             if deadline_s is not None and now - actor.since > deadline_s:
                 reason = f"{doing} took more than {deadline_s:.0f} s"
-                actions += [Dismiss(actor.name, reason), *self._bury(actor.name, reason, preempted=False)]
+                actions += [Dismiss(actor.name, reason), *self._bury(actor.name, reason, preempted=False, now=now)]
         return actions
 
     # What follows from the state.
 
     def _hire(self, now: float) -> list[Action]:
+        if now < self._paused_until:
+            return []
         if any(actor.phase is Phase.READY and not actor.items for actor in self.actors.values()):
             return []  # it takes what came back, sooner than a new one could
         actions: list[Action] = []

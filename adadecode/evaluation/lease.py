@@ -48,7 +48,10 @@ class Lease:
         with contextlib.suppress(AdaDecodeError, OSError):  # not released it becomes stale; the run itself is done
             if not self.lost and self._is_ours():
                 self._content["released"] = True
-                self._write()
+                try:
+                    self._write()
+                except (AdaDecodeError, OSError):
+                    self._storage.delete(_name(self._number))  # a full disk still takes that
 
     def check(self) -> None:
         """Raises LeaseError when the lease was lost."""

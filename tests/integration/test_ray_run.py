@@ -60,7 +60,7 @@ def test_workers_that_die_while_loading_end_the_run_with_one_line_and_the_same_c
     killer.start()
     try:
         with pytest.raises(AdaDecodeError, match=r"2 workers ended while loading the model .* same command continues"):
-            run_on_cluster(config, tmp_path / "ray", limits=Limits(max_load_failures=2))
+            run_on_cluster(config, tmp_path / "ray", limits=Limits(max_load_failures=2, hire_pause_s=0.1))
     finally:
         stop.set()
         killer.join()

@@ -70,7 +70,7 @@ def test_a_node_that_is_lost_and_another_that_joins_cost_nothing(nodes, config, 
 def test_a_node_that_joins_a_run_of_auto_workers_works(nodes, config, out):
     nodes.lose(0)
     with ThreadPoolExecutor(1) as pool:
-        config = config.model_copy(update={"workers": "auto", "repeats": 24})
+        config = config.model_copy(update={"workers": "auto", "repeats": 60})
         running = pool.submit(run_on_cluster, config, out, limits=HASTY)
         wait_for_commits(out, 1, running)
         nodes.join()

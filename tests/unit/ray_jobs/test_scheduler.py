@@ -29,7 +29,13 @@ from ray_jobs.events import (
 from ray_jobs.scheduler import Limits, Phase, Scheduler
 
 LIMITS = Limits(
-    max_deaths=2, max_load_failures=3, load_deadline_s=100, first_deadline_s=50, least_deadline_s=10, slack=4
+    max_deaths=2,
+    max_load_failures=3,
+    hire_pause_s=0,
+    load_deadline_s=100,
+    first_deadline_s=50,
+    least_deadline_s=10,
+    slack=4,
 )
 
 
@@ -236,6 +242,24 @@ def test_loads_that_keep_failing_end_the_run_only_when_nobody_works():
     assert others.handle(Loaded("worker-1"), 4)[:1] == [Give("worker-1", Item("i0", 0, 4))]
 
 
+def test_after_a_failed_load_the_next_is_tried_later_and_later_and_actors_lost_at_once_count_once():
+    limits = Limits(max_load_failures=3, hire_pause_s=10)
+    scheduler = Scheduler(items(9), limits)
+    scheduler.handle(Wanted(2), 0)
+    assert scheduler.handle(Died("worker-0", "node lost"), 5) == []
+    assert scheduler.handle(Died("worker-1", "node lost"), 6) == []
+    assert scheduler.handle(Tick(), 14.9) == []
+    assert scheduler.handle(Tick(), 15) == [Hire("worker-2"), Hire("worker-3")]
+    scheduler.handle(Died("worker-2", "node lost"), 16)
+    scheduler.handle(Died("worker-3", "node lost"), 16)
+    assert scheduler.handle(Tick(), 35.9) == []
+    assert scheduler.handle(Tick(), 36) == [Hire("worker-4"), Hire("worker-5")]
+    scheduler.handle(Started("worker-4"), 37)
+    assert scheduler.handle(Loaded("worker-4"), 38)[:1] == [Give("worker-4", Item("i0", 0, 4))]
+    assert scheduler.handle(Died("worker-5", "node lost"), 39) == [], "and the count began anew"
+    assert scheduler.handle(Tick(), 49) == [Hire("worker-6")]
+
+
 def test_nodes_that_join_are_used_and_a_smaller_cluster_ends_nobody():
     scheduler = started(20, 1)
     assert scheduler.handle(Wanted(3), 1) == [Hire("worker-1"), Hire("worker-2")]
@@ -334,7 +358,7 @@ class World:
     steps=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 12)), max_size=60),
 )
 def test_whatever_happens_every_sample_is_accepted_once_or_given_up(num_items, num_actors, poison, steps):
-    limits = Limits(max_deaths=2, max_load_failures=10**9, load_deadline_s=500, first_deadline_s=500)
+    limits = Limits(max_deaths=2, max_load_failures=10**9, hire_pause_s=0, load_deadline_s=500, first_deadline_s=500)
     world = World(Scheduler(items(num_items), limits, halves), poison)
     world.send(Wanted(num_actors))
     for choice, kind in steps:
