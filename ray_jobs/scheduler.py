@@ -55,30 +55,43 @@ class Phase(StrEnum):
 
 
 @dataclass
+class Told:
+    """An item that an actor was told to do; `taken` back it may have been begun all the same."""
+
+    item: Item
+    taken: bool = False
+
+
+@dataclass
 class ActorState:
     """What an actor is doing; `since` is when it began to.
 
-    `line` is what it was told to do, in that order: the first is in flight. Those whose names are in `taken` were taken
-    back, but may have been begun.
+    `line` is what it was told to do, in that order: the first is in flight. An item may be there twice, taken back and
+    given again.
     """
 
     name: str
     since: float
     phase: Phase = Phase.STARTING
-    line: list[Item] = field(default_factory=list)
-    taken: set[str] = field(default_factory=set)
+    line: list[Told] = field(default_factory=list)
 
     @property
     def items(self) -> list[Item]:
         """What it shall do: at most two."""
-        return [item for item in self.line if item.name not in self.taken]
+        return [told.item for told in self.line if not told.taken]
 
-    def leave_out(self, item_name: str, now: float) -> None:
-        """Takes the item out of its line; the next is in flight from `now` on."""
-        if self.line and self.line[0].name == item_name:
-            self.since = now
-        self.line = [item for item in self.line if item.name != item_name]
-        self.taken.discard(item_name)
+    def take(self, item_name: str) -> None:
+        """Marks the item, of which it shall do no more, as taken back."""
+        for told in self.line:
+            told.taken = told.taken or told.item.name == item_name
+
+    def end(self, item_name: str, now: float) -> None:
+        """Takes the item out of its line, the first where it is there twice; the next is in flight from `now` on."""
+        for idx, told in enumerate(self.line):
+            if told.item.name == item_name:
+                del self.line[idx]
+                self.since = now if idx == 0 else self.since
+                return
 
 
 @dataclass
@@ -135,8 +148,7 @@ class Scheduler:
             case Finished(name, item_name, full_s):
                 actions += self._finish(name, item_name, full_s, now)
             case NotBegun(name, item_name) if actor := self.actors.get(name):
-                if item_name in actor.taken:
-                    actor.leave_out(item_name, now)
+                actor.end(item_name, now)
             case Died(name, reason, preempted) if name in self.actors:
                 actions += self._bury(name, reason, preempted, now)
             case Tick():
@@ -159,7 +171,7 @@ class Scheduler:
 
     def _finish(self, name: str, item_name: str, full_s: float | None, now: float) -> list[Action]:
         if actor := self.actors.get(name):
-            actor.leave_out(item_name, now)
+            actor.end(item_name, now)
         state = self._items.pop(item_name, None)
         if state is None:
             return []  # another copy was first
@@ -168,8 +180,8 @@ class Scheduler:
         self._returned = deque(item for item in self._returned if item.name != item_name)  # back from a dead copy
         actions: list[Action] = [Accept(state.item)]
         for other in sorted(state.actors - {name}):  # a copy in flight may end, and counts for nothing
-            if self.actors[other].line[0].name != item_name:
-                self.actors[other].taken.add(item_name)
+            if self.actors[other].line[0].item.name != item_name:
+                self.actors[other].take(item_name)
                 actions.append(TakeBack(other, state.item))
         return actions
 
@@ -183,7 +195,7 @@ class Scheduler:
                 self._num_wanted = len(self.actors)  # others go on; until a node joins no more are hired
                 if all(other.phase is Phase.STARTING for other in self.actors.values()):
                     return [Fail(f"{self._num_load_failures} workers ended while loading the model ({reason})")]
-        if actor.line and not preempted and (blamed := self._items.get(actor.line[0].name)):
+        if actor.line and not preempted and (blamed := self._items.get(actor.line[0].item.name)):
             blamed.deaths, blamed.reason, blamed.is_suspect = blamed.deaths + 1, reason, True
         actions: list[Action] = []
         for item in reversed(actor.items):
@@ -214,7 +226,7 @@ class Scheduler:
             if actor.phase is Phase.LOADING:
                 deadline_s, doing = self._limits.load_deadline_s, "loading the model"
             elif actor.line:
-                deadline_s, doing = self.deadline_s(actor.line[0]), actor.line[0].name
+                deadline_s, doing = self.deadline_s(actor.line[0].item), actor.line[0].item.name
             else:
                 continue
             if deadline_s is not None and now - actor.since > deadline_s:
@@ -254,7 +266,7 @@ class Scheduler:
     def _give(self, actor: ActorState, item: Item, now: float) -> Give:
         if not actor.line:
             actor.since = now
-        actor.line.append(item)
+        actor.line.append(Told(item))
         assert len(actor.items) <= 2, actor
         self._items.setdefault(item.name, ItemState(item)).actors.add(actor.name)
         return Give(actor.name, item)
@@ -266,7 +278,7 @@ class Scheduler:
             return []
         other = max(queues, key=lambda actor: actor.items[1].size)
         item = other.items[1]
-        other.taken.add(item.name)
+        other.take(item.name)
         self._items[item.name].actors.discard(other.name)
         return [TakeBack(other.name, item), self._give(idle, item, now)]
 
@@ -291,7 +303,7 @@ class Scheduler:
         for actor in list(self.actors.values()):
             for item in actor.items[1:]:
                 actions.append(TakeBack(actor.name, item))
-                actor.taken.add(item.name)
+                actor.take(item.name)
                 if (state := self._items.get(item.name)) is not None:
                     state.actors.discard(actor.name)
             if not actor.items:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib.metadata
+import itertools
 import logging
 import platform
 import subprocess
@@ -43,6 +44,8 @@ from adadecode.report.summary import NARROW, summarise
 from adadecode.tasks import expand_task, load_examples
 
 log = logging.getLogger(__name__)
+
+SHARDS_AT_A_TIME = 64  # whose token ids are in memory together
 
 PACKAGES = ("torch", "transformers", "ray", "datasets", "pyarrow", "tokenizers", "numpy", "scipy")
 
@@ -195,18 +198,20 @@ class Committed:
 
 
 def read_committed(location: str | Path, commits: Mapping[int, dict[str, Any]]) -> Committed:
-    """Reads one shard's file after another: a sample's methods are all in one, so parity needs no other.
+    """Reads a few shards' files at a time: a sample's methods are all in one, so parity needs no others.
 
     Raises RunFolderError as `read_samples` does, and when a row is stored twice.
     """
     columns = list(dict.fromkeys([*NARROW, *ERROR_COLUMNS, "shard"]))
     narrow = [SAMPLES.empty_table().select(columns)]
     verify, disagreements = [VERIFY.empty_table()], []
-    for samples in committed_tables(location, commits):
-        of_shard = recompute_parity(samples)
-        disagreements += stored_disagreements(samples, of_shard)
+    tables = committed_tables(location, commits)
+    while some := list(itertools.islice(tables, SHARDS_AT_A_TIME)):
+        samples = pa.concat_tables(some, promote_options="default").combine_chunks()
+        parity = recompute_parity(samples)
+        disagreements += stored_disagreements(samples, parity)
         narrow.append(samples.select(columns))
-        verify.append(of_shard)
+        verify.append(parity)
     rows = pa.concat_tables(narrow).combine_chunks()
     reject_duplicates(rows)
     return Committed(rows, pa.concat_tables(verify).combine_chunks(), disagreements)

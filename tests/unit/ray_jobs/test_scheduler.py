@@ -165,14 +165,23 @@ def test_an_actor_that_dies_of_what_was_taken_back_is_held_against_that():
     assert held(scheduler) == {"worker-1": ["i1"]}
 
 
+def test_an_item_that_comes_back_to_the_actor_it_was_taken_from_is_not_lost_with_it():
+    scheduler = started(2, 2)  # worker-0: i0 and i1, which worker-1 takes over
+    assert held(scheduler) == {"worker-0": ["i0"], "worker-1": ["i1"]}
+    scheduler.handle(Died("worker-1", "spot", preempted=True), 1)
+    assert held(scheduler) == {"worker-0": ["i0", "i1"], "worker-2": []}
+    scheduler.handle(Died("worker-0", "spot", preempted=True), 2)
+    scheduler.handle(Loaded("worker-2"), 3)
+    assert held(scheduler)["worker-2"] == ["i0", "i1"]
+
+
 def test_what_was_taken_back_unbegun_is_forgotten():
     scheduler = started(5, 2)
     for now, item in enumerate(("i2", "i3", "i4")):
         scheduler.handle(Finished("worker-1", item), now)
-    assert scheduler.actors["worker-0"].taken == {"i1"}
+    assert [told.taken for told in scheduler.actors["worker-0"].line] == [False, True]
     scheduler.handle(NotBegun("worker-0", "i1"), 9)
-    assert [item.name for item in scheduler.actors["worker-0"].line] == ["i0"]
-    assert not scheduler.actors["worker-0"].taken
+    assert [told.item.name for told in scheduler.actors["worker-0"].line] == ["i0"]
 
 
 def test_no_third_copy_is_made():
