@@ -31,7 +31,7 @@ def config(model_folder, heads_folder, tmp_path_factory) -> EvalConfig:
         methods=("vanilla", "adadecode"),
         decode=DecodeSettings(gamma=0.05, max_new_tokens=20),
         shard_size=2,
-        repeats=6,
+        repeats=16,
         workers=2,
         threads=1,
         max_errors="100%",
