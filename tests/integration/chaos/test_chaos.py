@@ -71,13 +71,13 @@ def test_a_node_that_is_lost_and_another_that_joins_cost_nothing(nodes, config, 
 def test_a_node_that_joins_a_run_of_auto_workers_works(nodes, config, out):
     nodes.lose(0)
     with ThreadPoolExecutor(1) as pool:
-        config = config.model_copy(update={"workers": "auto", "repeats": 60})
+        config = config.model_copy(update={"workers": "auto", "repeats": 240})
         running = pool.submit(run_on_cluster, config, out, limits=HASTY)
         wait_for_commits(out, 1, running)
         nodes.join()
         running.result()
     workers = {commit["worker"]["worker_id"] for commit in read_commits(out).values()}
-    assert workers == {"worker-0", "worker-1"}
+    assert len(workers) == 2, workers  # by number: an actor may have been hired on the node just lost
 
 
 @pytest.mark.chaos
