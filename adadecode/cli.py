@@ -74,9 +74,9 @@ def eval_command(config_file: Path | None, out: str | None, **flags: Any) -> Non
 @data_flags
 @decode_flags
 @run_flags
-@click.option("--rates", type=click.Path(path_type=Path), help="Run folder whose measured times predict this run's.")
+@click.option("--rates", help="Run folder (or its URL) whose measured times predict this run's.")
 @click.option("--gpus", callback=integers, help="Numbers of workers to predict for, with --rates.  [default: 1,2,4,8]")
-def plan_command(config_file: Path | None, rates: Path | None, gpus: tuple[int, ...] | None, **flags: Any) -> None:
+def plan_command(config_file: Path | None, rates: str | None, gpus: tuple[int, ...] | None, **flags: Any) -> None:
     """Show how a run would be sharded; with --rates, how long it would take. Loads no model and writes nothing."""
     from adadecode.evaluation.plan import plan_hash
     from adadecode.evaluation.run import plan_run

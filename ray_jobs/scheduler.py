@@ -39,9 +39,7 @@ class Limits:
 
     max_deaths: int = 2  # actors an item may end before it is split, or given up where it cannot be
     max_load_failures: int = 4  # in a row, without any that loaded, before the run fails
-    hire_pause_s: float = (
-        10.0  # after a load that failed, doubled each time: a node that was lost looks alive for a while
-    )
+    hire_pause_s: float = 10.0  # after a load that failed, doubled each time: a lost node looks alive for a while
     load_deadline_s: float = 1800.0
     first_deadline_s: float | None = FIRST_DEADLINE_S  # of an item before any was timed; None: items have no deadline
     least_deadline_s: float = 60.0

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from adadecode.config import EvalConfig
 from adadecode.errors import RunFolderError, UsageError
 from adadecode.evaluation.plan import longest_first
+from adadecode.evaluation.storage import open_storage
 from adadecode.evaluation.store import read_commits, read_run, read_samples
 from adadecode.records import Capacity, Shard, WorkerTime
 
@@ -54,21 +55,21 @@ class Rates:
     measured_on: str
 
 
-def read_rates(path: Path) -> Rates:
-    """The rates of the run in `path`, complete or not; raises RunFolderError when it has measured nothing."""
-    run = read_run(path)
+def read_rates(location: str | Path) -> Rates:
+    """The rates of the run at `location`, complete or not; raises RunFolderError when it has measured nothing."""
+    run = read_run(location)
     try:
-        prompt_hash = prompt_hashes(pq.read_table(path / "plan.parquet"))
+        prompt_hash = prompt_hashes(pq.read_table(pa.BufferReader(open_storage(location).read("plan.parquet"))))
     except (OSError, pa.ArrowException) as error:
-        raise RunFolderError(f"--rates {str(path)!r}: its plan.parquet cannot be read; give another run") from error
-    rows = read_samples(path).select(["task", "sample_id", "method", "status", "e2e_s", "output_len"]).to_pylist()
+        raise RunFolderError(f"--rates {str(location)!r}: its plan.parquet cannot be read; give another run") from error
+    rows = read_samples(location).select(["task", "sample_id", "method", "status", "e2e_s", "output_len"]).to_pylist()
     costs: dict[tuple[str, str, str, str], list[Cost]] = defaultdict(list)
     for row in rows:
         if row["status"] == "ok":
             sample = (row["task"], row["sample_id"])
             costs[(*sample, prompt_hash[sample], row["method"])].append(Cost(row["e2e_s"], row["output_len"]))
     if not costs:
-        raise RunFolderError(f"--rates {str(path)!r}: it has no committed row without error; give another run")
+        raise RunFolderError(f"--rates {str(location)!r}: it has no committed row without error; give another run")
     of_sample = {key: mean_cost(found) for key, found in costs.items()}
     of_task: dict[tuple[str, str], list[Cost]] = defaultdict(list)
     of_method: dict[str, list[Cost]] = defaultdict(list)
@@ -80,7 +81,7 @@ def read_rates(path: Path) -> Rates:
         {key: mean_cost(found) for key, found in of_task.items()},
         {key: mean_cost(found) for key, found in of_method.items()},
         run["config"],
-        describe(run, [commit["worker"] for commit in read_commits(path).values()]),
+        describe(run, [commit["worker"] for commit in read_commits(location).values()]),
     )
 
 

@@ -129,3 +129,6 @@ def test_a_run_on_an_object_store_is_a_local_one(s3_bucket, tiny, cli, tmp_path)
     assert len(names) == 6
     again = cli("eval", "--local", *flags, "--out", url)
     assert "3 done before, 0 to do" in again.stdout
+    planned = cli("plan", *flags, "--rates", url, "--gpus", "1")
+    assert planned.exit_code == 0, planned.stderr
+    assert "times of 5 samples: 5 as that run measured them" in planned.stdout
