@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test test-slow test-gpu chaos efficiency lint clean
 
 demo: $(READY)
-	$(BIN)/adadecode eval --config cluster/demo.yaml
+	$(BIN)/adadecode eval --config adadecode/recipes/demo.yaml
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import ray
 
-from adadecode.config import EvalConfig
 from adadecode.errors import DeviceLostError, RunFolderError
 from adadecode.records import Shard
-from ray_jobs.crew import Done, Process
+from adadecode.settings import EvalConfig
+from ray_jobs.pool import Done, Process
 
 log = logging.getLogger("adadecode.actors")
 
@@ -51,9 +51,9 @@ class Evaluator(Process):
 
     def load(self) -> None:
         """Loads the model and warms it up. Separate from `__init__`, so that errors arrive whole."""
-        from adadecode.evaluation.store import RunFolder
         from adadecode.evaluation.worker import load_worker
         from adadecode.evaluation.worker_log import configure_worker_log
+        from adadecode.runs.folder import RunFolder
 
         task = self._task
         self._folder = RunFolder(task.location)
@@ -65,7 +65,7 @@ class Evaluator(Process):
 
     def work(self, work: ShardWork) -> Done:
         """Evaluates a shard and commits it, unless that was done; returns its ShardOutcome, or a LoneSample."""
-        from adadecode.evaluation.run import do_shard, evaluate_sample_alone
+        from adadecode.evaluation.shard import do_shard, evaluate_sample_alone
 
         with lost_device_ends_the_process():
             if work.sample_idx is None:

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayError
 
-from adadecode.config import EvalConfig, TrainConfig
 from adadecode.errors import ResourcesError, UsageError
+from adadecode.settings import EvalConfig, TrainConfig
 
 PROBE_S = 5.0
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from adadecode.cli import main
+from adadecode.cli.main import main
 
 if __name__ == "__main__":
     main(["eval", *sys.argv[1:]])

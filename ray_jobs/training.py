@@ -10,13 +10,13 @@ from typing import NoReturn
 import ray
 from ray.exceptions import RayError
 
-from adadecode.config import TrainConfig
 from adadecode.errors import AdaDecodeError
-from adadecode.model.decoder import load_tokenizer
 from adadecode.model.exit_heads import HeadFacts
+from adadecode.model.load import load_tokenizer
+from adadecode.settings import TrainConfig
 from adadecode.training.outputs import Part, Progress, Say, find_part, make_part, part_path
 from adadecode.training.prompts import Chunk, TaskPrompts, UsablePrompts
-from adadecode.training.run import (
+from adadecode.training.train import (
     check_settings,
     distill_heads,
     load_base,
@@ -27,8 +27,8 @@ from adadecode.training.run import (
 )
 from ray_jobs.actors import lost_device_ends_the_process
 from ray_jobs.cluster import actor_resources, with_absolute_paths
-from ray_jobs.crew import Crew, Done, Process, drive
 from ray_jobs.events import Item
+from ray_jobs.pool import Crew, Done, Process, drive
 from ray_jobs.scheduler import Limits, Scheduler
 
 LIMITS = Limits(max_deaths=3, first_deadline_s=None)  # how long a part or a training takes is not known beforehand

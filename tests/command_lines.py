@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from adadecode.cli import main, with_absolute_out
-from adadecode.config import EvalConfig, TrainConfig, TuneConfig, build_settings
+from adadecode.cli.main import main, with_absolute_out
+from adadecode.settings import EvalConfig, TrainConfig, TuneConfig, build_settings
 
 FENCED_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 

@@ -8,8 +8,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from adadecode.model.decoder import DecoderModel, load_model
+from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import HeadFacts, HeadTensors, save_heads
+from adadecode.model.load import load_model
 from tests.models import random_transforms, tiny_lm
 
 # One token per word, so that a prompt of n words has n tokens; ids past the special ones are w3, w4, ...

@@ -18,10 +18,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from adadecode.config import Kernels
+from adadecode.kernels.step import DecodeStep, Segment
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads, Shortlist
-from adadecode.model.step import DecodeStep, Segment
+from adadecode.settings import Kernels
 
 FAMILIES = {
     "llama": (LlamaConfig, LlamaForCausalLM),

@@ -9,13 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adadecode.engine.ngram import NgramDrafter, TokenDrafter
-from adadecode.engine.policy import VANILLA, Drafter, Policy
-from adadecode.engine.state import Round
-from adadecode.engine.steps import accept_all, add_drafts, begin_round, check_finite, reject_after, verify
+from adadecode.engine.drafters import Drafter, TokenDrafter
+from adadecode.engine.ngram import NgramDrafter
+from adadecode.engine.policy import VANILLA, Policy
+from adadecode.engine.round import Round, accept_all, add_drafts, begin_round, check_finite, reject_after, verify
 from adadecode.errors import PromptTooLongError
+from adadecode.kernels.step import DecodeStep
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.step import DecodeStep
 from adadecode.records import Generation
 
 

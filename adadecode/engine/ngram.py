@@ -5,25 +5,11 @@ gives each proposal a confidence, as an exit head does: how likely the token is 
 is and how often it went on like that (`confidence_of`).
 """
 
-from typing import Protocol
-
 LENGTHS = (8, 4, 2, 1)  # of the n-grams that are indexed; all of 1 to 8 find hardly more and cost twice the time
 MOST_STREAK = 3
 
 # How an n-gram went on: the next token, how often it did so in a row (at most MOST_STREAK), whether it ever did otherwise.
 Match = tuple[int, int, bool]
-
-
-class TokenDrafter(Protocol):
-    """Anything that proposes tokens from tokens alone; `NgramDrafter` is the real one."""
-
-    def extend(self, token_ids: list[int]) -> None:
-        """Adds verified tokens to the sequence."""
-        ...
-
-    def propose(self, drafts: list[int], max_tokens: int) -> list[int]:
-        """At most `max_tokens` tokens to follow the sequence and the pending `drafts`."""
-        ...
 
 
 class NgramDrafter:

@@ -1,38 +1,13 @@
 """Which exits are tested, how sure they must be, and how wide a decode step is."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Protocol
 
-from adadecode.config import DecodeSettings
 from adadecode.errors import UsageError
-from adadecode.model.exit_heads import paper_exits
-from adadecode.model.layers import ExitTest
-from adadecode.model.step import DecodeStep, Proposals, Segment
+from adadecode.settings import DecodeSettings
 
 # With 5, 6 or 7 rows a float32 GEMM on two CPU threads gives a row other bits in other slots, and an odd number of rows
 # leaves vector tails; multiples of 8 were free of both for every dtype and thread count tried (docs/parity.md).
 WIDTH_MULTIPLE = 8
-
-
-class Drafter(Protocol):
-    """Anything that proposes next tokens at an exit layer; `ExitHeads` is the real one."""
-
-    @property
-    def exits(self) -> tuple[int, ...]: ...
-
-    @property
-    def tests(self) -> Collection[ExitTest]:
-        """What `propose` may test, one for each of `exits`, for the step to prepare."""
-        ...
-
-    def propose(self, step: DecodeStep, segment: Segment, first_tested: int, first_position: int) -> Proposals | None:
-        """Runs `segment`, which ends at an exit layer; then, for the token after each of slots [first_tested, hi), its
-        id and confidence in [0, 1].
-
-        Slot i stands at `first_position + i`. None when one slot alone is not worth a test, says a gate.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -90,3 +65,8 @@ def make_policy(settings: DecodeSettings, head_exits: tuple[int, ...], num_layer
 def step_width(max_drafts: int) -> int:
     """W, the rows of every decode step: the current token and its drafts, rounded up to a multiple of 8."""
     return -(-(1 + max_drafts) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+
+
+def paper_exits(num_layers: int) -> tuple[int, ...]:
+    """Exit layers at L/4, L/2 and 3L/4 (paper section 4), without duplicates on very shallow models."""
+    return tuple(sorted({max(1, num_layers * quarter // 4) for quarter in (1, 2, 3)} & set(range(1, num_layers))))

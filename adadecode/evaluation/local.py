@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 
-from adadecode.config import EvalConfig, Method
-from adadecode.evaluation.run import PreparedRun, do_shard
+from adadecode.evaluation.shard import do_shard
 from adadecode.evaluation.worker import Worker, decode, load_worker
 from adadecode.records import Example, Generation, ShardOutcome
+from adadecode.runs.run import PreparedRun
+from adadecode.settings import EvalConfig, Method
 from adadecode.tasks.encode import encode_prompt
 
 

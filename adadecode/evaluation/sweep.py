@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adadecode.config import EvalConfig, given_flags, read_settings, settings_of
 from adadecode.errors import ExitHeadsError, UsageError
+from adadecode.settings import EvalConfig, given_flags, read_settings, settings_of
 
 SWEEP_FILE = "sweep.parquet"
 CELL_NAME = re.compile(r"[a-z0-9._-]+")
@@ -93,8 +93,8 @@ def grid_name(config: EvalConfig) -> str:
 
 def check_heads_exist(cells: Sequence[Cell]) -> None:
     """Raises UsageError when a cell needs heads that are not there, before the first has run for hours."""
-    from adadecode.evaluation.sources import heads_folders
     from adadecode.model.exit_heads import read_facts
+    from adadecode.runs.fingerprint import heads_folders
     from adadecode.tasks import expand_task
 
     for cell in cells:
@@ -116,10 +116,10 @@ def check_heads_exist(cells: Sequence[Cell]) -> None:
 
 def write_sweep(out: str, summaries: Mapping[str, Any]) -> Any:
     """Writes `out`/sweep.parquet, the SUMMARY tables of all cells under each other; returns the table."""
-    from adadecode.evaluation.run import git_sha
-    from adadecode.evaluation.storage import open_storage
-    from adadecode.evaluation.store import store_table
-    from adadecode.report.sweep_table import join_cells
+    from adadecode.evaluation.sweep_table import join_cells
+    from adadecode.provenance import git_sha
+    from adadecode.runs.folder import store_table
+    from adadecode.runs.storage import open_storage
 
     table = join_cells(summaries)
     store_table(open_storage(out), SWEEP_FILE, table, {"git_sha": git_sha() or ""})

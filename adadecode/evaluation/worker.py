@@ -3,31 +3,30 @@
 import functools
 import logging
 import os
-import platform
 import socket
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from adadecode.config import DRAFTING_METHODS, BenchConfig, EvalConfig, Method
-from adadecode.engine.baselines import generate_with_transformers
 from adadecode.engine.generate import Decoded, generate
 from adadecode.engine.invariance import check_rows_independent
-from adadecode.engine.policy import Policy, make_policy, step_width
+from adadecode.engine.policy import Policy, make_policy, paper_exits, step_width
+from adadecode.engine.transformers import generate_with_transformers
+from adadecode.evaluation.compare import compare, logits_digest
 from adadecode.evaluation.failures import Failure, broken_devices_named, result_or_failure
-from adadecode.evaluation.plan import method_order
-from adadecode.evaluation.sources import heads_folder
-from adadecode.evaluation.verify import compare, logits_digest
-from adadecode.model.decoder import DecoderModel, chat_template_hash, load_model
-from adadecode.model.exit_heads import ExitHeads, load_heads, original_heads, paper_exits
+from adadecode.model.decoder import DecoderModel
+from adadecode.model.exit_heads import ExitHeads, load_heads, original_heads
+from adadecode.model.load import chat_template_hash, load_model
+from adadecode.provenance import cpu_name, gpu_driver
 from adadecode.records import Example, Shard
 from adadecode.report.schema import LOSSY_METHODS
+from adadecode.runs.fingerprint import heads_folder
+from adadecode.runs.plan import method_order
+from adadecode.settings import DRAFTING_METHODS, BenchConfig, EvalConfig, Method
 from adadecode.tasks import score
 from adadecode.tasks.encode import encode_prompt
 
@@ -229,22 +228,3 @@ def _measurements(worker: Worker, method: Method, task: str, example: Example, d
         "width": {"vanilla-w1": 1, "transformers": None}.get(method, worker.width),
         **(drafting if method in DRAFTING_METHODS else {}),
     }
-
-
-def gpu_driver() -> str | None:
-    """The version of the NVIDIA driver, None when nvidia-smi does not tell."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        return None
-
-
-def cpu_name() -> str:
-    """The processor's name as the system gives it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -5,27 +5,22 @@ Shapes: T rows of a prompt, W rows of a step, S cache columns, d model width, V 
 
 import functools
 import hashlib
-import json
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+from transformers import GenerationConfig
 
-from adadecode.config import Dtype, Kernels
-from adadecode.demo import resolve_model
-from adadecode.errors import KernelsError, UnsupportedModelError, UsageError
-from adadecode.model.cuda_graphs import GraphedStep, graph_columns
-from adadecode.model.kv_cache import COLUMN_MULTIPLE, KVCache, num_columns
-from adadecode.model.layers import Head, LayerShape, fuse_layer, layer_step
-from adadecode.model.native import DTYPES as NATIVE_DTYPES
-from adadecode.model.native import NativeStep, NativeWeights, load_library
-from adadecode.model.step import DecodeStep, EagerStep
-
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+from adadecode.kernels.choose import choose_kernels, compile_layer_step
+from adadecode.kernels.eager import EagerStep
+from adadecode.kernels.graphed import GraphedStep, graph_columns
+from adadecode.kernels.kv_cache import COLUMN_MULTIPLE, KVCache, num_columns
+from adadecode.kernels.layers import layer_step
+from adadecode.kernels.native import NativeStep, NativeWeights
+from adadecode.kernels.step import DecodeStep
+from adadecode.kernels.weights import Head, LayerShape
+from adadecode.model.families import check_supported, fuse_layer
+from adadecode.settings import Kernels
 
 
 class DecoderModel:
@@ -133,65 +128,12 @@ class DecoderModel:
         return self.lm.lm_head(self.final_norm(hidden))
 
 
-def choose_kernels(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Kernels:
-    """What `auto` stands for on `device` in `dtype`; raises KernelsError when `kernels` cannot be had there."""
-    can_be_native = device.type == "cpu" and dtype in NATIVE_DTYPES
-    if kernels == "native":
-        if not can_be_native:
-            raise KernelsError(
-                f"--kernels native: only on a CPU in float32 or bfloat16, not on {device.type} in {dtype}; "
-                "use --kernels eager or compile"
-            )
-        load_library()
-    if kernels != "auto":
-        return kernels
-    if can_be_native:
-        try:
-            load_library()
-            return "native"
-        except KernelsError:
-            return "eager"
-    return "eager"
-
-
-def compile_layer_step() -> Callable[..., Tensor]:
-    """`layer_step` compiled for static shapes: once per W and S, for all layers alike."""
-    torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
-    return torch.compile(layer_step, dynamic=False, fullgraph=True)
-
-
 def _eos_token_ids(lm: Any) -> frozenset[int]:
     """Every id that ends a sequence, from the generation config or else the model config; may be empty."""
     found = lm.generation_config.eos_token_id
     if found is None:
         found = lm.config.eos_token_id
     return frozenset() if found is None else frozenset([found] if isinstance(found, int) else found)
-
-
-def check_supported(config: Any) -> None:
-    """Raises UnsupportedModelError when `config` asks for something the engine does not do."""
-
-    def refuse(what: str) -> None:
-        raise UnsupportedModelError(f"model type {config.model_type!r}: {what}; supported are {', '.join(FAMILIES)}")
-
-    if getattr(config, "is_encoder_decoder", False):
-        refuse("encoder-decoder models are not decoded here")
-    if getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
-        refuse("mixture-of-experts routing depends on the other rows of a step")
-    if getattr(config, "attn_logit_softcapping", None) or getattr(config, "final_logit_softcapping", None):
-        refuse("soft-capped logits are not done by the engine")
-    if config.model_type not in FAMILIES:
-        refuse("its layers are not known to the engine")
-    if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
-        refuse("biases of its attention or MLP are not added by the engine")
-    if config.hidden_act != "silu":
-        refuse(f"its activation {config.hidden_act!r} is not silu")
-    window = getattr(config, "sliding_window", None)
-    if window is not None and window < config.max_position_embeddings:
-        refuse(f"sliding-window attention over {window} positions is not done by the engine")
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope in ("dynamic", "longrope"):
-        refuse(f"rotary type {rope!r} changes with the sequence length")
 
 
 def hash_weights(lm: Any) -> str:
@@ -208,55 +150,3 @@ def hash_weights(lm: Any) -> str:
         picked = flat[:: max(1, flat.numel() // 256)][:256].to(torch.bfloat16).float().mul(1024).round().int()
         digest.update(f"{name} {list(parameter.shape)} {picked.tolist()}".encode())
     return digest.hexdigest()[:16]
-
-
-def load_model(
-    model: str,
-    *,
-    dtype: Dtype = "bfloat16",
-    device: str = "cpu",
-    revision: str | None = None,
-    kernels: Kernels = "auto",
-) -> tuple[DecoderModel, PreTrainedTokenizerBase]:
-    """The decoder and tokenizer of a path, a hub id or `demo`; raises UsageError or UnsupportedModelError."""
-    transformers_logging.disable_progress_bar()
-    source = resolve_model(model)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device 'cuda': no CUDA device is visible to this process; use --device cpu")
-    _, tokenizer = load_tokenizer(model, revision)
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, revision=revision, dtype=getattr(torch, dtype), output_loading_info=True
-        )
-        lm, loading = loaded
-        if loading["missing_keys"]:  # transformers would go on with random weights
-            raise ValueError(f"the checkpoint lacks {', '.join(sorted(loading['missing_keys']))}")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise _not_loadable(model, error) from error
-    return DecoderModel(lm.to(device), kernels), tokenizer
-
-
-def load_tokenizer(model: str, revision: str | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
-    """transformers' configuration and the tokenizer of a model that `load_model` takes, without its weights."""
-    source = resolve_model(model)
-    try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
-        check_supported(config)
-        return config, AutoTokenizer.from_pretrained(source, revision=revision)
-    except (OSError, ValueError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise _not_loadable(model, error) from error
-
-
-def _not_loadable(model: str, error: Exception) -> UsageError:
-    reason = " ".join(str(error).split())[:200]
-    return UsageError(
-        f"--model {model!r} cannot be loaded; give `demo`, a folder with a transformers model, or a hub id ({reason})"
-    )
-
-
-def chat_template_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """A 16-digit hash of the tokenizer's chat template, None when it has none."""
-    template = tokenizer.chat_template
-    return None if template is None else hashlib.sha256(json.dumps(template).encode()).hexdigest()[:16]

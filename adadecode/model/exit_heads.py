@@ -22,11 +22,11 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 from torch.nn.functional import linear
 
-from adadecode.config import HeadKind, TrainedKind
 from adadecode.errors import ExitHeadsError
+from adadecode.kernels.step import DecodeStep, Proposals, Segment
+from adadecode.kernels.weights import ExitTest, Gate, Head
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.layers import ExitTest, Gate, Head
-from adadecode.model.step import DecodeStep, Proposals, Segment
+from adadecode.settings import HeadKind, TrainedKind
 
 TENSORS, FACTS = "exit_heads.safetensors", "exit_heads.json"
 
@@ -176,11 +176,6 @@ def check_exits(exits: tuple[int, ...], num_layers: int) -> None:
         raise ExitHeadsError(
             f"exit layers {list(exits)} must increase and lie in 1..{num_layers - 1} for a model of {num_layers} layers"
         )
-
-
-def paper_exits(num_layers: int) -> tuple[int, ...]:
-    """Exit layers at L/4, L/2 and 3L/4 (paper section 4), without duplicates on very shallow models."""
-    return tuple(sorted({max(1, num_layers * quarter // 4) for quarter in (1, 2, 3)} & set(range(1, num_layers))))
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Which samples failed, in which methods and with which errors."""
 
+
 # pyarrow makes its compute functions at import time, where pyright cannot see them.
 # pyright: reportAttributeAccessIssue=false
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adadecode.records import ShardOutcome, WorkerState
+from adadecode.report.cells import duration_text
 
 PLAIN_EVERY_S = 10.0
 DRAW_EVERY_S = 0.25
@@ -145,12 +146,3 @@ def _figures(progress: Progress) -> list[str]:
 
 def _activity(worker: WorkerState) -> str:
     return worker.doing if worker.phase == "working" else worker.phase
-
-
-def duration_text(seconds: float) -> str:
-    """`3 s`, `1m40s`, `2h05m`: two units, rounded to whole seconds."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, hours = whole // 60, whole // 3600
-    return f"{minutes}m{whole % 60:02d}s" if whole < 3600 else f"{hours}h{minutes % 60:02d}m"

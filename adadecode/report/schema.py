@@ -137,3 +137,4 @@ SUMMARY = pa.schema(
 )
 
 SWEEP = pa.schema([pa.field("cell", pa.string(), nullable=False), *SUMMARY])
+LOST_BY = "driver"  # their worker_id: the workers that tried are gone

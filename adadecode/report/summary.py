@@ -1,5 +1,6 @@
 """One line per task and method: what was measured, how fast against the faster vanilla, how much of it was equal."""
 
+
 # pyarrow makes its compute functions at import time, where pyright cannot see them.
 # pyright: reportAttributeAccessIssue=false
 

@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from adadecode.report.cells import ABSENT, fraction_text, number_text
 from adadecode.report.schema import LOSSY_METHODS
 
 COLUMNS = (
@@ -36,8 +37,6 @@ FOLDING: dict[str, Any] = {
 
 CAPTION = "speedup: geometric mean of per-prompt e2e ratios over the faster vanilla (`baseline`); BCa bootstrap"
 
-ABSENT = "-"
-
 
 def summary_table(summary: pa.Table) -> Table:
     """A rich table with one line per row of a SUMMARY table; `-` stands for not measured.
@@ -58,30 +57,6 @@ def summary_table(summary: pa.Table) -> Table:
         shown_task = row["task"]
         # Text, because a string would have its brackets read as markup
         table.add_row(*(Text(cell) for cell in (task, method_label(row), *_cells(row, has_errors))))
-    return table
-
-
-def heads_table(training: dict[str, Any]) -> Table:
-    """A rich table with one line per exit head: agreement with the final argmax and KL, then draft rate over gamma.
-
-    `training` is what exit_heads.json holds under that name; all figures are of held-out prompts. A cell such as
-    `31 % / 0.94` says that 31 % of the tokens would be drafted and 94 % of those accepted.
-    """
-    gammas = (0.5, 0.75, 0.9, 0.95)
-    caption = (
-        f"{training['num_held_out_tokens']} held-out tokens; mean top-1 probability of the final layer "
-        f"{training['mean_top1_probability']:.2f}; a perfect policy runs {training['oracle_layers_per_token']:.2f} "
-        "layers per token"
-    )
-    table = Table("exit", "agree", "KL", *(f"γ {gamma:g}" for gamma in gammas), caption=caption, box=box.SIMPLE_HEAD)
-    for exit_layer, agreement in training["agreement"].items():
-        cells = {row["gamma"]: row for row in training["gamma_table"] if row["exit"] == int(exit_layer)}
-        table.add_row(
-            exit_layer,
-            f"{agreement:.1%}",
-            f"{training['held_out_kl'][exit_layer]:.2f}",
-            *(f"{cells[g]['draft_rate']:.0%} / {number_text(cells[g]['precision'], '.2f')}" for g in gammas),
-        )
     return table
 
 
@@ -162,16 +137,6 @@ def _mismatch_line(row: dict[str, Any]) -> str:
 def _token(token_id: int | None, margin: float | None) -> str:
     token = "ended" if token_id is None else f"token {token_id}"
     return f"{token} (margin {'not recorded' if margin is None else format(margin, '.4g')})"
-
-
-def number_text(value: float | None, form: str, scale: float = 1) -> str:
-    """`value * scale` in `form`, or the sign of what was not measured."""
-    return ABSENT if value is None else format(value * scale, form)
-
-
-def fraction_text(part: int | None, whole: int | None) -> str:
-    """`part/whole`, or the sign of what was not measured."""
-    return ABSENT if whole is None else f"{part}/{whole}"
 
 
 def _plain(value: Any) -> str:

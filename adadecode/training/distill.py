@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adadecode.config import TrainConfig
 from adadecode.errors import NonFiniteLogitsError
 from adadecode.model.decoder import DecoderModel
+from adadecode.settings import TrainConfig
+from adadecode.training.base_pass import run_base
 from adadecode.training.kinds import TrainedHead
 from adadecode.training.loss import kl_sum, make_target
 from adadecode.training.outputs import GreedyOutput, Say
-from adadecode.training.replay import run_base
 from adadecode.training.stream import OutputStream
 
 CHECKPOINT = "checkpoint.pt"

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from adadecode.config import TrainConfig
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import merged
+from adadecode.settings import TrainConfig
 
 DEFAULT_RANK = 32
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from adadecode.config import TrainConfig
 from adadecode.errors import UsageError
+from adadecode.settings import TrainConfig
 from adadecode.tasks import expand_task, iterate_examples
 from adadecode.tasks.encode import encode_prompt
 

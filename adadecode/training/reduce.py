@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import Shortlist
+from adadecode.training.base_pass import run_base
 from adadecode.training.outputs import GreedyOutput
-from adadecode.training.replay import run_base
 
 LONGEST_SHORTLIST = 32_768
 WEIGHT_DECAY = 1e-4

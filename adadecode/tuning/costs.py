@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from adadecode.evaluation.parts import Call, CallTime, PartTimer, head_name
+from adadecode.bench.parts import Call, CallTime, PartTimer, head_name
+from adadecode.kernels.weights import Gate, Head
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
-from adadecode.model.layers import Gate, Head
 
 PARTS_BUDGET_S = 6.0
 

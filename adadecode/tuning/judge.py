@@ -8,15 +8,14 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from adadecode.config import DecodeSettings
-from adadecode.engine.policy import VANILLA, Policy, make_policy
-from adadecode.model.exit_heads import paper_exits
+from adadecode.engine.policy import VANILLA, Policy, make_policy, paper_exits
 from adadecode.report.stats import paired_speedups
+from adadecode.settings import DecodeSettings
 from adadecode.tuning.costs import Costs
 from adadecode.tuning.measure import Variant
 from adadecode.tuning.replay import Candidate
 from adadecode.tuning.search import Simulator
-from adadecode.tuning.tuner import Tuner
+from adadecode.tuning.space import Tuner
 
 
 def papers_policy(tuner: Tuner) -> Policy | None:

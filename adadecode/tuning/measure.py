@@ -9,10 +9,10 @@ from torch import Tensor
 
 from adadecode.engine.generate import generate, room_for_output
 from adadecode.engine.policy import VANILLA, Policy
+from adadecode.kernels.step import DecodeStep, Proposals, Segment
+from adadecode.kernels.weights import ExitTest, Gate, Head
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
-from adadecode.model.layers import ExitTest, Gate, Head
-from adadecode.model.step import DecodeStep, Proposals, Segment
 from adadecode.records import Generation
 from adadecode.tuning.costs import PARTS_BUDGET_S, Costs, Measured, PartCosts, fit_costs
 from adadecode.tuning.replay import Candidate, ModelFacts, ReplayStep, TraceDrafter, generate_over, replay

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from adadecode.engine.drafters import Drafter, TokenDrafter
 from adadecode.engine.generate import generate
-from adadecode.engine.ngram import NgramDrafter, TokenDrafter
-from adadecode.engine.policy import Drafter, Policy
+from adadecode.engine.ngram import NgramDrafter
+from adadecode.engine.policy import Policy
+from adadecode.kernels.kv_cache import KVCache
+from adadecode.kernels.step import DecodeStep, Proposals, Segment, run_probe_test
+from adadecode.kernels.weights import ExitTest, Gate, Head
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.kv_cache import KVCache
-from adadecode.model.layers import ExitTest, Gate, Head
-from adadecode.model.step import DecodeStep, Proposals, Segment, run_probe_test
 from adadecode.records import Generation
 from adadecode.tuning.costs import Calls
 from adadecode.tuning.trace import Node, SampleTrace, TraceSpace

@@ -15,11 +15,11 @@ import torch
 from adadecode.engine.generate import room_for_output
 from adadecode.engine.ngram import NgramDrafter
 from adadecode.engine.policy import step_width
-from adadecode.engine.steps import check_finite
+from adadecode.engine.round import check_finite
+from adadecode.kernels.layers import head_step
+from adadecode.kernels.step import Proposals, Segment
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
-from adadecode.model.layers import head_step
-from adadecode.model.step import Proposals, Segment
 
 Path = tuple[int, ...]
 

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import click
 
-from adadecode.evaluation.store import read_samples
+from adadecode.runs.folder import read_samples
 
 
 @click.command()

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from adadecode.config import EvalConfig, build_settings
-from adadecode.evaluation.run import close_run, open_run
 from adadecode.records import Shard
+from adadecode.runs.run import close_run, open_run
+from adadecode.settings import EvalConfig, build_settings
 
 MAX_PEAK_BYTES = 2**30
 OUTPUT_LEN = 256

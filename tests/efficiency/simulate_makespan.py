@@ -20,8 +20,8 @@ import click
 import numpy as np
 import ray
 
-from ray_jobs.crew import Crew, Done, Process, drive
 from ray_jobs.events import Item
+from ray_jobs.pool import Crew, Done, Process, drive
 from ray_jobs.scheduler import Limits, Scheduler
 
 MAX_OVER_LPT, MAX_DRIVER_MS = 1.05, 2.0

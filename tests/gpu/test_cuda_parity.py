@@ -5,17 +5,19 @@ import gc
 import pytest
 import torch
 
+from adadecode.bench.synthetic import synthetic_lm, synthetic_prompts
 from adadecode.engine import invariance
-from adadecode.engine.baselines import generate_with_transformers
 from adadecode.engine.generate import Decoded, generate
 from adadecode.engine.invariance import check_rows_independent
 from adadecode.engine.policy import Policy, step_width
-from adadecode.evaluation.verify import compare
-from adadecode.model.cuda_graphs import GraphedStep, graph_columns
-from adadecode.model.decoder import DecoderModel, load_model
+from adadecode.engine.transformers import generate_with_transformers
+from adadecode.evaluation.compare import compare
+from adadecode.kernels.eager import EagerStep
+from adadecode.kernels.graphed import GraphedStep, graph_columns
+from adadecode.kernels.step import DecodeStep
+from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads, Shortlist
-from adadecode.model.shapes import synthetic_lm, synthetic_prompts
-from adadecode.model.step import DecodeStep, EagerStep
+from adadecode.model.load import load_model
 from tests.models import FAMILIES, random_gates, random_heads, random_transforms, tiny_lm
 
 pytestmark = [

@@ -8,14 +8,14 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from adadecode.config import EvalConfig
 from adadecode.evaluation.local import run_local
-from adadecode.evaluation.run import RunResult, close_run, open_run
-from adadecode.evaluation.store import read_samples
 from adadecode.records import ShardOutcome, WorkerState
 from adadecode.report.schema import SAMPLES
+from adadecode.runs.folder import read_samples
+from adadecode.runs.run import RunResult, close_run, open_run
+from adadecode.settings import EvalConfig
 from ray_jobs.actors import EvalActor
-from ray_jobs.driver import run_on_ray
+from ray_jobs.evaluation import run_on_ray
 from ray_jobs.scheduler import Limits
 
 TIMES_AND_PLACES = {
@@ -81,5 +81,5 @@ def eval_command(config: EvalConfig, out: Path) -> list[str]:
     """The `adadecode eval` that runs `config` into `out`."""
     file = out.with_name(f"{out.name}-{config.workers}.yaml")
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
-    code = "from adadecode.cli import main; main()"
+    code = "from adadecode.cli.main import main; main()"
     return [sys.executable, "-c", code, "eval", "--config", str(file), "--out", str(out)]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from adadecode.cli import main
+from adadecode.cli.main import main
 from adadecode.demo import HEADS_DIR, MODEL_DIR
-from adadecode.evaluation.store import read_samples
+from adadecode.runs.folder import read_samples
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -43,7 +43,7 @@ def test_generate_shows_text_statistics_and_parity():
 
 @pytest.mark.slow
 def test_the_run_of_make_demo_ends_in_full_parity(tmp_path):
-    command = [str(Path(sys.executable).with_name("adadecode")), "eval", "--config", "cluster/demo.yaml"]
+    command = [str(Path(sys.executable).with_name("adadecode")), "eval", "--config", "adadecode/recipes/demo.yaml"]
     command += ["--out", str(tmp_path / "run")]  # a folder of its own: a run that is there already is only reprinted
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stdout + result.stderr

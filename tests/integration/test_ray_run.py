@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
-from adadecode.config import DecodeSettings, EvalConfig
 from adadecode.errors import AdaDecodeError, ExitHeadsError, ResourcesError
-from adadecode.evaluation.store import read_commits
+from adadecode.runs.folder import read_commits
+from adadecode.settings import DecodeSettings, EvalConfig
 from ray_jobs.scheduler import Limits
 from tests.integration.chaos.faults import evaluator_pids
 from tests.integration.runs import Listener, deterministic, run_in_process, run_on_cluster

@@ -8,12 +8,12 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from adadecode.config import TrainConfig
 from adadecode.errors import ExitHeadsError, ResourcesError
 from adadecode.model.exit_heads import TENSORS
+from adadecode.settings import TrainConfig
 from adadecode.training.curves import CURVES
 from adadecode.training.outputs import OUTPUTS_DIR
-from adadecode.training.run import train_from_config
+from adadecode.training.train import train_from_config
 from ray_jobs.training import train_on_ray
 from tests.folders import write_prompts
 

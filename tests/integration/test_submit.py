@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from adadecode.evaluation.store import read_run
+from adadecode.runs.folder import read_run
 from tests.integration.test_ray_run import deterministic
 
 REPOSITORY = Path(__file__).parents[2]

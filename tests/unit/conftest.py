@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 from click.testing import CliRunner, Result
 
-from adadecode.cli import main
+from adadecode.cli.main import main
 from tests.folders import save_tiny_heads, save_tiny_model, write_prompts
 
 PROMPTS = ["w10 w20 w30", "w11 w40", "w5 w6 w7 w8 w9", "w90", "w33 w3 w34 w4 w35"]

@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 import yaml
 
-from adadecode.config import EvalConfig, build_settings
+from adadecode.settings import EvalConfig, build_settings
 from tests.command_lines import comments, in_job, parse, program_commands
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ def test_commands_in_comments_are_ones_the_program_takes(path, monkeypatch):
 
 
 def test_the_demo_config_runs_all_embedded_prompts_on_two_workers():
-    config = build_settings(EvalConfig, CLUSTER / "demo.yaml", {})
+    config = build_settings(EvalConfig, ROOT / "adadecode" / "recipes" / "demo.yaml", {})
     assert (config.task, config.limit, config.workers, config.local) == ("demo", None, 2, False)
     assert config.methods == ("vanilla", "vanilla-w1", "adadecode")
     assert (config.dtype, config.decode.max_new_tokens) == ("bfloat16", 96)
@@ -56,7 +56,7 @@ def test_make_demo_uses_the_demo_config(monkeypatch):
     monkeypatch.chdir(ROOT)
     recipe = re.search(r"^demo:.*\n\t(.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)[1]
     (command,) = program_commands(recipe.replace("$(BIN)/", ""))
-    assert parse(command)["config_file"] == Path("cluster/demo.yaml")
+    assert parse(command)["config_file"] == Path("adadecode/recipes/demo.yaml")
 
 
 def test_the_ray_jobs_entrypoint_is_a_command_of_ours(ray_job):

@@ -36,7 +36,7 @@ def test_every_documented_command_is_one_the_program_takes(command, monkeypatch)
 
 def test_the_readme_shows_every_command():
     shown = {command[0] for block in shell_blocks(README) for command in program_commands(block)}
-    from adadecode.cli import main
+    from adadecode.cli.main import main
 
     assert shown >= set(main.commands)
 

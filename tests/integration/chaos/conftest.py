@@ -12,7 +12,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from adadecode.config import DecodeSettings, EvalConfig
+from adadecode.settings import DecodeSettings, EvalConfig
 from tests.folders import write_prompts
 from tests.integration.runs import deterministic, run_in_process
 

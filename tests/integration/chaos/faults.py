@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from ray_jobs.actors import Evaluator, ShardWork
-from ray_jobs.crew import Done
+from ray_jobs.pool import Done
 
 POLL_S = 0.005
 POISON = "00007"  # the sample that ends every process that tries it

@@ -15,9 +15,9 @@ import pytest
 import ray
 
 from adadecode.errors import RunFolderError
-from adadecode.evaluation.store import read_commits, read_run
-from ray_jobs.crew import Crew, Done, Process
+from adadecode.runs.folder import read_commits, read_run
 from ray_jobs.events import Died, Event, Item, Loaded
+from ray_jobs.pool import Crew, Done, Process
 from ray_jobs.scheduler import Limits
 from tests.integration.chaos.faults import (
     POISON,

@@ -7,15 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adadecode.engine.baselines import generate_with_transformers
+from adadecode.engine.drafters import Drafter
 from adadecode.engine.generate import Decoded, generate
 from adadecode.engine.invariance import check_rows_independent
-from adadecode.engine.policy import Drafter, Policy, step_width
+from adadecode.engine.policy import Policy, step_width
+from adadecode.engine.transformers import generate_with_transformers
 from adadecode.errors import RowsDependentError
+from adadecode.kernels.eager import EagerStep
+from adadecode.kernels.layers import layer_step
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
-from adadecode.model.layers import layer_step
-from adadecode.model.step import EagerStep
 from adadecode.records import Generation
 from tests.models import (
     EAGER_DTYPES,

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from adadecode.engine.generate import Decoded, first_contradicted, generate
 from adadecode.engine.policy import Policy
-from adadecode.engine.state import Round
-from adadecode.engine.steps import reject_after
+from adadecode.engine.round import Round, reject_after
 from tests.models import KERNELS, ScriptedExitHead, tiny_model
 
 PROMPT = [11, 12, 13]

@@ -5,10 +5,10 @@ import itertools
 import pytest
 import torch
 
-from adadecode.config import DecodeSettings
 from adadecode.engine.generate import Decoded, generate
 from adadecode.engine.policy import Policy, make_policy, step_width
 from adadecode.errors import NonFiniteLogitsError, PromptTooLongError, UsageError
+from adadecode.settings import DecodeSettings
 from tests.models import KERNELS, KERNELS_AND_DTYPES, ScriptedExitHead, tiny_model
 
 PROMPT = [11, 12, 13]

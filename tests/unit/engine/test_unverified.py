@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adadecode.bench.parts import TracedModel
 from adadecode.engine.generate import generate
 from adadecode.engine.policy import Policy
-from adadecode.engine.steps import begin_round, verify
+from adadecode.engine.round import begin_round, verify
 from adadecode.errors import NonFiniteLogitsError
-from adadecode.evaluation.parts import TracedModel
 from tests.models import KERNELS, KERNELS_AND_DTYPES, ScriptedExitHead, random_heads, tiny_model
 
 PROMPT = [11, 12, 13]

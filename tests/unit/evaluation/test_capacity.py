@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from adadecode.config import DecodeSettings, EvalConfig
 from adadecode.errors import RunFolderError, UsageError
 from adadecode.evaluation.capacity import differences, list_schedule, plan_capacity, read_rates
-from adadecode.evaluation.run import plan_run
-from adadecode.evaluation.store import read_samples
 from adadecode.records import Capacity
+from adadecode.runs.folder import read_samples
+from adadecode.runs.run import plan_run
+from adadecode.settings import DecodeSettings, EvalConfig
 from tests.folders import write_prompts
 from tests.unit.conftest import PROMPTS
 

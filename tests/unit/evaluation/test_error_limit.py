@@ -3,7 +3,7 @@ import pickle
 import pytest
 
 from adadecode.errors import TooManyErrorsError
-from adadecode.evaluation.error_limit import ErrorLimit
+from adadecode.evaluation.progress import ErrorLimit
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, pre_tokenizers
 
-from adadecode.config import DecodeSettings, EvalConfig
 from adadecode.errors import DeviceLostError
 from adadecode.evaluation.failures import MAX_MESSAGE_LEN, Failure, failure_of, result_or_failure
-from adadecode.evaluation.store import read_samples
 from adadecode.evaluation.worker import Worker, evaluate_shard
 from adadecode.records import Example, Shard
 from adadecode.report.schema import SAMPLES
+from adadecode.runs.folder import read_samples
+from adadecode.settings import DecodeSettings, EvalConfig
 from tests.folders import save_tiny_heads, save_tiny_model, word_tokenizer, write_prompts
 from tests.models import random_heads, tiny_model
 

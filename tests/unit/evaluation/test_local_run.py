@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
 
-from adadecode.evaluation.store import read_commits, read_run, read_samples
 from adadecode.evaluation.worker import method_order
 from adadecode.report.schema import PLAN, SUMMARY, VERIFY
+from adadecode.runs.folder import read_commits, read_run, read_samples
 from tests.folders import SPECIAL, save_tiny_heads, save_tiny_model, word_tokenizer, write_prompts
 
 METHODS = ("vanilla", "vanilla-w1", "adadecode", "transformers")

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from adadecode.evaluation.progress import NOTHING, RunProgress, total_outcome
-from adadecode.evaluation.store import RunFolder, read_commits, read_samples
 from adadecode.records import ShardOutcome
+from adadecode.runs.folder import RunFolder, read_commits, read_samples
 
 BEFORE = ShardOutcome(num_samples=8, num_error_samples=1, num_output_tokens=900, busy_s=9.0, num_exact=7, num_owed=7)
 SHARD = ShardOutcome(num_samples=4, num_error_samples=1, num_output_tokens=300, busy_s=3.0, num_exact=2, num_owed=3)

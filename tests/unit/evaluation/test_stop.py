@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from adadecode.config import EvalConfig
-from adadecode.evaluation.run import close_run, open_run
 from adadecode.evaluation.stop import StopRequest
-from adadecode.evaluation.store import read_commits, read_run
+from adadecode.runs.folder import read_commits, read_run
+from adadecode.runs.run import close_run, open_run
+from adadecode.settings import EvalConfig
 from tests.folders import write_prompts
 
-PROGRAM = [sys.executable, "-c", "from adadecode.cli import main; main()"]
+PROGRAM = [sys.executable, "-c", "from adadecode.cli.main import main; main()"]
 REPEATS, NUM_PROMPTS = 40, 8
 
 

@@ -32,8 +32,9 @@ def lines_of(stderr: str) -> list[tuple[str, ...]]:
 WORKER = """
 import sys
 from pathlib import Path
-from adadecode.config import EvalConfig, build_settings
-from adadecode.evaluation.run import do_shard, open_run
+from adadecode.settings import EvalConfig, build_settings
+from adadecode.evaluation.shard import do_shard
+from adadecode.runs.run import open_run
 from adadecode.evaluation.worker import load_worker
 from adadecode.evaluation.worker_log import configure_worker_log
 
@@ -144,7 +145,7 @@ logging.getLogger("adadecode.x").error("asked")
 def test_a_local_run_with_errors_logs_nothing_on_the_terminal(tiny, tmp_path):
     prompts = write_prompts(tmp_path / "p.jsonl", ["w5", " ".join(["w7"] * 2000)])
     flags = tiny.flags(data_file=prompts, max_new_tokens=3)
-    code = "import sys; from adadecode.cli import main; main(sys.argv[1:])"
+    code = "import sys; from adadecode.cli.main import main; main(sys.argv[1:])"
     done = python(code, "eval", "--local", *flags, "--out", tmp_path / "run")
     assert done.stderr == ""
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("errors: "))

@@ -20,10 +20,11 @@ from transformers import (
     T5Config,
 )
 
-from adadecode.engine.baselines import generate_with_transformers
 from adadecode.engine.generate import generate, room_for_output
+from adadecode.engine.transformers import generate_with_transformers
 from adadecode.errors import PromptTooLongError, UnsupportedModelError, UsageError
-from adadecode.model.decoder import DecoderModel, load_model
+from adadecode.model.decoder import DecoderModel
+from adadecode.model.load import load_model
 from tests.folders import save_tiny_model
 from tests.models import FAMILIES, KERNELS, tiny_lm, tiny_model
 

@@ -9,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from adadecode.engine.policy import paper_exits
 from adadecode.errors import ExitHeadsError
+from adadecode.kernels.step import DecodeStep, Proposals, Segment
+from adadecode.kernels.weights import Gate
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import (
     FACTS,
@@ -19,11 +22,8 @@ from adadecode.model.exit_heads import (
     check_exits,
     load_heads,
     original_heads,
-    paper_exits,
     save_heads,
 )
-from adadecode.model.layers import Gate
-from adadecode.model.step import DecodeStep, Proposals, Segment
 from tests.folders import tiny_facts
 from tests.models import KERNELS_AND_DTYPES, random_gates, random_heads, random_transforms, shortlist_of, tiny_model
 

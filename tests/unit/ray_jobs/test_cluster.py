@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from adadecode.config import EvalConfig
 from adadecode.errors import UsageError
+from adadecode.settings import EvalConfig
 from ray_jobs.cluster import connect, most_threads, with_absolute_paths
 
 

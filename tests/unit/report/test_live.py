@@ -13,7 +13,8 @@ from rich.console import Console
 
 from adadecode.evaluation.progress import RunProgress
 from adadecode.records import ShardOutcome, WorkerState
-from adadecode.report.live import LiveProgress, duration_text, plain_line
+from adadecode.report.cells import duration_text
+from adadecode.report.live import LiveProgress, plain_line
 
 ROOT = Path(__file__).parents[3]
 FOUR = ShardOutcome(num_samples=4, num_error_samples=0, num_output_tokens=700, busy_s=2.0, num_exact=4, num_owed=4)
@@ -148,7 +149,7 @@ def on_a_terminal(command: list[str], folder: Path) -> tuple[int, str]:
 
 
 def test_an_evaluation_on_a_real_terminal_redraws_a_bar_and_leaves_its_last_state(tiny, tmp_path):
-    code = "from adadecode.cli import main; main()"
+    code = "from adadecode.cli.main import main; main()"
     command = [sys.executable, "-c", code, "eval", "--local", *tiny.flags(), "--out", str(tmp_path / "run")]
     exit_code, written = on_a_terminal(command, tmp_path)
     assert exit_code == 0, written

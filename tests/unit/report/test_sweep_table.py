@@ -3,9 +3,9 @@ import io
 import pytest
 from rich.console import Console
 
+from adadecode.evaluation.sweep_table import join_cells, sweep_table
 from adadecode.report.schema import SWEEP
 from adadecode.report.summary import summarise
-from adadecode.report.sweep_table import join_cells, sweep_table
 
 
 @pytest.fixture

@@ -10,17 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from adadecode.config import DecodeSettings, TrainConfig
 from adadecode.engine.generate import generate
 from adadecode.engine.policy import make_policy, step_width
 from adadecode.errors import ExitHeadsError, NonFiniteLogitsError, RunFolderError
 from adadecode.model.exit_heads import FACTS, TENSORS, ExitHeads, HeadFacts, load_heads
+from adadecode.settings import DecodeSettings, TrainConfig
+from adadecode.training.base_pass import measure
 from adadecode.training.curves import CURVES, PICTURE
 from adadecode.training.distill import CHECKPOINT
 from adadecode.training.outputs import OUTPUTS_DIR, make_outputs
-from adadecode.training.replay import measure
-from adadecode.training.run import train_heads, training_base
 from adadecode.training.stream import OutputStream
+from adadecode.training.train import train_heads, training_base
 from tests.models import tiny_model
 
 ROOT = Path(__file__).parents[3]

@@ -4,17 +4,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from adadecode.config import DecodeSettings, TrainConfig
 from adadecode.engine.generate import generate
 from adadecode.engine.policy import make_policy, step_width
 from adadecode.errors import ExitHeadsError, UsageError
 from adadecode.model.exit_heads import PART_NAMES, TENSORS, load_heads
+from adadecode.settings import DecodeSettings, TrainConfig
+from adadecode.training.base_pass import measure
 from adadecode.training.curves import CURVES
 from adadecode.training.kinds import new_heads
 from adadecode.training.outputs import make_outputs
-from adadecode.training.replay import measure
-from adadecode.training.run import train_heads
 from adadecode.training.stream import OutputStream
+from adadecode.training.train import train_heads
 from tests.models import tiny_model
 from tests.unit.training.test_distill import CONFIG, PROMPTS, interrupt_training
 

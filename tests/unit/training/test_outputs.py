@@ -5,13 +5,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from adadecode.config import TrainConfig
 from adadecode.engine.generate import generate
 from adadecode.errors import RunFolderError, UsageError
 from adadecode.model.exit_heads import TENSORS
-from adadecode.training.generation import BATCH_PROMPTS
-from adadecode.training.outputs import OUTPUTS_DIR, make_outputs, part_path, read_part
-from adadecode.training.run import train_heads
+from adadecode.settings import TrainConfig
+from adadecode.training.outputs import BATCH_PROMPTS, OUTPUTS_DIR, make_outputs, part_path, read_part
+from adadecode.training.train import train_heads
 from tests.models import HAS_COMPILER, tiny_model
 
 PROMPTS = [[1 + (i * j) % 90 for j in range(1, 4 + i % 7)] for i in range(1, 13)]

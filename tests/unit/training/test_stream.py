@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adadecode.config import TrainConfig
+from adadecode.settings import TrainConfig
 from adadecode.training.outputs import make_outputs, read_part
 from adadecode.training.stream import WINDOW_PARTS, OutputStream
 from tests.models import tiny_model
@@ -87,7 +87,7 @@ class CountedPrompt(list):
 def peak_of_training(num_prompts: int, out: Path) -> str:
     """The most prompts alive at a time, and the most stored outputs alive at a time, of a whole training."""
     from adadecode.training import stream
-    from adadecode.training.run import train_heads
+    from adadecode.training.train import train_heads
 
     alive: weakref.WeakValueDictionary[int, CountedPrompt] = weakref.WeakValueDictionary()
     read: weakref.WeakValueDictionary[int, CountedPrompt] = weakref.WeakValueDictionary()

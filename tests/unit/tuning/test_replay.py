@@ -2,8 +2,8 @@ import random
 
 import pytest
 
+from adadecode.bench.parts import TracedModel
 from adadecode.engine.policy import VANILLA, Policy
-from adadecode.evaluation.parts import TracedModel
 from adadecode.tuning.measure import Variant, decode, random_candidate, replays_alike
 from adadecode.tuning.replay import Candidate, replay, replay_oracle
 from tests.unit.tuning.conftest import EOS, EXITS

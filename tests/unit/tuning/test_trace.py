@@ -6,7 +6,7 @@ import torch
 
 from adadecode.engine.generate import generate
 from adadecode.errors import TraceError
-from adadecode.model.layers import head_step
+from adadecode.kernels.layers import head_step
 from adadecode.tuning.trace_table import TRACE, read_traces, write_traces
 from tests.unit.tuning.conftest import EOS, EXITS, PROMPTS
 

@@ -1,0 +1,1 @@
+"""Speed on one machine: methods in turns, the parts of a round, and what is between them."""

@@ -1,0 +1,251 @@
+"""What a generation asks of its decode step, and what each of these calls costs on its own.
+
+Their sum is what the same rounds would take if nothing had to be done between the calls.
+"""
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adadecode.engine.drafters import Drafter
+from adadecode.kernels.step import DecodeStep, Proposals, Segment, run_probe_test
+from adadecode.kernels.weights import ExitTest, Gate, Head
+from adadecode.model.decoder import DecoderModel
+
+HeadName = Literal["full", "shortlist", "gate"]
+
+MAX_REPETITIONS = 40
+MIN_REPETITIONS = 5
+BACK_TO_BACK = 8  # segments run between two events on a CUDA device
+
+
+@dataclass(frozen=True)
+class Call:
+    """One kind of call of a decode step of `width` rows, on `rows` of them; calls of a kind do the same work.
+
+    `enter` puts tokens before layer 1; `layers` runs layers [start, stop); `test` is an exit head or gate at layer `start`;
+    `verify` is the model's own head.
+    """
+
+    kind: Literal["enter", "layers", "test", "verify"]
+    width: int
+    rows: int
+    start: int = 0
+    stop: int = 0
+    head: HeadName | None = None
+
+
+class TracedStep:
+    """A decode step that counts the calls it passes on to `step`."""
+
+    def __init__(self, step: DecodeStep) -> None:
+        self._step = step
+        self.width, self.cache, self.hidden, self.logits = step.width, step.cache, step.hidden, step.logits
+        self.calls: Counter[Call] = Counter()
+        self.tests: dict[Call, Head | Gate] = {}
+        self._exit_layer = 0
+
+    def prepare(self, boundaries: Sequence[int], tests: Iterable[ExitTest]) -> None:
+        self._step.prepare(boundaries, tests)
+
+    def prefill(self, prompt_ids: list[int]) -> Tensor:
+        return self._step.prefill(prompt_ids)
+
+    def begin(self, first_position: int) -> None:
+        self._step.begin(first_position)
+
+    def put(self, slot: int, token_ids: list[int]) -> None:
+        self.calls[Call("enter", self.width, len(token_ids))] += 1
+        self._step.put(slot, token_ids)
+
+    def run(self, lo: int, hi: int, start: int, stop: int) -> None:
+        self.calls[Call("layers", self.width, hi - lo, start, stop)] += 1
+        self._exit_layer = stop
+        self._step.run(lo, hi, start, stop)
+
+    def run_to_exit(self, segment: Segment, test: ExitTest, first_tested: int) -> Proposals | None:
+        return run_probe_test(self, segment, test, first_tested)
+
+    def test(self, head: Head, lo: int, hi: int) -> Proposals:
+        self._count(head, hi - lo)
+        return self._step.test(head, lo, hi)
+
+    def probe(self, gate: Gate, slot: int) -> float:
+        self._count(gate, 1)
+        return self._step.probe(gate, slot)
+
+    def _count(self, test: Head | Gate, rows: int) -> None:
+        call = Call("test", self.width, rows, self._exit_layer, head=head_name(test))
+        self.calls[call] += 1
+        self.tests.setdefault(call, test)
+
+    def verify(self, lo: int, hi: int) -> tuple[list[int], list[float]]:
+        self.calls[Call("verify", self.width, hi - lo)] += 1
+        return self._step.verify(lo, hi)
+
+
+class TracedModel:
+    """A model whose last new decode step is a traced one; everything else is `model`'s."""
+
+    def __init__(self, model: DecoderModel) -> None:
+        self._model = model
+        self.step: TracedStep | None = None
+
+    def new_step(self, width: int, num_positions: int) -> TracedStep:
+        self.step = TracedStep(self._model.new_step(width, num_positions))
+        return self.step
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def head_name(test: Head | Gate) -> HeadName:
+    if isinstance(test, Gate):
+        return "gate"
+    return "full" if test.token_ids is None else "shortlist"
+
+
+class CallTime(NamedTuple):
+    """Milliseconds of one call: the median and the extremes of `num_repetitions` measurements."""
+
+    ms: float
+    min_ms: float
+    max_ms: float
+    num_repetitions: int
+
+    @classmethod
+    def of(cls, times_ms: list[float]) -> "CallTime":
+        return cls(statistics.median(times_ms), min(times_ms), max(times_ms), len(times_ms))
+
+
+class PartTimer:
+    """Times each of `calls` in isolation, at a position in the middle of the output.
+
+    They are made in turns, in the order a round has them, so that a call finds in the processor's caches what it finds
+    there in a round. On a CUDA device a segment is timed by events around several calls, and any other call until the
+    device has done it.
+    """
+
+    def __init__(
+        self,
+        model: DecoderModel,
+        calls: Collection[Call],
+        tests: Mapping[Call, Head | Gate],
+        prompt_ids: list[int],
+        num_positions: int,
+    ) -> None:
+        ordered = sorted(calls, key=lambda call: (call.width, call.rows, _place(call, model.num_layers)))
+        self._tests = tests
+        self._benches = {
+            width: _Workbench(
+                model, width, [call for call in ordered if call.width == width], prompt_ids, num_positions
+            )
+            for width in {call.width for call in ordered}
+        }
+        self._times_ms: dict[Call, list[float]] = {call: [] for call in ordered}
+
+    @torch.inference_mode()
+    def measure(self, budget_s: float) -> None:
+        """Makes all calls again and again for about `budget_s` seconds; the first time is not counted."""
+        for bench in self._benches.values():
+            bench.step.begin(bench.position)  # on a CUDA device generations use the same step
+        started = time.perf_counter()
+        for repetition in range(MAX_REPETITIONS + 1):
+            if repetition > MIN_REPETITIONS and time.perf_counter() - started > budget_s:
+                break
+            for call, times_ms in self._times_ms.items():
+                duration_ms = self._benches[call.width].time_ms(call, self._tests.get(call))
+                if repetition:  # the first may compile or capture
+                    times_ms.append(duration_ms)
+
+    def times(self) -> dict[Call, CallTime]:
+        """What was measured of each call."""
+        return {call: CallTime.of(times_ms) for call, times_ms in self._times_ms.items()}
+
+
+def _place(call: Call, num_layers: int) -> tuple[int, int]:
+    """Where in a round a call stands: after how many layers, and a gate and the test after the segment that leads there."""
+    match call.kind:
+        case "enter":
+            return 0, 0
+        case "layers":
+            return call.stop, 0
+        case "test":
+            return call.start, {"gate": 1, "shortlist": 2}.get(call.head or "", 3)
+    return num_layers, 1
+
+
+class _Workbench:
+    """A decode step with hidden states as they are at every boundary the calls start from."""
+
+    @torch.inference_mode()
+    def __init__(
+        self, model: DecoderModel, width: int, calls: list[Call], prompt_ids: list[int], num_positions: int
+    ) -> None:
+        self.device, self.num_layers = model.device, model.num_layers
+        self.step = model.new_step(width, num_positions)
+        self.step.prefill(prompt_ids)
+        middle = (len(prompt_ids) + num_positions) // 2
+        self.position = max(0, min(middle, num_positions - width))
+        self.token_ids = [prompt_ids[slot % len(prompt_ids)] for slot in range(width)]
+        num_rows = max(call.rows for call in calls)
+        self.step.begin(self.position)
+        self.step.put(0, self.token_ids[:num_rows])
+        self.hidden = {0: self.step.hidden.clone()}
+        starts = {call.start for call in calls if call.kind in ("layers", "test")} - {0}
+        reached = 0
+        for boundary in sorted({*starts, self.num_layers}):
+            self.step.run(0, num_rows, reached, boundary)
+            self.hidden[boundary] = self.step.hidden.clone()
+            reached = boundary
+
+    def time_ms(self, call: Call, test: Head | Gate | None) -> float:
+        """One measurement of `call`; `test` is what a test runs."""
+        step, rows = self.step, call.rows
+        step.hidden.copy_(self.hidden[self.num_layers if call.kind == "verify" else call.start])
+        if call.kind == "layers" and self.device.type == "cuda":
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            for _ in range(BACK_TO_BACK):
+                step.run(0, rows, call.start, call.stop)
+            end.record()
+            end.synchronize()
+            return begin.elapsed_time(end) / BACK_TO_BACK
+        self._synchronize()
+        started = time.perf_counter_ns()
+        match call.kind:
+            case "enter":
+                step.begin(self.position)
+                step.put(0, self.token_ids[:rows])
+            case "layers":
+                step.run(0, rows, call.start, call.stop)
+            case "test":
+                assert test is not None, call
+                if isinstance(test, Gate):
+                    step.probe(test, 0)
+                else:
+                    step.test(test, 0, rows)
+            case "verify":
+                step.verify(0, rows)
+        self._synchronize()
+        return (time.perf_counter_ns() - started) / 1e6
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def used_tests(drafter: Drafter, exits: tuple[int, ...], width: int) -> dict[Call, Head | Gate]:
+    """The gates and heads `drafter` tests at `exits`, as calls on one row."""
+    used = {}
+    for exit_layer, test in zip(drafter.exits, drafter.tests, strict=True):
+        if exit_layer in exits:
+            both = (test.head,) if test.gate is None else (test.head, test.gate)
+            used |= {Call("test", width, 1, exit_layer, head=head_name(tested)): tested for tested in both}
+    return used

@@ -1,0 +1,135 @@
+"""Speed of every method on one machine, and where the time goes: rounds, their parts, and what is between them.
+
+All methods decode the same prompts in turns, in one process. Prefill is excluded throughout.
+"""
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from adadecode.bench.parts import Call
+from adadecode.bench.synthetic import synthetic_heads, synthetic_lm, synthetic_prompts
+from adadecode.engine.generate import Decoded, generate
+from adadecode.engine.policy import VANILLA, Policy, make_policy, step_width
+from adadecode.engine.transformers import generate_with_transformers
+from adadecode.errors import UsageError
+from adadecode.evaluation.worker import heads_for
+from adadecode.kernels.weights import Gate, Head
+from adadecode.model.decoder import DecoderModel
+from adadecode.model.exit_heads import ExitHeads
+from adadecode.model.load import load_model
+from adadecode.report.schema import LOSSY_METHODS
+from adadecode.settings import DRAFTING_METHODS, BenchConfig
+from adadecode.tasks import expand_task, load_examples
+from adadecode.tasks.encode import encode_prompt
+
+Variant = Literal["vanilla", "vanilla-w1", "adadecode", "adadecode-unverified", "adadecode-never", "transformers"]
+
+PROMPTS_PER_TASK = 2
+SYNTHETIC_PROMPTS, SYNTHETIC_PROMPT_LEN = 3, 64
+
+
+class Prompt(NamedTuple):
+    task: str
+    token_ids: list[int]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured: a loaded model, its heads and policies per task, and prompts."""
+
+    config: BenchConfig
+    model: DecoderModel
+    prompts: list[Prompt]
+    heads: dict[str, ExitHeads]
+    policies: dict[str, Policy]
+    width: int
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """The methods, and beside `adadecode` the same policy with exits that never fire."""
+        never: tuple[Variant, ...] = ("adadecode-never",) if "adadecode" in self.config.methods else ()
+        return (*self.config.methods, *never)
+
+    def width_of(self, variant: Variant) -> int | None:
+        return {"vanilla-w1": 1, "transformers": None}.get(variant, self.width)
+
+    def num_positions(self, prompt: Prompt) -> int:
+        """Positions of the prompt and the longest output."""
+        longest = self.model.context_len - len(prompt.token_ids)
+        return len(prompt.token_ids) + min(self.config.decode.max_new_tokens, longest)
+
+    def decode(self, variant: Variant, prompt: Prompt, *, model: Any = None, record_logits: bool = False) -> Decoded:
+        """One generation; `model` stands in for the bench's own where it is to be watched."""
+        max_new_tokens = self.config.decode.max_new_tokens
+        if variant == "transformers":
+            return generate_with_transformers(
+                self.model, prompt.token_ids, max_new_tokens=max_new_tokens, record_logits=record_logits
+            )
+        policy, heads = VANILLA, None
+        if variant in DRAFTING_METHODS or variant == "adadecode-never":
+            policy, heads = self.policies[prompt.task], self.heads[prompt.task]
+            if variant == "adadecode-never":
+                policy = dataclasses.replace(policy, gammas=(1.0,) * len(policy.exits), ngram=None)
+        width = self.width_of(variant)
+        assert width is not None, variant
+        return generate(
+            model or self.model,
+            prompt.token_ids,
+            width=width,
+            max_new_tokens=max_new_tokens,
+            policy=policy,
+            drafter=heads,
+            verified=variant not in LOSSY_METHODS,
+            record_logits=record_logits,
+        )
+
+
+@dataclass
+class Traces:
+    """What one traced generation of every prompt called, per variant, and how it compares with vanilla's."""
+
+    calls: dict[Variant, Counter[Call]]
+    tests: dict[Call, Head | Gate]
+    outputs: dict[Variant, list[tuple[int, ...]]]
+    parity: dict[Variant, list[dict[str, Any]]]
+
+
+def load_bench(config: BenchConfig) -> Bench:
+    """Loads or makes the model, the heads and the prompts."""
+    drafts = not DRAFTING_METHODS.isdisjoint(config.methods)
+    heads: dict[str, ExitHeads] = {}
+    if config.shape is not None:
+        if config.device == "cuda" and not torch.cuda.is_available():
+            raise UsageError("--device 'cuda': no CUDA device is visible to this process; use --device cpu")
+        lm = synthetic_lm(config.shape, dtype=getattr(torch, config.dtype), device=config.device)
+        model = DecoderModel(lm, config.kernels)
+        prompt_ids = synthetic_prompts(model.vocab_size, config.limit or SYNTHETIC_PROMPTS, SYNTHETIC_PROMPT_LEN)
+        prompts = [Prompt("synthetic", token_ids) for token_ids in prompt_ids]
+        if drafts:
+            decode = config.decode
+            heads["synthetic"] = synthetic_heads(model, decode.exits, decode.head, decode.gate)
+    else:
+        tasks = expand_task(config.task)
+        data_file = Path(config.data_file) if config.data_file else None
+        limit = config.limit or PROMPTS_PER_TASK
+        examples = {
+            task: load_examples(
+                task, data_file=data_file, prompt_field=config.prompt_field, offset=config.offset, limit=limit
+            )
+            for task in tasks
+        }
+        model, tokenizer = load_model(
+            config.model, dtype=config.dtype, device=config.device, revision=config.revision, kernels=config.kernels
+        )
+        prompts = [
+            Prompt(task, encode_prompt(tokenizer, example)) for task, found in examples.items() for example in found
+        ]
+        if drafts:
+            heads = {task: heads_for(config, task, model) for task in tasks}
+    policies = {task: make_policy(config.decode, of_task.exits, model.num_layers) for task, of_task in heads.items()}
+    return Bench(config, model, prompts, heads, policies, step_width(config.decode.max_drafts))

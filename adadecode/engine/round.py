@@ -1,0 +1,114 @@
+"""The state of one round, whole numbers only; the tensors are the decode step's."""
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from adadecode.errors import NonFiniteLogitsError
+from adadecode.kernels.step import DecodeStep, Segment
+
+
+@dataclass
+class Round:
+    """One round: slot 0 holds the last verified token, slot i the i-th draft after it.
+
+    Slot i stands at position `first_position + i` and has run `layers_run[i]` layers; the last slot is the *current*
+    one, the others are parked at an exit layer. A later slot that passes a boundary takes every slot parked there along,
+    so layers_run never increases with the slot:
+
+        slot          0   1   2   3          3 is current, about to run segment 1;
+        layers_run    8   4   4   0          1 and 2 join it when it passes layer 4
+
+    `draft_exits[i]` is the exit layer that proposed the token of slot i + 1, 0 for the n-gram drafter. `dropped` holds
+    those of drafts that a deeper head rejected early.
+    """
+
+    first_position: int
+    token_ids: list[int]
+    layers_run: list[int]
+    draft_exits: list[int] = field(default_factory=list)
+    dropped: list[int] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Asserts the invariants drawn above."""
+        assert len(self.token_ids) == len(self.layers_run) == len(self.draft_exits) + 1
+        assert self.layers_run == sorted(self.layers_run, reverse=True), self.layers_run
+
+    def pass_to(self, stop: int) -> Segment:
+        """Moves the current slot and all slots at its boundary to boundary `stop`; returns what that must run."""
+        layers_run = self.layers_run
+        start, hi = layers_run[-1], len(layers_run)
+        lo = layers_run.index(start)
+        assert lo == 0 or layers_run[lo - 1] >= stop, (layers_run, stop)
+        layers_run[lo:] = [stop] * (hi - lo)
+        return Segment(lo, hi, start, stop)
+
+    @property
+    def current(self) -> int:
+        """The slot of the current token."""
+        return len(self.token_ids) - 1
+
+    @property
+    def num_drafts(self) -> int:
+        return len(self.draft_exits)
+
+
+class Verdict(NamedTuple):
+    """How a round ends: with its first `num_accepted` drafts, then with `next_id`, the last layer's token after them."""
+
+    num_accepted: int
+    next_id: int
+
+
+def begin_round(step: DecodeStep, token_id: int, position: int) -> Round:
+    """A round whose slot 0 is the last verified token, before layer 1."""
+    step.begin(position)
+    step.put(0, [token_id])
+    return Round(position, [token_id], [0])
+
+
+def add_drafts(step: DecodeStep, round_: Round, token_ids: list[int], exit_layer: int) -> None:
+    """Parks the current slot and puts the drafts before layer 1; the last of them becomes current."""
+    step.put(round_.current + 1, token_ids)
+    round_.token_ids += token_ids
+    round_.layers_run += [0] * len(token_ids)
+    round_.draft_exits += [exit_layer] * len(token_ids)
+    assert round_.current < step.width, (round_.current, step.width)
+    round_.check()
+
+
+def reject_after(round_: Round, slot: int) -> None:
+    """Drops the drafts after `slot`, which becomes current."""
+    round_.dropped += round_.draft_exits[slot:]
+    del round_.token_ids[slot + 1 :], round_.layers_run[slot + 1 :], round_.draft_exits[slot:]
+    round_.check()
+
+
+def verify(step: DecodeStep, round_: Round) -> Verdict:
+    """The final head over all slots: a draft is accepted iff it equals the argmax before it, and so did all before.
+
+    Ties go to the lowest id. Raises NonFiniteLogitsError when an accepted slot's maximum is NaN or infinite.
+    """
+    predicted, tops = step.verify(0, round_.current + 1)
+    num_accepted = 0
+    while num_accepted < round_.num_drafts and round_.token_ids[num_accepted + 1] == predicted[num_accepted]:
+        num_accepted += 1
+    check_finite(tops[: num_accepted + 1], round_.first_position)
+    return Verdict(num_accepted, predicted[num_accepted])
+
+
+def accept_all(step: DecodeStep, round_: Round) -> Verdict:
+    """Every draft, compared with nothing: the final head runs on the current slot alone.
+
+    The paper's ablation `without verification`. What a wrong draft led to stays in the output, so it is not lossless.
+    Raises NonFiniteLogitsError as `verify` does.
+    """
+    [next_id], tops = step.verify(round_.current, round_.current + 1)
+    check_finite(tops, round_.first_position + round_.current)
+    return Verdict(round_.num_drafts, next_id)
+
+
+def check_finite(top_logits: list[float], position: int) -> None:
+    """Raises NonFiniteLogitsError unless every maximum logit is a number."""
+    if not all(map(math.isfinite, top_logits)):
+        raise NonFiniteLogitsError(f"logits at position {position} are not finite; try --dtype float32")

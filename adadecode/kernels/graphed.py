@@ -1,0 +1,128 @@
+"""Decode steps on a CUDA device: each segment, head test and verification is one graph, replayed.
+
+Shapes: W rows, S cache columns.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from adadecode.kernels.eager import EagerStep
+from adadecode.kernels.step import Proposals
+from adadecode.kernels.weights import ExitTest, Gate, Head
+
+if TYPE_CHECKING:
+    from adadecode.model.decoder import DecoderModel
+
+
+SMALLEST_BUCKET = 256
+WARMUPS = 3
+
+
+def graph_columns(num_positions: int) -> int:
+    """S for `num_positions` positions and a scratch column: a power of two, so that few graphs serve all requests."""
+    return max(SMALLEST_BUCKET, 1 << num_positions.bit_length())
+
+
+class GraphedStep(EagerStep):
+    """An eager step whose calls are captured once and replayed: no launch overhead, no allocation.
+
+    All it reads and writes is in buffers that stay where they are, from request to request. The graphs of all steps
+    of a model share one memory pool: only one of them runs at a time, and what a graph leaves in the pool is read before
+    the next one starts. A pool ends with its last graph, so models do not share one.
+    """
+
+    def __init__(self, model: "DecoderModel", width: int, num_columns: int) -> None:
+        super().__init__(model, width, num_columns)
+        self._segments: dict[tuple[int, int], Callable[[], None]] = {}
+        self._tests: dict[Head | Gate, tuple[Callable[[], None], Tensor]] = {}
+        self._verify: tuple[Callable[[], None], Tensor] | None = None
+        self._copied = torch.cuda.Event()
+        self._landing = torch.zeros(2, width, dtype=torch.float64, pin_memory=True)
+
+    def prepare(self, boundaries: Sequence[int], tests: Iterable[ExitTest]) -> None:
+        for start, stop in pairwise((0, *boundaries)):
+            self._segment_graph(start, stop)
+        for test in tests:
+            self._test_graph(test.head)
+            if test.gate is not None:
+                self._test_graph(test.gate)
+        self._verify_graph()
+
+    def prefill(self, prompt_ids: list[int]) -> Tensor:
+        self.cache.kv.zero_()  # what an earlier request left there may not be finite
+        return super().prefill(prompt_ids)
+
+    def put(self, slot: int, token_ids: list[int]) -> None:
+        self._copied.synchronize()  # the buffer may still be on its way to the device
+        super().put(slot, token_ids)
+
+    def begin(self, first_position: int) -> None:
+        self._copied.synchronize()
+        super().begin(first_position)
+
+    def run(self, lo: int, hi: int, start: int, stop: int) -> None:
+        self._copied.synchronize()
+        self._host[-3], self._host[-2] = lo, hi
+        self.control.copy_(self._host, non_blocking=True)
+        self._copied.record()
+        self._segment_graph(start, stop)()
+
+    def test(self, head: Head, lo: int, hi: int) -> Proposals:
+        both = self._replay(*self._test_graph(head))[:, lo:hi].tolist()
+        return [(int(token_id), probability) for token_id, probability in zip(*both, strict=True)]
+
+    def probe(self, gate: Gate, slot: int) -> float:
+        return float(self._replay(*self._test_graph(gate))[0, slot])
+
+    def verify(self, lo: int, hi: int) -> tuple[list[int], list[float]]:
+        token_ids, tops = self._replay(*self._verify_graph())[:, lo:hi].tolist()
+        return [int(token_id) for token_id in token_ids], tops
+
+    def _segment_graph(self, start: int, stop: int) -> Callable[[], None]:
+        if (start, stop) not in self._segments:
+            self._segments[start, stop] = self._capture(lambda: self.segment(start, stop))
+        return self._segments[start, stop]
+
+    def _test_graph(self, test: Head | Gate) -> tuple[Callable[[], None], Tensor]:
+        if test not in self._tests:
+            out = torch.zeros(2, self.width, dtype=torch.float64, device=self.model.device)
+            call = (lambda: self.chances(test)) if isinstance(test, Gate) else (lambda: self.proposals(test))
+            self._tests[test] = self._capture(lambda: out.copy_(call())), out  # a gate's row of W fills both rows
+        return self._tests[test]
+
+    def _verify_graph(self) -> tuple[Callable[[], None], Tensor]:
+        if self._verify is None:
+            out = torch.zeros(2, self.width, dtype=torch.float64, device=self.model.device)
+            self._verify = self._capture(lambda: out.copy_(self.verdicts())), out
+        return self._verify
+
+    def _replay(self, replay: Callable[[], None], out: Tensor) -> Tensor:
+        """`out` after `replay`, on the host."""
+        replay()
+        self._landing.copy_(out, non_blocking=True)
+        torch.cuda.current_stream().synchronize()
+        return self._landing
+
+    def _capture(self, call: Callable[[], object]) -> Callable[[], None]:
+        """A graph of `call`, which must leave its buffers as replaying it once would.
+
+        Warm-ups and capture run `call` on the live buffers, so hidden states and cache are put back between them; what
+        the warm-ups wrote to the cache, the first replay writes again.
+        """
+        hidden = self.hidden.clone()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARMUPS):
+                call()
+                self.hidden.copy_(hidden)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.model.graph_pool):
+            call()
+        self.hidden.copy_(hidden)
+        return graph.replay

@@ -1,0 +1,88 @@
+"""The rows of a decode step over one K/V cache: static buffers and the kernels that work on them.
+
+Shapes: W rows, d model width, D head width, S cache columns, V vocabulary.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from torch import Tensor
+
+from adadecode.kernels.kv_cache import KVCache
+from adadecode.kernels.weights import ExitTest, Gate, Head
+
+if TYPE_CHECKING:
+    pass
+
+
+Proposals = list[tuple[int, float]]  # token id and probability, one per slot
+
+
+class Segment(NamedTuple):
+    """Slots [lo, hi) pass layers [start, stop)."""
+
+    lo: int
+    hi: int
+    start: int
+    stop: int
+
+
+class DecodeStep(Protocol):
+    """W slots at consecutive positions. A slot holds a token's hidden state between two layers, `hidden` `[W, d]`.
+
+    The engine decides with whole numbers which slots go where; the kernels compute. `logits` `[W, V]` holds what the
+    last `verify` computed of its slots.
+    """
+
+    width: int
+    cache: KVCache
+    hidden: Tensor
+    logits: Tensor
+
+    def prepare(self, boundaries: Sequence[int], tests: Iterable[ExitTest]) -> None:
+        """Compiles or captures, before any clock starts, the segments between `boundaries` and the `tests`."""
+        ...
+
+    def prefill(self, prompt_ids: list[int]) -> Tensor:
+        """Runs the prompt through all layers and fills the cache; returns its last row's logits `[V]`."""
+        ...
+
+    def begin(self, first_position: int) -> None:
+        """Slot i stands at `first_position + i` from now on."""
+        ...
+
+    def put(self, slot: int, token_ids: list[int]) -> None:
+        """The embeddings of `token_ids` go to `slot` and the slots after it, before layer 1."""
+        ...
+
+    def run(self, lo: int, hi: int, start: int, stop: int) -> None:
+        """Slots [lo, hi) pass layers [start, stop); the other slots keep their hidden states."""
+        ...
+
+    def run_to_exit(self, segment: Segment, test: ExitTest, first_tested: int) -> Proposals | None:
+        """Runs `segment`, then tests slots [first_tested, hi): run, probe and test in one call.
+
+        Where the last slot alone would be tested, the gate may skip it: None then.
+        """
+        ...
+
+    def test(self, head: Head, lo: int, hi: int) -> Proposals:
+        """Token id and probability of the most likely next token of slots [lo, hi), by `head`."""
+        ...
+
+    def probe(self, gate: Gate, slot: int) -> float:
+        """The probability `gate` gives for the hidden state in `slot`."""
+        ...
+
+    def verify(self, lo: int, hi: int) -> tuple[list[int], list[float]]:
+        """Next token and its logit, NaN when any logit is, of slots [lo, hi) by the model's own head."""
+        ...
+
+
+def run_probe_test(step: DecodeStep, segment: Segment, test: ExitTest, first_tested: int) -> Proposals | None:
+    """`run_to_exit` by the calls it stands for."""
+    step.run(*segment)
+    is_alone = first_tested == segment.hi - 1
+    if test.gate is not None and is_alone and step.probe(test.gate, first_tested) < test.least:
+        return None
+    return step.test(test.head, first_tested, segment.hi)

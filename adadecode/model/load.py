@@ -1,0 +1,71 @@
+"""A transformers causal LM as segments of layers and heads, at the static shapes of a decode step.
+
+Shapes: T rows of a prompt, W rows of a step, S cache columns, d model width, V vocabulary, D head width.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from adadecode.demo import resolve_model
+from adadecode.errors import UsageError
+from adadecode.model.decoder import DecoderModel
+from adadecode.model.families import check_supported
+from adadecode.settings import Dtype, Kernels
+
+
+def load_model(
+    model: str,
+    *,
+    dtype: Dtype = "bfloat16",
+    device: str = "cpu",
+    revision: str | None = None,
+    kernels: Kernels = "auto",
+) -> tuple[DecoderModel, PreTrainedTokenizerBase]:
+    """The decoder and tokenizer of a path, a hub id or `demo`; raises UsageError or UnsupportedModelError."""
+    transformers_logging.disable_progress_bar()
+    source = resolve_model(model)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device 'cuda': no CUDA device is visible to this process; use --device cpu")
+    _, tokenizer = load_tokenizer(model, revision)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, revision=revision, dtype=getattr(torch, dtype), output_loading_info=True
+        )
+        lm, loading = loaded
+        if loading["missing_keys"]:  # transformers would go on with random weights
+            raise ValueError(f"the checkpoint lacks {', '.join(sorted(loading['missing_keys']))}")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _not_loadable(model, error) from error
+    return DecoderModel(lm.to(device), kernels), tokenizer
+
+
+def load_tokenizer(model: str, revision: str | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
+    """transformers' configuration and the tokenizer of a model that `load_model` takes, without its weights."""
+    source = resolve_model(model)
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        check_supported(config)
+        return config, AutoTokenizer.from_pretrained(source, revision=revision)
+    except (OSError, ValueError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise _not_loadable(model, error) from error
+
+
+def _not_loadable(model: str, error: Exception) -> UsageError:
+    reason = " ".join(str(error).split())[:200]
+    return UsageError(
+        f"--model {model!r} cannot be loaded; give `demo`, a folder with a transformers model, or a hub id ({reason})"
+    )
+
+
+def chat_template_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """A 16-digit hash of the tokenizer's chat template, None when it has none."""
+    template = tokenizer.chat_template
+    return None if template is None else hashlib.sha256(json.dumps(template).encode()).hexdigest()[:16]

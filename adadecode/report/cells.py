@@ -1,0 +1,22 @@
+"""What a person reads: the summary as a rich table, the pairs that differ, and where the run came from."""
+
+ABSENT = "-"
+
+
+def number_text(value: float | None, form: str, scale: float = 1) -> str:
+    """`value * scale` in `form`, or the sign of what was not measured."""
+    return ABSENT if value is None else format(value * scale, form)
+
+
+def fraction_text(part: int | None, whole: int | None) -> str:
+    """`part/whole`, or the sign of what was not measured."""
+    return ABSENT if whole is None else f"{part}/{whole}"
+
+
+def duration_text(seconds: float) -> str:
+    """`3 s`, `1m40s`, `2h05m`: two units, rounded to whole seconds."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, hours = whole // 60, whole // 3600
+    return f"{minutes}m{whole % 60:02d}s" if whole < 3600 else f"{hours}h{minutes % 60:02d}m"

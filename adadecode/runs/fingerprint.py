@@ -1,0 +1,58 @@
+"""The model and heads folders a run depends on, and hashes of what is in them."""
+
+import hashlib
+from pathlib import Path
+
+from adadecode.demo import HEADS_DIR, resolve_model
+from adadecode.errors import ExitHeadsError, UsageError
+from adadecode.settings import DRAFTING_METHODS, ORIGINAL_HEADS, BenchConfig, EvalConfig, TuneConfig
+from adadecode.tasks import task_domain
+
+HASHED_SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}
+
+
+def heads_folder(config: EvalConfig | BenchConfig | TuneConfig, task: str) -> Path | None:
+    """Where the heads for `task` lie: `--heads`, or the demo's own for the task's domain (math when it has none).
+
+    None for `--heads original`, which needs no folder.
+    """
+    if config.heads == ORIGINAL_HEADS:
+        return None
+    if config.heads is not None:
+        return Path(config.heads)
+    if config.model == "demo":
+        return HEADS_DIR / (task_domain(task) or "math")
+    raise UsageError(
+        f"--heads is missing: model {config.model!r} has no heads of its own; make some with `adadecode train-heads`, "
+        "or leave adadecode out of --methods"
+    )
+
+
+def source_hashes(config: EvalConfig, tasks: tuple[str, ...]) -> dict[str, str]:
+    """Hashes of the local folders a run reads: the model (a hub model is known by its revision) and each task's heads."""
+    folders: dict[str, Path] = {}
+    model = Path(resolve_model(config.model))
+    if model.is_dir():
+        folders["model_files"] = model
+    folders |= {f"heads_files_{task}": folder for task, folder in heads_folders(config, tasks).items()}
+    return {name: hash_folder(folder) for name, folder in folders.items()}
+
+
+def heads_folders(config: EvalConfig, tasks: tuple[str, ...]) -> dict[str, Path]:
+    """The folder of each of `tasks` whose heads lie in one; raises ExitHeadsError when it is not there."""
+    if DRAFTING_METHODS.isdisjoint(config.methods):
+        return {}
+    folders = {task: folder for task in tasks if (folder := heads_folder(config, task)) is not None}
+    for folder in folders.values():
+        if not folder.is_dir():
+            raise ExitHeadsError(f"--heads {str(folder)!r}: not a folder; give one that `adadecode train-heads` wrote")
+    return folders
+
+
+def hash_folder(folder: Path) -> str:
+    """A hash of the names and contents of the model files in `folder`."""
+    digest = hashlib.sha256()
+    for file in sorted(file for file in folder.iterdir() if file.suffix in HASHED_SUFFIXES):
+        with file.open("rb") as stream:
+            digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,322 @@
+"""One run's folder: exactly-once results over at-least-once work.
+
+Data goes to a file under a unique name; then a commit marker, created only if absent, names it. Readers follow commits
+and nothing else, so a file whose writer died is never read. A folder belongs to one fingerprint.
+"""
+
+
+# pyarrow makes its compute functions at import time, where pyright cannot see them.
+# pyright: reportAttributeAccessIssue=false
+
+import dataclasses
+import hashlib
+import json
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from adadecode.errors import DamagedError, RunFolderError
+from adadecode.records import ShardOutcome
+from adadecode.report.schema import SAMPLES, SCHEMA_VERSION
+from adadecode.runs.outcome import outcome_of
+from adadecode.runs.storage import TEMPORARY_SUFFIX, LocalStorage, Storage, join, open_storage
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+RUN_FILE = "run.json"
+AGAIN = "run the same command again: it computes the shard again"
+
+
+class RunFolder:
+    """The files of one run. Workers on every node must see the same location."""
+
+    def __init__(self, location: str | Path) -> None:
+        """Opens the run at `location`; raises RunFolderError when there is none."""
+        self.storage: Storage = open_storage(location)
+        self.location: str = self.storage.location
+        run = _run_in(self.storage)
+        self.run_id: str = run["run_id"]
+        self.fingerprint: str = run["fingerprint"]
+        self._git_sha: str | None = run.get("provenance", {}).get("git_sha")
+
+    @classmethod
+    def open(cls, location: str | Path, fingerprint: str, facts: dict[str, Any]) -> "RunFolder":
+        """Creates the folder of a new run, or opens it to finish the same run; refuses another's results."""
+        refuse_others_results(location, fingerprint, facts)
+        storage = open_storage(location)
+        run_id = join(location, "x").split("/")[-2] if "://" in str(location) else Path(location).resolve().name
+        run = {"run_id": run_id, "fingerprint": fingerprint, "status": "running", **facts}
+        storage.create(RUN_FILE, _json_bytes(run))
+        if _run_in(storage)["fingerprint"] != fingerprint:  # that run was refused, or died without a result
+            storage.replace(RUN_FILE, _json_bytes(run))
+        return cls(location)
+
+    def update_run(self, **facts: Any) -> dict[str, Any]:
+        """Replaces top-level entries of run.json, atomically; returns the new content."""
+        run = _run_in(self.storage) | facts
+        self.storage.replace(RUN_FILE, _json_bytes(run))
+        return run
+
+    def commit_shard(self, task: str, shard_idx: int, rows: list[dict[str, Any]], facts: dict[str, Any]) -> bool:
+        """Writes a shard's rows and then its commit; False when another attempt had committed it before."""
+        if _run_in(self.storage)["fingerprint"] != self.fingerprint:
+            raise RunFolderError(f"{self.location!r} was taken over by another run: choose another --out")
+        attempt = rows[0]["attempt"]
+        ordered = sorted(rows, key=lambda row: (row["sample_id"], row["repeat"], row["method"]))
+        table = pa.Table.from_pylist(ordered, schema=SAMPLES)
+        name = f"samples/task={task}/part-{shard_idx:05d}-{attempt}.parquet"
+        digest = self.write_table(name, table)
+        commit = {
+            "shard": shard_idx,
+            "task": task,
+            "file": name,
+            "sha256": digest,
+            "num_rows": len(rows),
+            "fingerprint": self.fingerprint,
+            "attempt": attempt,
+            "outcome": dataclasses.asdict(outcome_of(table)),
+            "worker": facts,
+        }
+        return self.storage.create(_commit_name(shard_idx), _json_bytes(commit))
+
+    def committed_outcome(self, shard_idx: int) -> ShardOutcome | None:
+        """What the shard came to; None while it has no commit."""
+        name = _commit_name(shard_idx)
+        try:
+            content = self.storage.read(name)
+        except FileNotFoundError:
+            return None
+        return ShardOutcome(**_parsed(self.storage, name, content)["outcome"])
+
+    def check_commits(self) -> list[str]:
+        """Withdraws every commit that is damaged or whose file is; returns one line for each.
+
+        Only for the driver that holds the lease: the run then computes these shards again. What cannot be read now raises
+        RunFolderError and is withdrawn by nobody.
+        """
+
+        def check(name: str) -> str | None:
+            try:
+                _content(self.storage, _read_commit(self.storage, name))
+            except DamagedError as error:
+                self.storage.delete(name)
+                return f"withdrawn, to be computed again: {str(error).removesuffix('; ' + AGAIN)}"
+            return None
+
+        return [line for line in _each(self.storage, check, _commit_names(self.storage)) if line is not None]
+
+    def withdraw_errors(self) -> int:
+        """Withdraws the commits with samples that failed, so that the run computes them again; returns how many."""
+        failed = [idx for idx, commit in read_commits(self.location).items() if commit["outcome"]["num_error_samples"]]
+        for shard_idx in failed:
+            self.storage.delete(_commit_name(shard_idx))
+        return len(failed)
+
+    def sweep(self, named: Collection[str]) -> int:
+        """Deletes data files that are not among those the commits name, and temporary files; returns how many.
+
+        Only for a run that is complete: a late attempt may still be about to commit what looks left over.
+        """
+        data = [name for name in self.storage.list("samples") if name not in named]
+        temporary = [
+            name
+            for name in self.storage.list("")
+            if name.endswith(TEMPORARY_SUFFIX) and not name.startswith("samples/")
+        ]
+        for name in data + temporary:
+            self.storage.delete(name)
+        return len(data + temporary)
+
+    def write_table(self, name: str, table: pa.Table) -> str:
+        """Writes a Parquet file under `name`, whole or not at all; returns the SHA-256 of its bytes.
+
+        Its metadata name the schema version, the run, its fingerprint and the git revision.
+        """
+        facts = {"run_id": self.run_id, "fingerprint": self.fingerprint, "git_sha": self._git_sha or ""}
+        return store_table(self.storage, name, table, facts)
+
+
+def refuse_others_results(location: str | Path, fingerprint: str, facts: dict[str, Any]) -> None:
+    """Raises RunFolderError when committed rows of another fingerprint are at `location`; writes nothing."""
+    storage = open_storage(location)
+    try:
+        storage.read(RUN_FILE)
+    except FileNotFoundError:
+        return
+    theirs = _run_in(storage)
+    if theirs["fingerprint"] != fingerprint and _commit_names(storage):
+        changed = _changed_settings(theirs.get("config", {}), facts.get("config", {}))
+        raise RunFolderError(
+            f"--out {storage.location!r} belongs to another run (fingerprint {theirs['fingerprint']}, this one is "
+            f"{fingerprint}; {changed}): choose another --out, or repeat that run's settings to finish it"
+        )
+
+
+def write_table(path: Path, table: pa.Table, facts: dict[str, str]) -> str:
+    """Writes a Parquet file on this machine, whole or not at all; returns the SHA-256 of its bytes."""
+    return store_table(LocalStorage(path.parent), path.name, table, facts)
+
+
+def store_table(storage: Storage, name: str, table: pa.Table, facts: dict[str, str]) -> str:
+    """Writes a Parquet file, whole or not at all; returns the SHA-256 of its bytes.
+
+    Its metadata name the schema version and `facts`.
+    """
+    sink = pa.BufferOutputStream()
+    table = table.replace_schema_metadata({"schema_version": str(SCHEMA_VERSION), **facts})
+    pq.write_table(table, sink, compression="zstd", write_page_index=True, write_page_checksum=True)
+    content = sink.getvalue().to_pybytes()
+    storage.replace(name, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def new_attempt() -> str:
+    """A name no other attempt at a shard has."""
+    return uuid.uuid4().hex[:12]
+
+
+def read_run(location: str | Path) -> dict[str, Any]:
+    """run.json of a run folder; raises RunFolderError when it is not one."""
+    return _run_in(open_storage(location))
+
+
+def read_commits(location: str | Path) -> dict[int, dict[str, Any]]:
+    """Every commit of a run folder, by shard, equal worker facts shared; raises RunFolderError when one is damaged.
+
+    The outcome that a commit of an older version lacks is computed from its file.
+    """
+    storage = open_storage(location)
+    workers: dict[str, dict[str, Any]] = {}
+    commits = {}
+    for commit in _commits_in(storage):
+        commit["worker"] = workers.setdefault(json.dumps(commit["worker"], sort_keys=True), commit["worker"])
+        if "outcome" not in commit:
+            commit["outcome"] = dataclasses.asdict(outcome_of(_table(storage, commit)))
+        commits[commit["shard"]] = commit
+    return commits
+
+
+def read_samples(location: str | Path) -> pa.Table:
+    """All committed rows of a run folder; raises RunFolderError when a committed file is missing or altered."""
+    tables = [SAMPLES.empty_table(), *committed_tables(location, read_commits(location))]
+    return pa.concat_tables(tables, promote_options="default")  # version 1 lacks columns: null there
+
+
+def committed_tables(location: str | Path, commits: Mapping[int, dict[str, Any]]) -> Iterator[pa.Table]:
+    """The rows of `commits` shard by shard, few files in memory at a time; raises as `read_samples` does."""
+    storage = open_storage(location)
+    fingerprint = _run_in(storage)["fingerprint"]
+    foreign = [shard_idx for shard_idx, commit in commits.items() if commit["fingerprint"] != fingerprint]
+    if foreign:
+        raise RunFolderError(f"{storage.location!r}: the commits of shards {foreign} are of another run: delete them")
+    yield from _each(storage, lambda commit: _table(storage, commit), list(commits.values()))
+
+
+def missing_rows(plan: pa.Table, samples: pa.Table, methods: Sequence[str], repeats: int) -> int:
+    """How many planned rows (samples x methods x repeats) are not among `samples`."""
+    planned = pc.unique(_keys(plan))
+    sample_codes = pc.index_in(_keys(samples), planned)
+    method_codes = pc.index_in(samples["method"], pa.array(methods, pa.string()))
+    codes = np.column_stack([_codes(sample_codes), _codes(method_codes), samples["repeat"].to_numpy()])
+    counts = (codes[:, :2] >= 0).all(axis=1) & (codes[:, 2] < repeats)
+    return len(planned) * len(methods) * repeats - len(np.unique(codes[counts], axis=0))
+
+
+def num_unplanned(plan: pa.Table, samples: pa.Table, methods: Sequence[str], repeats: int) -> int:
+    """How many rows of `samples` no plan asked for: another sample, method or repeat, or in another shard."""
+    planned = pc.index_in(_keys(samples, "shard"), pc.unique(_keys(plan, "shard")))
+    asked = (_codes(planned) >= 0) & np.isin(samples["method"].to_numpy(), list(methods))
+    return int((~(asked & (samples["repeat"].to_numpy() < repeats))).sum())
+
+
+def _keys(table: pa.Table, *more: str) -> pa.ChunkedArray:
+    columns = [table[name].cast(pa.string()) for name in ("task", "sample_id", *more)]
+    return pc.binary_join_element_wise(*columns, "\0")
+
+
+def _codes(indices: pa.ChunkedArray) -> np.ndarray:
+    return pc.fill_null(indices, -1).to_numpy()
+
+
+def _run_in(storage: Storage) -> dict[str, Any]:
+    try:
+        run = json.loads(storage.read(RUN_FILE))
+    except (FileNotFoundError, ValueError) as error:
+        raise RunFolderError(f"{storage.location!r} is not a run folder: it has no readable {RUN_FILE}") from error
+    if not isinstance(run, dict) or "fingerprint" not in run or "run_id" not in run:
+        raise RunFolderError(
+            f"{storage.location!r} is not a run folder: its {RUN_FILE} names no run_id and fingerprint"
+        )
+    return run
+
+
+def _commit_name(shard_idx: int) -> str:
+    return f"commits/{shard_idx:05d}.json"
+
+
+def _commit_names(storage: Storage) -> list[str]:
+    return [name for name in storage.list("commits") if name.endswith(".json")]
+
+
+def _commits_in(storage: Storage) -> Iterator[dict[str, Any]]:
+    return _each(storage, lambda name: _read_commit(storage, name), _commit_names(storage))
+
+
+def _each(storage: Storage, function: Callable[[T], U], arguments: Sequence[T]) -> Iterator[U]:
+    """`function` of each argument, in order; as many at once as the storage takes, the results of few in memory."""
+    if storage.num_parallel == 1:
+        yield from map(function, arguments)
+        return
+    with ThreadPoolExecutor(storage.num_parallel) as pool:
+        for start in range(0, len(arguments), storage.num_parallel):
+            yield from pool.map(function, arguments[start : start + storage.num_parallel])
+
+
+def _read_commit(storage: Storage, name: str) -> dict[str, Any]:
+    try:
+        return _parsed(storage, name, storage.read(name))
+    except FileNotFoundError as error:
+        raise DamagedError(f"{join(storage.location, name)}: the commit is gone; {AGAIN}") from error
+
+
+def _parsed(storage: Storage, name: str, content: bytes) -> dict[str, Any]:
+    try:
+        commit = json.loads(content)
+        for field in ("shard", "file", "sha256", "fingerprint", "worker"):
+            commit[field]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{join(storage.location, name)}: the commit is damaged; {AGAIN}") from error
+    return commit
+
+
+def _content(storage: Storage, commit: dict[str, Any]) -> bytes:
+    """The bytes of a committed file; raises RunFolderError when they are not those that were committed."""
+    file = join(storage.location, commit["file"])
+    try:
+        content = storage.read(commit["file"])
+    except FileNotFoundError as error:
+        raise DamagedError(f"{file}: a committed file is missing; {AGAIN}") from error
+    if hashlib.sha256(content).hexdigest() != commit["sha256"]:
+        raise DamagedError(f"{file}: a committed file was altered after its commit; {AGAIN}")
+    return content
+
+
+def _table(storage: Storage, commit: dict[str, Any]) -> pa.Table:
+    return pq.read_table(pa.BufferReader(_content(storage, commit))).replace_schema_metadata(None)
+
+
+def _changed_settings(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    names = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+    return f"different: {', '.join(names)}" if names else "the model, heads or data behind the same settings changed"
+
+
+def _json_bytes(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()

@@ -1,0 +1,27 @@
+"""What a shard came to, from its rows: the few numbers its commit keeps."""
+
+
+# pyarrow makes its compute functions at import time, where pyright cannot see them.
+# pyright: reportAttributeAccessIssue=false
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from adadecode.records import ShardOutcome
+from adadecode.report.schema import CONTRACT_METHODS
+
+
+def outcome_of(table: pa.Table) -> ShardOutcome:
+    """The outcome of a shard's rows, of the SAMPLES schema of any version."""
+    is_error = pc.not_equal(table["status"], "ok")
+    is_vanilla = pc.and_(pc.equal(table["method"], "vanilla"), pc.invert(is_error))
+    is_contract = pc.is_in(table["method"], pa.array(CONTRACT_METHODS))
+    num_contract_methods = len(set(CONTRACT_METHODS) & set(table["method"].unique().to_pylist()))
+    return ShardOutcome(
+        num_samples=pc.count_distinct(table["sample_id"]).as_py(),
+        num_error_samples=pc.count_distinct(table.filter(is_error)["sample_id"]).as_py(),
+        num_output_tokens=pc.sum(table["output_len"]).as_py() or 0,
+        busy_s=pc.sum(table["e2e_s"]).as_py() or 0.0,
+        num_exact=pc.sum(pc.and_(is_contract, pc.equal(table["parity"], "exact"))).as_py() or 0,
+        num_owed=num_contract_methods * (pc.sum(is_vanilla).as_py() or 0),
+    )

@@ -1,0 +1,220 @@
+"""From settings to saved heads: outputs, training, what makes tests cheap, and a report on held-out prompts."""
+
+import contextlib
+import copy
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from adadecode.engine.policy import paper_exits
+from adadecode.errors import AdaDecodeError, ExitHeadsError, RunFolderError, UsageError
+from adadecode.model.decoder import DecoderModel
+from adadecode.model.exit_heads import (
+    HeadFacts,
+    HeadTensors,
+    Shortlist,
+    check_exits,
+    load_heads,
+    read_facts,
+    save_heads,
+)
+from adadecode.model.load import load_model
+from adadecode.settings import TrainConfig
+from adadecode.training.base_pass import measure
+from adadecode.training.curves import write_curves
+from adadecode.training.distill import CHECKPOINT, Distillation
+from adadecode.training.kinds import new_heads
+from adadecode.training.outputs import Part, Say, make_outputs, part_path
+from adadecode.training.prompts import TaskPrompts
+from adadecode.training.reduce import default_shortlist_len, fit_gates, frequent_tokens
+from adadecode.training.stream import OutputStream
+
+# Settings that decide the trained heads, beside the model and its outputs.
+DECISIVE = {
+    "seed",
+    "device",
+    "epochs",
+    "batch_tokens",
+    "learning_rate",
+    "held_out",
+    "kind",
+    "rank",
+    "kl_top_k",
+    "shortlist_len",
+}
+
+
+def train_from_config(config: TrainConfig, out: Path, say: Say) -> HeadFacts:
+    """Trains the heads `config` describes into `out`, in this process; returns their facts."""
+    model, tokenizer = load_base(config)
+    return train_heads(model, TaskPrompts(config, tokenizer), config, out, say)
+
+
+def load_base(config: TrainConfig) -> tuple[DecoderModel, PreTrainedTokenizerBase]:
+    """The model that `config` names and its tokenizer, computing with its threads."""
+    use_threads(config)
+    return load_model(config.model, dtype=config.dtype, device=config.device, revision=config.revision)
+
+
+def use_threads(config: TrainConfig) -> None:
+    """Has torch compute with the threads of `config` in the calling thread."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+
+
+def train_heads(
+    model: DecoderModel,
+    prompts: Iterable[list[int]],
+    config: TrainConfig,
+    out: Path,
+    say: Say,
+    *,
+    checkpoint_every_s: float = 60.0,
+) -> HeadFacts:
+    """Trains a head per exit on greedy outputs of `prompts`, saves them to `out` and returns their facts.
+
+    A run that was interrupted goes on from the outputs and the checkpoint in `out` and ends in the same bits; one that
+    was finished is not done again. `prompts` is iterated over twice and need not fit in memory. `say` gets lines of
+    progress. Raises UsageError, also as ExitHeadsError and RunFolderError, and NonFiniteLogitsError.
+    """
+    check_settings(config, model.config)
+    make_folder(out)
+    make_folder(part_path(outputs_folder(config, out), 0).parent)
+    with out_of_memory_named():
+        parts = make_outputs(model, prompts, config, outputs_folder(config, out), say)
+        return distill_heads(model, parts, config, out, say, checkpoint_every_s=checkpoint_every_s)
+
+
+@contextlib.contextmanager
+def out_of_memory_named() -> Iterator[None]:
+    """Turns a device's lack of memory into one line that says which settings need less."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise AdaDecodeError(
+            f"the device is out of memory ({str(error).splitlines()[0][:120]}); try fewer --batch-tokens, --kl-top-k, "
+            "fewer --max-new-tokens or fewer --exits; the same command goes on from what is stored"
+        ) from error
+
+
+def distill_heads(
+    model: DecoderModel,
+    parts: list[Part],
+    config: TrainConfig,
+    out: Path,
+    say: Say,
+    *,
+    checkpoint_every_s: float = 60.0,
+) -> HeadFacts:
+    """The second half of `train_heads`: from outputs, which are `parts`, to heads in `out`."""
+    exits = paper_exits(model.num_layers) if config.exits is None else config.exits
+    base = training_base(model)
+    fingerprint = fingerprint_of(model, base, exits, parts, config)
+    finished = read_facts(out)
+    if finished is not None and finished.training.get("fingerprint") == fingerprint and is_loadable(out, model):
+        say(f"{out}: these heads were trained before; delete the folder to train them again")
+        return finished
+    stream = OutputStream(
+        outputs_folder(config, out),
+        parts,
+        held_out=config.held_out,
+        seed=config.seed,
+        batch_tokens=config.batch_tokens,
+    )
+    shortlist_len = config.shortlist_len or default_shortlist_len(model.vocab_size)
+    token_ids = frequent_tokens(base.vocab_size, stream.train_outputs(), shortlist_len).to(base.device)
+    heads = new_heads(base, exits, config, token_ids)
+    run = Distillation(base, exits, heads, stream, config, fingerprint)
+    run.train(out / CHECKPOINT, checkpoint_every_s, say)
+
+    with torch.no_grad():
+        shortlist = Shortlist(token_ids, {e: head.rows(token_ids) for e, head in zip(exits, heads, strict=True)})
+        kept = {e: tuple(part.detach() for part in head.parts) for e, head in zip(exits, heads, strict=True)}
+    tensors = HeadTensors(kept, shortlist, fit_gates(base, shortlist, stream.train_batches()), config.kind)
+    report = measure(base, tensors.on(base), stream.held_out_batches())
+    for exit_layer, share in report["agreement"].items():
+        say(f"exit {exit_layer}: agrees with the final layer on {share:.1%} of {report['num_held_out_tokens']} tokens")
+    write_curves(out, run.points, say)
+    facts = HeadFacts(
+        kind=config.kind,
+        base_model=config.model,
+        base_model_hash=model.model_hash,
+        exits=exits,
+        width=model.width,
+        dtype=str(model.dtype).removeprefix("torch."),
+        training={
+            "settings": config.model_dump(mode="json"),
+            "fingerprint": fingerprint,
+            "compute_dtype": str(base.dtype).removeprefix("torch."),
+            "num_prompts": stream.num_outputs,
+            "num_held_out_prompts": stream.num_held_out,
+            "num_trained_tokens": run.num_tokens // max(1, run.num_epochs),
+            "num_steps": run.step,
+            "shortlist_len": shortlist_len,
+            "final_losses": dict(zip(map(str, exits), run.since_epoch.kl, strict=True)) if run.step else {},
+            **report,
+        },
+    )
+    save_heads(out, tensors, facts)
+    (out / CHECKPOINT).unlink(missing_ok=True)
+    return facts
+
+
+def check_settings(config: TrainConfig, lm_config: Any) -> None:
+    """Raises UsageError, also as ExitHeadsError, when a model of `lm_config` has no such exits, tokens or rank."""
+    num_layers, vocab_size, width = lm_config.num_hidden_layers, lm_config.vocab_size, lm_config.hidden_size
+    check_exits(paper_exits(num_layers) if config.exits is None else config.exits, num_layers)
+    if config.rank is not None and config.rank > width:
+        raise UsageError(f"--rank {config.rank}: the model's width is {width}; give 1..{width}")
+    lens = {"shortlist-len": config.shortlist_len, "kl-top-k": config.kl_top_k}
+    for flag, length in lens.items():
+        if length is not None and length > vocab_size:
+            raise UsageError(f"--{flag} {length}: the vocabulary has {vocab_size} tokens; give 1..{vocab_size}")
+
+
+def outputs_folder(config: TrainConfig, out: Path) -> Path:
+    """The heads' folder that holds the outputs to learn from: `out` unless the settings name another."""
+    return out if config.outputs is None else Path(config.outputs)
+
+
+def make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(
+            f"{str(out)!r} cannot be made a folder ({error.strerror}): choose another folder"
+        ) from error
+
+
+def training_base(model: DecoderModel) -> DecoderModel:
+    """The base to train against: `model`, or on a CPU its weights, their values unchanged, computing in float32.
+
+    Few CPUs compute in half precision; the others take about nine times as long to emulate it.
+    """
+    if model.device.type != "cpu" or model.dtype == torch.float32:
+        return model
+    return DecoderModel(copy.deepcopy(model.lm).float())
+
+
+def is_loadable(out: Path, model: DecoderModel) -> bool:
+    """Whether the heads in `out` are whole."""
+    try:
+        load_heads(out, model, "shortlist")
+    except ExitHeadsError:
+        return False
+    return True
+
+
+def fingerprint_of(
+    model: DecoderModel, base: DecoderModel, exits: tuple[int, ...], parts: list[Part], config: TrainConfig
+) -> str:
+    """A hash of all that decides the trained heads of `model`, which are trained against `base`."""
+    settings = config.model_dump(mode="json", include=DECISIVE)
+    dtypes = [str(model.dtype), str(base.dtype)]
+    decisive = [settings, exits, model.model_hash, dtypes, [part.content_hash for part in parts]]
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]

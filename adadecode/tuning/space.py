@@ -1,0 +1,104 @@
+"""What a tuning works with: a loaded model, its heads, prompts and the space of policies."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adadecode.errors import ExitHeadsError, UsageError
+from adadecode.model.decoder import DecoderModel
+from adadecode.model.exit_heads import ExitHeads, load_heads
+from adadecode.model.load import chat_template_hash
+from adadecode.settings import HeadKind, TuneConfig
+from adadecode.tuning.trace import TraceSpace
+
+GAMMA_FLOOR, NGRAM_FLOOR = 0.3, 0.2
+
+
+@dataclass(frozen=True)
+class Prompt:
+    task: str
+    sample_id: str
+    token_ids: list[int]
+
+
+@dataclass(frozen=True)
+class Tuner:
+    """A loaded model with its heads per task, as they are traced and in full, and the space that is searched."""
+
+    config: TuneConfig
+    model: DecoderModel
+    tokenizer: Any
+    head: HeadKind
+    heads: dict[str, ExitHeads]
+    full_heads: dict[str, ExitHeads] | None  # None where the heads have no full form
+    space: TraceSpace
+
+    @property
+    def has_gates(self) -> bool:
+        return all(of_task.gates for of_task in self.heads.values())
+
+    def made_from(self, prompts: list[Prompt]) -> dict[str, Any]:
+        """What a trace of `prompts` depends on."""
+        return {
+            "model_hash": self.model.model_hash,
+            "tokenizer_hash": hash_tokenizer(self.tokenizer),
+            "heads_hash": {task: of_task.content_hash for task, of_task in self.heads.items()},
+            "head": self.head,
+            "dtype": self.config.dtype,
+            "kernels": self.model.kernels,
+            "device": self.config.device,
+            "eos_token_ids": sorted(self.model.eos_token_ids),
+            "context_len": self.model.context_len,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "space": json.loads(json.dumps(asdict(self.space))),
+            "prompts_hash": _hash([(p.task, p.sample_id, p.token_ids) for p in prompts]),
+        }
+
+
+def load_tuner(config: TuneConfig, model: DecoderModel, tokenizer: Any, folders: dict[str, Path]) -> Tuner:
+    """The tuner for `model` with the heads in `folders`, one per task; raises ExitHeadsError and UsageError."""
+    head = config.head or _cheapest_head(folders, model)
+    heads = {task: load_heads(folder, model, head) for task, folder in folders.items()}
+    full_heads = heads if head == "full" else _full_heads(folders, model)
+    common = set.intersection(*(set(of_task.exits) for of_task in heads.values()))
+    exits = config.exits or tuple(sorted(common))
+    missing = sorted(set(exits) - common)
+    if missing or not exits:
+        raise UsageError(
+            f"--exits {','.join(map(str, exits))}: there are no heads at {missing}; "
+            f"the heads are at {','.join(map(str, sorted(common)))}: choose among them or train others"
+        )
+    space = TraceSpace(exits, config.max_drafts, GAMMA_FLOOR, NGRAM_FLOOR, config.max_new_tokens)
+    return Tuner(config, model, tokenizer, head, heads, full_heads, space)
+
+
+def _full_heads(folders: dict[str, Path], model: DecoderModel) -> dict[str, ExitHeads] | None:
+    """The heads in `folders` over the whole vocabulary; None when they have no such form."""
+    try:
+        return {task: load_heads(folder, model) for task, folder in folders.items()}
+    except ExitHeadsError:
+        return None
+
+
+def _cheapest_head(folders: dict[str, Path], model: DecoderModel) -> HeadKind:
+    """`shortlist` when all heads have one, else `full`."""
+    try:
+        for folder in folders.values():
+            load_heads(folder, model, "shortlist")
+    except ExitHeadsError:
+        return "full"
+    return "shortlist"
+
+
+def hash_tokenizer(tokenizer: Any) -> str:
+    """A 16-digit hash of a tokenizer's vocabulary and chat template."""
+    return _hash([sorted(tokenizer.get_vocab().items()), chat_template_hash(tokenizer)])
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]

@@ -1,0 +1,401 @@
+"""The run folder: data, then a commit that names it; readers follow commits and nothing else."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from adadecode.errors import RunFolderError
+from adadecode.report.schema import SAMPLES, SCHEMA_VERSION
+from adadecode.report.summary import summarise
+from adadecode.runs.folder import (
+    RunFolder,
+    missing_rows,
+    new_attempt,
+    num_unplanned,
+    read_commits,
+    read_run,
+    read_samples,
+)
+
+ROOT = Path(__file__).parents[3]
+FACTS = {"config": {"gamma": 0.75, "task": "jsonl"}, "provenance": {"git_sha": "abc123"}}
+
+
+def shard_rows(attempt: str, shard_idx: int = 0, methods: tuple[str, ...] = ("vanilla", "adadecode")) -> list[dict]:
+    """Two samples of shard `shard_idx`, a row per method."""
+    return [
+        {
+            "run_id": "run",
+            "task": "jsonl",
+            "sample_id": f"{shard_idx}-{i}",
+            "method": method,
+            "repeat": 0,
+            "shard": shard_idx,
+            "status": "ok",
+            "output_token_ids": [1, 2, 3],
+            "worker_id": "w",
+            "attempt": attempt,
+            "started_at": datetime(2026, 1, 1, tzinfo=UTC),
+        }
+        for i in (1, 0)
+        for method in methods
+    ]
+
+
+def open_run(path: Path, fingerprint: str = "f00d", facts: dict[str, Any] = FACTS) -> RunFolder:
+    return RunFolder.open(path, fingerprint, facts)
+
+
+def commit(run: RunFolder, attempt: str = "one", shard_idx: int = 0) -> bool:
+    return run.commit_shard("jsonl", shard_idx, shard_rows(attempt, shard_idx), {"worker_id": "w"})
+
+
+@pytest.fixture
+def run(tmp_path) -> RunFolder:
+    return open_run(tmp_path / "run")
+
+
+def data_files(path: Path) -> list[Path]:
+    return sorted((path / "samples").rglob("*.parquet"))
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(RunFolderError) as caught:
+        read_samples(path)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def test_a_shard_is_committed_once_and_the_first_attempts_rows_stay(run):
+    assert commit(run, "first") is True
+    assert commit(run, "second") is False
+    assert len(data_files(Path(run.location))) == 2, "the second attempt's data is there, but nobody reads it"
+    samples = read_samples(Path(run.location))
+    assert samples["attempt"].to_pylist() == ["first"] * 4
+    assert read_commits(Path(run.location))[0]["attempt"] == "first"
+
+
+def test_of_many_attempts_at_once_exactly_one_is_committed(run):
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda i: commit(run, f"attempt{i}"), range(16)))
+    assert sum(won) == 1
+    assert set(read_samples(Path(run.location))["attempt"].to_pylist()) == {f"attempt{won.index(True)}"}
+    assert not list((Path(run.location) / "commits").glob(".*")), "no temporary file is left"
+
+
+def test_attempts_have_names_of_their_own():
+    assert len({new_attempt() for _ in range(100)}) == 100
+
+
+def test_a_commit_names_its_file_rows_fingerprint_and_worker(run):
+    commit(run, "one", shard_idx=7)
+    stored = read_commits(Path(run.location))[7]
+    assert stored["file"] == "samples/task=jsonl/part-00007-one.parquet"
+    assert (stored["shard"], stored["task"], stored["num_rows"]) == (7, "jsonl", 4)
+    assert (stored["fingerprint"], stored["attempt"], stored["worker"]) == ("f00d", "one", {"worker_id": "w"})
+
+
+def test_a_data_file_has_the_samples_schema_its_metadata_and_rows_in_key_order(run):
+    commit(run)
+    (file,) = data_files(Path(run.location))
+    schema = pq.read_schema(file)
+    assert schema.equals(SAMPLES, check_metadata=False)
+    metadata = {key.decode(): value.decode() for key, value in schema.metadata.items()}
+    assert metadata == {
+        "schema_version": str(SCHEMA_VERSION),
+        "run_id": "run",
+        "fingerprint": "f00d",
+        "git_sha": "abc123",
+    }
+    assert pq.ParquetFile(file).metadata.row_group(0).column(0).compression == "ZSTD"
+    keys = pq.ParquetFile(file).read(["sample_id", "method"]).to_pylist()
+    assert [tuple(key.values()) for key in keys] == [
+        ("0-0", "adadecode"),
+        ("0-0", "vanilla"),
+        ("0-1", "adadecode"),
+        ("0-1", "vanilla"),
+    ]
+
+
+def test_readers_ignore_data_without_a_commit_and_temporary_files(run):
+    commit(run, "one")
+    (committed,) = data_files(Path(run.location))
+    committed.with_name("part-00001-lost.parquet").write_bytes(committed.read_bytes())
+    committed.with_name(".part-00002-x.parquet.ab.tmp").write_bytes(b"half")
+    (Path(run.location) / "commits" / ".00001.json.abcd.tmp").write_text('{"shard": 1')
+    assert read_samples(Path(run.location)).num_rows == 4
+    assert list(read_commits(Path(run.location))) == [0]
+
+
+def test_a_run_without_commits_has_no_samples_but_their_schema(run):
+    samples = read_samples(Path(run.location))
+    assert samples.num_rows == 0
+    assert samples.schema.equals(SAMPLES)
+
+
+def test_an_altered_committed_file_is_refused_and_says_to_run_again(run):
+    commit(run, "one")
+    (file,) = data_files(Path(run.location))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    message = refusal(Path(run.location))
+    assert str(file) in message
+    assert "altered after its commit; run the same command again: it computes the shard again" in message
+
+
+def test_a_missing_committed_file_is_refused_and_says_to_run_again(run):
+    commit(run, "one")
+    commit(run, "one", shard_idx=3)
+    data_files(Path(run.location))[1].unlink()
+    assert "part-00003-one.parquet: a committed file is missing; run the same command again" in refusal(
+        Path(run.location)
+    )
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"task": "jsonl"}', "\x00"])
+def test_a_damaged_commit_is_refused_by_name(run, content):
+    (Path(run.location) / "commits").mkdir()
+    (Path(run.location) / "commits" / "00004.json").write_text(content)
+    message = refusal(Path(run.location))
+    assert message.startswith(str(Path(run.location) / "commits" / "00004.json"))
+    assert "run the same command again" in message
+
+
+def test_a_commit_of_another_run_is_refused(run, tmp_path):
+    commit(run)
+    commit(open_run(tmp_path / "other", "beef"), shard_idx=2)
+    stray = tmp_path / "other" / "commits" / "00002.json"
+    (Path(run.location) / "commits" / "00002.json").write_bytes(stray.read_bytes())
+    assert "the commits of shards [2] are of another run: delete them" in refusal(Path(run.location))
+
+
+def test_a_run_opened_by_its_path_is_the_one_that_was_made(run, tmp_path):
+    opened = RunFolder(Path(run.location))
+    assert (Path(opened.location), opened.run_id, opened.fingerprint) == (Path(run.location), "run", "f00d")
+    with pytest.raises(RunFolderError, match="is not a run folder"):
+        RunFolder(tmp_path / "none")
+
+
+def test_the_same_run_opens_again_with_its_first_id_and_facts(tmp_path):
+    first = open_run(tmp_path / "run", facts=FACTS | {"created_at": "then"})
+    again = open_run(tmp_path / "run", facts=FACTS | {"created_at": "now"})
+    assert (again.run_id, again.fingerprint) == (first.run_id, first.fingerprint) == ("run", "f00d")
+    assert read_run(tmp_path / "run")["created_at"] == "then"
+
+
+def test_the_folder_of_a_run_that_committed_nothing_is_taken_over(run):
+    """A run may be refused after its folder was made: the corrected command must work in the same folder."""
+    taken = open_run(Path(run.location), "beef")
+    assert taken.fingerprint == read_run(Path(run.location))["fingerprint"] == "beef"
+
+
+def test_another_runs_folder_is_refused_naming_what_differs(run):
+    commit(run)
+    with pytest.raises(RunFolderError) as caught:
+        open_run(Path(run.location), "beef", {"config": {"gamma": 0.5, "task": "jsonl", "seed": 1}})
+    message = str(caught.value)
+    assert message.startswith(f"--out {str(Path(run.location))!r} belongs to another run")
+    assert "(fingerprint f00d, this one is beef; different: gamma, seed)" in message
+    assert "choose another --out" in message
+    assert read_run(Path(run.location))["fingerprint"] == "f00d"
+
+
+def test_the_same_settings_over_other_files_are_refused(run):
+    commit(run)
+    with pytest.raises(RunFolderError, match="the model, heads or data behind the same settings changed"):
+        open_run(Path(run.location), "beef")
+
+
+@pytest.mark.parametrize("in_the_way", ["run", ""])
+def test_a_folder_that_cannot_be_written_is_one_line(in_the_way, tmp_path):
+    """A file in the way, since root may write anywhere."""
+    obstacle = tmp_path / (in_the_way or "file")
+    obstacle.parent.mkdir(exist_ok=True)
+    obstacle.write_text("")
+    path = tmp_path / "run" if in_the_way else obstacle / "run"
+    with pytest.raises(RunFolderError) as caught:
+        open_run(path)
+    message = str(caught.value)
+    assert message.startswith(f"'{path}/run.json' cannot be written (")
+    assert "choose another --out" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b'{"run_id": "run"}', b'{"fingerprint": "f00d"}'])
+def test_a_damaged_run_file_is_refused(run, content):
+    (Path(run.location) / "run.json").write_bytes(content)
+    for use in (read_run, open_run):
+        with pytest.raises(RunFolderError, match=r"is not a run folder: .*run\.json"):
+            use(Path(run.location))
+
+
+def test_update_run_replaces_the_entries_given_and_leaves_no_temporary_file(run):
+    run.update_run(status="complete", workers=[{"worker_id": "w"}])
+    stored = read_run(Path(run.location))
+    assert (stored["status"], stored["workers"]) == ("complete", [{"worker_id": "w"}])
+    assert (stored["fingerprint"], stored["config"]) == ("f00d", FACTS["config"])
+    assert sorted(path.name for path in Path(run.location).iterdir()) == ["run.json"]
+
+
+def test_missing_rows_are_the_planned_ones_that_no_commit_holds(run):
+    plan = pa.table({"task": ["jsonl"] * 4, "sample_id": ["0-0", "0-1", "1-0", "1-1"]})
+    methods = ("vanilla", "adadecode")
+    assert missing_rows(plan, read_samples(Path(run.location)), methods, 1) == 8
+    commit(run)
+    assert missing_rows(plan, read_samples(Path(run.location)), methods, 1) == 4
+    assert missing_rows(plan, read_samples(Path(run.location)), methods, 3) == 20
+    commit(run, shard_idx=1)
+    assert missing_rows(plan, read_samples(Path(run.location)), methods, 1) == 0
+    assert missing_rows(plan.slice(0, 1), read_samples(Path(run.location)), methods, 1) == 0, (
+        "rows of no plan count for nothing"
+    )
+
+
+KILLED_BEFORE_THE_COMMIT = """
+import os, signal, sys
+from adadecode.runs.storage import LocalStorage
+
+create = LocalStorage.create
+
+def create_unless_killed(storage, name, content):
+    if name == "commits/00001.json":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return create(storage, name, content)
+
+LocalStorage.create = create_unless_killed
+from adadecode.cli.main import main
+main(sys.argv[1:])
+"""
+
+
+def test_a_run_killed_between_data_and_commit_is_finished_exactly_once_by_its_rerun(tiny, cli, tmp_path):
+    out = tmp_path / "run"
+    command = ["eval", "--local", *tiny.flags(max_new_tokens=4), "--out", str(out)]
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_BEFORE_THE_COMMIT, *command], cwd=ROOT, env=os.environ, capture_output=True
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    orphans = [file.name for file in data_files(out) if file.name.startswith("part-00001-")]
+    assert len(orphans) == 1, "the data was written"
+    assert list(read_commits(out)) == [0], "and its commit was not"
+    assert json.loads((out / "run.json").read_text())["status"] == "running"
+    first_commit = (out / "commits" / "00000.json").read_bytes()
+
+    result = cli(*command)
+    assert result.exit_code == 0, result.stderr
+    assert "5 samples in 3 shards, 1 done before, 2 to do" in result.stdout
+    assert (out / "commits" / "00000.json").read_bytes() == first_commit
+    assert list(read_commits(out)) == [0, 1, 2]
+    assert [Path(commit["file"]) for commit in read_commits(out).values()] == [
+        file.relative_to(out) for file in data_files(out)
+    ], "the data without a commit was swept"
+    assert Path(read_commits(out)[1]["file"]).name not in orphans
+    keys = [tuple(row.values()) for row in read_samples(out).select(["sample_id", "method"]).to_pylist()]
+    assert len(keys) == len(set(keys)) == 5 * 3
+    assert read_run(out)["status"] == "complete"
+
+
+def test_shards_of_schema_version_1_are_read_beside_new_ones(run, monkeypatch):
+    with monkeypatch.context() as patch:
+        old = pa.schema([field for field in SAMPLES if field.name != "lossy"])
+        patch.setattr("adadecode.runs.folder.SAMPLES", old)
+        assert commit(run, "old")
+    lossless = [row | {"lossy": False} for row in shard_rows("new", 1)]
+    assert run.commit_shard("jsonl", 1, lossless, {"worker_id": "w"})
+    samples = read_samples(Path(run.location))
+    assert samples.schema == SAMPLES
+    assert samples["lossy"].to_pylist() == [None] * 4 + [False] * 4
+    assert not any(row["lossy"] for row in summarise(samples).to_pylist())
+
+
+def test_a_check_withdraws_what_is_damaged_and_leaves_the_rest(run):
+    for shard_idx in range(5):
+        commit(run, shard_idx=shard_idx)
+    truncated, flipped, missing, _, good = data_files(Path(run.location))
+    truncated.write_bytes(truncated.read_bytes()[:-9])
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 3] ^= 4
+    flipped.write_bytes(content)
+    missing.unlink()
+    (Path(run.location) / "commits" / "00003.json").write_text("{")
+    lines = run.check_commits()
+    assert [shard_idx for shard_idx in range(5) if run.committed_outcome(shard_idx) is not None] == [4]
+    assert [("altered" in line, "is missing" in line, "is damaged" in line) for line in lines] == [
+        (True, False, False),
+        (True, False, False),
+        (False, True, False),
+        (False, False, True),
+    ]
+    assert run.check_commits() == []
+    assert set(read_samples(run.location)["shard"].to_pylist()) == {4}
+    assert good.exists()
+
+
+def test_what_cannot_be_read_for_now_is_withdrawn_by_nobody(run):
+    """A folder in the file's place cannot be read, as a disk that fails or a store that refuses."""
+    commit(run)
+    (file,) = data_files(Path(run.location))
+    content = file.read_bytes()
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(RunFolderError, match="cannot be read"):
+        run.check_commits()
+    file.rmdir()
+    file.write_bytes(content)
+    assert run.check_commits() == []
+    assert read_samples(run.location).num_rows == 4
+
+
+def test_a_sweep_deletes_losers_and_temporary_files_and_nothing_else(run):
+    commit(run, "first")
+    commit(run, "second")
+    (committed, loser) = data_files(Path(run.location))
+    left = [committed.with_name(".part-00002-x.parquet.ab.tmp"), Path(run.location) / "commits" / ".00001.json.ab.tmp"]
+    for file in left:
+        file.write_bytes(b"half")
+    assert run.sweep({commit["file"] for commit in read_commits(run.location).values()}) == 3
+    assert committed.exists()
+    assert not any(file.exists() for file in (loser, *left))
+    assert list(read_commits(run.location)) == [0]
+
+
+def test_a_commit_tells_its_outcome_and_one_without_is_computed_from_its_file(run):
+    rows = [row | {"output_len": 3, "e2e_s": 0.5} for row in shard_rows("one")]
+    rows = [row | ({"parity": "exact"} if row["method"] == "adadecode" else {}) for row in rows]
+    failed = [row | {"sample_id": "0-2", "status": "error", "output_len": None, "e2e_s": None} for row in rows[2:]]
+    run.commit_shard("jsonl", 0, rows + [row | {"parity": None} for row in failed], {"worker_id": "w"})
+    expected = {
+        "num_samples": 3,
+        "num_error_samples": 1,
+        "num_output_tokens": 12,
+        "busy_s": 2.0,
+        "num_exact": 2,
+        "num_owed": 2,
+    }
+    assert read_commits(run.location)[0]["outcome"] == expected
+    file = Path(run.location) / "commits" / "00000.json"
+    stored = json.loads(file.read_text())
+    del stored["outcome"]
+    file.write_text(json.dumps(stored))
+    assert read_commits(run.location)[0]["outcome"] == expected
+    assert run.withdraw_errors() == 1
+    assert run.committed_outcome(0) is None
+
+
+@pytest.mark.parametrize("changed", [{"sample_id": "x"}, {"method": "other"}, {"repeat": 1}, {"shard": 7}])
+def test_rows_that_were_never_planned_are_counted(run, changed):
+    plan = pa.table({"task": ["jsonl"] * 2, "sample_id": ["0-0", "0-1"], "shard": pa.array([0, 0], pa.int32())})
+    rows = [row | (changed if idx == 0 else {}) for idx, row in enumerate(shard_rows("one"))]
+    run.commit_shard("jsonl", 0, rows, {"worker_id": "w"})
+    assert num_unplanned(plan, read_samples(run.location), ("vanilla", "adadecode"), 1) == 1

@@ -1,0 +1,133 @@
+"""One driver per run folder: refused while its owner lives, taken over when it is dead, released or stale."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from adadecode.errors import LeaseError
+from adadecode.runs.lease import Lease, is_gone, this_owner
+from adadecode.runs.storage import open_storage
+
+ROOT = Path(__file__).parents[3]
+HOLD = """
+import json, sys
+from adadecode.runs.lease import Lease
+from adadecode.runs.storage import open_storage
+with Lease(open_storage(sys.argv[1]), heartbeat_s=0.05, stale_s=float(sys.argv[2])) as lease:
+    if len(sys.argv) > 3:
+        lease._content["owner"]["host"] = sys.argv[3]
+        lease._write()
+    print("held", flush=True)
+    sys.stdin.readline()
+    lease._thread.join(5.0)
+    print("lost" if lease.lost else "kept", flush=True)
+"""
+
+
+@pytest.fixture
+def hold():
+    """Starts a process that holds the lease at a location, as another host's where one is named."""
+    started = []
+
+    def start(location: str, *host: str) -> subprocess.Popen:
+        command = [sys.executable, "-c", HOLD, location, "1.0", *host]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in (str(ROOT), *sys.path) if path)}
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_a_second_driver_is_refused_naming_the_first(location, hold):
+    owner = hold(location)
+    with pytest.raises(LeaseError, match=rf"is in use by .+@.+, process {owner.pid}, since ") as caught:
+        Lease(open_storage(location)).__enter__()
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+
+
+def test_a_driver_on_another_host_is_refused_as_soon_as_its_heart_beats(location, hold):
+    hold(location, "elsewhere")
+    with pytest.raises(LeaseError, match="@elsewhere, process"):
+        Lease(open_storage(location), heartbeat_s=0.1, stale_s=60.0).__enter__()
+
+
+def test_a_killed_owner_is_followed_at_once_and_a_released_lease_too(location, hold):
+    owner = hold(location)
+    owner.send_signal(signal.SIGKILL)
+    owner.wait()
+    storage = open_storage(location)
+    with Lease(storage, stale_s=10_000.0) as lease:
+        assert storage.list("lease") == ["lease/00002.json"], "the former owner's file is deleted"
+        lease.check()
+    assert json.loads(storage.read("lease/00002.json"))["released"] is True
+    with Lease(storage, stale_s=10_000.0):
+        assert storage.list("lease") == ["lease/00003.json"]
+
+
+def test_a_stopped_owner_elsewhere_is_followed_when_stale_and_finds_out_when_it_wakes(location, hold):
+    owner = hold(location, "elsewhere")
+    owner.send_signal(signal.SIGSTOP)
+    with Lease(open_storage(location), heartbeat_s=0.1, stale_s=1.0) as lease:
+        owner.send_signal(signal.SIGCONT)
+        answer, _ = owner.communicate("\n")
+        assert answer == "lost\n"
+        lease.check()
+    assert not lease.lost
+
+
+def test_of_many_takers_exactly_one_holds_the_lease(location):
+    taken, refused, all_tried = [], [], threading.Barrier(8)
+
+    def take() -> None:
+        lease = Lease(open_storage(location))
+        try:
+            with lease:
+                taken.append(lease)
+                all_tried.wait(60)
+        except LeaseError:
+            refused.append(lease)
+            all_tried.wait(60)
+
+    takers = [threading.Thread(target=take) for _ in range(8)]
+    for taker in takers:
+        taker.start()
+    for taker in takers:
+        taker.join()
+    assert (len(taken), len(refused)) == (1, 7)
+
+
+def test_an_owner_that_lost_its_lease_is_told_so_and_leaves_the_next_ones_alone(tmp_path):
+    storage = open_storage(tmp_path)
+    with Lease(storage, heartbeat_s=0.01) as lease:
+        storage.create("lease/00002.json", b"{}")
+        lease._thread.join(60)
+        with pytest.raises(LeaseError, match="another driver took the run over"):
+            lease.check()
+    assert storage.read("lease/00002.json") == b"{}"
+
+
+def test_a_process_number_that_was_given_again_is_another_process():
+    owner = this_owner()
+    assert not is_gone(owner)
+    assert is_gone(owner | {"started": owner["started"] - 1})
+    assert not is_gone(owner | {"started": 1, "host": "elsewhere"})
+
+
+def test_a_second_evaluation_exits_2_and_leaves_the_folder_alone(tiny, usage_error, hold, tmp_path):
+    owner = hold(str(tmp_path / "run"))
+    line = usage_error("eval", "--local", *tiny.flags(), "--out", tmp_path / "run")
+    assert f"process {owner.pid}" in line
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["lease"]

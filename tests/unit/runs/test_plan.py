@@ -1,0 +1,111 @@
+"""Sharding: stable ids into shards, whatever computes them."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adadecode.records import Example
+from adadecode.report.schema import PLAN
+from adadecode.runs.plan import longest_first, make_plan, plan_hash, plan_table
+from adadecode.runs.run import plan_run
+from adadecode.settings import EvalConfig
+
+
+def examples(num: int, task: str = "a") -> list[Example]:
+    return [Example(f"{task}-{i}", f"prompt {i}", f"chat {i}", str(i)) for i in range(num)]
+
+
+def hash_of(by_task: dict[str, list[Example]], shard_size: int = 2) -> str:
+    return plan_hash(plan_table(make_plan(by_task, shard_size)))
+
+
+@given(
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=3),
+    shard_size=st.integers(1, 15),
+)
+def test_every_sample_is_planned_once_in_order_in_shards_of_one_task(sizes, shard_size):
+    by_task = {f"task{i}": examples(size, f"task{i}") for i, size in enumerate(sizes)}
+    shards = make_plan(by_task, shard_size)
+    assert [shard.shard_idx for shard in shards] == list(range(len(shards)))
+    for task, expected in by_task.items():
+        of_task = [shard.examples for shard in shards if shard.task == task]
+        assert [example for chunk in of_task for example in chunk] == expected
+        assert all(len(chunk) == shard_size for chunk in of_task[:-1])
+        assert 1 <= len(of_task[-1]) <= shard_size
+
+
+def test_the_plan_table_has_a_row_per_sample_with_its_shard():
+    table = plan_table(make_plan({"a": examples(3), "b": examples(1, "b")}, 2))
+    assert table.schema == PLAN
+    assert table["sample_id"].to_pylist() == ["a-0", "a-1", "a-2", "b-0"]
+    assert table["shard"].to_pylist() == [0, 0, 1, 2]
+    hashes = table["prompt_hash"].to_pylist()
+    assert hashes[0] == hashes[3], "of the prompt alone"
+    assert len(set(hashes)) == 3
+
+
+def test_the_hash_is_the_same_on_every_machine_and_day():
+    """A literal, since a hash that moves between versions would refuse to finish a run that is half done."""
+    assert hash_of({"a": examples(3)}) == "b4df49d4dafd5f50"
+
+
+@pytest.mark.parametrize("field", ["sample_id", "prompt", "chat_prompt", "reference"])
+@pytest.mark.parametrize("idx", range(3))
+def test_the_hash_changes_with_anything_of_any_sample(field, idx):
+    changed = examples(3)
+    changed[idx] = replace(changed[idx], **{field: "other"})
+    assert hash_of({"a": changed}) != hash_of({"a": examples(3)})
+
+
+def test_the_hash_changes_with_order_number_task_and_shard_size():
+    plans = [
+        hash_of({"a": examples(4)}),
+        hash_of({"a": examples(4)[::-1]}),
+        hash_of({"a": examples(3)}),
+        hash_of({"b": examples(4)}),
+        hash_of({"a": examples(4)}, shard_size=3),
+    ]
+    assert len(set(plans)) == len(plans)
+
+
+def test_plan_and_fingerprint_do_not_depend_on_workers_threads_or_ray(tiny):
+    common = {"model": str(tiny.model), "task": "jsonl", "data_file": str(tiny.prompts), "shard_size": 2}
+    placements = [
+        {"workers": 1, "threads": 1},
+        {"workers": 7},
+        {"local": True},
+        {"address": "ray://head:10001"},
+    ]
+    configs = [EvalConfig(**common, **placement) for placement in placements]
+    assert len({plan_hash(plan_run(config)[1]) for config in configs}) == 1
+    assert len({config.fingerprint(plan="x") for config in configs}) == 1
+
+
+def test_the_fingerprint_changes_with_every_setting_that_decides_results():
+    base = EvalConfig()
+    changed = [
+        {"model": "x"},
+        {"heads": "x"},
+        {"task": "gsm8k"},
+        {"limit": 3},
+        {"methods": ("vanilla",)},
+        {"decode": {"gamma": 0.5}},
+        {"decode": {"max_new_tokens": 5}},
+        {"dtype": "float32"},
+        {"device": "cuda"},
+        {"prompt_field": "question"},
+        {"repeats": 2},
+        {"check_logits": False},
+    ]
+    prints = [base.fingerprint(), base.fingerprint(plan="x"), *(EvalConfig(**c).fingerprint() for c in changed)]
+    assert len(set(prints)) == len(prints)
+
+
+def test_shards_with_the_longest_prompts_go_first_and_equal_ones_in_order():
+    samples = [Example(str(i), "x" * length, "") for i, length in enumerate((3, 9, 5, 5, 1, 13))]
+    shards = make_plan({"jsonl": samples}, 2)  # of 12, 10 and 14 characters
+    assert [shard.shard_idx for shard in longest_first(shards)] == [2, 0, 1]
+    alike = make_plan({"jsonl": samples[2:4]}, 1)
+    assert longest_first(alike) == alike

@@ -1,0 +1,186 @@
+"""Settings from a YAML file and flags: flags win, and a bad value is one line with its flag's name."""
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from adadecode.errors import UsageError
+from adadecode.settings import BenchConfig, DecodeSettings, EvalConfig, TrainConfig, build_settings, read_policy
+
+
+def yaml(folder: Path, text: str | bytes) -> Path:
+    file = folder / "settings.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return file
+
+
+def refusal(kind=EvalConfig, file: Path | None = None, **flags: object) -> str:
+    with pytest.raises(UsageError) as caught:
+        build_settings(kind, file, flags)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def test_the_defaults_are_the_embedded_demo_with_its_own_policy():
+    config = build_settings(EvalConfig, None, {})
+    assert (config.model, config.task, config.dtype) == ("demo", "demo", "bfloat16")
+    assert config == EvalConfig(decode=DecodeSettings(policy="demo", **read_policy("demo")))
+    assert config.decode.ngram is not None
+    assert config.methods == ("vanilla", "vanilla-w1", "adadecode")
+
+
+def test_the_papers_policy_is_the_default_of_other_models():
+    config = build_settings(EvalConfig, None, {"model": "some/model"})
+    assert config.decode == DecodeSettings() == build_settings(EvalConfig, None, {"policy": "paper"}).decode
+    given = {"policy": "paper", "gamma": 0.75, "exits": None, "max_drafts": 5, "head": "full", "gate": 0.0}
+    assert config.decode.model_dump() == {**given, "reject": None, "ngram": None, "max_new_tokens": 512}
+
+
+def test_flags_and_files_win_over_the_policy(tmp_path):
+    policy = yaml(tmp_path, "gamma: 0.3\nmax_drafts: 7\nngram: 0.4\n")
+    config = build_settings(EvalConfig, None, {"policy": str(policy), "gamma": 0.6})
+    assert (config.decode.gamma, config.decode.max_drafts, config.decode.ngram) == (0.6, 7, 0.4)
+
+
+@pytest.mark.parametrize("content", ["gama: 0.3", "[1, 2]", "- : {"])
+def test_a_policy_that_is_no_mapping_of_decode_settings_is_one_line(content, tmp_path):
+    with pytest.raises(UsageError, match="--policy") as caught:
+        build_settings(EvalConfig, None, {"policy": str(yaml(tmp_path, content))})
+    assert "\n" not in str(caught.value)
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
+    file = yaml(
+        tmp_path, "task: gsm8k\nrepeats: 5\nmethods: [vanilla, adadecode]\ndecode: {gamma: 0.9, exits: [1, 3]}\n"
+    )
+    config = build_settings(EvalConfig, file, {"repeats": 7, "gamma": 0.1, "limit": 3, "task": None})
+    assert (config.task, config.repeats, config.limit) == ("gsm8k", 7, 3)
+    assert config.methods == ("vanilla", "adadecode")
+    assert (config.decode.gamma, config.decode.exits, config.decode.max_drafts) == (0.1, (1, 3), 5)
+
+
+def test_settings_cannot_be_changed():
+    config = EvalConfig()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.limit = 1
+    with pytest.raises(ValidationError, match="frozen"):
+        config.decode.gamma = 0.1
+
+
+def test_settings_come_back_from_their_json():
+    config = EvalConfig(decode={"exits": (1, 2), "gamma": 0.3}, methods=("vanilla",), limit=4)
+    assert EvalConfig.model_validate_json(json.dumps(config.model_dump(mode="json"))) == config
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"gamma": -0.1}, "--gamma -0.1: the exit threshold must lie in [0, 1]"),
+        ({"gamma": 1.1}, "--gamma 1.1: the exit threshold must lie in [0, 1]"),
+        ({"gamma": float("nan")}, "--gamma nan: "),
+        ({"exits": (4, 2)}, "--exits 4,2: exit layers must increase and lie in 1..L-1, such as 4,8,12"),
+        ({"exits": (2, 2)}, "--exits 2,2: exit layers must increase"),
+        ({"exits": (0,)}, "--exits 0: exit layers must increase"),
+        ({"exits": ()}, "--exits : exit layers must increase"),
+        ({"max_drafts": -1}, "--max-drafts -1: Input should be greater than or equal to 0"),
+        ({"max_drafts": 65}, "--max-drafts 65: Input should be less than or equal to 64"),
+        ({"max_new_tokens": 0}, "--max-new-tokens 0: Input should be greater than or equal to 1"),
+        ({"methods": ("adadecode",)}, "--methods adadecode: methods must be distinct and include vanilla"),
+        ({"methods": ("vanilla", "vanilla")}, "--methods vanilla,vanilla: methods must be distinct"),
+        ({"methods": ("vanilla", "medusa")}, "--methods 'medusa': Input should be 'vanilla', 'vanilla-w1', "),
+        ({"limit": 0}, "--limit 0: "),
+        ({"repeats": 0}, "--repeats 0: "),
+        ({"warmup": -1}, "--warmup -1: "),
+        ({"shard_size": 0}, "--shard-size 0: "),
+        ({"workers": 0}, "--workers 0: "),
+        ({"threads": 0}, "--threads 0: "),
+        (
+            {"max_errors": "-1"},
+            "--max-errors '-1': give the samples that may fail as a number from 0 on, or as 0% to 100%",
+        ),
+        ({"max_errors": "101%"}, "--max-errors '101%': give the samples"),
+        ({"max_errors": "100.5%"}, "--max-errors '100.5%': give the samples"),
+        ({"max_errors": "5 %"}, "--max-errors '5 %': give the samples"),
+        ({"max_errors": "0.5"}, "--max-errors '0.5': give the samples"),
+        ({"max_errors": "٥%"}, "--max-errors '٥%': give the samples"),
+        ({"max_errors": ""}, "--max-errors '': give the samples"),
+        ({"max_errors": -1}, "--max-errors -1: give the samples"),
+        ({"max_errors": 0.5}, "--max-errors 0.5: Input should be a valid string"),
+        ({"max_errors": True}, "--max-errors True: Input should be a valid string"),
+        ({"dtype": "int8"}, "--dtype 'int8': Input should be 'float32', 'bfloat16' or 'float16'"),
+        ({"device": "tpu"}, "--device 'tpu': Input should be 'cpu' or 'cuda'"),
+        ({"local": True, "workers": 2}, "a local run has one worker and no cluster: drop --local, or --workers"),
+        ({"local": True, "address": "auto"}, "a local run has one worker and no cluster: drop --local, or --workers"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_a_value_out_of_range_is_one_line_with_flag_and_value(flags, message):
+    assert message in refusal(**flags)
+
+
+@pytest.mark.parametrize("text", ["max_errors: 3\n", "max_errors: '3'\n", "max_errors: 2.5%\n"])
+def test_the_number_of_errors_that_may_be_does_not_change_the_run(text, tmp_path):
+    config = build_settings(EvalConfig, yaml(tmp_path, text), {})
+    assert config.max_errors == ("2.5%" if "%" in text else "3")
+    assert config.fingerprint() == build_settings(EvalConfig, None, {}).fingerprint()
+
+
+def test_two_mistakes_are_both_named_in_the_line():
+    assert refusal(repeats="many", limit=0).count("; ") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gama: 0.5\n", "--gama 0.5: Extra inputs are not permitted"),
+        ("decode: {gama: 0.5}\n", "--gama 0.5: Extra inputs are not permitted"),
+        ("- task\n", "expected a mapping of settings"),
+        ("gsm8k\n", "expected a mapping of settings"),
+        ("", "expected a mapping of settings"),
+        ("decode: 3\n", "expected a mapping of settings"),
+        ("decode:\n", "expected a mapping of settings"),
+        ("1: 2\n", "Keys should be strings"),
+        ("task: [gsm8k\nseed: }\n", "cannot be read as YAML"),
+        (b"\xff\xfe\x00", "cannot be read as YAML"),
+        ("repeats: many\n", "--repeats 'many': "),
+        ("methods: vanilla\n", "--methods 'vanilla': "),
+        ("decode: {exits: [1, x]}\n", "--exits 'x': "),
+    ],
+)
+def test_a_bad_settings_file_is_one_line(text, message, tmp_path):
+    file = yaml(tmp_path, text)
+    line = refusal(file=file)
+    assert message in line
+    if "expected" in message or "cannot" in message:
+        assert line.startswith(f"{file}: ")
+
+
+def test_training_takes_no_decode_settings(tmp_path):
+    assert "--decode" in refusal(TrainConfig, yaml(tmp_path, "task: gsm8k\ndecode: {gamma: 0.5}\n"))
+    config = build_settings(TrainConfig, yaml(tmp_path, "task: gsm8k\nexits: [1]\n"), {"max_new_tokens": 5})
+    assert (config.model, config.exits, config.max_new_tokens) == ("demo", (1,), 5)
+    assert build_settings(TrainConfig, yaml(tmp_path, "task: gsm8k\nmodel: m\n"), {"model": None}).model == "m"
+
+
+def test_training_needs_a_task_named():
+    assert refusal(TrainConfig).startswith("--task: Field required")
+
+
+def test_decode_settings_may_stand_flat_in_the_file_and_flags_win(tmp_path):
+    file = yaml(tmp_path, "gamma: 0.5\nmax_drafts: 3\ndecode: {exits: [2, 4]}\n")
+    decode = build_settings(EvalConfig, file, {"gamma": 0.6}).decode
+    assert (decode.gamma, decode.max_drafts, decode.exits) == (0.6, 3, (2, 4))
+
+
+@pytest.mark.parametrize(
+    "flags", [{"held_out": 0.0}, {"held_out": 1.0}, {"learning_rate": 0.0}, {"epochs": 0}, {"limit": 1}], ids=" ".join
+)
+def test_training_settings_out_of_range_are_refused(flags):
+    assert refusal(TrainConfig, task="gsm8k", **flags).startswith("--" + next(iter(flags)).replace("_", "-"))
+
+
+def test_a_lossy_method_is_never_a_default():
+    assert {"adadecode-unverified"}.isdisjoint(EvalConfig().methods + BenchConfig().methods)
