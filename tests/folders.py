@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import HeadFacts, HeadTensors, save_heads
 from adadecode.model.load import load_model
+from adadecode.settings import ModelSettings
 from tests.models import random_transforms, tiny_lm
 
 # One token per word, so that a prompt of n words has n tokens; ids past the special ones are w3, w4, ...
@@ -35,7 +36,7 @@ def save_tiny_model(path: Path, family: str = "llama", *, dtype: torch.dtype = t
 
 def save_tiny_heads(path: Path, model: Path, exits: tuple[int, ...], seed: int = 0) -> Path:
     """Saves heads near the identity at `exits`, made for the model saved in `model`, to `path`, and returns it."""
-    decoder, _ = load_model(str(model), dtype="float32")
+    decoder, _ = load_model(ModelSettings(model=str(model), dtype="float32"))
     save_heads(
         path,
         HeadTensors({e: (t,) for e, t in random_transforms(decoder, exits, seed).items()}),

@@ -15,12 +15,13 @@ import torch
 
 from adadecode.bench.figures import copy_bandwidth, make_report, memory_facts
 from adadecode.bench.parts import Call, PartTimer, TracedModel, used_tests
-from adadecode.bench.subject import Bench, Traces, Variant, load_bench
+from adadecode.bench.subject import Bench, Traces, load_bench
 from adadecode.engine.invariance import check_rows_independent
 from adadecode.errors import UsageError
 from adadecode.evaluation.compare import compare
 from adadecode.kernels.weights import Gate, Head
-from adadecode.settings import DRAFTING_METHODS, BenchConfig
+from adadecode.methods import METHODS, in_turn
+from adadecode.settings import BenchConfig
 
 Say = Callable[[str], None]
 PARTS_BUDGET_S = 8.0
@@ -98,20 +99,13 @@ def measure(bench: Bench, traces: Traces, repeat: int) -> list[dict[str, Any]]:
                     "output_len": len(generation.output_token_ids),
                     "num_rounds": generation.num_rounds,
                     "layers_run": generation.layers_run,
-                    "num_drafted": generation.num_drafted if variant in DRAFTING_METHODS else None,
-                    "num_accepted": generation.num_accepted if variant in DRAFTING_METHODS else None,
+                    "num_drafted": generation.num_drafted if METHODS[variant].drafts else None,
+                    "num_accepted": generation.num_accepted if METHODS[variant].drafts else None,
                     "ttft_s": generation.ttft_s,
                     "decode_s": generation.decode_s,
                 }
             )
     return rows
-
-
-def in_turn(variants: tuple[Variant, ...], turn: int) -> tuple[Variant, ...]:
-    """`variants`, each first as often as the others over as many turns, forwards and backwards by turns."""
-    start = turn % len(variants)
-    rotated = variants[start:] + variants[:start]
-    return rotated if turn // len(variants) % 2 == 0 else rotated[::-1]
 
 
 def parts_of_policy(bench: Bench, traces: Traces) -> dict[Call, Head | Gate]:

@@ -15,10 +15,9 @@ import torch
 from adadecode.bench.parts import Call, CallTime, used_tests
 from adadecode.engine.policy import VANILLA
 from adadecode.kernels.weights import Gate, Head
+from adadecode.methods import METHODS
 from adadecode.model.decoder import DecoderModel
 from adadecode.provenance import cpu_name, gpu_driver, provenance
-from adadecode.report.schema import LOSSY_METHODS
-from adadecode.settings import DRAFTING_METHODS
 
 if TYPE_CHECKING:
     from adadecode.bench.subject import Bench, Traces, Variant
@@ -106,7 +105,7 @@ def make_report(
         reads_per_s = (summary["read_bytes_per_token"] or 0) * (summary["tokens_per_s"] or 0)
         summary["bandwidth_share"] = _over(reads_per_s or None, bandwidth)
         summary["roofline_share"] = _over(summary["tokens_per_s"], _over(bandwidth, step_bytes))
-    exact = [row["is_exact"] for name, row in methods.items() if name in ("adadecode", "adadecode-never")]
+    exact = [row["is_exact"] for name, row in methods.items() if METHODS[name].owes == "exact"]
     return {
         "bench": bench.config.name,
         "synthetic": bench.config.shape is not None,
@@ -147,9 +146,9 @@ def _speed(bench: Bench, variant: Variant, rows: list[dict[str, Any]], traces: T
         **_spread("ms_per_round", [1e3 * duration_s / num_rounds for duration_s in durations_s] if num_rounds else []),
         "tokens_per_round": _over(tokens, num_rounds),
         "layers_per_token": _over(sum(row["layers_run"] for row in repeats[0]), tokens),
-        "num_drafted": drafted if variant in DRAFTING_METHODS else None,
-        "acceptance_rate": None if variant in LOSSY_METHODS else _over(accepted, drafted),
-        "is_lossy": variant in LOSSY_METHODS,
+        "num_drafted": drafted if METHODS[variant].drafts else None,
+        "acceptance_rate": None if METHODS[variant].is_lossy else _over(accepted, drafted),
+        "is_lossy": METHODS[variant].is_lossy,
         "num_prompts": len(parity),
         "num_parity_exact": exact,
         "num_near_ties": sum(found["parity"] == "near_tie" for found in parity),

@@ -7,7 +7,7 @@ import dataclasses
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,15 +19,15 @@ from adadecode.engine.transformers import generate_with_transformers
 from adadecode.errors import UsageError
 from adadecode.evaluation.worker import heads_for
 from adadecode.kernels.weights import Gate, Head
+from adadecode.methods import METHODS, any_needs_heads
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
 from adadecode.model.load import load_model
-from adadecode.report.schema import LOSSY_METHODS
-from adadecode.settings import DRAFTING_METHODS, BenchConfig
+from adadecode.settings import BenchConfig
 from adadecode.tasks import expand_task, load_examples
 from adadecode.tasks.encode import encode_prompt
 
-Variant = Literal["vanilla", "vanilla-w1", "adadecode", "adadecode-unverified", "adadecode-never", "transformers"]
+Variant = str
 
 PROMPTS_PER_TASK = 2
 SYNTHETIC_PROMPTS, SYNTHETIC_PROMPT_LEN = 3, 64
@@ -56,7 +56,7 @@ class Bench:
         return (*self.config.methods, *never)
 
     def width_of(self, variant: Variant) -> int | None:
-        return {"vanilla-w1": 1, "transformers": None}.get(variant, self.width)
+        return METHODS[variant].step_width(self.width)
 
     def num_positions(self, prompt: Prompt) -> int:
         """Positions of the prompt and the longest output."""
@@ -71,7 +71,7 @@ class Bench:
                 self.model, prompt.token_ids, max_new_tokens=max_new_tokens, record_logits=record_logits
             )
         policy, heads = VANILLA, None
-        if variant in DRAFTING_METHODS or variant == "adadecode-never":
+        if METHODS[variant].exits:
             policy, heads = self.policies[prompt.task], self.heads[prompt.task]
             if variant == "adadecode-never":
                 policy = dataclasses.replace(policy, gammas=(1.0,) * len(policy.exits), ngram=None)
@@ -84,7 +84,7 @@ class Bench:
             max_new_tokens=max_new_tokens,
             policy=policy,
             drafter=heads,
-            verified=variant not in LOSSY_METHODS,
+            verified=METHODS[variant].verified,
             record_logits=record_logits,
         )
 
@@ -101,7 +101,7 @@ class Traces:
 
 def load_bench(config: BenchConfig) -> Bench:
     """Loads or makes the model, the heads and the prompts."""
-    drafts = not DRAFTING_METHODS.isdisjoint(config.methods)
+    drafts = any_needs_heads(config.methods)
     heads: dict[str, ExitHeads] = {}
     if config.shape is not None:
         if config.device == "cuda" and not torch.cuda.is_available():
@@ -123,9 +123,7 @@ def load_bench(config: BenchConfig) -> Bench:
             )
             for task in tasks
         }
-        model, tokenizer = load_model(
-            config.model, dtype=config.dtype, device=config.device, revision=config.revision, kernels=config.kernels
-        )
+        model, tokenizer = load_model(config)
         prompts = [
             Prompt(task, encode_prompt(tokenizer, example)) for task, found in examples.items() for example in found
         ]

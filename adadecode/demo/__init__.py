@@ -1,4 +1,4 @@
-"""The embedded default: a small trained model, its exit heads, its prompts, and the script that rebuilds them."""
+"""The embedded default: a small trained model, its exit heads, its prompts and its policy."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ DEMO_DIR = Path(__file__).parent
 MODEL_DIR = DEMO_DIR / "model"
 HEADS_DIR = DEMO_DIR / "heads"
 PROMPTS_DIR = DEMO_DIR / "prompts"
+POLICY_FILE = DEMO_DIR / "policy.yaml"
 
 
 def resolve_model(model: str) -> str:

@@ -6,7 +6,7 @@ from adadecode.evaluation.shard import do_shard
 from adadecode.evaluation.worker import Worker, decode, load_worker
 from adadecode.records import Example, Generation, ShardOutcome
 from adadecode.runs.run import PreparedRun
-from adadecode.settings import EvalConfig, Method
+from adadecode.settings import EvalConfig
 from adadecode.tasks.encode import encode_prompt
 
 
@@ -29,9 +29,7 @@ def run_local(
         on_shard(outcome)
 
 
-def generate_once(
-    config: EvalConfig, prompt: str, methods: tuple[Method, ...]
-) -> tuple[Worker, dict[Method, Generation]]:
+def generate_once(config: EvalConfig, prompt: str, methods: tuple[str, ...]) -> tuple[Worker, dict[str, Generation]]:
     """One generation of `prompt` by each of `methods`, after a warm-up."""
     task = config.task
     worker = load_worker(config, (task,), "local", config.threads)

@@ -3,9 +3,9 @@
 from datetime import UTC, datetime
 from typing import Any
 
+from adadecode.methods import METHODS, in_turn
 from adadecode.records import Shard
-from adadecode.report.schema import LOSSY_METHODS, LOST_BY
-from adadecode.runs.plan import method_order
+from adadecode.report.schema import LOST_BY
 from adadecode.settings import EvalConfig
 
 LOST = "WorkerLost"  # their error_type
@@ -23,7 +23,7 @@ def lost_rows(config: EvalConfig, shard: Shard, sample_idx: int, reason: str) ->
             "reference": example.reference,
             "worker_id": LOST_BY,
             "method": method,
-            "lossy": method in LOSSY_METHODS,
+            "lossy": METHODS[method].is_lossy,
             "order_idx": order_idx,
             "started_at": datetime.now(UTC),
             "status": "error",
@@ -32,5 +32,5 @@ def lost_rows(config: EvalConfig, shard: Shard, sample_idx: int, reason: str) ->
             "error_message": f"the sample ended every worker that tried it: {reason}"[:1000],
         }
         for repeat in range(config.repeats)
-        for order_idx, method in enumerate(method_order(config.methods, shard.shard_idx + sample_idx + repeat))
+        for order_idx, method in enumerate(in_turn(config.methods, shard.shard_idx + sample_idx + repeat))
     ]

@@ -18,15 +18,14 @@ from adadecode.engine.policy import Policy, make_policy, paper_exits, step_width
 from adadecode.engine.transformers import generate_with_transformers
 from adadecode.evaluation.compare import compare, logits_digest
 from adadecode.evaluation.failures import Failure, broken_devices_named, result_or_failure
+from adadecode.methods import METHODS, any_needs_heads, in_turn
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads, load_heads, original_heads
 from adadecode.model.load import chat_template_hash, load_model
 from adadecode.provenance import cpu_name, gpu_driver
 from adadecode.records import Example, Shard
-from adadecode.report.schema import LOSSY_METHODS
 from adadecode.runs.fingerprint import heads_folder
-from adadecode.runs.plan import method_order
-from adadecode.settings import DRAFTING_METHODS, BenchConfig, EvalConfig, Method
+from adadecode.settings import BenchConfig, EvalConfig
 from adadecode.tasks import score
 from adadecode.tasks.encode import encode_prompt
 
@@ -82,10 +81,8 @@ def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, thre
     started = time.perf_counter()
     if threads is not None:
         torch.set_num_threads(threads)
-    model, tokenizer = load_model(
-        config.model, dtype=config.dtype, device=config.device, revision=config.revision, kernels=config.kernels
-    )
-    drafts = not DRAFTING_METHODS.isdisjoint(config.methods)
+    model, tokenizer = load_model(config)
+    drafts = any_needs_heads(config.methods)
     heads = {task: heads_for(config, task, model) for task in tasks} if drafts else {}
     width = step_width(config.decode.max_drafts)
     worker = Worker(worker_id, config, model, tokenizer, heads, width)
@@ -110,9 +107,7 @@ def heads_for(config: EvalConfig | BenchConfig, task: str, model: DecoderModel) 
     return load_heads(folder, model, decode.head, decode.gate)
 
 
-def decode(
-    worker: Worker, method: Method, task: str, prompt_ids: list[int], max_new_tokens: int | None = None
-) -> Decoded:
+def decode(worker: Worker, method: str, task: str, prompt_ids: list[int], max_new_tokens: int | None = None) -> Decoded:
     """One generation of `prompt_ids` by `method`."""
     config, model = worker.config, worker.model
     max_new_tokens = max_new_tokens or config.decode.max_new_tokens
@@ -120,14 +115,14 @@ def decode(
     if method == "transformers":
         return generate_with_transformers(model, prompt_ids, max_new_tokens=max_new_tokens, record_logits=record)
     drafting: dict[str, Any] = {}
-    if method in DRAFTING_METHODS:
+    if METHODS[method].exits:
         drafting = {"policy": worker.policy(task), "drafter": worker.heads[task]}
     return generate(
         model,
         prompt_ids,
-        width=1 if method == "vanilla-w1" else worker.width,
+        width=METHODS[method].step_width(worker.width) or worker.width,
         max_new_tokens=max_new_tokens,
-        verified=method not in LOSSY_METHODS,
+        verified=METHODS[method].verified,
         record_logits=record,
         **drafting,
     )
@@ -147,7 +142,7 @@ def evaluate_sample(worker: Worker, shard: Shard, sample_idx: int) -> list[dict[
     example = shard.examples[sample_idx]
     rows = []
     for repeat in range(worker.config.repeats):
-        methods = method_order(worker.config.methods, shard.shard_idx + sample_idx + repeat)
+        methods = in_turn(worker.config.methods, shard.shard_idx + sample_idx + repeat)
         common = {
             "task": shard.task,
             "sample_id": example.sample_id,
@@ -160,12 +155,12 @@ def evaluate_sample(worker: Worker, shard: Shard, sample_idx: int) -> list[dict[
     return rows
 
 
-def _evaluate_sample(worker: Worker, task: str, example: Example, methods: tuple[Method, ...]) -> list[dict[str, Any]]:
+def _evaluate_sample(worker: Worker, task: str, example: Example, methods: tuple[str, ...]) -> list[dict[str, Any]]:
     """The rows of one sample, one for each of `methods`, which are run in this order; a failure ends only its own."""
-    rows: dict[Method, dict[str, Any]] = {}
-    decoded: dict[Method, Decoded] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    decoded: dict[str, Decoded] = {}
     for order_idx, method in enumerate(methods):
-        rows[method] = {"method": method, "lossy": method in LOSSY_METHODS, "order_idx": order_idx}
+        rows[method] = {"method": method, "lossy": METHODS[method].is_lossy, "order_idx": order_idx}
         measure = functools.partial(_measure, worker, method, task, example, rows[method])
         result = result_or_failure(f"{task}/{example.sample_id} {method}", measure, worker.model)
         if isinstance(result, Failure):
@@ -182,7 +177,7 @@ def _evaluate_sample(worker: Worker, task: str, example: Example, methods: tuple
     return list(rows.values())
 
 
-def _measure(worker: Worker, method: Method, task: str, example: Example, row: dict[str, Any]) -> Decoded:
+def _measure(worker: Worker, method: str, task: str, example: Example, row: dict[str, Any]) -> Decoded:
     """The generation of `example` by `method`; writes to `row` when it began, the prompt, and at its end the rest."""
     row["started_at"] = datetime.now(UTC)
     prompt_ids = encode_prompt(worker.tokenizer, example)
@@ -197,7 +192,7 @@ def _error_row(row: dict[str, Any], failure: Failure) -> dict[str, Any]:
     return {name: row[name] for name in ERROR_ROW_COLUMNS if name in row} | failure.columns()
 
 
-def _measurements(worker: Worker, method: Method, task: str, example: Example, decoded: Decoded) -> dict[str, Any]:
+def _measurements(worker: Worker, method: str, task: str, example: Example, decoded: Decoded) -> dict[str, Any]:
     """The columns of a generation that succeeded; drafting columns are null for methods that cannot draft."""
     generation = decoded.generation
     ended = generation.finish_reason == "eos"
@@ -225,6 +220,6 @@ def _measurements(worker: Worker, method: Method, task: str, example: Example, d
         "num_rounds": generation.num_rounds,
         "layers_per_token": generation.layers_per_token,
         "logits_digest": logits_digest(decoded.logits),
-        "width": {"vanilla-w1": 1, "transformers": None}.get(method, worker.width),
-        **(drafting if method in DRAFTING_METHODS else {}),
+        "width": METHODS[method].step_width(worker.width),
+        **(drafting if METHODS[method].drafts else {}),
     }

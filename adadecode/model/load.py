@@ -16,33 +16,26 @@ from adadecode.demo import resolve_model
 from adadecode.errors import UsageError
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.families import check_supported
-from adadecode.settings import Dtype, Kernels
+from adadecode.settings import ModelSettings
 
 
-def load_model(
-    model: str,
-    *,
-    dtype: Dtype = "bfloat16",
-    device: str = "cpu",
-    revision: str | None = None,
-    kernels: Kernels = "auto",
-) -> tuple[DecoderModel, PreTrainedTokenizerBase]:
-    """The decoder and tokenizer of a path, a hub id or `demo`; raises UsageError or UnsupportedModelError."""
+def load_model(settings: ModelSettings) -> tuple[DecoderModel, PreTrainedTokenizerBase]:
+    """The decoder and tokenizer that `settings` name; raises UsageError or UnsupportedModelError."""
     transformers_logging.disable_progress_bar()
-    source = resolve_model(model)
-    if device == "cuda" and not torch.cuda.is_available():
+    model, revision = settings.model, settings.revision
+    if settings.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device 'cuda': no CUDA device is visible to this process; use --device cpu")
     _, tokenizer = load_tokenizer(model, revision)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, revision=revision, dtype=getattr(torch, dtype), output_loading_info=True
+            resolve_model(model), revision=revision, dtype=getattr(torch, settings.dtype), output_loading_info=True
         )
         lm, loading = loaded
         if loading["missing_keys"]:  # transformers would go on with random weights
             raise ValueError(f"the checkpoint lacks {', '.join(sorted(loading['missing_keys']))}")
     except (OSError, ValueError, SafetensorError) as error:
         raise _not_loadable(model, error) from error
-    return DecoderModel(lm.to(device), kernels), tokenizer
+    return DecoderModel(lm.to(settings.device), settings.kernels), tokenizer
 
 
 def load_tokenizer(model: str, revision: str | None = None) -> tuple[Any, PreTrainedTokenizerBase]:

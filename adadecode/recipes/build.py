@@ -18,12 +18,12 @@ import click
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from adadecode.demo import HEADS_DIR, MODEL_DIR
+from adadecode.demo import HEADS_DIR, MODEL_DIR, POLICY_FILE
 from adadecode.model.exit_heads import FACTS, TENSORS
 from adadecode.model.load import load_model
 from adadecode.recipes.corpus import Document, gsm8k_documents, python_functions
 from adadecode.recipes.pretrain import demo_config, encode, train_model, train_tokenizer
-from adadecode.settings import DEMO_POLICY, TrainConfig, TrainedKind, TuneConfig
+from adadecode.settings import ModelSettings, TrainConfig, TrainedKind, TuneConfig
 from adadecode.training.train import train_heads
 from adadecode.tuning.space import Prompt, load_tuner
 from adadecode.tuning.tune import POLICY, tune
@@ -76,7 +76,7 @@ def main(
             (HEADS_DIR / domain).mkdir(parents=True, exist_ok=True)
             for name in (TENSORS, FACTS):
                 shutil.copy(work / "heads" / domain / name, HEADS_DIR / domain / name)
-        shutil.copy(work / "tuned" / POLICY, DEMO_POLICY)
+        shutil.copy(work / "tuned" / POLICY, POLICY_FILE)
 
 
 def build_model(documents: dict[str, list[Document]], work: Path, seed: int) -> None:
@@ -102,7 +102,7 @@ class HeadBuilder:
     def __init__(self, work: Path, threads: int, seed: int) -> None:
         self._threads, self._seed = threads, seed
         torch.set_num_threads(threads)
-        self._model, self._tokenizer = load_model(str(work / "model"))
+        self._model, self._tokenizer = load_model(ModelSettings(model=str(work / "model")))
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """The usable ones of the prompts `texts`."""

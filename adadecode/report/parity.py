@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from adadecode.errors import RunFolderError
-from adadecode.report.schema import CONTRACT_METHODS, VERIFY
+from adadecode.methods import names_that_owe
+from adadecode.report.schema import VERIFY
 
 NEAR_TIE_MARGIN: dict[str, float] = {"float32": 1e-3, "float16": 0.0625, "bfloat16": 0.5}
 
@@ -102,14 +103,14 @@ def stored_disagreements(samples: pa.Table, verify: pa.Table) -> list[str]:
 
 def broken_contract(verify: pa.Table) -> pa.Table:
     """The rows of VERIFY in which a method under the parity contract is not vanilla's equal."""
-    of_contract = verify.filter(pc.field("method").isin(CONTRACT_METHODS))
+    of_contract = verify.filter(pc.field("method").isin(names_that_owe("exact")))
     differs = pc.fill_null(pc.not_equal(of_contract["parity"], "exact"), False)
     return of_contract.filter(pc.or_(differs, pc.fill_null(pc.invert(of_contract["logits_equal"]), False)))
 
 
 def num_checked(verify: pa.Table) -> int:
     """How many rows of VERIFY are of methods under the parity contract."""
-    return verify.filter(pc.field("method").isin(CONTRACT_METHODS)).num_rows
+    return verify.filter(pc.field("method").isin(names_that_owe("exact"))).num_rows
 
 
 def _judge(

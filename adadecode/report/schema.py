@@ -4,12 +4,6 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 2  # 2: lossy and consistency; tables of version 1 are read, with null there
 
-# The methods whose tokens and logits must equal vanilla's; the others are compared and only reported.
-CONTRACT_METHODS = ("adadecode",)
-
-# The methods that keep what was never verified: a difference from vanilla is what they are run to measure.
-LOSSY_METHODS = ("adadecode-unverified",)
-
 TOKEN_IDS = pa.list_(pa.int32())
 
 SAMPLES = pa.schema(

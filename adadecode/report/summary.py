@@ -11,11 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from adadecode.methods import baselines, names_that_owe
 from adadecode.report.parity import pair_codes, recompute_parity
-from adadecode.report.schema import CONTRACT_METHODS, LOSSY_METHODS, SUMMARY
+from adadecode.report.schema import SUMMARY
 from adadecode.report.stats import paired_speedups, percentiles
-
-VANILLAS = ("vanilla", "vanilla-w1")
 
 NUMBERS = (
     "output_len",
@@ -51,7 +50,7 @@ def summarise(samples: pa.Table, verify: pa.Table | None = None) -> pa.Table:
             rows = of_task.filter(pc.equal(of_task["method"], method))
             if rows.num_rows:
                 checked = parity.filter((pc.field("task") == task) & (pc.field("method") == method))
-                line = {"task": task, "method": method, "lossy": method in LOSSY_METHODS}
+                line = {"task": task, "method": method, "lossy": method in names_that_owe("lossy")}
                 line |= _measurements(rows) | timings.speedups(method) | _scores(rows)
                 if method != "vanilla":
                     line |= _parity_counts(checked)
@@ -66,7 +65,7 @@ def parity_line(summary: pa.Table) -> str:
 
     Out of all outputs of vanilla, so that a method that fails on some of them does not look the better for it.
     """
-    contract = summary.filter(pc.field("method").isin(CONTRACT_METHODS))
+    contract = summary.filter(pc.field("method").isin(names_that_owe("exact")))
     owed = num_owed(summary)
     if not owed:
         return "parity not checked"
@@ -80,7 +79,7 @@ def num_owed(summary: pa.Table) -> int:
     """How many outputs the methods under the parity contract owe: one for each of vanilla's on their tasks."""
     rows = summary.select(["task", "method", "n"]).to_pylist()
     vanilla = {row["task"]: row["n"] for row in rows if row["method"] == "vanilla"}
-    return sum(vanilla.get(row["task"], 0) for row in rows if row["method"] in CONTRACT_METHODS)
+    return sum(vanilla.get(row["task"], 0) for row in rows if row["method"] in names_that_owe("exact"))
 
 
 class _Timings:
@@ -115,7 +114,7 @@ class _Timings:
         return line
 
     def _faster_vanilla(self) -> str | None:
-        ran = [name for name in VANILLAS if _measured(self._e2e_s.get(name, np.array([np.nan]))).any()]
+        ran = [name for name in baselines() if _measured(self._e2e_s.get(name, np.array([np.nan]))).any()]
         if len(ran) < 2:
             return ran[0] if ran else None
         both = _measured(*(self._e2e_s[name] for name in ran))
@@ -123,7 +122,8 @@ class _Timings:
 
 
 def _vanillas_first(methods: Iterable[str]) -> list[str]:
-    return sorted(methods, key=lambda name: VANILLAS.index(name) if name in VANILLAS else len(VANILLAS))
+    first = baselines()
+    return sorted(methods, key=lambda name: first.index(name) if name in first else len(first))
 
 
 def _measurements(rows: pa.Table) -> dict:

@@ -9,8 +9,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from adadecode.methods import names_that_owe
 from adadecode.report.cells import ABSENT, fraction_text, number_text
-from adadecode.report.schema import LOSSY_METHODS
 
 COLUMNS = (
     "task",
@@ -65,11 +65,13 @@ def mismatch_lines(verify: pa.Table) -> list[str]:
 
     A lossy method, of which nothing else was expected, has one line in all.
     """
-    is_lossy = pc.field("method").isin(LOSSY_METHODS)
+    is_lossy = pc.field("method").isin(names_that_owe("lossy"))
     differs = pc.field("parity").is_valid() & (pc.field("parity") != "exact")
     lines = [_mismatch_line(row) for row in verify.filter(~is_lossy & differs).to_pylist()]
     lossy = verify.filter(is_lossy).select(["method", "parity", "consistency"]).to_pylist()
-    return lines + [_lossy_line(lossy, method) for method in LOSSY_METHODS if any(r["method"] == method for r in lossy)]
+    return lines + [
+        _lossy_line(lossy, method) for method in names_that_owe("lossy") if any(r["method"] == method for r in lossy)
+    ]
 
 
 def method_label(row: dict[str, Any]) -> str:

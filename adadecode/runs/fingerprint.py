@@ -5,7 +5,8 @@ from pathlib import Path
 
 from adadecode.demo import HEADS_DIR, resolve_model
 from adadecode.errors import ExitHeadsError, UsageError
-from adadecode.settings import DRAFTING_METHODS, ORIGINAL_HEADS, BenchConfig, EvalConfig, TuneConfig
+from adadecode.methods import any_needs_heads
+from adadecode.settings import ORIGINAL_HEADS, BenchConfig, EvalConfig, TuneConfig
 from adadecode.tasks import task_domain
 
 HASHED_SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}
@@ -40,7 +41,7 @@ def source_hashes(config: EvalConfig, tasks: tuple[str, ...]) -> dict[str, str]:
 
 def heads_folders(config: EvalConfig, tasks: tuple[str, ...]) -> dict[str, Path]:
     """The folder of each of `tasks` whose heads lie in one; raises ExitHeadsError when it is not there."""
-    if DRAFTING_METHODS.isdisjoint(config.methods):
+    if not any_needs_heads(config.methods):
         return {}
     folders = {task: folder for task in tasks if (folder := heads_folder(config, task)) is not None}
     for folder in folders.values():

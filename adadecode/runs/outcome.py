@@ -7,16 +7,16 @@
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adadecode.methods import names_that_owe
 from adadecode.records import ShardOutcome
-from adadecode.report.schema import CONTRACT_METHODS
 
 
 def outcome_of(table: pa.Table) -> ShardOutcome:
     """The outcome of a shard's rows, of the SAMPLES schema of any version."""
     is_error = pc.not_equal(table["status"], "ok")
     is_vanilla = pc.and_(pc.equal(table["method"], "vanilla"), pc.invert(is_error))
-    is_contract = pc.is_in(table["method"], pa.array(CONTRACT_METHODS))
-    num_contract_methods = len(set(CONTRACT_METHODS) & set(table["method"].unique().to_pylist()))
+    is_contract = pc.is_in(table["method"], pa.array(names_that_owe("exact")))
+    num_contract_methods = len(set(names_that_owe("exact")) & set(table["method"].unique().to_pylist()))
     return ShardOutcome(
         num_samples=pc.count_distinct(table["sample_id"]).as_py(),
         num_error_samples=pc.count_distinct(table.filter(is_error)["sample_id"]).as_py(),

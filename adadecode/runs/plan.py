@@ -7,7 +7,6 @@ import pyarrow as pa
 
 from adadecode.records import Example, Shard
 from adadecode.report.schema import PLAN
-from adadecode.settings import Method
 
 
 def make_plan(examples_by_task: Mapping[str, Sequence[Example]], shard_size: int) -> tuple[Shard, ...]:
@@ -43,15 +42,6 @@ def plan_table(shards: Sequence[Shard]) -> pa.Table:
 def plan_hash(table: pa.Table) -> str:
     """A hash of the whole plan: samples, prompts and their shards."""
     return _hash(repr(table.to_pylist()))
-
-
-def method_order(methods: tuple[Method, ...], turn: int) -> tuple[Method, ...]:
-    """The order of `methods` at the `turn`-th sample: over 2 n turns each of n stands twice in every place.
-
-    The first method of a sample pays for what is new in it, such as the length of its prompt.
-    """
-    rotated = methods[turn % len(methods) :] + methods[: turn % len(methods)]
-    return rotated if turn // len(methods) % 2 == 0 else rotated[::-1]
 
 
 def _hash(text: str) -> str:

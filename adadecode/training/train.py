@@ -58,7 +58,7 @@ def train_from_config(config: TrainConfig, out: Path, say: Say) -> HeadFacts:
 def load_base(config: TrainConfig) -> tuple[DecoderModel, PreTrainedTokenizerBase]:
     """The model that `config` names and its tokenizer, computing with its threads."""
     use_threads(config)
-    return load_model(config.model, dtype=config.dtype, device=config.device, revision=config.revision)
+    return load_model(config)
 
 
 def use_threads(config: TrainConfig) -> None:

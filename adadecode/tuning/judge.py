@@ -9,6 +9,7 @@ import yaml
 from numpy.typing import NDArray
 
 from adadecode.engine.policy import VANILLA, Policy, make_policy, paper_exits
+from adadecode.methods import baselines
 from adadecode.report.stats import paired_speedups
 from adadecode.settings import DecodeSettings
 from adadecode.tuning.costs import Costs
@@ -55,7 +56,7 @@ def judged(
         for r in rows
     }
     decode_s = {v.name: [times[v.name, *key] for key in keys] for v in variants}
-    faster = min(("vanilla", "vanilla-w1"), key=lambda name: sum(decode_s[name]))
+    faster = min(baselines(), key=lambda name: sum(decode_s[name]))
     judged = []
     for variant in variants:
         of_variant = [row for row in rows if row["variant"] == variant.name]

@@ -57,9 +57,7 @@ def tune_from_config(config: TuneConfig, out: Path, say: Say) -> dict[str, Any]:
             f"--heads {config.heads}: tuning needs heads in a folder; "
             "make some with `adadecode train-heads --kind original`"
         )
-    model, tokenizer = load_model(
-        config.model, dtype=config.dtype, device=config.device, revision=config.revision, kernels=config.kernels
-    )
+    model, tokenizer = load_model(config)
     prompts = [
         Prompt(task, example.sample_id, encode_prompt(tokenizer, example))
         for task, found in examples.items()

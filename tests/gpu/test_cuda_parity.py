@@ -18,6 +18,7 @@ from adadecode.kernels.step import DecodeStep
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads, Shortlist
 from adadecode.model.load import load_model
+from adadecode.settings import ModelSettings
 from tests.models import FAMILIES, random_gates, random_heads, random_transforms, tiny_lm
 
 pytestmark = [
@@ -272,7 +273,7 @@ def test_bits_hold_with_compiled_layers(dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_embedded_model_keeps_its_bits(dtype):
-    model, tokenizer = load_model("demo", dtype=dtype, device=DEVICE)
+    model, tokenizer = load_model(ModelSettings(model="demo", dtype=dtype, device=DEVICE))
     check_rows_independent(model, 8)
     prompt = tokenizer("Question: Ann has 3 pens and buys 4 more. How many pens has she?\nAnswer:")["input_ids"]
     policy = Policy((4, 8, 12), (0.05,) * 3, 5, ngram=0.3)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
 
-from adadecode.evaluation.worker import method_order
+from adadecode.methods import in_turn
 from adadecode.report.schema import PLAN, SUMMARY, VERIFY
 from adadecode.runs.folder import read_commits, read_run, read_samples
 from tests.folders import SPECIAL, save_tiny_heads, save_tiny_model, word_tokenizer, write_prompts
@@ -102,7 +102,7 @@ def test_the_order_of_methods_turns_with_the_sample(finished):
         order.setdefault((row["shard"], row["sample_id"], row["repeat"]), {})[row["order_idx"]] = row["method"]
     for (shard_idx, sample_id, repeat), by_idx in order.items():
         sample_idx = int(sample_id) - 2 * shard_idx
-        expected = method_order(METHODS, shard_idx + sample_idx + repeat)
+        expected = in_turn(METHODS, shard_idx + sample_idx + repeat)
         assert tuple(by_idx[i] for i in range(len(METHODS))) == expected
     assert len(order) == NUM_PROMPTS * 2
 
@@ -110,7 +110,7 @@ def test_the_order_of_methods_turns_with_the_sample(finished):
 @pytest.mark.parametrize("num_methods", [1, 2, 3, 4])
 def test_every_method_stands_equally_often_in_every_place(num_methods):
     methods = METHODS[:num_methods]
-    orders = [method_order(methods, turn) for turn in range(2 * num_methods)]
+    orders = [in_turn(methods, turn) for turn in range(2 * num_methods)]
     for place in range(num_methods):
         assert sorted(order[place] for order in orders) == sorted(methods * 2)
 

@@ -25,6 +25,7 @@ from adadecode.engine.transformers import generate_with_transformers
 from adadecode.errors import PromptTooLongError, UnsupportedModelError, UsageError
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.load import load_model
+from adadecode.settings import ModelSettings
 from tests.folders import save_tiny_model
 from tests.models import FAMILIES, KERNELS, tiny_lm, tiny_model
 
@@ -84,7 +85,7 @@ def test_a_model_the_engine_would_decode_wrongly_is_refused_in_one_line(name, tm
     config, model_type, why = UNSUPPORTED[name]
     config.save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModelError) as caught:
-        load_model(str(tmp_path))
+        load_model(ModelSettings(model=str(tmp_path)))
     message = str(caught.value)
     assert message.startswith(f"model type {model_type!r}: ")
     assert why in message
@@ -106,7 +107,7 @@ def test_a_window_as_long_as_the_context_is_no_window():
 def test_a_saved_model_loads_in_every_dtype_with_its_weights(dtype, tied, tmp_path):
     lm = tiny_lm(tied=tied).to(getattr(torch, dtype))
     save_tiny_model(tmp_path, tied=tied)
-    model, tokenizer = load_model(str(tmp_path), dtype=dtype)
+    model, tokenizer = load_model(ModelSettings(model=str(tmp_path), dtype=dtype))
     assert model.dtype == getattr(torch, dtype)
     assert (model.num_layers, model.width, model.vocab_size, model.context_len) == (4, 32, 97, 1024)
     assert (model.lm.lm_head.weight is model.lm.model.embed_tokens.weight) == tied
@@ -121,7 +122,7 @@ def test_a_saved_model_loads_in_every_dtype_with_its_weights(dtype, tied, tmp_pa
 @pytest.mark.parametrize("kernels", ["auto", *KERNELS])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_loads_from_a_folder_and_decodes_as_transformers_does(family, kernels, tmp_path):
-    model, _ = load_model(str(save_tiny_model(tmp_path, family)), dtype="float32", kernels=kernels)
+    model, _ = load_model(ModelSettings(model=str(save_tiny_model(tmp_path, family)), dtype="float32", kernels=kernels))
     lm = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     prompt = torch.tensor([[5, 6, 7]])
     config = GenerationConfig(max_new_tokens=20, do_sample=False, pad_token_id=0)
@@ -192,7 +193,7 @@ def test_a_path_that_is_missing_or_a_file_is_one_line(tmp_path):
 
 def assert_cannot_be_loaded(model: str) -> str:
     with pytest.raises(UsageError) as caught:
-        load_model(model)
+        load_model(ModelSettings(model=model))
     message = str(caught.value)
     assert message.startswith(f"--model {model!r} cannot be loaded; give `demo`, a folder with a transformers model")
     assert "\n" not in message
@@ -208,7 +209,7 @@ def test_a_hub_id_that_cannot_be_reached_is_one_line(monkeypatch):
 def test_cuda_without_a_device_is_refused(tmp_path):
     save_tiny_model(tmp_path)
     with pytest.raises(UsageError, match=r"--device 'cuda': no CUDA device is visible.*--device cpu"):
-        load_model(str(tmp_path), device="cuda")
+        load_model(ModelSettings(model=str(tmp_path), device="cuda"))
 
 
 @pytest.mark.parametrize(
@@ -221,16 +222,16 @@ def test_eos_ids_come_from_the_generation_config_or_else_from_the_config(
     save_tiny_model(tmp_path, eos_token_id=in_config)
     if in_generation_config is not None:
         GenerationConfig(eos_token_id=in_generation_config).save_pretrained(tmp_path)
-    assert load_model(str(tmp_path))[0].eos_token_ids == expected
+    assert load_model(ModelSettings(model=str(tmp_path)))[0].eos_token_ids == expected
 
 
 def test_the_models_own_generation_defaults_do_not_reach_greedy_decoding(tmp_path):
-    plain, _ = load_model(str(save_tiny_model(tmp_path / "plain")), dtype="float32")
+    plain, _ = load_model(ModelSettings(model=str(save_tiny_model(tmp_path / "plain")), dtype="float32"))
     save_tiny_model(tmp_path / "penal")
     GenerationConfig(repetition_penalty=1.8, do_sample=True, temperature=0.7, max_new_tokens=3).save_pretrained(
         tmp_path / "penal"
     )
-    penal, _ = load_model(str(tmp_path / "penal"), dtype="float32")
+    penal, _ = load_model(ModelSettings(model=str(tmp_path / "penal"), dtype="float32"))
     expected = ids_of(generate(plain, [5, 6, 7], width=8, max_new_tokens=30))
     assert len(set(expected)) < len(expected), "a repetition penalty would show"
     assert ids_of(generate(penal, [5, 6, 7], width=8, max_new_tokens=30)) == expected
@@ -240,12 +241,20 @@ def test_the_models_own_generation_defaults_do_not_reach_greedy_decoding(tmp_pat
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_model_hash_is_the_same_in_every_dtype_for_a_bfloat16_checkpoint(tied, tmp_path):
     save_tiny_model(tmp_path, tied=tied, dtype=torch.bfloat16)
-    assert len({load_model(str(tmp_path), dtype=dtype)[0].model_hash for dtype in DTYPES}) == 1
+    assert len({load_model(ModelSettings(model=str(tmp_path), dtype=dtype))[0].model_hash for dtype in DTYPES}) == 1
 
 
 def test_the_model_hash_of_a_float32_checkpoint_is_the_same_in_float32_and_bfloat16(tmp_path):
     save_tiny_model(tmp_path)
-    assert len({load_model(str(tmp_path), dtype=dtype)[0].model_hash for dtype in ("float32", "bfloat16")}) == 1
+    assert (
+        len(
+            {
+                load_model(ModelSettings(model=str(tmp_path), dtype=dtype))[0].model_hash
+                for dtype in ("float32", "bfloat16")
+            }
+        )
+        == 1
+    )
 
 
 def test_the_model_hash_tells_other_weights_from_these():

@@ -183,7 +183,7 @@ def test_an_unusable_id_is_named(value: object, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.parquet"])
-@pytest.mark.parametrize("content", [b"plain text", gzip.compress(b'{"prompt": "x"}\n' * 1000)[:-20]])
+@pytest.mark.parametrize("content", [b"plain text", gzip.compress(b'{"prompt": "x"}\n' * 1000, mtime=0)[:-20]])
 def test_a_damaged_file_is_named(name: str, content: bytes, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(content)

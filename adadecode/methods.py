@@ -1,0 +1,94 @@
+"""The methods a run can measure, one row each: how it decodes, and what its output owes vanilla's.
+
+A row is all that is known of a method: settings, engine, report and command line read it and name none.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+Owes = Literal["reference", "exact", "reported", "lossy"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to decode.
+
+    `owes`: its output *is* the reference, must be `exact`ly the reference's (another is exit code 3), is compared and
+    `reported`, or is `lossy`: never a default, and differences are counted. `width` rows stand in a decode step, None for
+    the run's W. `exits` says whether the policy's exits draft, at the policy's gammas or all at `gamma`; `ngrams` whether
+    its n-gram drafter does. `verified` drafts are compared with the last layer. `is_baseline` rows may be what speedups
+    are quoted against. `by` names who decodes: our engine, or transformers' own `generate`.
+    """
+
+    name: str
+    what: str
+    owes: Owes
+    width: int | None = None
+    exits: bool = False
+    ngrams: bool = False
+    gamma: float | None = None
+    verified: bool = True
+    is_baseline: bool = False
+    by: Literal["engine", "transformers"] = "engine"
+
+    @property
+    def drafts(self) -> bool:
+        """Whether anything can be drafted, so that there are drafts to count: at gamma 1 no exit fires."""
+        return self.ngrams or (self.exits and self.gamma != 1.0)
+
+    @property
+    def is_lossy(self) -> bool:
+        return self.owes == "lossy"
+
+    def step_width(self, width: int) -> int | None:
+        """Rows of its decode steps in a run of W = `width`; None where it has no steps of ours."""
+        return None if self.by != "engine" else self.width or width
+
+
+REFERENCE = "vanilla"
+DEFAULT_METHODS = (REFERENCE, "vanilla-w1", "adadecode")
+
+METHODS: dict[str, Method] = {
+    row.name: row
+    for row in (
+        Method(REFERENCE, "full decoding at width W", "reference", is_baseline=True),
+        Method("vanilla-w1", "full decoding at width 1", "reported", width=1, is_baseline=True),
+        Method("adadecode", "early exits, verified", "exact", exits=True, ngrams=True),
+        Method(
+            "adadecode-unverified",
+            "the same rounds, every draft kept: lossy, for the ablation only",
+            "lossy",
+            exits=True,
+            ngrams=True,
+            verified=False,
+        ),
+        Method("adadecode-never", "exits that never fire: what testing them costs", "exact", exits=True, gamma=1.0),
+        Method("transformers", "transformers' own greedy `generate`", "reported", by="transformers"),
+    )
+}
+
+NameT = TypeVar("NameT", bound=str)
+
+
+def names_that_owe(owes: Owes) -> tuple[str, ...]:
+    """The names of the methods that owe vanilla's output `owes`, in the table's order."""
+    return tuple(name for name, method in METHODS.items() if method.owes == owes)
+
+
+def baselines() -> tuple[str, ...]:
+    """The names of the methods that speedups may be quoted against, in the table's order."""
+    return tuple(name for name, method in METHODS.items() if method.is_baseline)
+
+
+def any_needs_heads(methods: tuple[str, ...]) -> bool:
+    """Whether any of `methods` drafts at exits."""
+    return any(METHODS[name].exits for name in methods)
+
+
+def in_turn(methods: tuple[NameT, ...], turn: int) -> tuple[NameT, ...]:
+    """The order of n `methods` at the `turn`-th sample: over 2 n turns each stands twice in every place.
+
+    The first method of a sample pays for what is new in it, such as the length of its prompt.
+    """
+    rotated = methods[turn % len(methods) :] + methods[: turn % len(methods)]
+    return rotated if turn // len(methods) % 2 == 0 else rotated[::-1]

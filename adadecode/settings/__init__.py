@@ -1,0 +1,40 @@
+"""Frozen settings. The command line builds them, or a program does; nothing else reads flags or the environment."""
+
+from adadecode.settings.configs import BenchConfig, EvalConfig, ShapeName, TrainConfig, TrainedKind, TuneConfig
+from adadecode.settings.groups import (
+    ORIGINAL_HEADS,
+    DataSettings,
+    DecodeSettings,
+    Dtype,
+    HeadKind,
+    HeadsSettings,
+    Kernels,
+    MethodName,
+    ModelSettings,
+    allowed_errors,
+)
+from adadecode.settings.reading import build_settings, given_flags, read_policy, read_settings, settings_of
+
+__all__ = [
+    "ORIGINAL_HEADS",
+    "BenchConfig",
+    "DataSettings",
+    "DecodeSettings",
+    "Dtype",
+    "EvalConfig",
+    "HeadKind",
+    "HeadsSettings",
+    "Kernels",
+    "MethodName",
+    "ModelSettings",
+    "ShapeName",
+    "TrainConfig",
+    "TrainedKind",
+    "TuneConfig",
+    "allowed_errors",
+    "build_settings",
+    "given_flags",
+    "read_policy",
+    "read_settings",
+    "settings_of",
+]

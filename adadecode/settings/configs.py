@@ -1,0 +1,157 @@
+"""One frozen configuration per use: an evaluation, a training, a search, a measurement of speed."""
+
+import hashlib
+import json
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from adadecode.settings.groups import (
+    DataSettings,
+    DecodeSettings,
+    Exits,
+    Flag,
+    HeadKind,
+    HeadsSettings,
+    MethodSettings,
+    ModelSettings,
+    PlacementSettings,
+    ThreadSettings,
+    check_original_heads,
+)
+
+TrainedKind = Literal["transform", "low-rank", "full", "shortlist", "original"]
+ShapeName = Literal["llama-3.1-8b", "llama-3.2-1b", "qwen3-8b", "llama-160m"]
+
+
+class EvalConfig(PlacementSettings, MethodSettings, DataSettings, HeadsSettings, ModelSettings):
+    """One evaluation run. The resolved form is stored in run.json; `fingerprint` ties a run folder to it."""
+
+    decode: DecodeSettings = DecodeSettings()
+    repeats: int = Field(default=1, ge=1, description="Measurements of each sample and method.")
+    warmup: int = Field(default=1, ge=0, description="Generations per method and worker that are not recorded.")
+    shard_size: int = Field(default=4, ge=1, description="Samples committed together.")
+    check_logits: bool = Field(default=True, description="Compare logits too, bit by bit.")
+
+    @model_validator(mode="after")
+    def _original_heads_are_full(self) -> Self:
+        check_original_heads(self.heads, self.decode)
+        return self
+
+    def fingerprint(self, **facts: str | None) -> str:
+        """Hash of all that decides the results: these settings less placement, and `facts` such as file hashes."""
+        decisive = {**self.model_dump(mode="json", exclude=set(PlacementSettings.model_fields)), **facts}
+        canonical = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+class TrainConfig(ThreadSettings, DataSettings, ModelSettings):
+    """One training of exit heads."""
+
+    # no default: heads trained on the prompts they are judged by would look better than they are
+    task: str = Field(description="A data set of `adadecode tasks`, other prompts than those the heads are judged by.")
+    limit: Annotated[int | None, Flag(unset="all")] = Field(
+        default=None, ge=2, description="Only the first N samples of each task, after --offset."
+    )
+    kind: TrainedKind = Field(default="transform", description="What a head is; transform is the paper's.")
+    rank: Annotated[int | None, Flag(unset="32")] = Field(default=None, ge=1, description="Rank of low-rank heads.")
+    exits: Annotated[Exits | None, Flag(unset="L/4, L/2, 3L/4")] = Field(
+        default=None, description="Exit layers, any number, such as 4,8,12."
+    )
+    max_new_tokens: int = Field(default=256, ge=1, description="Longest output to learn from, in tokens.")
+    seed: int = Field(default=0, description="Order of the batches and choice of held-out prompts.")
+    epochs: int = Field(default=8, ge=1, description="Passes over the outputs.")
+    batch_tokens: int = Field(default=1024, ge=1, description="Tokens per training step.")
+    learning_rate: float = Field(default=1e-3, gt=0.0, description="Largest learning rate, after the warm-up.")
+    held_out: float = Field(default=0.1, gt=0.0, lt=1.0, description="Share of the prompts kept for the report.")
+    kl_top_k: Annotated[int | None, Flag(unset="the whole vocabulary")] = Field(
+        default=None, ge=1, description="KL over this many tokens and the rest, to save memory."
+    )
+    shortlist_len: Annotated[int | None, Flag(unset="V / 4, at most 32768")] = Field(
+        default=None, ge=1, description="Tokens of the cheap heads."
+    )
+    outputs: Annotated[str | None, Flag(unset="--out")] = Field(
+        default=None, description="Folder of other heads whose outputs to learn from."
+    )
+    part_prompts: int = Field(
+        default=512, ge=1, description="Prompts whose outputs are one file, the unit of work and of resuming."
+    )
+    workers: Annotated[int | None, Flag(unset="in this process, without Ray")] = Field(
+        default=None, ge=1, description="Ray actors that generate."
+    )
+    address: Annotated[str | None, Flag(unset="RAY_ADDRESS, else a cluster started on this machine")] = Field(
+        default=None, description="HOST:PORT of a running Ray head, with --workers."
+    )
+
+    @model_validator(mode="after")
+    def _every_setting_has_an_effect(self) -> Self:
+        if self.rank is not None and self.kind != "low-rank":
+            raise ValueError(f"--rank {self.rank}: only heads of --kind low-rank have one, not {self.kind}; drop it")
+        if self.kl_top_k is not None and self.kind in ("shortlist", "original"):
+            raise ValueError(f"--kl-top-k {self.kl_top_k}: --kind {self.kind} trains on no such KL; drop it")
+        unused = {"epochs", "learning_rate"} & self.model_fields_set if self.kind == "original" else set()
+        if unused:
+            raise ValueError(f"--kind original trains nothing: drop {flags_of(unused)}")
+        if self.address is not None and self.workers is None:
+            raise ValueError(f"--address {self.address}: without --workers no cluster is used; give both or neither")
+        return self
+
+
+class TuneConfig(ThreadSettings, DataSettings, HeadsSettings, ModelSettings):
+    """One search for the best policy of a model on a machine."""
+
+    limit: Annotated[int | None, Flag(unset="all")] = Field(
+        default=96, ge=8, description="Only the first N samples of each task, after --offset."
+    )
+    exits: Annotated[Exits | None, Flag(unset="all that have heads")] = Field(
+        default=None, description="Candidate exits, such as 4,8,12."
+    )
+    head: Annotated[HeadKind | None, Flag(unset="shortlist if there is one")] = Field(
+        default=None, description="What an exit test runs: the whole vocabulary, or a shortlist of frequent tokens."
+    )
+    max_drafts: int = Field(default=5, ge=1, le=7, description="Most drafts that are considered.")
+    max_new_tokens: int = Field(default=256, ge=2, description="Longest output, in tokens.")
+    held_out: float = Field(default=0.25, gt=0.0, lt=1.0, description="Share of the prompts the search does not see.")
+    folds: int = Field(default=5, ge=2, description="Folds of the cross-validation.")
+    repeats: int = Field(default=3, ge=1, description="Measurements of each held-out prompt and policy.")
+    seed: int = Field(default=0, description="Choice of held-out prompts and folds.")
+
+
+class BenchDecodeSettings(DecodeSettings):
+    max_new_tokens: int = Field(default=128, ge=1, description="Longest output, in tokens.")
+
+
+class BenchConfig(ThreadSettings, MethodSettings, DataSettings, HeadsSettings, ModelSettings):
+    """One measurement of speed, with the weights of `model` or synthetic ones of the size `shape`."""
+
+    shape: Annotated[ShapeName | None, Flag(unset="the weights of --model")] = Field(
+        default=None, description="Synthetic weights of a published size."
+    )
+    limit: Annotated[int | None, Flag(unset="2 of each task, or 3 synthetic prompts")] = Field(
+        default=None, ge=1, description="Only the first N samples of each task, after --offset."
+    )
+    decode: BenchDecodeSettings = BenchDecodeSettings()
+    repeats: int = Field(default=5, ge=1, description="Measurements of each method, after one to warm up.")
+
+    @model_validator(mode="after")
+    def _original_heads_are_full(self) -> Self:
+        check_original_heads(self.heads, self.decode)
+        return self
+
+    @model_validator(mode="after")
+    def _shape_stands_alone(self) -> Self:
+        beside = {"model", "revision", "heads", "task", "data_file", "prompt_field", "offset"} & self.model_fields_set
+        if self.shape is not None and beside:
+            raise ValueError(
+                f"--shape {self.shape} has synthetic weights, heads and prompts: drop it, or {flags_of(beside)}"
+            )
+        return self
+
+    @property
+    def name(self) -> str:
+        return self.shape or self.model
+
+
+def flags_of(names: set[str]) -> str:
+    """The flags of the settings `names`, with commas."""
+    return ", ".join(sorted("--" + name.replace("_", "-") for name in names))

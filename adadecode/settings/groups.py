@@ -1,0 +1,221 @@
+"""Groups of settings that the configurations are composed of; a field's description is its only text.
+
+No module but this room knows a default: the flags, their help and docs/cli.md are made from these fields.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from adadecode.methods import DEFAULT_METHODS, METHODS, REFERENCE
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Device = Literal["cpu", "cuda"]
+HeadKind = Literal["full", "shortlist"]
+Kernels = Literal["auto", "native", "eager", "compile"]
+
+ORIGINAL_HEADS = "original"  # instead of a folder: the model's own norm and LM head at every exit
+
+
+@dataclass(frozen=True)
+class Flag:
+    """What a flag cannot tell from its field: another `name`, and what it stands for when it is `unset`."""
+
+    name: str | None = None
+    unset: str | None = None
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def increasing(exits: tuple[int, ...]) -> tuple[int, ...]:
+    """`exits`; raises ValueError unless they can be exit layers of some model."""
+    if not exits or exits[0] < 1 or any(a >= b for a, b in pairwise(exits)):
+        raise ValueError("exit layers must increase and lie in 1..L-1, such as 4,8,12")
+    return exits
+
+
+def probabilities(gamma: float | tuple[float, ...]) -> float | tuple[float, ...]:
+    """`gamma`; raises ValueError unless every threshold is a probability."""
+    if not all(0.0 <= g <= 1.0 for g in (gamma if isinstance(gamma, tuple) else (gamma,))):
+        raise ValueError("the exit threshold must lie in [0, 1]; 1 drafts nothing")
+    return gamma
+
+
+def known(method: str) -> str:
+    """`method`; raises ValueError unless it is a row of the table."""
+    if method not in METHODS:
+        *others, last = (f"'{name}'" for name in METHODS)
+        raise ValueError(f"Input should be {', '.join(others)} or {last}")
+    return method
+
+
+def with_reference(methods: tuple[str, ...]) -> tuple[str, ...]:
+    """`methods`; raises ValueError unless they are distinct and vanilla is among them."""
+    if REFERENCE not in methods or len(set(methods)) != len(methods):
+        raise ValueError("methods must be distinct and include vanilla, which every other method is compared with")
+    return methods
+
+
+def number_or_auto(workers: Any) -> Any:
+    """`workers`; raises ValueError unless it is a number from 1 on or `auto`."""
+    if workers != "auto" and (type(workers) is not int or workers < 1):
+        raise ValueError("give a number from 1 on, or auto: as many as the cluster holds, also later")
+    return workers
+
+
+def number_or_share(max_errors: Any) -> Any:
+    """`max_errors` as text: YAML reads a bare number as one. Raises ValueError as `allowed_errors` does."""
+    text = str(max_errors) if type(max_errors) is int else max_errors
+    if isinstance(text, str):
+        allowed_errors(text, 0)
+    return text
+
+
+def allowed_errors(max_errors: str, num_planned: int) -> int:
+    """How many of `num_planned` samples may fail under `max_errors`: N, or P% of them rounded up.
+
+    Raises ValueError unless it is a whole number from 0 on or 0 to 100 percent.
+    """
+    number = re.fullmatch(r"([0-9]{1,18})|([0-9]{1,3}(?:\.[0-9]{1,9})?)%", max_errors)
+    if number is None or (number[2] and Fraction(number[2]) > 100):
+        raise ValueError("give the samples that may fail as a number from 0 on, or as 0% to 100% of them, such as 5%")
+    return int(number[1]) if number[1] else math.ceil(Fraction(number[2]) * num_planned / 100)
+
+
+Exits = Annotated[tuple[int, ...], AfterValidator(increasing)]
+MethodName = Annotated[str, AfterValidator(known)]
+MethodNames = Annotated[tuple[MethodName, ...], AfterValidator(with_reference)]
+
+METHODS_TEXT = "Methods with commas: " + "; ".join(f"{name}, {method.what}" for name, method in METHODS.items()) + "."
+
+
+class ModelSettings(Settings):
+    """Which model is decoded, and by what."""
+
+    model: str = Field(default="demo", description="`demo`, a folder with a transformers model, or a hub id.")
+    revision: Annotated[str | None, Flag(unset="the newest")] = Field(
+        default=None, description="Revision of a model on the hub."
+    )
+    dtype: Dtype = Field(default="bfloat16", description="What the weights are loaded in.")
+    device: Device = Field(default="cpu", description="Where decoding runs.")
+    kernels: Kernels = Field(
+        default="auto",
+        description="Who computes: native needs a CPU and a C++ compiler, auto takes the fastest there is.",
+    )
+
+
+class HeadsSettings(Settings):
+    """Which exit heads draft."""
+
+    heads: Annotated[str | None, Flag(unset="the demo's own for the task's domain; other models need some")] = Field(
+        default=None, description="Folder of exit heads, or `original`: the model's own LM head at every exit."
+    )
+
+
+class DataSettings(Settings):
+    """Which samples are decoded."""
+
+    task: str = Field(default="demo", description="A data set of `adadecode tasks`; demo is both embedded ones.")
+    data_file: Annotated[str | None, Flag(unset="the hub")] = Field(
+        default=None, description="A .jsonl, .jsonl.gz or .parquet file of samples instead of the hub."
+    )
+    prompt_field: str = Field(default="prompt", description="Column of the prompt, for --task jsonl.")
+    offset: int = Field(default=0, ge=0, description="Leave out the first N samples of each task.")
+    limit: Annotated[int | None, Flag(unset="all")] = Field(
+        default=None, ge=1, description="Only the first N samples of each task, after --offset."
+    )
+
+
+class DecodeSettings(Settings):
+    """How tokens are decoded. Defaults are the paper's (section 4: gamma 0.75, at most 5 drafts, 512 new tokens).
+
+    `policy` names where the settings come from that are not given: `paper`, `demo` or a YAML file of settings.
+    """
+
+    policy: str = Field(
+        default="paper", description="Where decode settings come from that are not given: paper, demo or a YAML file."
+    )
+    gamma: Annotated[float | tuple[float, ...], AfterValidator(probabilities)] = Field(
+        default=0.75, description="Exit threshold in [0, 1], or one per exit with commas; 1 drafts nothing."
+    )
+    exits: Annotated[Exits | None, Flag(unset="L/4, L/2, 3L/4, or all there are heads at")] = Field(
+        default=None, description="Exit layers, such as 4,8,12."
+    )
+    max_drafts: int = Field(default=5, ge=0, le=64, description="Drafts pending at once.")
+    head: HeadKind = Field(
+        default="full", description="What an exit test runs: the whole vocabulary, or a shortlist of frequent tokens."
+    )
+    gate: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        description="Skip tests that pass with less probability, says a gate; 0 tests always.",
+    )
+    reject: Annotated[float | None, Flag(unset="never")] = Field(
+        default=None, ge=0.0, le=1.0, description="Confidence of a deeper head that rejects a draft early."
+    )
+    ngram: Annotated[float | None, Flag(unset="no n-gram drafts")] = Field(
+        default=None, ge=0.0, lt=1.0, description="Threshold of n-gram drafts in [0, 1)."
+    )
+    max_new_tokens: int = Field(default=512, ge=1, description="Longest output, in tokens.")
+
+
+class MethodSettings(Settings):
+    """What is measured."""
+
+    methods: MethodNames = Field(default=DEFAULT_METHODS, description=METHODS_TEXT)
+
+
+class ThreadSettings(Settings):
+    """How many CPU threads one process computes with."""
+
+    threads: Annotated[int | None, Flag(unset="cores // workers")] = Field(
+        default=None, ge=1, description="CPU threads per worker."
+    )
+
+
+class PlacementSettings(ThreadSettings):
+    """Where, with how many hands and how patiently a run is done. Nothing here decides its results."""
+
+    workers: Annotated[int | Literal["auto"], BeforeValidator(number_or_auto)] = Field(
+        default=1,
+        description="Ray actors: one GPU each, or an equal share of the CPUs; auto: what the cluster holds, also later.",
+    )
+    local: bool = Field(default=False, description="In this process, without Ray.")
+    address: Annotated[str | None, Flag(unset="RAY_ADDRESS, else a cluster started on this machine")] = Field(
+        default=None, description="HOST:PORT of a running Ray head."
+    )
+    deadline_s: Annotated[float, Flag("deadline")] = Field(
+        default=60.0,
+        gt=0.0,
+        description="Least seconds a shard may take before its worker counts as hung; more by measured rates.",
+    )
+    grace_s: Annotated[float, Flag("grace")] = Field(
+        default=20.0, ge=0.0, description="Seconds for shards in flight after Ctrl-C."
+    )
+    max_errors: Annotated[str, BeforeValidator(number_or_share)] = Field(
+        default="5%", description="Samples that may fail before the run stops: N, or P% of those planned."
+    )
+    retry_errors: bool = Field(default=False, description="Compute shards with failed samples again.")
+
+    @model_validator(mode="after")
+    def _local_has_one_worker(self) -> Self:
+        if self.local and (self.workers != 1 or self.address is not None):
+            raise ValueError("a local run has one worker and no cluster: drop --local, or --workers and --address")
+        return self
+
+
+def check_original_heads(heads: str | None, decode: DecodeSettings) -> None:
+    """Raises ValueError when `heads` are the original ones and `decode` wants what only trained heads have."""
+    if heads == ORIGINAL_HEADS and (decode.head != "full" or decode.gate > 0.0):
+        raise ValueError(
+            f"--heads original is the model's own LM head, so --head must be full and --gate 0, not {decode.head} and "
+            f"{decode.gate:g}: give them, or --policy paper"
+        )

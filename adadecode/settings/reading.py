@@ -1,0 +1,88 @@
+"""Settings from flags, YAML files and policies, each laid over those before it; a bad value becomes one line."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from adadecode.demo import POLICY_FILE
+from adadecode.errors import UsageError
+from adadecode.settings.groups import DecodeSettings, Settings
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def build_settings(kind: type[SettingsT], config_file: Path | None, flags: dict[str, Any]) -> SettingsT:
+    """`kind` from a YAML file overlaid with the flags that were given; a bad value becomes one line."""
+    values = {} if config_file is None else read_settings(config_file)
+    if "cells" in values:
+        raise UsageError(f"{config_file}: it has `cells`, which are a sweep's: run it with `adadecode sweep`")
+    return settings_of(kind, values, given_flags(flags))
+
+
+def given_flags(flags: dict[str, Any]) -> dict[str, Any]:
+    """`flags` less those that were not given."""
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def read_settings(config_file: Path) -> dict[str, Any]:
+    """The mapping in a YAML file of settings."""
+    try:
+        loaded = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"{config_file}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(loaded, dict) or not isinstance(loaded.get("decode", {}), dict):
+        raise UsageError(f"{config_file}: expected a mapping of settings, such as `task: gsm8k`, and one in `decode`")
+    return loaded
+
+
+def settings_of(kind: type[SettingsT], *layers: dict[str, Any]) -> SettingsT:
+    """`kind` from `layers` of settings, each laid over those before it.
+
+    The settings of `decode` may also stand flat beside the others, as the flags do. A bad value becomes one line.
+    """
+    values: dict[str, Any] = {}
+    decode: dict[str, Any] = {}
+    flat = set(DecodeSettings.model_fields) if "decode" in kind.model_fields else set()
+    for layer in layers:
+        layer = dict(layer)
+        decode |= layer.pop("decode", {}) if flat else {}
+        decode |= {name: layer.pop(name) for name in flat & layer.keys()}
+        values |= layer
+    if flat:
+        is_demo = values.get("model", "demo") == "demo" and values.get("shape") is None
+        name = decode.setdefault("policy", "demo" if is_demo else "paper")
+        values["decode"] = {**read_policy(name), **decode}
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise UsageError("; ".join(_one_line(problem) for problem in error.errors())) from None
+
+
+def read_policy(name: str) -> dict[str, Any]:
+    """The decode settings of policy `name`: nothing for `paper`, whose settings are the defaults, else a YAML file's."""
+    if name == "paper":
+        return {}
+    file = POLICY_FILE if name == "demo" else Path(name)
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(
+            f"--policy {name!r}: give paper, demo or a YAML file of decode settings ({' '.join(str(error).split())})"
+        ) from error
+    if not isinstance(settings, dict):
+        raise UsageError(f"--policy {name!r}: expected a mapping of decode settings, such as `gamma: 0.7`")
+    settings.pop("tuned", None)  # what `tune` says of it; decides nothing
+    unknown = set(settings) - set(DecodeSettings.model_fields)
+    if unknown:
+        raise UsageError(f"--policy {name!r}: {', '.join(sorted(map(str, unknown)))} is not among the decode settings")
+    return settings
+
+
+def _one_line(problem: Any) -> str:
+    names = [part for part in problem["loc"] if isinstance(part, str)]  # the others count items of a list
+    flag = "--" + names[-1].replace("_", "-") if names else "settings"
+    value = problem["input"]
+    shown = ",".join(map(str, value)) if isinstance(value, tuple) else repr(value)
+    return f"{flag}{'' if isinstance(value, dict) else f' {shown}'}: {problem['msg'].removeprefix('Value error, ')}"
