@@ -2,13 +2,15 @@
 
 import hashlib
 import json
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from adadecode.settings.groups import (
+    ORIGINAL_HEADS,
     DataSettings,
     DecodeSettings,
+    Domain,
     Exits,
     Flag,
     HeadKind,
@@ -17,26 +19,46 @@ from adadecode.settings.groups import (
     ModelSettings,
     PlacementSettings,
     ThreadSettings,
-    check_original_heads,
 )
+from adadecode.settings.policy import with_policy
 
 TrainedKind = Literal["transform", "low-rank", "full", "shortlist", "original"]
 ShapeName = Literal["llama-3.1-8b", "llama-3.2-1b", "qwen3-8b", "llama-160m"]
 
 
-class EvalConfig(PlacementSettings, MethodSettings, DataSettings, HeadsSettings, ModelSettings):
-    """One evaluation run. The resolved form is stored in run.json; `fingerprint` ties a run folder to it."""
+class DecodingSettings(HeadsSettings, ModelSettings):
+    """A model that decodes. What `decode` does not give comes from its policy, the demo model's own or the paper's."""
 
     decode: DecodeSettings = DecodeSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _policy_comes_first(cls, values: Any) -> Any:
+        return with_policy(values) if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _original_heads_are_full(self) -> Self:
+        if self.heads == ORIGINAL_HEADS and (self.decode.head != "full" or self.decode.gate > 0.0):
+            raise ValueError(
+                f"--heads original is the model's own LM head, so --head must be full and --gate 0, not "
+                f"{self.decode.head} and {self.decode.gate:g}: give them, or --policy paper"
+            )
+        return self
+
+
+class GenerateConfig(ThreadSettings, DecodingSettings):
+    """One model that continues prompts, as `adadecode.load` and `adadecode generate` take it."""
+
+    domain: Domain = Field(default="math", description="Which of the demo's heads.")
+
+
+class EvalConfig(PlacementSettings, MethodSettings, DataSettings, DecodingSettings):
+    """One evaluation run. The resolved form is stored in run.json; `fingerprint` ties a run folder to it."""
+
     repeats: int = Field(default=1, ge=1, description="Measurements of each sample and method.")
     warmup: int = Field(default=1, ge=0, description="Generations per method and worker that are not recorded.")
     shard_size: int = Field(default=4, ge=1, description="Samples committed together.")
     check_logits: bool = Field(default=True, description="Compare logits too, bit by bit.")
-
-    @model_validator(mode="after")
-    def _original_heads_are_full(self) -> Self:
-        check_original_heads(self.heads, self.decode)
-        return self
 
     def fingerprint(self, **facts: str | None) -> str:
         """Hash of all that decides the results: these settings less placement, and `facts` such as file hashes."""
@@ -121,7 +143,7 @@ class BenchDecodeSettings(DecodeSettings):
     max_new_tokens: int = Field(default=128, ge=1, description="Longest output, in tokens.")
 
 
-class BenchConfig(ThreadSettings, MethodSettings, DataSettings, HeadsSettings, ModelSettings):
+class BenchConfig(ThreadSettings, MethodSettings, DataSettings, DecodingSettings):
     """One measurement of speed, with the weights of `model` or synthetic ones of the size `shape`."""
 
     shape: Annotated[ShapeName | None, Flag(unset="the weights of --model")] = Field(
@@ -130,13 +152,8 @@ class BenchConfig(ThreadSettings, MethodSettings, DataSettings, HeadsSettings, M
     limit: Annotated[int | None, Flag(unset="2 of each task, or 3 synthetic prompts")] = Field(
         default=None, ge=1, description="Only the first N samples of each task, after --offset."
     )
-    decode: BenchDecodeSettings = BenchDecodeSettings()
+    decode: BenchDecodeSettings = BenchDecodeSettings()  # pyright: ignore[reportIncompatibleVariableOverride]  # frozen
     repeats: int = Field(default=5, ge=1, description="Measurements of each method, after one to warm up.")
-
-    @model_validator(mode="after")
-    def _original_heads_are_full(self) -> Self:
-        check_original_heads(self.heads, self.decode)
-        return self
 
     @model_validator(mode="after")
     def _shape_stands_alone(self) -> Self:

@@ -18,6 +18,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Device = Literal["cpu", "cuda"]
 HeadKind = Literal["full", "shortlist"]
 Kernels = Literal["auto", "native", "eager", "compile"]
+Domain = Literal["math", "code"]
 
 ORIGINAL_HEADS = "original"  # instead of a folder: the model's own norm and LM head at every exit
 
@@ -210,12 +211,3 @@ class PlacementSettings(ThreadSettings):
         if self.local and (self.workers != 1 or self.address is not None):
             raise ValueError("a local run has one worker and no cluster: drop --local, or --workers and --address")
         return self
-
-
-def check_original_heads(heads: str | None, decode: DecodeSettings) -> None:
-    """Raises ValueError when `heads` are the original ones and `decode` wants what only trained heads have."""
-    if heads == ORIGINAL_HEADS and (decode.head != "full" or decode.gate > 0.0):
-        raise ValueError(
-            f"--heads original is the model's own LM head, so --head must be full and --gate 0, not {decode.head} and "
-            f"{decode.gate:g}: give them, or --policy paper"
-        )

@@ -1,4 +1,4 @@
-"""Settings from flags, YAML files and policies, each laid over those before it; a bad value becomes one line."""
+"""Settings from flags and YAML files, each laid over those before it; a bad value becomes one line."""
 
 from pathlib import Path
 from typing import Any, TypeVar
@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from adadecode.demo import POLICY_FILE
 from adadecode.errors import UsageError
 from adadecode.settings.groups import DecodeSettings, Settings
+from adadecode.settings.policy import with_policy
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
@@ -51,33 +51,11 @@ def settings_of(kind: type[SettingsT], *layers: dict[str, Any]) -> SettingsT:
         decode |= {name: layer.pop(name) for name in flat & layer.keys()}
         values |= layer
     if flat:
-        is_demo = values.get("model", "demo") == "demo" and values.get("shape") is None
-        name = decode.setdefault("policy", "demo" if is_demo else "paper")
-        values["decode"] = {**read_policy(name), **decode}
+        values = with_policy({**values, "decode": decode})
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         raise UsageError("; ".join(_one_line(problem) for problem in error.errors())) from None
-
-
-def read_policy(name: str) -> dict[str, Any]:
-    """The decode settings of policy `name`: nothing for `paper`, whose settings are the defaults, else a YAML file's."""
-    if name == "paper":
-        return {}
-    file = POLICY_FILE if name == "demo" else Path(name)
-    try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(
-            f"--policy {name!r}: give paper, demo or a YAML file of decode settings ({' '.join(str(error).split())})"
-        ) from error
-    if not isinstance(settings, dict):
-        raise UsageError(f"--policy {name!r}: expected a mapping of decode settings, such as `gamma: 0.7`")
-    settings.pop("tuned", None)  # what `tune` says of it; decides nothing
-    unknown = set(settings) - set(DecodeSettings.model_fields)
-    if unknown:
-        raise UsageError(f"--policy {name!r}: {', '.join(sorted(map(str, unknown)))} is not among the decode settings")
-    return settings
 
 
 def _one_line(problem: Any) -> str:
