@@ -1,8 +1,75 @@
 """AdaDecode: lossless early-exit decoding, evaluated over whole data sets."""
 
+import importlib
 import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adadecode.api import LanguageModel, Output, evaluate, load, run_bench, train_heads, tune
+    from adadecode.errors import AdaDecodeError, UsageError
+    from adadecode.evaluation.observer import Observer
+    from adadecode.methods import METHODS, Method
+    from adadecode.records import Generation
+    from adadecode.settings import (
+        BenchConfig,
+        DecodeSettings,
+        EvalConfig,
+        GenerateConfig,
+        TrainConfig,
+        TuneConfig,
+    )
 
 __version__ = "0.1.0"
 
+# Where each public name is; its module is imported when the name is first used.
+_HOMES = {
+    "adadecode.api": ("LanguageModel", "Output", "evaluate", "load", "run_bench", "train_heads", "tune"),
+    "adadecode.errors": ("AdaDecodeError", "UsageError"),
+    "adadecode.evaluation.observer": ("Observer",),
+    "adadecode.methods": ("METHODS", "Method"),
+    "adadecode.records": ("Generation",),
+    "adadecode.settings": (
+        "BenchConfig",
+        "DecodeSettings",
+        "EvalConfig",
+        "GenerateConfig",
+        "TrainConfig",
+        "TuneConfig",
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "METHODS",
+    "AdaDecodeError",
+    "BenchConfig",
+    "DecodeSettings",
+    "EvalConfig",
+    "GenerateConfig",
+    "Generation",
+    "LanguageModel",
+    "Method",
+    "Observer",
+    "Output",
+    "TrainConfig",
+    "TuneConfig",
+    "UsageError",
+    "evaluate",
+    "load",
+    "run_bench",
+    "train_heads",
+    "tune",
+]
+
 # Silent unless the program that runs asks for it: a worker process with `configure_worker_log`, others as they log
 logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        return getattr(importlib.import_module(_HOME_OF[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

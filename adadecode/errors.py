@@ -4,9 +4,13 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_MISMATCH, EXIT_INCOMPLETE = range(5)
 
 
 class AdaDecodeError(Exception):
-    """Any failure we explain in one line instead of a traceback."""
+    """Any failure we explain in one line instead of a traceback.
+
+    `num_missing` counts the planned rows that are missing in the run it ended.
+    """
 
     exit_code = EXIT_FAILED
+    num_missing = 0
 
 
 class UsageError(AdaDecodeError, ValueError):

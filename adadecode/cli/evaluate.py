@@ -1,187 +1,151 @@
-"""Evaluations as the commands run and report them: the executor, what is shown meanwhile, how they end."""
+"""`eval`, `plan`, `report`, `verify` and `submit`: runs, what they would take, what they came to."""
 
-import contextlib
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
-from adadecode.errors import (
-    EXIT_FAILED,
-    EXIT_INCOMPLETE,
-    EXIT_MISMATCH,
-    EXIT_OK,
-    AdaDecodeError,
-    StoppedError,
-    UsageError,
-)
+from adadecode.cli.console import console, say_on_stderr
+from adadecode.cli.options import integers, settings_options
+from adadecode.cli.watch import Watcher
+from adadecode.errors import AdaDecodeError, StoppedError, UsageError
 from adadecode.evaluation.stop import StopRequest
-from adadecode.records import ShardOutcome, WorkerState
-from adadecode.settings import EvalConfig
+from adadecode.settings import EvalConfig, build_settings
 
 if TYPE_CHECKING:
-    from adadecode.evaluation.progress import ErrorLimit, RunProgress
-    from adadecode.report.live import LiveProgress
-    from adadecode.runs.run import PreparedRun, RunResult
-    from ray_jobs.metrics import RunMetrics
+    from adadecode.runs.run import RunResult
+
+DEFAULT_GPUS = (1, 2, 4, 8)
+SUBMITTED = ("eval", "train-heads", "sweep", "tune")
 
 
-PLAIN_WIDTH = 120  # rich assumes 80 columns in a job log, too few for the summary
-METRICS_EVERY_S = 1.0
+@click.command("eval")
+@settings_options(EvalConfig)
+@click.option("--out", help="Run folder, or s3:// or gs:// URL.  [default: results/<task>-<fingerprint>]")
+def eval_command(config_file: Path | None, out: str | None, **flags: Any) -> None:
+    """Evaluate AdaDecode against vanilla decoding; rerun the same command to finish what is missing.
+
+    Without arguments: the embedded model on the embedded prompts.
+    """
+    config = build_settings(EvalConfig, config_file, flags)
+    with StopRequest(config.grace_s, say_on_stderr) as stop:
+        sys.exit(report_result(evaluate(config, out, stop), resume_command()))
 
 
-def console() -> Console:
-    """A terminal's console, or a plain one wide enough for the tables."""
-    found = Console()
-    return found if found.is_terminal else Console(width=PLAIN_WIDTH)
+def evaluate(config: EvalConfig, out: str | None, stop: StopRequest) -> "RunResult":
+    """`adadecode.evaluate`, shown as it goes; says how to go on when it ends early."""
+    from adadecode import api
 
-
-def say_on_stderr(line: str) -> None:
-    click.echo(line, err=True)
+    try:
+        return api.evaluate(config, out, observer=Watcher(), stop=stop)
+    except StoppedError as error:
+        raise StoppedError(f"{error}; go on with: {resume_command()}") from error
+    except AdaDecodeError as error:
+        if error.num_missing and not isinstance(error, UsageError):
+            say_on_stderr(missing_line(error.num_missing, resume_command()))
+        raise
 
 
 def resume_command() -> str:
     """The command that this process was started with, as a user would type it."""
-    program = Path(sys.argv[0])
-    name = f"python -m ray_jobs.{program.stem}" if program.parent.name == "ray_jobs" else "adadecode"
-    return f"{name} {shlex.join(sys.argv[1:])}"
+    started = getattr(sys.modules["__main__"], "__spec__", None)  # set by `python -m` alone
+    is_module = started is not None and started.name == "adadecode.__main__"
+    return f"{'python -m adadecode' if is_module else 'adadecode'} {shlex.join(sys.argv[1:])}"
 
 
-def evaluate(config: EvalConfig, out: str | None, stop: StopRequest) -> "RunResult":
-    """Runs `config` until it is done or was asked to `stop`, on Ray or in this process; returns the closed run.
-
-    Whatever ends it, the tables are written from what is committed. Raises StoppedError when it had not begun.
-    """
-    stop.install()
-    try:
-        return _evaluate(config, out, stop)
-    except KeyboardInterrupt as error:
-        if not stop.is_made:
-            raise
-        raise StoppedError(f"stopped before the first shard; go on with: {resume_command()}") from error
-
-
-def _evaluate(config: EvalConfig, out: str | None, stop: StopRequest) -> "RunResult":
-    from adadecode.evaluation.progress import ErrorLimit, RunProgress, total_outcome
-    from adadecode.report.live import LiveProgress
-    from adadecode.runs.run import close_run, open_run
-
-    with open_run(config, out) as prepared:
-        for note in prepared.notes:
-            click.echo(note)
-        num_todo, num_shards = len(prepared.todo), len(prepared.shards)
-        click.echo(
-            f"run {prepared.folder.location}: {prepared.plan.num_rows} samples in {num_shards} shards, "
-            f"{num_shards - num_todo} done before, {num_todo} to do; methods {', '.join(config.methods)}"
-        )
-        progress = RunProgress(prepared.plan.num_rows, total_outcome(prepared.committed.values()))
-        limit = ErrorLimit.of(config.max_errors, progress.num_planned)
-        try:
-            limit.check(progress.num_errors)
-            with LiveProgress(progress, console()) as live:
-                _execute(prepared, Watcher(progress, live, limit), stop)
-        except KeyboardInterrupt:
-            if not stop.is_made:
-                raise
-        except AdaDecodeError as error:
-            stop.end()
-            with contextlib.suppress(AdaDecodeError):  # the first error is the one to tell
-                result = close_run(prepared)
-                if result.num_missing and not isinstance(error, UsageError):
-                    say_on_stderr(missing_line(result, resume_command()))
-            raise
-        stop.end()
-        return close_run(prepared)
-
-
-def _execute(prepared: "PreparedRun", watcher: "Watcher", stop: StopRequest) -> None:
-    if not prepared.todo or stop.is_made:
-        return
-    if prepared.config.local:
-        from adadecode.evaluation.local import run_local
-
-        run_local(prepared, watcher.on_shard, stop)
-        return
-    from ray_jobs.cluster import connect
-    from ray_jobs.evaluation import run_on_ray
-    from ray_jobs.metrics import RunMetrics
-
-    connect(prepared.config.address)
-    stop.install()  # Ray has set handlers of its own
-    watcher.metrics = RunMetrics(prepared.folder.run_id)
-    run_on_ray(prepared, watcher, stop)
-
-
-class Watcher:
-    """Shows how a run goes, reports it to Ray's metrics where there is Ray, and ends it when too many samples fail."""
-
-    def __init__(self, progress: "RunProgress", live: "LiveProgress", limit: "ErrorLimit") -> None:
-        self._progress, self._live, self._limit = progress, live, limit
-        self._due_at = 0.0
-        self.metrics: RunMetrics | None = None
-
-    def on_shard(self, outcome: ShardOutcome) -> None:
-        """Counts a shard that was committed; raises TooManyErrorsError."""
-        self._live.on_shard(outcome)
-        self._limit.check(self._progress.num_errors)
-
-    def update(self, workers: Sequence[WorkerState]) -> None:
-        self._live.update(workers)
-        if self.metrics is not None and time.monotonic() >= self._due_at:
-            self._due_at = time.monotonic() + METRICS_EVERY_S
-            self.metrics.update(self._progress, workers)
-
-    def on_lost_worker(self, line: str) -> None:
-        self._live.say(line)
-        if self.metrics is not None:
-            self.metrics.worker_restarted()
-
-    def say(self, line: str) -> None:
-        self._live.say(line)
-
-
-def missing_line(result: "RunResult", resume: str | None) -> str:
+def missing_line(num_missing: int, resume: str | None) -> str:
     """How many planned rows are missing, and how to go on."""
     how = "run the same command again" if resume is None else f"go on with: {resume}"
-    return f"{result.num_missing} planned rows are missing; {how}"
+    return f"{num_missing} planned rows are missing; {how}"
 
 
-def report_result(result: "RunResult", resume: str | None = None) -> int:
-    """Prints the summary, the parity and what is wrong; returns the exit code.
+@click.command("plan")
+@settings_options(EvalConfig)
+@click.option("--rates", help="Run folder (or its URL) whose measured times predict this run's.")
+@click.option("--gpus", callback=integers, help="Numbers of workers to predict for, with --rates.  [default: 1,2,4,8]")
+def plan_command(config_file: Path | None, rates: str | None, gpus: tuple[int, ...] | None, **flags: Any) -> None:
+    """Show how a run would be sharded; with --rates, how long it would take. Loads no model and writes nothing."""
+    from adadecode.runs.plan import plan_hash
+    from adadecode.runs.run import plan_run
 
-    `resume` is the command that goes on, when it is known.
-    """
-    from adadecode.report.parity import broken_contract, num_checked
-    from adadecode.report.summary import num_owed, parity_line
-    from adadecode.report.tables import mismatch_lines, summary_table
+    config = build_settings(EvalConfig, config_file, flags)
+    if gpus is not None and rates is None:
+        raise UsageError(f"--gpus {','.join(map(str, gpus))}: without --rates no time is known; give a finished run")
+    if gpus is not None and min(gpus) < 1:
+        raise UsageError(f"--gpus {','.join(map(str, gpus))}: numbers of workers, each at least 1, such as 1,2,4,8")
+    shards, plan = plan_run(config)
+    rows_per_sample = len(config.methods) * config.repeats
+    for task in dict.fromkeys(shard.task for shard in shards):
+        of_task = [shard for shard in shards if shard.task == task]
+        num_samples = sum(len(shard.examples) for shard in of_task)
+        click.echo(f"{task}: {num_samples} samples in {len(of_task)} shards of at most {config.shard_size}")
+    click.echo(
+        f"{plan.num_rows} samples x {len(config.methods)} methods x {config.repeats} repeats = "
+        f"{plan.num_rows * rows_per_sample} rows; plan hash {plan_hash(plan)}"
+    )
+    if rates is not None:
+        from adadecode.evaluation.capacity import capacity_lines, methods_table, plan_capacity, read_rates, times_table
 
-    console().print(summary_table(result.summary))
-    click.echo(parity_line(result.summary))
-    for line in result.errors + mismatch_lines(result.verify) + result.disagreements:
+        capacity = plan_capacity(shards, plan, config, read_rates(rates), gpus or DEFAULT_GPUS)
+        console().print(methods_table(capacity))
+        console().print(times_table(capacity, "GPU" if config.device == "cuda" else "worker"))
+        for line in capacity_lines(capacity):
+            click.echo(line)
+
+
+@click.command("report")
+@click.argument("run")
+def report_command(run: str) -> None:
+    """Print a run's tables, from its committed rows."""
+    from adadecode.report.tables import provenance_lines
+    from adadecode.runs.folder import read_run
+    from adadecode.runs.run import reopen_result
+
+    for line in provenance_lines(read_run(run)):
         click.echo(line)
-    click.echo(f"tables: {result.folder}")
-    broken = broken_contract(result.verify).num_rows
-    if broken or result.disagreements:
-        say_on_stderr(f"parity broken on {broken} of {result.verify.num_rows} checked outputs")
-    if result.num_missing:
-        say_on_stderr(missing_line(result, resume))
-    if broken or result.disagreements:
-        return EXIT_MISMATCH
-    if result.num_missing:
-        return EXIT_INCOMPLETE
-    unproved = num_owed(result.summary) - num_checked(result.verify)
-    if unproved:
-        click.echo(
-            f"{unproved} outputs of vanilla have none to compare with; see error_message in the samples", err=True
-        )
-        return EXIT_FAILED
-    failed = [f"{row['method']} on {row['task']}" for row in result.summary.to_pylist() if row["n"] == 0]
-    if failed:
-        click.echo(f"every sample failed: {', '.join(failed)}; see error_message in the samples", err=True)
-        return EXIT_FAILED
-    return EXIT_OK
+    print_result(reopen_result(run))
+
+
+@click.command("verify")
+@click.argument("run")
+def verify_command(run: str) -> None:
+    """Recompute the parity of a run from its tables alone: token ids, lengths, digests, stored claims, planned rows."""
+    from adadecode.runs.run import reopen_result
+
+    sys.exit(report_result(reopen_result(run)))
+
+
+@click.command("submit", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--address", default="http://127.0.0.1:8265", show_default=True, help="The head's dashboard.")
+@click.option("--working-dir", help="Folder sent to the cluster, where adadecode is not installed there.")
+@click.argument("command", type=click.Choice(SUBMITTED))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def submit_command(address: str, working_dir: str | None, command: str, arguments: tuple[str, ...]) -> None:
+    """Run `adadecode COMMAND ARGUMENTS` as a Ray job; exits with the driver's own exit code.
+
+    --out must be on storage every node sees; a relative one is taken from this folder.
+    """
+    from ray_jobs.submit import submit_job
+
+    arguments = with_absolute_out(arguments)
+    sys.exit(submit_job(command, arguments, address, working_dir, lambda text: click.echo(text, nl=False)))
+
+
+def with_absolute_out(arguments: Sequence[str]) -> tuple[str, ...]:
+    """`arguments` with --out absolute or a URL: a job runs in a folder of its own; raises UsageError without one."""
+    from adadecode.runs.storage import absolute
+
+    given = list(arguments)
+    for idx, argument in enumerate(given):
+        if argument.startswith("--out="):
+            given[idx : idx + 1] = ["--out", argument.removeprefix("--out=")]
+    if "--out" not in given:
+        raise UsageError("--out is missing: a job needs a run folder on storage every node of the cluster sees")
+    value_idx = given.index("--out") + 1
+    if value_idx == len(given):
+        raise UsageError("--out needs a folder")
+    given[value_idx] = absolute(given[value_idx])
+    return tuple(given)

@@ -1,118 +1,168 @@
-"""The flags that commands share, in groups, and what their texts stand for.
+"""Click options made from the fields of a configuration: names, types, texts and defaults are those of the settings.
 
 No flag has a default of its own: what is not given comes from --config, then from the settings' defaults.
 """
 
 import functools
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import click
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from adadecode.settings import DecodeSettings, DecodingSettings, Flag, Settings, read_policy
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+CONFIG = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="YAML file of settings; flags win over it.",
+)
+COMPILE = click.option("--compile", "kernels", flag_value="compile", help="The same as --kernels compile.")
+
+
+class Setting(NamedTuple):
+    """One setting as a flag: `--flag`, its field, and what it is when it is not given, in words."""
+
+    name: str
+    flag: str
+    field: FieldInfo
+    default: str | None
+
+
+def settings_options(kind: type[Settings], leave_out: Collection[str] = ()) -> Decorator:
+    """An option for every setting of `kind`, those of `decode` flat beside the others, and --config."""
+    options = [option_of(setting) for setting in settings_in(kind) if setting.name not in leave_out]
+    if "kernels" in kind.model_fields:
+        options.append(COMPILE)
+    return lambda function: functools.reduce(lambda decorated, option: option(decorated), (CONFIG, *options), function)
+
+
+def settings_in(kind: type[Settings]) -> Iterator[Setting]:
+    """The settings of `kind`, group after group from the most general on, those of `decode` in its place."""
+    for name, field in kind.model_fields.items():
+        if name == "decode":
+            assert issubclass(kind, DecodingSettings), kind
+            decode = type(kind.model_fields["decode"].default)
+            for inner, inner_field in decode.model_fields.items():
+                yield Setting(inner, flag_name(inner, inner_field), inner_field, decode_default(decode, inner))
+        else:
+            yield Setting(name, flag_name(name, field), field, default_text(field, field.default))
+
+
+def flag_name(name: str, field: FieldInfo) -> str:
+    named = next((given.name for given in field.metadata if isinstance(given, Flag)), None)
+    return "--" + (named or name).replace("_", "-")
+
+
+def default_text(field: FieldInfo, value: Any) -> str | None:
+    """What a setting of `value` is, as a flag would say it; None for a switch that is off and what has no default."""
+    if value is None:
+        return next((given.unset for given in field.metadata if isinstance(given, Flag)), None)
+    if value is PydanticUndefined or value is False:
+        return None
+    if value is True:
+        return "yes"
+    return ",".join(map(_shown, value)) if isinstance(value, tuple) else _shown(value)
+
+
+def _shown(value: Any) -> str:
+    return format(value, "g") if isinstance(value, float) else str(value)
+
+
+def decode_default(decode: type[DecodeSettings], name: str) -> str | None:
+    """The default of a decode setting: the demo's policy for the demo, the paper's for every other model."""
+    field = decode.model_fields[name]
+    papers = decode.model_validate({})
+    demos = decode.model_validate({"policy": "demo", **read_policy("demo")})
+    paper, demo = (default_text(field, getattr(settings, name)) for settings in (papers, demos))
+    return paper if paper == demo else f"{demo} for the demo, else {paper}"
+
+
+def option_of(setting: Setting) -> Decorator:
+    """The click option of `setting`; what it takes follows from the field's type."""
+    name, flag, field, default = setting
+    text = (field.description or "") + (f"  [default: {default}]" if default else "")
+    if field.is_required():
+        text += "  [required]"
+    if field.annotation is bool:
+        both = f"{flag}/--no-{flag.removeprefix('--')}" if field.default else flag
+        return click.option(both, name, is_flag=True, default=None, help=text)
+    kinds = set(members(field.annotation))
+    choices = [value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
+    plain = {kind for kind in kinds if get_origin(kind) is not Literal}
+    takes: dict[str, Any] = {"metavar": "|".join(choices) or None}
+    if plain in ({int}, {float}) and not choices:
+        takes = {"type": plain.pop()}
+    elif plain == {int}:
+        takes = {"metavar": f"N|{'|'.join(choices)}", "callback": number_or(*choices)}
+    elif plain == {tuple[int, ...]}:
+        takes = {"metavar": "N,N,...", "callback": integers}
+    elif plain == {float, tuple[float, ...]}:
+        takes = {"metavar": "P|P,P,...", "callback": number_or_numbers}
+    elif any(get_origin(kind) is tuple for kind in plain):
+        takes = {"metavar": "NAME,...", "callback": names}
+    else:
+        assert plain <= {str}, f"{name}: no flag is made of {field.annotation}"
+    return click.option(flag, name, help=text, **takes)
+
+
+def members(annotation: Any) -> Iterator[Any]:
+    """The types an annotation allows beside None, what they are annotated with left out."""
+    if get_origin(annotation) is Annotated:
+        yield from members(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, types.UnionType):
+        for part in get_args(annotation):
+            yield from members(part)
+    elif annotation is not type(None):
+        yield annotation
+
+
+def split(kind: Callable[[str], Any], text: str, wanted: str) -> tuple[Any, ...]:
+    """The values in `text`, with commas between; raises BadParameter, which says what is `wanted`."""
+    try:
+        return tuple(kind(part.strip()) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} must be {wanted}") from None
 
 
 def integers(_: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{text!r} must be whole numbers with commas, such as 4,8,12") from None
+    return None if text is None else split(int, text, "whole numbers with commas, such as 4,8,12")
 
 
-def gammas(_: click.Context, parameter: click.Parameter, text: str | None) -> float | tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        gammas = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{text!r} must be a number or one per exit with commas, such as 0.5,0.6") from None
-    return gammas if len(gammas) != 1 else gammas[0]
-
-
-def workers(_: click.Context, parameter: click.Parameter, text: str | None) -> int | str | None:
-    if text is None or text == "auto":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise click.BadParameter(f"{text!r} must be a whole number from 1 or `auto`") from None
+def numbers(_: click.Context, parameter: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+    return None if text is None else split(float, text, "numbers with commas, such as 0.5,0.75")
 
 
 def names(_: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(part.strip() for part in text.split(","))
+    return None if text is None else split(str, text, "names with commas")
 
 
-Flag = Callable[[Callable[..., Any]], Callable[..., Any]]
+def number_or_numbers(
+    _: click.Context, parameter: click.Parameter, text: str | None
+) -> float | tuple[float, ...] | None:
+    if text is None:
+        return None
+    found = split(float, text, "a number or one per exit with commas, such as 0.5,0.6")
+    return found if len(found) != 1 else found[0]
 
 
-def together(*flags: Flag) -> Flag:
-    return lambda function: functools.reduce(lambda decorated, flag: flag(decorated), reversed(flags), function)
+def number_or(*words: str) -> Callable[[click.Context, click.Parameter, str | None], int | str | None]:
+    """A callback that takes a whole number or one of `words`."""
 
+    def parse(_: click.Context, parameter: click.Parameter, text: str | None) -> int | str | None:
+        if text is None or text in words:
+            return text
+        try:
+            return int(text)
+        except ValueError:
+            raise click.BadParameter(
+                f"{text!r} must be a whole number from 1 or {' or '.join(f'`{word}`' for word in words)}"
+            ) from None
 
-model_flags = together(
-    click.option("--model", help="`demo`, a folder with a transformers model, or a hub id.  [default: demo]"),
-    click.option("--revision", help="Revision of a model on the hub."),
-    click.option("--dtype", help="float32, bfloat16 or float16.  [default: bfloat16]"),
-    click.option("--device", help="cpu or cuda.  [default: cpu]"),
-    click.option("--threads", type=int, help="CPU threads per worker.  [default: cores // workers]"),
-    click.option("--config", "config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML."),
-)
-kernel_flags = together(
-    click.option("--kernels", help="auto, native (CPU, needs a C++ compiler), eager or compile.  [default: auto]"),
-    click.option("--compile", "kernels", flag_value="compile", help="The same as --kernels compile."),
-)
-data_flags = together(
-    click.option("--task", help="See `adadecode tasks`.  [default: demo, both embedded prompt sets]"),
-    click.option("--data-file", help=".jsonl, .jsonl.gz or .parquet instead of the hub."),
-    click.option("--prompt-field", help="Column of the prompt, for --task jsonl.  [default: prompt]"),
-    click.option("--offset", type=int, help="Leave out the first N samples of each task.  [default: 0]"),
-    click.option("--limit", type=int, help="Only the first N samples of each task, after --offset."),
-)
-policy_flags = together(
-    click.option("--heads", help="Folder of exit heads, or `original`: the LM head.  [default for demo: its own]"),
-    click.option("--policy", help="paper, demo or a YAML file; other flags win.  [default: demo for the demo model]"),
-    click.option("--head", help="What an exit test runs: full or shortlist.  [default: full]"),
-    click.option(
-        "--gate", type=float, help="Skip tests that pass with less probability; 0 tests always.  [default: 0]"
-    ),
-    click.option("--reject", type=float, help="Confidence at which a deeper head rejects a draft.  [default: never]"),
-    click.option("--ngram", type=float, help="Threshold of n-gram drafts in [0, 1).  [default: no n-gram drafts]"),
-    click.option("--max-new-tokens", type=int, help="[default: 512]"),
-)
-decode_flags = together(
-    policy_flags,
-    click.option("--gamma", callback=gammas, help="Exit threshold in [0, 1], or one per exit.  [default: 0.75]"),
-    click.option(
-        "--exits", callback=integers, help="Exit layers, such as 4,8,12.  [default: the paper's, L/4, L/2, 3L/4]"
-    ),
-    click.option("--max-drafts", type=int, help="Drafts pending at once.  [default: 5]"),
-)
-run_flags = together(
-    click.option(
-        "--methods",
-        callback=names,
-        help="[default: vanilla,vanilla-w1,adadecode; also: transformers, adadecode-unverified (lossy)]",
-    ),
-    click.option("--repeats", type=int, help="Measurements of each sample and method.  [default: 1]"),
-    click.option("--warmup", type=int, help="Generations per method and worker that are not recorded.  [default: 1]"),
-    click.option("--shard-size", type=int, help="Samples committed together.  [default: 4]"),
-    click.option("--check-logits/--no-check-logits", default=None, help="Compare logit bits too.  [default: yes]"),
-    click.option("--max-errors", help="Samples that may fail before the run stops, N or P%.  [default: 5%]"),
-    click.option(
-        "--workers",
-        callback=workers,
-        help="Ray actors: one GPU each, or an equal share of the CPUs; `auto`: as many as the cluster holds, also later.  "
-        "[default: 1]",
-    ),
-    click.option("--local", is_flag=True, default=None, help="In this process, without Ray."),
-    click.option("--retry-errors", is_flag=True, default=None, help="Compute shards with failed samples again."),
-    click.option("--address", help="Ray cluster to join.  [default: RAY_ADDRESS, else one on this machine]"),
-    click.option(
-        "--deadline",
-        "deadline_s",
-        type=float,
-        help="Least seconds a shard may take before its worker counts as hung; more by measured rates.  [default: 60]",
-    ),
-    click.option("--grace", "grace_s", type=float, help="Seconds for shards in flight after Ctrl-C.  [default: 20]"),
-)
+    return parse

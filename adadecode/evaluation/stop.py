@@ -10,11 +10,12 @@ ASKING = (signal.SIGINT, signal.SIGTERM)
 class StopRequest:
     """A context in which the signals are heeded; it must be entered in the main thread.
 
-    `install` again after a library has set handlers of its own, as Ray does when it connects.
+    `install` again after a library has set handlers of its own, as Ray does when it connects. One that does not heed
+    signals is never made and touches no handler.
     """
 
-    def __init__(self, grace_s: float, say: Callable[[str], None]) -> None:
-        self._grace_s, self._say = grace_s, say
+    def __init__(self, grace_s: float, say: Callable[[str], None], *, heeds_signals: bool = True) -> None:
+        self._grace_s, self._say, self._heeds_signals = grace_s, say, heeds_signals
         self.is_made = False
 
     def __call__(self) -> bool:
@@ -27,6 +28,9 @@ class StopRequest:
         return self
 
     def install(self) -> None:
+        """Sets the handlers."""
+        if not self._heeds_signals:
+            return
         for number in ASKING:
             signal.signal(number, self._on_signal)
         signal.signal(signal.SIGALRM, self._on_grace_over)
@@ -40,6 +44,8 @@ class StopRequest:
 
     def end(self) -> None:
         """From now on nothing is heeded: the run is being closed, and nothing may cut that short."""
+        if not self._heeds_signals:
+            return
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number in ASKING:
             signal.signal(number, signal.SIG_IGN)
@@ -63,3 +69,6 @@ class StopRequest:
         """Raises KeyboardInterrupt in the main thread, once."""
         self.end()
         raise KeyboardInterrupt
+
+
+NEVER = StopRequest(0.0, lambda line: None, heeds_signals=False)

@@ -1,0 +1,227 @@
+"""What the command line does, as functions. Nothing here prints: what happens meanwhile an observer is told."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adadecode.errors import AdaDecodeError, StoppedError, UsageError
+from adadecode.evaluation.observer import QUIET, Observer
+from adadecode.evaluation.stop import NEVER, StopRequest
+from adadecode.methods import METHODS
+from adadecode.records import Generation, ShardOutcome, WorkerState
+from adadecode.settings import BenchConfig, EvalConfig, GenerateConfig, TrainConfig, TuneConfig, settings_of
+
+if TYPE_CHECKING:
+    from adadecode.bench.result import BenchResult
+    from adadecode.engine.policy import Policy
+    from adadecode.evaluation.progress import ErrorLimit, RunProgress
+    from adadecode.model.decoder import DecoderModel
+    from adadecode.model.exit_heads import ExitHeads, HeadFacts
+    from adadecode.runs.run import PreparedRun, RunResult
+    from adadecode.tuning.result import TuneResult
+
+Say = Callable[[str], None]
+
+
+def silent(line: str) -> None:
+    """Says nothing."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """One continuation: its text without the end-of-sequence token, and what it took."""
+
+    text: str
+    generation: Generation
+
+    @property
+    def layers_per_token(self) -> float | None:
+        """Batched layer executions per token after the first; None below two tokens."""
+        return self.generation.layers_per_token
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A loaded model with its exit heads and policy, ready to continue prompts; `heads` is None where it has none."""
+
+    config: GenerateConfig
+    model: DecoderModel
+    tokenizer: Any
+    heads: ExitHeads | None
+    policy: Policy
+
+    def generate(self, prompt: str, *, method: str = "adadecode", max_new_tokens: int | None = None) -> Output:
+        """The greedy continuation of `prompt` by `method`, of at most `max_new_tokens` (the settings' when None).
+
+        Raises UsageError for a method that is not there or that lacks heads, PromptTooLongError and NonFiniteLogitsError.
+        """
+        from adadecode.engine.decode import decode
+        from adadecode.engine.generate import Request
+        from adadecode.records import Example
+        from adadecode.tasks.encode import encode_prompt
+
+        if method not in METHODS:
+            raise UsageError(f"method {method!r}: unknown; choose among {', '.join(METHODS)}")
+        if METHODS[method].exits and self.heads is None:
+            raise UsageError(
+                f"method {method!r} needs heads, and {self.config.model!r} was loaded without: give load(heads=...), or "
+                'generate(method="vanilla")'
+            )
+        prompt_ids = encode_prompt(self.tokenizer, Example("prompt", prompt, prompt))
+        request = Request(prompt_ids, max_new_tokens or self.config.decode.max_new_tokens)
+        generation = decode(METHODS[method], self.model, request, self.policy, self.heads).generation
+        ended = generation.finish_reason == "eos"
+        return Output(self.tokenizer.decode(generation.output_token_ids[: -1 if ended else None]), generation)
+
+
+def load(model: str = "demo", heads: str | None = None, **settings: Any) -> LanguageModel:
+    """The model `model` (`demo`, a folder or a hub id) with the exit heads in `heads`, as `adadecode generate` has it.
+
+    `settings` are those of `GenerateConfig`, flat as the flags are: `dtype`, `device`, `threads`, `gamma`, `max_drafts` and
+    so on. Without heads only methods that need none generate. Rows are checked to be independent at the policy's width.
+    Raises UsageError (a setting, file, model or heads cannot be used) and RowsDependentError.
+    """
+    return load_configured(settings_of(GenerateConfig, {"model": model, "heads": heads, **settings}))
+
+
+def load_configured(config: GenerateConfig) -> LanguageModel:
+    """What `load` gives for settings that are resolved."""
+    import torch
+
+    from adadecode.engine.invariance import check_rows_independent
+    from adadecode.engine.policy import VANILLA, make_policy
+    from adadecode.evaluation.worker import heads_for
+    from adadecode.model.load import load_model
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    model, tokenizer = load_model(config)
+    has_heads = config.heads is not None or config.model == "demo"
+    heads = heads_for(config, config.domain, model) if has_heads else None
+    policy = VANILLA if heads is None else make_policy(config.decode, heads.exits, model.num_layers)
+    check_rows_independent(model, policy.width)
+    return LanguageModel(config, model, tokenizer, heads, policy)
+
+
+def evaluate(
+    settings: EvalConfig, out: str | Path | None = None, *, observer: Observer = QUIET, stop: StopRequest = NEVER
+) -> RunResult:
+    """Runs or finishes the evaluation of `settings` in the folder or URL `out`, on Ray or in this process.
+
+    `out` is `results/<task>-<fingerprint>` when None. Whatever ends the run, its tables are written from what is
+    committed. Returns the closed run, with rows missing when `stop` was made. Raises StoppedError when it had not begun,
+    UsageError, TooManyErrorsError and other AdaDecodeErrors.
+    """
+    stop.install()
+    try:
+        return _evaluate(settings, out, observer, stop)
+    except KeyboardInterrupt as error:
+        if not stop.is_made:
+            raise
+        raise StoppedError("stopped before the first shard") from error
+
+
+def _evaluate(settings: EvalConfig, out: str | Path | None, observer: Observer, stop: StopRequest) -> RunResult:
+    from adadecode.evaluation.progress import ErrorLimit, RunProgress, total_outcome
+    from adadecode.runs.run import close_run, open_run
+
+    with open_run(settings, out) as prepared:
+        for line in (*prepared.notes, prepared.heading):
+            observer.say(line)
+        progress = RunProgress(prepared.plan.num_rows, total_outcome(prepared.committed.values()))
+        limit = ErrorLimit.of(settings.max_errors, progress.num_planned)
+        try:
+            limit.check(progress.num_errors)
+            observer.on_start(progress)
+            try:
+                _execute(prepared, progress, _Counted(observer, progress, limit), stop)
+            finally:
+                observer.on_end()
+        except KeyboardInterrupt:
+            if not stop.is_made:
+                raise
+        except AdaDecodeError as error:
+            stop.end()
+            with contextlib.suppress(AdaDecodeError):  # the first error is the one to tell
+                error.num_missing = close_run(prepared).num_missing
+            raise
+        stop.end()
+        return close_run(prepared)
+
+
+def _execute(prepared: PreparedRun, progress: RunProgress, observer: Observer, stop: StopRequest) -> None:
+    if not prepared.todo or stop.is_made:
+        return
+    if prepared.config.local:
+        from adadecode.evaluation.local import run_local
+
+        run_local(prepared, observer, stop)
+        return
+    from ray_jobs.cluster import connect
+    from ray_jobs.evaluation import run_on_ray
+    from ray_jobs.metrics import Metered
+
+    connect(prepared.config.address)
+    stop.install()  # Ray has set handlers of its own
+    run_on_ray(prepared, Metered(observer, progress, prepared.folder.run_id), stop)
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """Before `observer`: counts what is committed, and ends the run when too many samples fail."""
+
+    observer: Observer
+    progress: RunProgress
+    limit: ErrorLimit
+
+    def on_start(self, progress: RunProgress) -> None:
+        self.observer.on_start(progress)
+
+    def on_end(self) -> None:
+        self.observer.on_end()
+
+    def on_shard(self, outcome: ShardOutcome) -> None:
+        """Raises TooManyErrorsError."""
+        self.progress.add(outcome)
+        self.observer.on_shard(outcome)
+        self.limit.check(self.progress.num_errors)
+
+    def on_workers(self, states: Sequence[WorkerState]) -> None:
+        self.observer.on_workers(states)
+
+    def on_lost_worker(self, line: str) -> None:
+        self.observer.on_lost_worker(line)
+
+    def say(self, line: str) -> None:
+        self.observer.say(line)
+
+
+def train_heads(settings: TrainConfig, out: str | Path, *, say: Say = silent) -> HeadFacts:
+    """Trains exit heads into the folder `out`, or goes on where a training was interrupted; returns their facts.
+
+    With `settings.workers` on Ray, else in this process. `say` gets lines of progress. Raises UsageError and other
+    AdaDecodeErrors.
+    """
+    if settings.workers is None:
+        from adadecode.training.train import train_from_config
+
+        return train_from_config(settings, Path(out), say)
+    from ray_jobs.cluster import connect
+    from ray_jobs.training import train_on_ray
+
+    connect(settings.address)
+    return train_on_ray(settings, Path(out), say)
+
+
+def tune(settings: TuneConfig, out: str | Path, *, say: Say = silent) -> TuneResult:
+    """Finds the fastest policy on this machine and writes it to `out`/policy.yaml; returns what was measured of it.
+
+    `say` gets lines of progress. Raises UsageError and other AdaDecodeErrors.
+    """
+    from adadecode.tuning.tune import tune_from_config
+
+    return tune_from_config(settings, Path(out), say)

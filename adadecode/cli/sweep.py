@@ -1,0 +1,61 @@
+"""`sweep`: many evaluations, one table."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adadecode.cli.console import console, say_on_stderr
+from adadecode.cli.evaluate import evaluate, report_result, resume_command
+from adadecode.cli.options import integers, names, numbers, settings_options, split
+from adadecode.errors import EXIT_INCOMPLETE
+from adadecode.evaluation.stop import StopRequest
+from adadecode.settings import EvalConfig
+
+
+def exit_sets(_: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    return tuple(split(int, text, "whole numbers with commas, such as 4,8,12") for text in texts)
+
+
+@click.command("sweep")
+@settings_options(EvalConfig, leave_out=("gamma", "exits", "max_drafts"))
+@click.option("--gammas", callback=numbers, help="Gammas with commas.  [default: the policy's]")
+@click.option(
+    "--exits", "exit_sets", multiple=True, callback=exit_sets, help="Exit layers, such as 4,8,12; repeat for more cells."
+)
+@click.option("--max-drafts", callback=integers, help="Numbers with commas.  [default: the policy's]")
+@click.option("--tasks", callback=names, help="Tasks with commas.  [default: --task]")
+@click.option("--out", default="results/sweep", show_default=True, help="Folder, or s3:// or gs:// URL.")
+def sweep_command(
+    config_file: Path | None,
+    gammas: tuple[float, ...] | None,
+    exit_sets: tuple[tuple[int, ...], ...],
+    max_drafts: tuple[int, ...] | None,
+    tasks: tuple[str, ...] | None,
+    out: str,
+    **flags: Any,
+) -> None:
+    """Evaluate a grid of settings, or the `cells` that --config names; rerun to finish it.
+
+    One run folder per cell under --out, and sweep.parquet over all of them.
+    """
+    from adadecode.evaluation.sweep import Grid, check_heads_exist, plan_cells, sweep_table, write_sweep
+    from adadecode.runs.storage import join
+
+    cells = plan_cells(config_file, Grid(tasks or (), gammas or (), exit_sets, max_drafts or ()), flags)
+    check_heads_exist(cells)
+    codes, summaries = [], {}
+    with StopRequest(max(cell.config.grace_s for cell in cells), say_on_stderr) as stop:
+        for idx, cell in enumerate(cells):
+            click.echo(f"cell {idx + 1}/{len(cells)}: {cell.name}")
+            result = evaluate(cell.config, join(out, cell.name), stop)
+            codes.append(report_result(result, resume_command()))
+            summaries[cell.name] = result.summary
+            if stop.is_made and idx + 1 < len(cells):
+                say_on_stderr(f"{len(cells) - idx - 1} cells were not begun; go on with: {resume_command()}")
+                sys.exit(max(EXIT_INCOMPLETE, *codes))
+    console().print(sweep_table(write_sweep(out, summaries)))
+    click.echo(f"sweep: {out}")
+    sys.exit(max(codes))
