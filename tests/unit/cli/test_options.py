@@ -1,0 +1,98 @@
+"""Flags are made from settings: names, what they take, and that every default a help text states is the true one."""
+
+import re
+from typing import Annotated, Any
+
+import click
+import pytest
+from click.testing import CliRunner
+from pydantic import Field
+
+from adadecode.cli.main import main
+from adadecode.cli.options import settings_in, settings_options
+from adadecode.settings import (
+    BenchConfig,
+    EvalConfig,
+    Flag,
+    GenerateConfig,
+    Settings,
+    TrainConfig,
+    TuneConfig,
+    build_settings,
+)
+
+KINDS: dict[str, type[Settings]] = {
+    "eval": EvalConfig,
+    "plan": EvalConfig,
+    "sweep": EvalConfig,
+    "generate": GenerateConfig,
+    "bench": BenchConfig,
+    "train-heads": TrainConfig,
+    "tune": TuneConfig,
+}
+FLAGS = [
+    pytest.param(name, option, id=f"{name} {option.opts[0]}")
+    for name in KINDS
+    for option in main.commands[name].params
+    if isinstance(option, click.Option) and option.name in {setting.name for setting in settings_in(KINDS[name])}
+]
+
+
+def resolved(kind: type[Settings], name: str, **flags: Any) -> Any:
+    """Setting `name` of `kind` when nothing but `flags` is given, as a flag would say it; None when it has no value."""
+    if kind is TrainConfig:
+        flags["task"] = "gsm8k"
+    config = build_settings(kind, None, flags)
+    value = getattr(config, name) if name in kind.model_fields else getattr(getattr(config, "decode"), name)
+    if isinstance(value, bool):
+        return "yes" if value else None
+    parts = value if isinstance(value, tuple) else (value,)
+    return None if value is None else ",".join(f"{part:g}" if isinstance(part, float) else str(part) for part in parts)
+
+
+@pytest.mark.parametrize(("command", "option"), FLAGS)
+def test_the_default_that_a_help_text_states_is_what_the_settings_resolve_to(command, option):
+    if option.opts == ["--compile"] or (command == "sweep" and option.name == "max_drafts"):
+        pytest.skip("an alias, or a grid of values: it has no default of its own")
+    kind, stated = KINDS[command], re.search(r"\[default: (.*)\]$", option.help or "")
+    demo, other = resolved(kind, option.name), resolved(kind, option.name, model="another/model")
+    if option.name == "model":
+        other = demo
+    if stated is None:
+        assert demo is None or option.help.endswith("[required]")
+        return
+    for_demo, _, for_others = stated[1].partition(" for the demo, else ")
+    assert for_demo == demo or demo is None
+    assert (for_others or for_demo) == other or other is None
+    if demo is None:
+        assert for_demo not in ("", "None")
+
+
+@pytest.mark.parametrize("command", KINDS)
+def test_every_setting_is_a_flag_with_a_text(command):
+    shown = " ".join(CliRunner().invoke(main, [command, "--help"]).stdout.split())
+    grid = {"gamma", "exits", "max_drafts"} if command == "sweep" else set()
+    for setting in settings_in(KINDS[command]):
+        if setting.name not in grid:
+            assert re.search(rf"{setting.flag}\b", shown), setting
+        assert setting.field.description, setting
+
+
+class ToySettings(Settings):
+    size: int = Field(default=3, ge=1, description="How large.")
+    layers: Annotated[tuple[int, ...] | None, Flag("at", unset="all")] = Field(default=None, description="Where.")
+
+
+def test_a_new_setting_is_a_field_and_nothing_else():
+    @click.command()
+    @settings_options(ToySettings)
+    def toy(config_file, **flags):
+        click.echo(build_settings(ToySettings, config_file, flags).model_dump_json())
+
+    run = CliRunner().invoke
+    assert run(toy, ["--size", "5", "--at", "4,8"]).stdout == '{"size":5,"layers":[4,8]}\n'
+    assert run(toy, []).stdout == '{"size":3,"layers":null}\n'
+    text = " ".join(run(toy, ["--help"]).stdout.split())
+    assert "--size INTEGER How large. [default: 3]" in text
+    assert "--at N,N,... Where. [default: all]" in text
+    assert "'a' must be whole numbers with commas" in run(toy, ["--at", "a"]).stderr

@@ -1,0 +1,119 @@
+"""AdaDecode as a library: the lines README shows, and the names that are public."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import adadecode
+from adadecode.errors import UsageError
+from tests.command_lines import FENCED_BLOCK
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_public_name_is_there_and_nothing_else_is_public():
+    assert sorted(adadecode.__all__) == adadecode.__all__ or set(adadecode.__all__) == set(dict.fromkeys(adadecode.__all__))
+    for name in adadecode.__all__:
+        assert getattr(adadecode, name) is not None, name
+    assert set(adadecode.__all__) <= set(dir(adadecode))
+    with pytest.raises(AttributeError, match="no attribute 'unknown'"):
+        _ = adadecode.unknown
+
+
+def test_importing_a_public_name_of_the_settings_loads_no_torch():
+    code = "import sys, adadecode; adadecode.EvalConfig(limit=3); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert not {"torch", "transformers", "ray", "pyarrow"} & set(loaded.split())
+
+
+def test_the_five_lines_of_the_readme(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = (block for language, block in FENCED_BLOCK.findall(readme) if language == "python")
+    assert len([line for line in block.splitlines() if line.strip()]) <= 6
+    names: dict = {}
+    exec(compile(block, "README.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert names["out"].text in printed
+    assert 1.0 < names["out"].layers_per_token < 16.0
+    result = names["result"]
+    assert result.exit_code == 0
+    assert {row["method"] for row in result.summary.to_pylist()} == {"vanilla", "vanilla-w1", "adadecode"}
+    assert (tmp_path / "results" / "first" / "summary.parquet").exists()
+    assert printed.count("\n") <= len(names["out"].text.splitlines()) + 1, "the library prints nothing itself"
+
+
+def test_a_loaded_model_gives_the_tokens_of_vanilla_with_fewer_layers(tiny):
+    lm = adadecode.load(str(tiny.model), str(tiny.heads), dtype="float32", threads=1, gamma=0.02)
+    ours = lm.generate("w10 w20 w30", max_new_tokens=12)
+    vanilla = lm.generate("w10 w20 w30", method="vanilla", max_new_tokens=12)
+    assert ours.text == vanilla.text
+    assert ours.generation.output_token_ids == vanilla.generation.output_token_ids
+    assert ours.layers_per_token < vanilla.layers_per_token == 4.0
+
+
+def test_without_heads_only_methods_that_need_none_generate(tiny):
+    lm = adadecode.load(str(tiny.model), dtype="float32", threads=1)
+    assert lm.generate("w5", method="vanilla", max_new_tokens=3).generation.num_rounds == 2
+    with pytest.raises(UsageError, match="needs heads"):
+        lm.generate("w5")
+    with pytest.raises(UsageError, match=r"method 'medusa': unknown; choose among vanilla, "):
+        lm.generate("w5", method="medusa")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gamma": 2.0}, "--gamma 2.0: "),
+        ({"gama": 0.5}, "--gama 0.5: Extra inputs"),
+        ({"heads": "none"}, "--heads 'none': "),
+    ],
+)
+def test_a_bad_setting_is_the_line_the_command_line_has(tiny, settings, message):
+    with pytest.raises(UsageError, match=message):
+        adadecode.load(str(tiny.model), **{"heads": str(tiny.heads), "dtype": "float32", **settings})
+
+
+def test_an_evaluation_tells_an_observer_and_prints_nothing(tiny, tmp_path, capsys):
+    class Heard:
+        def __init__(self):
+            self.lines, self.outcomes, self.marks = [], [], []
+
+        def on_start(self, progress):
+            self.marks.append("start")
+
+        def on_end(self):
+            self.marks.append("end")
+
+        def on_shard(self, outcome):
+            self.outcomes.append(outcome)
+
+        def on_workers(self, states):
+            raise AssertionError("a local run has no workers")
+
+        def on_lost_worker(self, line):
+            raise AssertionError(line)
+
+        def say(self, line):
+            self.lines.append(line)
+
+    heard = Heard()
+    settings = adadecode.EvalConfig(
+        model=str(tiny.model),
+        heads=str(tiny.heads),
+        task="jsonl",
+        data_file=str(tiny.prompts),
+        dtype="float32",
+        threads=1,
+        local=True,
+        shard_size=2,
+        decode={"max_new_tokens": 6, "gamma": 0.02},
+    )
+    result = adadecode.evaluate(settings, tmp_path / "run", observer=heard)
+    assert (result.exit_code, result.num_missing) == (0, 0)
+    assert (heard.marks, len(heard.outcomes)) == (["start", "end"], 3)
+    (heading,) = heard.lines
+    assert "5 samples in 3 shards, 0 done before, 3 to do" in heading
+    assert capsys.readouterr().out == ""
