@@ -1,10 +1,8 @@
 """The program's commands as documents and cluster files write them, parsed by the real command line; nothing is run."""
 
-import importlib.util
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -27,31 +25,26 @@ def comments(yaml_text: str) -> str:
 
 
 def program_commands(shell_text: str) -> Iterator[list[str]]:
-    """Every `adadecode ...` and `python -m ray_jobs...` in `shell_text`, as `[subcommand, argument, ...]`.
+    """Every `adadecode ...` and `python -m adadecode ...` in `shell_text`, as `[subcommand, argument, ...]`.
 
     Variables set before a command and another program's words before it (`ray job submit ... --`) are skipped.
     """
     for line in shell_text.replace("\\\n", " ").splitlines():
-        if re.search(r"\badadecode [a-z]|\bray_jobs\.", line):
+        assert "-m ray_jobs" not in line, f"no module of ray_jobs is a command: {line}"
+        if re.search(r"\badadecode [a-z]", line):
             words = shlex.split(line, comments=True)
             while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
                 words = words[1:]
             if words[:1] == ["adadecode"]:
                 yield words[1:]
-            elif any(word.startswith("ray_jobs.") for word in words):
-                yield in_job(words)
+            elif (idx := index_of(["python", "-m", "adadecode"], words)) is not None:
+                yield words[idx + 3 :]
 
 
-def in_job(words: Sequence[str]) -> list[str]:
-    """The subcommand and arguments that `... python -m ray_jobs.MODULE ARGUMENTS` stands for."""
-    start = next(idx for idx, word in enumerate(words) if word.startswith("ray_jobs."))
-    assert list(words[start - 2 : start]) == ["python", "-m"], words
-    spec = importlib.util.find_spec(words[start])
-    assert spec is not None, f"there is no module {words[start]}"
-    assert spec.origin is not None, spec
-    called = re.search(r'main\(\["([\w-]+)"', Path(spec.origin).read_text(encoding="utf-8"))
-    assert called is not None, f"{words[start]} runs no command"
-    return [called[1], *words[start + 1 :]]
+def index_of(part: Sequence[str], words: Sequence[str]) -> int | None:
+    """Where `part` begins in `words`; None when it is not there."""
+    found = (idx for idx in range(len(words)) if list(words[idx : idx + len(part)]) == list(part))
+    return next(found, None)
 
 
 def parse(command: Sequence[str]) -> dict[str, Any]:

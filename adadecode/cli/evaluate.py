@@ -5,7 +5,6 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -47,9 +46,9 @@ def say_on_stderr(line: str) -> None:
 
 def resume_command() -> str:
     """The command that this process was started with, as a user would type it."""
-    program = Path(sys.argv[0])
-    name = f"python -m ray_jobs.{program.stem}" if program.parent.name == "ray_jobs" else "adadecode"
-    return f"{name} {shlex.join(sys.argv[1:])}"
+    started = getattr(sys.modules["__main__"], "__spec__", None)  # set by `python -m` alone
+    is_module = started is not None and started.name == "adadecode.__main__"
+    return f"{'python -m adadecode' if is_module else 'adadecode'} {shlex.join(sys.argv[1:])}"
 
 
 def evaluate(config: EvalConfig, out: str | None, stop: StopRequest) -> "RunResult":
@@ -105,7 +104,7 @@ def _execute(prepared: "PreparedRun", watcher: "Watcher", stop: StopRequest) -> 
     if prepared.config.local:
         from adadecode.evaluation.local import run_local
 
-        run_local(prepared, watcher.on_shard, stop)
+        run_local(prepared, watcher, stop)
         return
     from ray_jobs.cluster import connect
     from ray_jobs.evaluation import run_on_ray
@@ -130,11 +129,11 @@ class Watcher:
         self._live.on_shard(outcome)
         self._limit.check(self._progress.num_errors)
 
-    def update(self, workers: Sequence[WorkerState]) -> None:
-        self._live.update(workers)
+    def on_workers(self, states: Sequence[WorkerState]) -> None:
+        self._live.update(states)
         if self.metrics is not None and time.monotonic() >= self._due_at:
             self._due_at = time.monotonic() + METRICS_EVERY_S
-            self.metrics.update(self._progress, workers)
+            self.metrics.update(self._progress, states)
 
     def on_lost_worker(self, line: str) -> None:
         self._live.say(line)

@@ -354,10 +354,10 @@ def tasks_command() -> None:
 @main.command("submit", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("--address", default="http://127.0.0.1:8265", show_default=True, help="The head's dashboard.")
 @click.option("--working-dir", help="Folder sent to the cluster, where adadecode is not installed there.")
-@click.argument("command", type=click.Choice(["eval", "train-heads"]))
+@click.argument("command", type=click.Choice(["eval", "train-heads", "sweep", "tune"]))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def submit_command(address: str, working_dir: str | None, command: str, arguments: tuple[str, ...]) -> None:
-    """Run `adadecode eval` or `train-heads` with ARGUMENTS as a Ray job; exits with the driver's own exit code.
+    """Run `adadecode COMMAND ARGUMENTS` as a Ray job; exits with the driver's own exit code.
 
     --out must be on storage every node sees; a relative one is taken from this folder.
     """
