@@ -36,8 +36,8 @@ class ShardWork:
     sample_idx: int | None = None
 
 
-class SampleRows(NamedTuple):
-    """The rows of one sample of a shard that was split, and the worker's facts for the commit of the shard."""
+class SplitSample(NamedTuple):
+    """One sample of a shard that was split: its rows, and the worker's facts for the commit of the shard."""
 
     rows: list[dict[str, Any]]
     facts: dict[str, Any]
@@ -64,7 +64,7 @@ class Evaluator(PooledActor):
             self._worker = load_worker(task.config, task.tasks, self._worker_id, task.threads)
 
     def work(self, work: ShardWork) -> Done:
-        """Evaluates a shard and commits it, unless that was done, or one sample; returns a ShardOutcome or SampleRows."""
+        """Evaluates a shard and commits it, unless that was done, or a sample; returns a ShardOutcome or SplitSample."""
         from adadecode.evaluation.shard import do_shard, evaluate_sample_alone
 
         with lost_device_ends_the_process():
@@ -72,7 +72,7 @@ class Evaluator(PooledActor):
                 outcome, full_s = do_shard(self._worker, work.shard, self._folder)
                 return Done(outcome, full_s)
             rows, facts, full_s = evaluate_sample_alone(self._worker, work.shard, work.sample_idx)
-            return Done(SampleRows(rows, facts), full_s)
+            return Done(SplitSample(rows, facts), full_s)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from adadecode.evaluation.shard import commit_rows
 from adadecode.records import Shard, ShardOutcome, WorkerState
 from adadecode.runs.plan import longest_first
 from adadecode.runs.run import PreparedRun
-from ray_jobs.actors import EvalActor, EvalTask, SampleRows, ShardWork
+from ray_jobs.actors import EvalActor, EvalTask, ShardWork, SplitSample
 from ray_jobs.cluster import actor_resources, num_places, with_absolute_paths
 from ray_jobs.driver import Driver
 from ray_jobs.events import Item
@@ -50,7 +50,7 @@ def run_on_ray(
     )
     pool = Pool(actor_class, task, threads, resources)
     try:
-        EvaluationDriver(pool, scheduler, prepared, observer, is_stopping, resources).drive()
+        EvaluationDriver(pool, scheduler, prepared, observer, is_stopping).drive()
     except RayError as error:
         reason = " ".join(str(error).split())[:200]
         raise AdaDecodeError(
@@ -62,27 +62,21 @@ class EvaluationDriver(Driver):
     """Tells an observer of shards, of workers and of those that are lost; commits the shards that were split."""
 
     def __init__(
-        self,
-        pool: Pool,
-        scheduler: Scheduler,
-        prepared: PreparedRun,
-        observer: Observer,
-        stop: Callable[[], bool],
-        resources: dict[str, float],
+        self, pool: Pool, scheduler: Scheduler, prepared: PreparedRun, observer: Observer, stop: Callable[[], bool]
     ) -> None:
         super().__init__(pool, scheduler)
-        self._prepared, self._observer, self._stop, self._resources = prepared, observer, stop, resources
+        self._prepared, self._observer, self._stop = prepared, observer, stop
         self._split = SplitShards(prepared)
-        self._waiting = Waiting(resources, observer.say)
+        self._waiting = Waiting(pool.resources, observer.say)
         self._num_samples = sum(len(shard.examples) for shard in prepared.todo)
 
     def num_wanted(self) -> int:
         """One even where no node has room: an actor that waits is what an autoscaler sees."""
         workers = self._prepared.config.workers
-        return min(max(1, num_places(self._resources)) if workers == "auto" else workers, self._num_samples)
+        return min(max(1, num_places(self._pool.resources)) if workers == "auto" else workers, self._num_samples)
 
-    def on_done(self, item: Item, result: ShardOutcome | SampleRows) -> None:
-        outcome = self._split.add(item.work, result) if isinstance(result, SampleRows) else result
+    def on_done(self, item: Item, result: ShardOutcome | SplitSample) -> None:
+        outcome = self._split.add(item.work, result) if isinstance(result, SplitSample) else result
         if outcome is not None:
             self._observer.on_shard(outcome)
 
@@ -168,7 +162,7 @@ class SplitShards:
     _rows: dict[int, dict[int, list[dict[str, Any]]]] = field(default_factory=dict)  # by shard and sample index
     _facts: dict[int, dict[str, Any]] = field(default_factory=dict)  # by shard index
 
-    def add(self, work: ShardWork, result: SampleRows) -> ShardOutcome | None:
+    def add(self, work: ShardWork, result: SplitSample) -> ShardOutcome | None:
         """Keeps the rows of a sample; returns the outcome of its shard when that made it whole."""
         self._facts[work.shard.shard_idx] = result.facts
         return self._keep(work, result.rows)

@@ -47,9 +47,11 @@ class Pool:
     """The processes behind the scheduler's names of actors, and the futures of what each was assigned."""
 
     def __init__(self, actor_class: Any, task: Any, threads: int, resources: dict[str, float]) -> None:
+        """`resources` are Ray's options of one actor, which computes with `threads`."""
         environment = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
         self._actor_class = actor_class.options(runtime_env=environment, **resources)
         self._task = task
+        self.resources = resources
         self._assigned: dict[ray.ObjectRef, tuple[str, Item]] = {}
         self.actors: dict[str, Any] = {}
         self.places: dict[str, Place] = {}
