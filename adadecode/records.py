@@ -99,36 +99,3 @@ class WorkerState:
     phase: Literal["starting", "loading", "idle", "working"]
     doing: str
     for_s: float
-
-
-@dataclass(frozen=True)
-class WorkerTime:
-    """How long a run takes on `num_workers` workers, and the share of that time in which they decode."""
-
-    num_workers: int
-    wall_s: float
-    busy_share: float
-
-    @property
-    def worker_hours(self) -> float:
-        return self.num_workers * self.wall_s / 3600
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """What a run would take, from the rates of another. Tokens and seconds are expected totals over all repeats.
-
-    Every sample is in one of `num_same` (that run measured it), `num_of_task` (it has the mean of its task) and
-    `num_of_other_tasks` (the mean over all tasks: that run has none of `other_tasks`).
-    """
-
-    num_shards: int
-    tokens: dict[str, float]  # per method
-    busy_s: dict[str, float]  # per method
-    num_same: int
-    num_of_task: int
-    num_of_other_tasks: int
-    other_tasks: tuple[str, ...]
-    times: tuple[WorkerTime, ...]
-    measured_on: str
-    differences: tuple[str, ...]  # settings of that run that are not this one's

@@ -1,1 +1,1 @@
-"""Everything that imports Ray: actors, the scheduler, job submission and the entry points run under `ray job submit`."""
+"""What runs on a cluster, and everything that imports Ray: the scheduler, actors, drivers and job submission."""

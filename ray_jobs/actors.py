@@ -12,7 +12,7 @@ import ray
 from adadecode.errors import DeviceLostError, RunFolderError
 from adadecode.records import Shard
 from adadecode.settings import EvalConfig
-from ray_jobs.pool import Done, Process
+from ray_jobs.pool import Done, PooledActor
 
 log = logging.getLogger("adadecode.actors")
 
@@ -36,14 +36,14 @@ class ShardWork:
     sample_idx: int | None = None
 
 
-class LoneSample(NamedTuple):
-    """The rows of one sample of a shard that cannot be done as a whole, and the worker's facts for its commit."""
+class SplitSample(NamedTuple):
+    """One sample of a shard that was split: its rows, and the worker's facts for the commit of the shard."""
 
     rows: list[dict[str, Any]]
     facts: dict[str, Any]
 
 
-class Evaluator(Process):
+class Evaluator(PooledActor):
     """Evaluates shards of one run, one at a time; rows go from here to the run folder, not through the driver."""
 
     def __init__(self, worker_id: str, task: EvalTask) -> None:
@@ -64,7 +64,7 @@ class Evaluator(Process):
             self._worker = load_worker(task.config, task.tasks, self._worker_id, task.threads)
 
     def work(self, work: ShardWork) -> Done:
-        """Evaluates a shard and commits it, unless that was done; returns its ShardOutcome, or a LoneSample."""
+        """Evaluates a shard and commits it, unless that was done, or a sample; returns a ShardOutcome or SplitSample."""
         from adadecode.evaluation.shard import do_shard, evaluate_sample_alone
 
         with lost_device_ends_the_process():
@@ -72,7 +72,7 @@ class Evaluator(Process):
                 outcome, full_s = do_shard(self._worker, work.shard, self._folder)
                 return Done(outcome, full_s)
             rows, facts, full_s = evaluate_sample_alone(self._worker, work.shard, work.sample_idx)
-            return Done(LoneSample(rows, facts), full_s)
+            return Done(SplitSample(rows, facts), full_s)
 
 
 @contextmanager

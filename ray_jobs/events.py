@@ -13,7 +13,7 @@ class Item:
     size: int = 1
 
 
-# What happened.
+# Events: what happened.
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Started:
 
 @dataclass(frozen=True)
 class Loaded:
+    """The actor is ready for its first assignment."""
+
     actor: str
 
 
@@ -45,8 +47,8 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class NotBegun:
-    """The actor had not begun the item when it was taken back."""
+class Cancelled:
+    """The actor had not begun the item when its assignment was cancelled."""
 
     actor: str
     item: str
@@ -67,38 +69,40 @@ class Tick:
 
 
 @dataclass(frozen=True)
+class StopRequested:
+    """Nothing more shall be assigned: what is in flight may end."""
+
+
+Event = Wanted | Started | Loaded | Finished | Cancelled | Died | Tick | StopRequested
+
+# Actions: what is to be done about it.
+
+
+@dataclass(frozen=True)
+class Start:
+    """Start the actor's process and have it load."""
+
+    actor: str
+
+
+@dataclass(frozen=True)
+class Assign:
+    """Let the actor do the item after those in its queue."""
+
+    actor: str
+    item: Item
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Take the item out of the actor's queue, as another does it; should it have begun, the first of both counts."""
+
+    actor: str
+    item: Item
+
+
+@dataclass(frozen=True)
 class Stop:
-    """Give nothing more: what is in flight may end."""
-
-
-Event = Wanted | Started | Loaded | Finished | NotBegun | Died | Tick | Stop
-
-# What is to be done about it.
-
-
-@dataclass(frozen=True)
-class Hire:
-    actor: str
-
-
-@dataclass(frozen=True)
-class Give:
-    """Let the actor do the item after what it has."""
-
-    actor: str
-    item: Item
-
-
-@dataclass(frozen=True)
-class TakeBack:
-    """Another actor does this queued item; should it have begun, the first of both counts."""
-
-    actor: str
-    item: Item
-
-
-@dataclass(frozen=True)
-class Dismiss:
     """End the actor's process, for a reason when it did not do what it should."""
 
     actor: str
@@ -127,4 +131,4 @@ class Fail:
     reason: str
 
 
-Action = Hire | Give | TakeBack | Dismiss | Accept | GiveUp | Fail
+Action = Start | Assign | Cancel | Stop | Accept | GiveUp | Fail

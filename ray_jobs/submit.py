@@ -1,4 +1,4 @@
-"""Submits an evaluation or a training as a Ray job, follows its log and returns the driver's own exit code."""
+"""Submits a command as a Ray job, follows its log and returns the driver's own exit code."""
 
 import shlex
 import time
@@ -12,13 +12,12 @@ from adadecode.errors import EXIT_FAILED, EXIT_OK, UsageError
 
 POLL_S = 0.5
 AGENT_TIMEOUT_S = 60.0
-MODULES = {"eval": "ray_jobs.evaluate", "train-heads": "ray_jobs.train_heads"}
 
 
 def submit_job(
     command: str, arguments: Sequence[str], address: str, working_dir: str | None, say: Callable[[str], None]
 ) -> int:
-    """Runs the module of `command` with `arguments` on the cluster whose dashboard is at `address`; returns its exit code.
+    """Runs `adadecode COMMAND ARGUMENTS` on the cluster whose dashboard is at `address`; returns its exit code.
 
     The log is passed on to `say` piece by piece. Ray itself tells SUCCEEDED from FAILED only; the driver's exit code
     (3 for a parity mismatch, 4 for missing rows, ...) comes from the job's record.
@@ -31,13 +30,13 @@ def submit_job(
             f"--address {address!r}: no Ray dashboard answers there; give http://HOST:8265 of a running head, and "
             f"RAY_AUTH_MODE=token with its RAY_AUTH_TOKEN where it asks for one ({reason})"
         ) from error
-    entrypoint = shlex.join(["python", "-m", MODULES[command], *arguments])
+    shell_command = entrypoint(command, arguments)
     try:
-        job_id = _submit_when_ready(client, entrypoint, {"working_dir": working_dir} if working_dir else {})
+        job_id = _submit_when_ready(client, shell_command, {"working_dir": working_dir} if working_dir else {})
     except (RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"the cluster at {address} did not take the job; check --working-dir ({reason})") from error
-    say(f"job {job_id}: {entrypoint}\n")
+    say(f"job {job_id}: {shell_command}\n")
     shown_len = 0
     while True:
         details = client.get_job_info(job_id)
@@ -51,12 +50,17 @@ def submit_job(
     return exit_code(details)
 
 
-def _submit_when_ready(client: JobSubmissionClient, entrypoint: str, runtime_env: dict[str, str]) -> str:
+def entrypoint(command: str, arguments: Sequence[str]) -> str:
+    """The shell command a job runs, with the `python` of the node it is on."""
+    return shlex.join(["python", "-m", "adadecode", command, *arguments])
+
+
+def _submit_when_ready(client: JobSubmissionClient, shell_command: str, runtime_env: dict[str, str]) -> str:
     """The id of the submitted job; a head that has just started answers before its agent can take jobs."""
     deadline = time.monotonic() + AGENT_TIMEOUT_S
     while True:
         try:
-            return client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env)
+            return client.submit_job(entrypoint=shell_command, runtime_env=runtime_env)
         except RuntimeError as error:
             if "No available agent" not in str(error) or time.monotonic() > deadline:
                 raise

@@ -27,8 +27,9 @@ from adadecode.training.train import (
 )
 from ray_jobs.actors import lost_device_ends_the_process
 from ray_jobs.cluster import actor_resources, with_absolute_paths
+from ray_jobs.driver import Driver
 from ray_jobs.events import Item
-from ray_jobs.pool import Crew, Done, Process, drive
+from ray_jobs.pool import Done, Pool, PooledActor
 from ray_jobs.scheduler import Limits, Scheduler
 
 LIMITS = Limits(max_deaths=3, first_deadline_s=None)  # how long a part or a training takes is not known beforehand
@@ -42,7 +43,7 @@ class TrainTask:
     out: Path
 
 
-class ModelProcess(Process):
+class ModelActor(PooledActor):
     """An actor with the base model."""
 
     def __init__(self, worker_id: str, task: TrainTask) -> None:
@@ -55,11 +56,11 @@ class ModelProcess(Process):
 
 
 @ray.remote
-class OutputsActor(ModelProcess):
+class OutputsActor(ModelActor):
     """Makes parts of the outputs, one at a time; rows go from here to the folder, not through the driver."""
 
     def work(self, chunk: Chunk) -> Done:
-        """The part of `chunk`, whether it was there before, and what is to be said of it."""
+        """Makes the part of `chunk`, unless it is stored; returns it, whether it was, and what is to be said of it."""
         lines: list[str] = []
         config, out = self._task.config, self._task.out
         part = find_part(self._model, chunk, config, out, lines.append)
@@ -70,7 +71,7 @@ class OutputsActor(ModelProcess):
 
 
 @ray.remote
-class TrainActor(ModelProcess):
+class TrainActor(ModelActor):
     """Trains on the stored parts; what it says is fetched meanwhile."""
 
     def __init__(self, worker_id: str, task: TrainTask) -> None:
@@ -78,7 +79,7 @@ class TrainActor(ModelProcess):
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def work(self, parts: list[Part]) -> Done:
-        """Trains to the end; the facts and what was said and not yet fetched."""
+        """Trains to the end; returns the facts of the heads, and what was said and not yet fetched."""
         use_threads(self._task.config)  # a call may run in another thread than `load`
         with out_of_memory_named():
             facts = distill_heads(self._model, parts, self._task.config, self._task.out, self._lines.put)
@@ -111,71 +112,90 @@ def train_on_ray(config: TrainConfig, out: Path, say: Say) -> HeadFacts:
 
 
 def _make_outputs(config: TrainConfig, prompts: UsablePrompts, out: Path, say: Say) -> list[Part]:
+    """Has every worker make parts; returns all parts in the order of the prompts."""
     resources, threads = actor_resources(config)
     num_prompts, lines = prompts.count()
     for line in lines:
         say(line)
-    progress = Progress(num_prompts, say)
-    parts: dict[int, Part] = {}
-
-    def on_done(_: Item, result: tuple[Part, bool, list[str]]) -> None:
-        part, was_there, lines = result
-        parts[part.part_idx] = part
-        for line in lines:
-            say(line)
-        if was_there:
-            progress.reused(part)
-        else:
-            progress.made(part.num_outputs, part.num_tokens)
-
-    task = TrainTask(config.model_copy(update={"threads": threads}), out)
-    crew = Crew(OutputsActor, task, threads, resources)
     assert config.workers is not None, config
     num_actors = min(config.workers, -(-num_prompts // config.part_prompts))
+    pool = Pool(OutputsActor, TrainTask(config.model_copy(update={"threads": threads}), out), threads, resources)
     scheduler = Scheduler(chunk_items(prompts, config.part_prompts), LIMITS)
-    try:
-        drive(crew, scheduler, num_wanted=lambda: num_actors, on_done=on_done, on_give_up=give_up)
-    finally:
-        crew.dismiss_all()
-    return [parts[part_idx] for part_idx in range(len(parts))]
+    driver = OutputsDriver(pool, scheduler, num_actors, Progress(num_prompts, say), say)
+    driver.drive()
+    return [driver.parts[part_idx] for part_idx in range(len(driver.parts))]
 
 
 def _train(config: TrainConfig, parts: list[Part], out: Path, say: Say) -> HeadFacts:
     """Trains in one actor, with one GPU or all threads of a node; one that dies is replaced and resumes."""
     resources, threads = actor_resources(config.model_copy(update={"workers": 1}))
     resources |= {"max_concurrency": 2}  # so that it can tell what it says while it works
-    crew = Crew(TrainActor, TrainTask(config.model_copy(update={"threads": threads}), out), threads, resources)
-    found: list[HeadFacts] = []
+    pool = Pool(TrainActor, TrainTask(config.model_copy(update={"threads": threads}), out), threads, resources)
+    driver = TrainDriver(pool, Scheduler([Item("the training", parts)], LIMITS), say)
+    driver.drive()
+    assert driver.facts is not None
+    return driver.facts
 
-    def pass_on() -> None:
-        for actor in scheduler.actors.values():
-            with contextlib.suppress(RayError):  # the loop that waits for the work finds out
-                for line in ray.get(crew.actors[actor.name].take_lines.remote()) if actor.items else []:
-                    say(line)
 
-    def on_done(_: Item, result: tuple[HeadFacts, list[str]]) -> None:
-        facts, lines = result
-        found.append(facts)
+class HeadsDriver(Driver):
+    """A driver that gives nothing up: heads need all of it."""
+
+    def __init__(self, pool: Pool, scheduler: Scheduler, num_actors: int, say: Say) -> None:
+        super().__init__(pool, scheduler)
+        self._num_actors, self._say = num_actors, say
+
+    def num_wanted(self) -> int:
+        return self._num_actors
+
+    def on_give_up(self, item: Item, reason: str) -> NoReturn:
+        """Raises AdaDecodeError."""
+        raise AdaDecodeError(
+            f"{item.name} ended its worker {LIMITS.max_deaths} times; what is stored stays, and the same command "
+            f"continues ({reason})"
+        )
+
+    def say_all(self, lines: list[str]) -> None:
+        """Passes on what an actor said."""
         for line in lines:
-            say(line)
+            self._say(line)
 
-    scheduler = Scheduler([Item("the training", parts)], LIMITS)
-    try:
-        drive(crew, scheduler, num_wanted=lambda: 1, on_done=on_done, on_give_up=give_up, on_wait=pass_on)
-    finally:
-        crew.dismiss_all()
-    return found[0]
+
+class OutputsDriver(HeadsDriver):
+    """Collects the parts of the outputs, by index, and says how far they are."""
+
+    def __init__(self, pool: Pool, scheduler: Scheduler, num_actors: int, progress: Progress, say: Say) -> None:
+        super().__init__(pool, scheduler, num_actors, say)
+        self._progress = progress
+        self.parts: dict[int, Part] = {}
+
+    def on_done(self, item: Item, result: tuple[Part, bool, list[str]]) -> None:
+        part, was_there, lines = result
+        self.parts[part.part_idx] = part
+        self.say_all(lines)
+        if was_there:
+            self._progress.reused(part)
+        else:
+            self._progress.made(part.num_outputs, part.num_tokens)
+
+
+class TrainDriver(HeadsDriver):
+    """Takes the facts of the trained heads, and passes on what the training says meanwhile."""
+
+    def __init__(self, pool: Pool, scheduler: Scheduler, say: Say) -> None:
+        super().__init__(pool, scheduler, 1, say)
+        self.facts: HeadFacts | None = None
+
+    def on_wait(self) -> None:
+        for actor in self._scheduler.actors.values():
+            with contextlib.suppress(RayError):  # the loop that waits for the work finds out
+                self.say_all(ray.get(self._pool.actors[actor.name].take_lines.remote()) if actor.items else [])
+
+    def on_done(self, item: Item, result: tuple[HeadFacts, list[str]]) -> None:
+        self.facts, lines = result
+        self.say_all(lines)
 
 
 def chunk_items(prompts: UsablePrompts, chunk_len: int) -> Iterator[Item]:
     """The chunks of `prompts`, encoded only when they are asked for."""
     for chunk in prompts.chunks(chunk_len):
         yield Item(f"outputs part {chunk.part_idx}", chunk)
-
-
-def give_up(item: Item, reason: str) -> NoReturn:
-    """Raises AdaDecodeError: heads need all of it."""
-    raise AdaDecodeError(
-        f"{item.name} ended its worker {LIMITS.max_deaths} times; what is stored stays, and the same command continues "
-        f"({reason})"
-    )

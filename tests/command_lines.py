@@ -30,21 +30,21 @@ def program_commands(shell_text: str) -> Iterator[list[str]]:
     Variables set before a command and another program's words before it (`ray job submit ... --`) are skipped.
     """
     for line in shell_text.replace("\\\n", " ").splitlines():
+        assert "-m ray_jobs" not in line, f"no module of ray_jobs is a command: {line}"
         if re.search(r"\badadecode [a-z]", line):
             words = shlex.split(line, comments=True)
             while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
                 words = words[1:]
             if words[:1] == ["adadecode"]:
                 yield words[1:]
-            elif "adadecode" in words:
-                yield in_job(words)
+            elif (idx := index_of(["python", "-m", "adadecode"], words)) is not None:
+                yield words[idx + 3 :]
 
 
-def in_job(words: Sequence[str]) -> list[str]:
-    """The subcommand and arguments of `... python -m adadecode SUBCOMMAND ARGUMENTS`."""
-    start = words.index("adadecode")
-    assert list(words[start - 2 : start]) == ["python", "-m"], words
-    return list(words[start + 1 :])
+def index_of(part: Sequence[str], words: Sequence[str]) -> int | None:
+    """Where `part` begins in `words`; None when it is not there."""
+    found = (idx for idx in range(len(words)) if list(words[idx : idx + len(part)]) == list(part))
+    return next(found, None)
 
 
 def parse(command: Sequence[str]) -> dict[str, Any]:

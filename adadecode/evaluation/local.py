@@ -2,18 +2,19 @@
 
 from collections.abc import Callable
 
+from adadecode.evaluation.observer import QUIET, Observer
 from adadecode.evaluation.shard import do_shard
 from adadecode.evaluation.worker import Worker, decode, load_worker
-from adadecode.records import Example, Generation, ShardOutcome
+from adadecode.records import Example, Generation
 from adadecode.runs.run import PreparedRun
 from adadecode.settings import EvalConfig
 from adadecode.tasks.encode import encode_prompt
 
 
 def run_local(
-    prepared: PreparedRun, on_shard: Callable[[ShardOutcome], None], is_stopping: Callable[[], bool] = lambda: False
+    prepared: PreparedRun, observer: Observer = QUIET, is_stopping: Callable[[], bool] = lambda: False
 ) -> None:
-    """Evaluates every shard not yet committed, in order; tells `on_shard` what each came to, after its commit.
+    """Evaluates every shard not yet committed, in order; tells `observer` what each came to, after its commit.
 
     Begins no more once `is_stopping`.
     """
@@ -26,7 +27,7 @@ def run_local(
         if is_stopping():
             return
         outcome, _ = do_shard(worker, shard, prepared.folder)
-        on_shard(outcome)
+        observer.on_shard(outcome)
 
 
 def generate_once(config: EvalConfig, prompt: str, methods: tuple[str, ...]) -> tuple[Worker, dict[str, Generation]]:

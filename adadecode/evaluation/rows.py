@@ -9,6 +9,7 @@ from adadecode.report.schema import LOST_BY
 from adadecode.settings import EvalConfig
 
 LOST = "WorkerLost"  # their error_type
+LOST_FACTS = {"worker_id": LOST_BY}  # of the commit of a shard whose samples are all lost
 
 
 def lost_rows(config: EvalConfig, shard: Shard, sample_idx: int, reason: str) -> list[dict[str, Any]]:

@@ -20,8 +20,9 @@ import click
 import numpy as np
 import ray
 
+from ray_jobs.driver import Driver
 from ray_jobs.events import Item
-from ray_jobs.pool import Crew, Done, Process, drive
+from ray_jobs.pool import Done, Pool, PooledActor
 from ray_jobs.scheduler import Limits, Scheduler
 
 MAX_OVER_LPT, MAX_DRIVER_MS = 1.05, 2.0
@@ -29,7 +30,7 @@ TPOT_S, TTFT_S = 0.0016, 0.030  # GSM8K, embedded model, one worker of two threa
 
 
 @ray.remote
-class Sleeper(Process):
+class Sleeper(PooledActor):
     """An actor that sleeps for as long as a shard's decoding took."""
 
     def __init__(self, worker_id: str, go: str) -> None:
@@ -62,6 +63,31 @@ def lpt_makespan(times: Sequence[float], num_actors: int) -> float:
     return max(free_at)
 
 
+class SimulationDriver(Driver):
+    """Lets all actors begin once the last is there; notes what is done, and when it began and ended."""
+
+    def __init__(self, pool: Pool, scheduler: Scheduler, num_actors: int, go: Path) -> None:
+        super().__init__(pool, scheduler)
+        self._num_actors, self._go = num_actors, go
+        self.done: list[str] = []
+        self.began_s = self.began_cpu_s = self.ended_s = self.ended_cpu_s = 0.0
+
+    def num_wanted(self) -> int:
+        return self._num_actors
+
+    def on_done(self, item: Item, result: None) -> None:
+        self.done.append(item.name)
+        self.ended_s, self.ended_cpu_s = time.monotonic(), time.process_time()
+
+    def on_give_up(self, item: Item, reason: str) -> None:
+        pass
+
+    def on_wait(self) -> None:
+        if not self._go.exists() and len(self._pool.places) == self._num_actors:
+            self.began_s, self.began_cpu_s = time.monotonic(), time.process_time()
+            self._go.touch()
+
+
 def simulate(num_actors: int, num_samples: int, shard_size: int, scale: float, correlation: float, seed: int) -> dict:
     seconds, prompt_lens = sample_seconds(num_samples, scale, correlation, seed)
     shards = [slice(start, start + shard_size) for start in range(0, num_samples, shard_size)]
@@ -69,28 +95,11 @@ def simulate(num_actors: int, num_samples: int, shard_size: int, scale: float, c
     items = [Item(f"shard {shard.start}", float(seconds[shard].sum()), shard_size) for shard in shards]
     with tempfile.TemporaryDirectory() as folder:
         go = Path(folder, "go")
-        crew = Crew(Sleeper, str(go), 1, {"num_cpus": 1})
-        done: list[str] = []
-        began: list[tuple[float, float]] = []
-
-        def on_wait() -> None:
-            if not began and len(crew.places) == num_actors:
-                began.append((time.monotonic(), time.process_time()))
-                go.touch()
-
-        try:
-            drive(
-                crew,
-                Scheduler(items, Limits()),
-                num_wanted=lambda: num_actors,
-                on_done=lambda item, _: done.append(item.name),
-                on_give_up=lambda item, reason: None,
-                on_wait=on_wait,
-            )
-            makespan_s, cpu_s = time.monotonic() - began[0][0], time.process_time() - began[0][1]
-        finally:
-            crew.dismiss_all()
-    assert len(done) == len(set(done)) == len(items), (len(done), len(items))
+        pool = Pool(Sleeper, str(go), 1, {"num_cpus": 1})
+        driver = SimulationDriver(pool, Scheduler(items, Limits()), num_actors, go)
+        driver.drive()
+    makespan_s, cpu_s = driver.ended_s - driver.began_s, driver.ended_cpu_s - driver.began_cpu_s
+    assert len(driver.done) == len(set(driver.done)) == len(items), (len(driver.done), len(items))
     times = [item.work for item in items]
     return {
         "kind": "simulation: decoding replaced by sleeping",

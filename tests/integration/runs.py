@@ -1,7 +1,7 @@
 """Runs of a configuration in this process, on the connected cluster and as a command; what of their rows must be equal."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +25,24 @@ TIMES_AND_PLACES = {
 DETERMINISTIC = [name for name in SAMPLES.names if name not in TIMES_AND_PLACES]
 
 
-class Listener:
-    """A display that keeps what it is told."""
+class Recorder:
+    """An observer that keeps what it is told."""
 
-    def __init__(self, on_shard: Callable[[ShardOutcome], None] = lambda outcome: None) -> None:
+    def __init__(self) -> None:
         self.outcomes: list[ShardOutcome] = []
         self.lines: list[str] = []
-        self.workers: list[list[WorkerState]] = []
-        self._also = on_shard
+        self.workers: list[Sequence[WorkerState]] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
 
     def on_shard(self, outcome: ShardOutcome) -> None:
         self.outcomes.append(outcome)
-        self._also(outcome)
 
-    def update(self, workers: list[WorkerState]) -> None:
-        self.workers.append(workers)
+    def on_workers(self, states: Sequence[WorkerState]) -> None:
+        self.workers.append(states)
 
     def on_lost_worker(self, line: str) -> None:
-        self.lines.append(line)
-
-    def say(self, line: str) -> None:
         self.lines.append(line)
 
 
@@ -57,7 +55,7 @@ def deterministic(out: Path) -> pa.Table:
 def run_in_process(config: EvalConfig, out: Path) -> RunResult:
     """The run without Ray, on one thread as each actor has."""
     with open_run(config.model_copy(update={"local": True, "workers": 1}), out) as prepared:
-        run_local(prepared, Listener().on_shard)
+        run_local(prepared)
         return close_run(prepared)
 
 
@@ -68,18 +66,17 @@ def run_on_cluster(
     limits: Limits | None = None,
     actor_class: Any = EvalActor,
     stop_after: int | None = None,
-    display: Listener | None = None,
+    observer: Recorder | None = None,
 ) -> RunResult:
     """The run on the cluster this process is connected to; asked to stop after `stop_after` shards."""
-    display = display or Listener()
+    observer = observer or Recorder()
     with open_run(config, out) as prepared:
-        run_on_ray(prepared, display, lambda: len(display.outcomes) == stop_after, limits, actor_class)
+        run_on_ray(prepared, observer, lambda: len(observer.outcomes) == stop_after, limits, actor_class)
         return close_run(prepared)
 
 
 def eval_command(config: EvalConfig, out: Path) -> list[str]:
-    """The `adadecode eval` that runs `config` into `out`."""
+    """The command that runs `config` into `out`."""
     file = out.with_name(f"{out.name}-{config.workers}.yaml")
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
-    code = "from adadecode.cli.main import main; main()"
-    return [sys.executable, "-c", code, "eval", "--config", str(file), "--out", str(out)]
+    return [sys.executable, "-m", "adadecode", "eval", "--config", str(file), "--out", str(out)]

@@ -11,7 +11,7 @@ from adadecode.runs.folder import read_commits
 from adadecode.settings import DecodeSettings, EvalConfig
 from ray_jobs.scheduler import Limits
 from tests.integration.chaos.faults import evaluator_pids
-from tests.integration.runs import Listener, deterministic, run_in_process, run_on_cluster
+from tests.integration.runs import Recorder, deterministic, run_in_process, run_on_cluster
 
 
 @pytest.fixture
@@ -31,16 +31,16 @@ def config(model_folder, heads_folder, prompts_file) -> EvalConfig:
 
 def test_two_actors_commit_the_tables_of_a_local_run(ray_cluster, config, tmp_path):
     config = config.model_copy(update={"repeats": 4})
-    display = Listener()
-    result = run_on_cluster(config, tmp_path / "ray", display=display)
-    assert sum(outcome.num_samples for outcome in display.outcomes) == 12
+    observer = Recorder()
+    result = run_on_cluster(config, tmp_path / "ray", observer=observer)
+    assert sum(outcome.num_samples for outcome in observer.outcomes) == 12
     assert result.num_missing == 0
     assert set(result.verify["parity"].to_pylist()) == {"exact"}
     assert set(result.verify["logits_equal"].to_pylist()) == {True}
-    workers = {state.name for states in display.workers for state in states}
+    workers = {state.name for states in observer.workers for state in states}
     assert workers == {"worker-0", "worker-1"}
     assert {commit["worker"]["worker_id"] for commit in read_commits(tmp_path / "ray").values()} <= workers
-    assert {state.phase for states in display.workers for state in states} >= {"starting", "working"}
+    assert {state.phase for states in observer.workers for state in states} >= {"starting", "working"}
     run_in_process(config, tmp_path / "local")
     assert deterministic(tmp_path / "ray").equals(deterministic(tmp_path / "local"))
 
@@ -61,7 +61,7 @@ def test_workers_that_die_while_loading_end_the_run_with_one_line_and_the_same_c
     killer.start()
     try:
         with pytest.raises(AdaDecodeError, match=r"2 workers ended while loading the model .* same command continues"):
-            run_on_cluster(config, tmp_path / "ray", limits=Limits(max_load_failures=2, hire_pause_s=0.1))
+            run_on_cluster(config, tmp_path / "ray", limits=Limits(max_load_failures=2, backoff_s=0.1))
     finally:
         stop.set()
         killer.join()

@@ -11,11 +11,12 @@ import tempfile
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import ray
 
 from adadecode.runs.folder import read_run
-from tests.integration.test_ray_run import deterministic
+from tests.integration.runs import deterministic
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -107,3 +108,31 @@ def test_a_submitted_job_succeeds_with_the_tables_of_a_local_run(
     assert refused.returncode == 2
     assert "Traceback" not in refused.stderr
     assert refused.stderr.startswith("adadecode: --address")
+
+
+@pytest.mark.slow
+def test_a_submitted_sweep_ends_with_a_table_of_all_cells(head, model_folder, heads_folder, prompts_file, tmp_path):
+    address, environment = head
+    run = ["--model", str(model_folder), "--heads", str(heads_folder), "--task", "jsonl", "--data-file"]
+    run += [str(prompts_file), "--limit", "2", "--max-new-tokens", "8", "--methods", "vanilla,adadecode"]
+    grid = ["--gammas", "0.05,0.5", "--workers", "2", "--threads", "1", "--out", str(tmp_path / "grid")]
+    done = adadecode("submit", "--address", address, "sweep", *run, *grid, environment=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    cells = {row["cell"] for row in pq.read_table(tmp_path / "grid" / "sweep.parquet").to_pylist()}
+    assert len(cells) == 2, cells
+    assert f"python -m adadecode sweep --model {model_folder}" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_submitted_training_makes_heads_that_a_submitted_tune_takes(head, model_folder, prompts_file, tmp_path):
+    address, environment = head
+    submit = ["submit", "--address", address]
+    data = ["--model", str(model_folder), "--task", "jsonl", "--data-file", str(prompts_file), "--max-new-tokens", "12"]
+    heads = ["--exits", "1,2,3", "--epochs", "1", "--batch-tokens", "128", "--workers", "2", "--threads", "1"]
+    heads += ["--out", str(tmp_path / "heads")]
+    trained = adadecode(*submit, "train-heads", *data, *heads, environment=environment)
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    tune = ["--heads", str(tmp_path / "heads"), "--folds", "2", "--repeats", "1", "--out", str(tmp_path / "tuned")]
+    tuned = adadecode(*submit, "tune", *data, *tune, environment=environment)
+    assert tuned.returncode == 0, tuned.stdout + tuned.stderr
+    assert (tmp_path / "tuned" / "policy.yaml").exists()

@@ -1,7 +1,6 @@
 import importlib.util
 import json
 import re
-import shlex
 from pathlib import Path
 
 import jsonschema
@@ -9,7 +8,7 @@ import pytest
 import yaml
 
 from adadecode.settings import EvalConfig, build_settings
-from tests.command_lines import comments, in_job, parse, program_commands
+from tests.command_lines import comments, parse, program_commands
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -61,7 +60,9 @@ def test_make_demo_uses_the_demo_config(monkeypatch):
 
 def test_the_ray_jobs_entrypoint_is_a_command_of_ours(ray_job):
     spec = ray_job["spec"]
-    flags = parse(in_job(shlex.split(spec["entrypoint"])))
+    (command,) = program_commands(spec["entrypoint"])
+    flags = parse(command)
+    assert command[0] == "eval"
     (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
     assert flags["workers"] <= group["replicas"] == group["minReplicas"] == group["maxReplicas"]
     assert flags["device"] == "cuda"
@@ -78,7 +79,8 @@ def test_the_ray_job_retries_cleans_up_and_asks_for_a_token(ray_job):
 
 def test_every_pod_of_the_ray_job_sees_the_results_and_has_one_image(ray_job, claim):
     cluster = ray_job["spec"]["rayClusterSpec"]
-    out = parse(in_job(shlex.split(ray_job["spec"]["entrypoint"])))["out"]
+    (command,) = program_commands(ray_job["spec"]["entrypoint"])
+    out = parse(command)["out"]
     pods = [group["template"]["spec"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
     images = set()
     for pod in pods:

@@ -17,7 +17,7 @@ import ray
 from adadecode.errors import RunFolderError
 from adadecode.runs.folder import read_commits, read_run
 from ray_jobs.events import Died, Event, Item, Loaded
-from ray_jobs.pool import Crew, Done, Process
+from ray_jobs.pool import Done, Pool, PooledActor
 from ray_jobs.scheduler import Limits
 from tests.integration.chaos.faults import (
     POISON,
@@ -29,7 +29,7 @@ from tests.integration.chaos.faults import (
     signal_one,
     wait_for_commits,
 )
-from tests.integration.runs import Listener, deterministic, eval_command, run_on_cluster
+from tests.integration.runs import Recorder, deterministic, eval_command, run_on_cluster
 
 HASTY = Limits(max_deaths=4, first_deadline_s=20.0, least_deadline_s=5.0)
 NUM_SHARDS = 8
@@ -77,7 +77,7 @@ def test_a_node_that_joins_a_run_of_auto_workers_works(nodes, config, out):
         nodes.join()
         running.result()
     workers = {commit["worker"]["worker_id"] for commit in read_commits(out).values()}
-    assert len(workers) == 2, workers  # by number: an actor may have been hired on the node just lost
+    assert len(workers) == 2, workers  # by number: an actor may have been started on the node just lost
 
 
 @pytest.mark.chaos
@@ -114,10 +114,10 @@ def test_a_killed_driver_is_followed_by_the_same_command_with_other_workers(node
 @pytest.mark.chaos
 @pytest.mark.parametrize("seed", range(3))
 def test_actors_that_die_between_data_and_commit_leave_nothing_that_is_read(nodes, config, undisturbed, out, seed):
-    display = Listener()
+    observer = Recorder()
     seeded = type("SeededEvaluator", (ForgetfulEvaluator,), {"seed": str(seed)})
-    run_on_cluster(config, out, limits=Limits(max_deaths=20), actor_class=ray.remote(seeded), display=display)
-    assert display.lines, "no process died"
+    run_on_cluster(config, out, limits=Limits(max_deaths=20), actor_class=ray.remote(seeded), observer=observer)
+    assert observer.lines, "no process died"
     assert deterministic(out).equals(undisturbed)
     data = sorted(str(file.relative_to(out)) for file in out.glob("samples/**/*") if file.is_file())
     assert data == sorted(commit["file"] for commit in read_commits(out).values()), "what nobody committed is swept"
@@ -162,7 +162,7 @@ def test_a_full_disk_is_one_line_and_the_same_run_goes_on_when_there_is_room(
         subprocess.run(["umount", str(disk)], check=True)
 
 
-class Sleeper(Process):
+class Sleeper(PooledActor):
     """An actor with nothing to load whose work never ends."""
 
     def __init__(self, worker_id: str, task: None) -> None:
@@ -181,12 +181,12 @@ class Sleeper(Process):
 def test_an_actor_whose_node_was_preempted_is_told_from_one_whose_node_failed(nodes, is_preempted):
     while len(nodes.nodes) > 1:
         nodes.lose(0)
-    crew = Crew(ray.remote(Sleeper), None, 1, {"num_cpus": 1})
-    crew.hire("worker-0")
+    actors = Pool(ray.remote(Sleeper), None, 1, {"num_cpus": 1})
+    actors.start("worker-0")
     seen: list[Event] = []
     while Loaded("worker-0") not in seen:
-        seen += [event for event, _ in crew.poll(1.0)]
-    crew.give("worker-0", Item("for ever", None))
+        seen += [event for event, _ in actors.poll(1.0)]
+    actors.assign("worker-0", Item("for ever", None))
     if is_preempted:
         reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
         node = ["--address", nodes.address, "--node-id", nodes.nodes[0].node_id]
@@ -203,8 +203,8 @@ def test_an_actor_whose_node_was_preempted_is_told_from_one_whose_node_failed(no
         )
     nodes.lose(0)
     while not isinstance(seen[-1], Died):
-        seen += [event for event, _ in crew.poll(1.0)]
-    crew.dismiss_all()
+        seen += [event for event, _ in actors.poll(1.0)]
+    actors.stop_all()
     assert seen[-1].preempted is is_preempted, seen[-1]
 
 
@@ -283,12 +283,12 @@ def test_a_poison_sample_is_an_error_row_and_every_other_row_is_there(nodes, con
 @pytest.mark.parametrize("seed", range(3))
 def test_a_hung_actor_is_replaced_within_its_deadline(nodes, config, undisturbed, out, seed):
     rng = random.Random(500 + seed)
-    display = Listener()
+    observer = Recorder()
     config = config.model_copy(update={"workers": 1 + seed % 2})
     with Saboteur(out, rng, [rng.randrange(1, NUM_SHARDS - 4)], lambda: signal_one(rng, signal.SIGSTOP)) as saboteur:
-        result = run_on_cluster(config, out, limits=HASTY, display=display)
+        result = run_on_cluster(config, out, limits=HASTY, observer=observer)
     assert saboteur.num_done, "nothing was stopped"
-    assert config.workers == 2 or any("took more than" in line for line in display.lines), display.lines
+    assert config.workers == 2 or any("took more than" in line for line in observer.lines), observer.lines
     assert result.num_missing == 0
     assert deterministic(out).equals(undisturbed)
 

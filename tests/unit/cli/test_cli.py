@@ -324,7 +324,9 @@ def test_submit_needs_a_folder_every_node_sees(usage_error):
     assert "--out is missing" in usage_error("submit", "eval", "--limit", "2")
     assert "--out needs a folder" in usage_error("submit", "eval", "--out")
     assert "--out is missing" in usage_error("submit", "train-heads", "--task", "gsm8k")
-    assert "'sweep' is not one of 'eval', 'train-heads'" in usage_error("submit", "sweep")
+    assert "--out is missing" in usage_error("submit", "sweep", "--gammas", "0.5,0.6")
+    assert "--out is missing" in usage_error("submit", "tune", "--task", "gsm8k")
+    assert "'bench' is not one of 'eval', 'train-heads', 'sweep', 'tune'" in usage_error("submit", "bench")
 
 
 def test_help_and_version_cost_nothing(cli):

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from adadecode.errors import RunFolderError, UsageError
-from adadecode.evaluation.capacity import differences, list_schedule, plan_capacity, read_rates
-from adadecode.records import Capacity
+from adadecode.evaluation.capacity import Capacity, differences, list_schedule, plan_capacity, read_rates
 from adadecode.runs.folder import read_samples
 from adadecode.runs.run import plan_run
 from adadecode.settings import DecodeSettings, EvalConfig

@@ -65,12 +65,13 @@ def test_a_local_run_that_is_interrupted_exits_4_and_its_last_line_goes_on(comma
 
 
 def test_without_grace_the_shard_in_flight_is_given_up(command, tmp_path):
-    with running([*command, "--grace", "0"], tmp_path / "run") as process:
+    command = [sys.executable, "-m", "adadecode", *command[3:], "--grace", "0"]
+    with running(command, tmp_path / "run") as process:
         num_before = len(read_commits(tmp_path / "run"))
         process.send_signal(signal.SIGTERM)
         output, _ = process.communicate()
     assert process.returncode == 4, output
-    assert "planned rows are missing; go on with: adadecode eval" in output.splitlines()[-1]
+    assert "planned rows are missing; go on with: python -m adadecode eval" in output.splitlines()[-1]
     assert len(read_commits(tmp_path / "run")) <= num_before + 1  # one may have been committed just then
 
 

@@ -1,0 +1,111 @@
+"""The loop of a driver: what a pool reports goes to the scheduler, and what that wants done is done."""
+
+import time
+from abc import ABC, abstractmethod
+from typing import Any
+
+from adadecode.errors import AdaDecodeError
+from ray_jobs.events import (
+    Accept,
+    Action,
+    Assign,
+    Cancel,
+    Died,
+    Fail,
+    GiveUp,
+    Item,
+    Start,
+    Stop,
+    StopRequested,
+    Tick,
+    Wanted,
+)
+from ray_jobs.pool import Pool
+from ray_jobs.scheduler import Scheduler
+
+WAIT_S = 0.25
+WANTED_EVERY_S = 2.0  # between two looks at how many actors the cluster can hold
+
+
+class Driver(ABC):
+    """A run's main loop, and what is the run's own: how many actors it uses, where results go, what is said."""
+
+    def __init__(self, pool: Pool, scheduler: Scheduler) -> None:
+        self._pool, self._scheduler = pool, scheduler
+
+    @abstractmethod
+    def num_wanted(self) -> int:
+        """How many actors can be used now."""
+
+    @abstractmethod
+    def on_done(self, item: Item, result: Any) -> None:
+        """Takes what the first actor returned for `item`; called once for each item that is done."""
+
+    @abstractmethod
+    def on_give_up(self, item: Item, reason: str) -> None:
+        """Takes that `item` ended every actor that tried it, the last for `reason`."""
+
+    def is_stopping(self) -> bool:
+        """Whether no more shall be begun."""
+        return False
+
+    def on_wait(self) -> None:
+        """Called a few times a second."""
+        return
+
+    def on_lost_actor(self, line: str) -> None:
+        """Takes a line about an actor that died or hung."""
+        return
+
+    def drive(self) -> None:
+        """Has the pool do all that the scheduler holds, or what is in flight once stopping; then ends its actors.
+
+        Raises what an actor refused to do, a user's mistake, and AdaDecodeError when no actor can be had.
+        """
+        try:
+            self._drive()
+        finally:
+            self._pool.stop_all()
+
+    def _drive(self) -> None:
+        num_wanted, next_look, is_stopped = 0, 0.0, False
+        while True:
+            happened = self._pool.poll(WAIT_S)
+            now = time.monotonic()
+            if now >= next_look and not is_stopped:
+                next_look = now + WANTED_EVERY_S
+                if (wanted := self.num_wanted()) != num_wanted:
+                    num_wanted = wanted
+                    happened.append((Wanted(wanted), None))
+            if self.is_stopping() and not is_stopped:
+                is_stopped = True
+                happened.append((StopRequested(), None))
+            for event, result in [*happened, (Tick(), None)]:
+                if isinstance(event, Died) and event.actor in self._pool.actors:
+                    self.on_lost_actor(f"{event.actor} is gone: {event.reason}")
+                    self._pool.stop(event.actor)
+                for action in self._scheduler.handle(event, now):
+                    self._carry_out(action, result)
+            if self._scheduler.is_over:
+                return
+            self.on_wait()
+
+    def _carry_out(self, action: Action, result: Any) -> None:
+        """Does what the scheduler wants about an event; `result` is that of the work which the event ends."""
+        match action:
+            case Start(name):
+                self._pool.start(name)
+            case Assign(name, item):
+                self._pool.assign(name, item)
+            case Cancel(name, item):
+                self._pool.cancel(name, item)
+            case Stop(name, reason):
+                if reason is not None:
+                    self.on_lost_actor(f"{name} is ended: {reason}")
+                self._pool.stop(name)
+            case Accept(item):
+                self.on_done(item, result)
+            case GiveUp(item, reason):
+                self.on_give_up(item, reason)
+            case Fail(reason):
+                raise AdaDecodeError(f"{reason}; what is committed stays, and the same command continues")
