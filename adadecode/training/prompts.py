@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -30,13 +29,7 @@ class TaskPrompts:
     def __iter__(self) -> Iterator[list[int]]:
         config = self._config
         for task in expand_task(config.task):
-            for example in iterate_examples(
-                task,
-                data_file=Path(config.data_file) if config.data_file else None,
-                prompt_field=config.prompt_field,
-                offset=config.offset,
-                limit=config.limit,
-            ):
+            for example in iterate_examples(task, config):
                 prompt_ids = encode_prompt(self._tokenizer, example)
                 if not prompt_ids:
                     raise UsageError(

@@ -44,13 +44,7 @@ def tune_from_config(config: TuneConfig, out: Path, say: Say) -> dict[str, Any]:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     tasks = expand_task(config.task)
-    data_file = Path(config.data_file) if config.data_file else None
-    examples = {
-        task: load_examples(
-            task, data_file=data_file, prompt_field=config.prompt_field, offset=config.offset, limit=config.limit
-        )
-        for task in tasks
-    }
+    examples = {task: load_examples(task, config) for task in tasks}
     folders = {task: folder for task in tasks if (folder := heads_folder(config, task)) is not None}
     if not folders:
         raise UsageError(
