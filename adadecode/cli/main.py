@@ -215,8 +215,9 @@ def bench_command(config_file: Path | None, out: Path | None, **flags: Any) -> N
     """
     import json
 
-    from adadecode.bench.bench import make_folder, run_bench, write_bench
+    from adadecode.bench.bench import run_bench, write_bench
     from adadecode.bench.table import bench_lines, bench_tables
+    from adadecode.files import make_folder
 
     config = build_settings(BenchConfig, config_file, flags)
     if out is not None:

@@ -1,6 +1,5 @@
 """The prompts heads are trained on, one after another: which are usable, and in which chunks their outputs are made."""
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -8,6 +7,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from adadecode.errors import UsageError
+from adadecode.files import short_hash
 from adadecode.settings import TrainConfig
 from adadecode.tasks import expand_task, iterate_examples
 from adadecode.tasks.encode import encode_prompt
@@ -56,7 +56,7 @@ class UsablePrompts:
             self.num_seen += 1
             if not prompt_ids:
                 raise UsageError(f"prompt {self.num_seen - 1} has 0 tokens; prompts need at least 1, leave it out")
-            digest = hash_ids([prompt_ids])[:16].encode()
+            digest = hash_ids([prompt_ids]).encode()
             if digest in seen:
                 self.num_repeated += 1
             elif len(prompt_ids) >= self._context_len:
@@ -98,8 +98,5 @@ class UsablePrompts:
 
 
 def hash_ids(sequences: Iterable[list[int]]) -> str:
-    """A hash of token id sequences, 64 digits."""
-    digest = hashlib.sha256()
-    for ids in sequences:
-        digest.update(len(ids).to_bytes(4, "little") + np.asarray(ids, dtype="<i4").tobytes())
-    return digest.hexdigest()
+    """A 16-digit hash of token id sequences."""
+    return short_hash(*(len(ids).to_bytes(4, "little") + np.asarray(ids, dtype="<i4").tobytes() for ids in sequences))
