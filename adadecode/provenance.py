@@ -1,4 +1,4 @@
-"""What every executor shares: preparing a run folder, doing one shard in it, and closing the run."""
+"""Where results come from: the versions and the revision of the code, the processor and the GPU's driver."""
 
 import functools
 import importlib.metadata
@@ -13,47 +13,22 @@ PACKAGES = ("torch", "transformers", "ray", "datasets", "pyarrow", "tokenizers",
 
 
 def provenance() -> dict[str, Any]:
-    """Where the code that plans this run comes from: versions, git revision, platform."""
+    """Versions, git revision and platform of the process that calls, as `run.json` stores them."""
+    versions = {name: _version(name) for name in PACKAGES}
+    sha = git_sha()
     return {
         "adadecode": __version__,
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)},
+        "packages": {name: version for name, version in versions.items() if version is not None},
         "platform": platform.platform(),
-        "git_sha": git_sha(),
-        "git_dirty": bool(_git("status", "--porcelain")) if git_sha() else None,
+        "git_sha": sha,
+        "git_dirty": None if sha is None else bool(_git("status", "--porcelain")),
     }
-
-
-def _installed(package: str) -> bool:
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 @functools.cache
 def git_sha() -> str | None:
     """The revision of the checkout this package runs from; None when git does not track its files."""
     return _git("rev-parse", "HEAD") if _git("ls-files", "--error-unmatch", Path(__file__).name) else None
-
-
-def _git(*arguments: str) -> str | None:
-    """The output of git in this file's folder; None when it fails."""
-    folder = Path(__file__).resolve().parent
-    try:
-        result = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return result.stdout.strip()
-
-
-def gpu_driver() -> str | None:
-    """The version of the NVIDIA driver, None when nvidia-smi does not tell."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        return None
 
 
 def cpu_name() -> str:
@@ -64,3 +39,30 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def gpu_driver() -> str | None:
+    """The version of the NVIDIA driver; None when nvidia-smi does not tell."""
+    told = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return told.split()[0] if told else None
+
+
+def _version(package: str) -> str | None:
+    """The version of an installed package; None where there is none."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    """The output of git in this file's folder; None when it fails."""
+    return _output("git", "-C", str(Path(__file__).resolve().parent), *arguments)
+
+
+def _output(*command: str) -> str | None:
+    """What `command` prints; None when it cannot be run or fails."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import RayError
 
 from adadecode.errors import AdaDecodeError
+from adadecode.files import make_folder
 from adadecode.model.exit_heads import HeadFacts
 from adadecode.model.load import load_tokenizer
 from adadecode.settings import TrainConfig
@@ -20,7 +21,6 @@ from adadecode.training.train import (
     check_settings,
     distill_heads,
     load_base,
-    make_folder,
     out_of_memory_named,
     outputs_folder,
     use_threads,

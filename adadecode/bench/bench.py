@@ -17,8 +17,8 @@ from adadecode.bench.figures import copy_bandwidth, make_report, memory_facts
 from adadecode.bench.parts import Call, PartTimer, TracedModel, used_tests
 from adadecode.bench.subject import Bench, Traces, load_bench
 from adadecode.engine.invariance import check_rows_independent
-from adadecode.errors import UsageError
 from adadecode.evaluation.compare import compare
+from adadecode.files import whole_file, write_whole
 from adadecode.kernels.weights import Gate, Head
 from adadecode.methods import METHODS, in_turn
 from adadecode.settings import BenchConfig
@@ -139,14 +139,7 @@ def write_bench(out: Path, result: dict[str, Any], rows: list[dict[str, Any]], t
 
     from adadecode.bench.table import BENCH_ROWS
 
-    (out / "bench.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    (out / "bench.txt").write_text(text, encoding="utf-8")
-    pq.write_table(pa.Table.from_pylist(rows, schema=BENCH_ROWS), out / "bench.parquet", compression="zstd")
-
-
-def make_folder(out: Path) -> None:
-    """Makes `out` before anything is measured for it; raises UsageError when it cannot be."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out {str(out)!r}: cannot be made a folder ({error.strerror}); give another") from error
+    write_whole(out / "bench.json", json.dumps(result, indent=2) + "\n")
+    write_whole(out / "bench.txt", text)
+    with whole_file(out / "bench.parquet") as unfinished:
+        pq.write_table(pa.Table.from_pylist(rows, schema=BENCH_ROWS), unfinished, compression="zstd")

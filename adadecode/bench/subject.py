@@ -6,7 +6,6 @@ All methods decode the same prompts in turns, in one process. Prefill is exclude
 import dataclasses
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -115,14 +114,8 @@ def load_bench(config: BenchConfig) -> Bench:
             heads["synthetic"] = synthetic_heads(model, decode.exits, decode.head, decode.gate)
     else:
         tasks = expand_task(config.task)
-        data_file = Path(config.data_file) if config.data_file else None
-        limit = config.limit or PROMPTS_PER_TASK
-        examples = {
-            task: load_examples(
-                task, data_file=data_file, prompt_field=config.prompt_field, offset=config.offset, limit=limit
-            )
-            for task in tasks
-        }
+        data = config if config.limit else config.model_copy(update={"limit": PROMPTS_PER_TASK})
+        examples = {task: load_examples(task, data) for task in tasks}
         model, tokenizer = load_model(config)
         prompts = [
             Prompt(task, encode_prompt(tokenizer, example)) for task, found in examples.items() for example in found

@@ -198,6 +198,7 @@ def _measurements(worker: Worker, method: str, task: str, example: Example, deco
     ended = generation.finish_reason == "eos"
     shown_ids = generation.output_token_ids[: -1 if ended else None]
     text = worker.tokenizer.decode(shown_ids)
+    scored = score(task, text, example.reference)
     drafting = {
         "num_drafted": generation.num_drafted,
         "num_accepted": generation.num_accepted,
@@ -211,7 +212,7 @@ def _measurements(worker: Worker, method: str, task: str, example: Example, deco
         "output_token_ids": generation.output_token_ids,
         "output_text": text,
         "finish_reason": generation.finish_reason,
-        "correct": score(task, text, example.reference),
+        "correct": None if scored is None else scored == 1.0,
         "ttft_s": generation.ttft_s,
         "decode_s": generation.decode_s,
         "e2e_s": generation.e2e_s,

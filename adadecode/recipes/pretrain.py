@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from adadecode.files import whole_file
 from adadecode.recipes.corpus import Document
 
 VOCAB_SIZE = 2048
@@ -142,8 +143,8 @@ def train_model(
 
     def save(step: int) -> None:
         state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step}
-        torch.save(state, checkpoint.with_suffix(".tmp"))
-        checkpoint.with_suffix(".tmp").replace(checkpoint)
+        with whole_file(checkpoint) as unfinished:
+            torch.save(state, unfinished)
 
     started = last_saved = time.monotonic()
     num_tokens = 0

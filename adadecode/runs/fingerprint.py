@@ -5,6 +5,7 @@ from pathlib import Path
 
 from adadecode.demo import HEADS_DIR, resolve_model
 from adadecode.errors import ExitHeadsError, UsageError
+from adadecode.files import short_hash
 from adadecode.methods import any_needs_heads
 from adadecode.settings import ORIGINAL_HEADS, BenchConfig, EvalConfig, TuneConfig
 from adadecode.tasks import task_domain
@@ -52,8 +53,8 @@ def heads_folders(config: EvalConfig, tasks: tuple[str, ...]) -> dict[str, Path]
 
 def hash_folder(folder: Path) -> str:
     """A hash of the names and contents of the model files in `folder`."""
-    digest = hashlib.sha256()
+    parts: list[str | bytes] = []
     for file in sorted(file for file in folder.iterdir() if file.suffix in HASHED_SUFFIXES):
         with file.open("rb") as stream:
-            digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16]
+            parts += [file.name, hashlib.file_digest(stream, "sha256").digest()]
+    return short_hash(*parts)

@@ -23,10 +23,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from adadecode.errors import DamagedError, RunFolderError
+from adadecode.files import TEMPORARY_SUFFIX
 from adadecode.records import ShardOutcome
 from adadecode.report.schema import SAMPLES, SCHEMA_VERSION
 from adadecode.runs.outcome import outcome_of
-from adadecode.runs.storage import TEMPORARY_SUFFIX, LocalStorage, Storage, join, open_storage
+from adadecode.runs.storage import LocalStorage, Storage, join, open_storage
 
 T = TypeVar("T")
 U = TypeVar("U")

@@ -1,10 +1,10 @@
 """Which samples are evaluated together: stable ids into shards, the same for any number of workers."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
+from adadecode.files import short_hash
 from adadecode.records import Example, Shard
 from adadecode.report.schema import PLAN
 
@@ -31,7 +31,7 @@ def plan_table(shards: Sequence[Shard]) -> pa.Table:
             "task": shard.task,
             "sample_id": example.sample_id,
             "shard": shard.shard_idx,
-            "prompt_hash": _hash(f"{example.prompt}\0{example.chat_prompt}\0{example.reference}"),
+            "prompt_hash": short_hash(f"{example.prompt}\0{example.chat_prompt}\0{example.reference}"),
         }
         for shard in shards
         for example in shard.examples
@@ -41,8 +41,4 @@ def plan_table(shards: Sequence[Shard]) -> pa.Table:
 
 def plan_hash(table: pa.Table) -> str:
     """A hash of the whole plan: samples, prompts and their shards."""
-    return _hash(repr(table.to_pylist()))
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return short_hash(repr(table.to_pylist()))

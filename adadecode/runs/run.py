@@ -70,16 +70,7 @@ class RunResult:
 
 def plan_run(config: EvalConfig) -> tuple[tuple[Shard, ...], pa.Table]:
     """The shards of `config` and the plan table; reads the data sets, loads no model."""
-    examples = {
-        task: load_examples(
-            task,
-            data_file=Path(config.data_file) if config.data_file else None,
-            prompt_field=config.prompt_field,
-            offset=config.offset,
-            limit=config.limit,
-        )
-        for task in expand_task(config.task)
-    }
+    examples = {task: load_examples(task, config) for task in expand_task(config.task)}
     shards = make_plan(examples, config.shard_size)
     return shards, plan_table(shards)
 

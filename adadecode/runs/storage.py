@@ -3,14 +3,13 @@
 import contextlib
 import errno
 import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from adadecode.errors import RunFolderError, UsageError
+from adadecode.files import stored_beside, sync_folder
 
-TEMPORARY_SUFFIX = ".tmp"
 EXTRAS = {"s3": "s3", "gs": "gcs"}  # what to install for a URL's protocol
 REMEDY = "make room or choose another --out; what is committed stays, and the same command continues"
 
@@ -90,13 +89,13 @@ class LocalStorage:
 
     def replace(self, name: str, content: bytes) -> None:
         path = self._path / name
-        with self._written(path, content) as temporary, _one_line(path):
+        with _one_line(path), stored_beside(path, content) as temporary:
             os.replace(temporary, path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
 
     def create(self, name: str, content: bytes) -> bool:
         path = self._path / name
-        with self._written(path, content) as temporary:
+        with _one_line(path), stored_beside(path, content) as temporary:
             try:
                 os.link(temporary, path)
             except FileExistsError:
@@ -104,13 +103,12 @@ class LocalStorage:
                 return os.stat(temporary).st_nlink == 2
             except OSError as error:
                 if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
-                    raise _not_written(path, error) from error
+                    raise
                 raise RunFolderError(
                     f"{path}: this storage makes no hard links ({error.strerror}), which commits need: use a local "
                     "disk or NFS"
                 ) from error
-            with _one_line(path):
-                _sync_folder(path.parent)
+            sync_folder(path.parent)
         return True
 
     def list(self, folder: str) -> list[str]:
@@ -121,42 +119,13 @@ class LocalStorage:
         with _one_line(self._path / name):
             (self._path / name).unlink(missing_ok=True)
 
-    @contextlib.contextmanager
-    def _written(self, path: Path, content: bytes) -> Iterator[Path]:
-        """A new file beside `path` with `content` on disk, gone afterwards."""
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}")
-        try:
-            with _one_line(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with temporary.open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-            yield temporary
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-
-
-def _sync_folder(path: Path) -> None:
-    """Makes the names in `path` last through a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
 
 @contextlib.contextmanager
 def _one_line(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _not_written(path, error) from error
-
-
-def _not_written(path: Path, error: OSError) -> RunFolderError:
-    return RunFolderError(f"{str(path)!r} cannot be written ({error.strerror}): {REMEDY}")
+        raise RunFolderError(f"{str(path)!r} cannot be written ({error.strerror}): {REMEDY}") from error
 
 
 class ObjectStorage:

@@ -1,11 +1,11 @@
 """One frozen configuration per use: an evaluation, a training, a search, a measurement of speed."""
 
-import hashlib
 import json
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from adadecode.files import short_hash
 from adadecode.settings.groups import (
     ORIGINAL_HEADS,
     DataSettings,
@@ -63,8 +63,7 @@ class EvalConfig(PlacementSettings, MethodSettings, DataSettings, DecodingSettin
     def fingerprint(self, **facts: str | None) -> str:
         """Hash of all that decides the results: these settings less placement, and `facts` such as file hashes."""
         decisive = {**self.model_dump(mode="json", exclude=set(PlacementSettings.model_fields)), **facts}
-        canonical = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        return short_hash(json.dumps(decisive, sort_keys=True, separators=(",", ":")))
 
 
 class TrainConfig(ThreadSettings, DataSettings, ModelSettings):

@@ -1,105 +1,81 @@
 """Data sets: what each task's prompts are, and how an output is scored.
 
-A task is known here by name; its file holds its prompt formats, its loading and its scoring.
+A data set is one file of this room and one row of `TASKS`.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from itertools import islice
 
-from adadecode.errors import UsageError
+from adadecode.errors import TaskDataError, UsageError
 from adadecode.records import Example
+from adadecode.settings import DataSettings
 from adadecode.tasks import demo, gsm8k, humaneval, jsonl
+from adadecode.tasks.rows import Row
+from adadecode.tasks.task import Domain, Task
 
-Domain = Literal["math", "code"]
-
-
-@dataclass(frozen=True)
-class Task:
-    """What `adadecode tasks` says of a task. `domain` is None where the prompts may be of any kind."""
-
-    description: str
-    source: str
-    domain: Domain | None
+TASKS = {task.name: task for task in (gsm8k.TASK, humaneval.TASK, jsonl.TASK, *demo.TASKS)}
 
 
-TASKS = {
-    "gsm8k": Task("GSM8K grade-school word problems, scored by final number", f"{gsm8k.HUB} or --data-file", "math"),
-    "humaneval": Task("HumanEval functions to complete, not scored", f"{humaneval.HUB} or --data-file", "code"),
-    "jsonl": Task("your own prompts, not scored", "--data-file with the column --prompt-field", None),
-    "demo-math": Task("24 word problems, scored by final number", "embedded", "math"),
-    "demo-code": Task("24 functions to complete, not scored", "embedded", "code"),
-}
-DEMO_TASKS = ("demo-math", "demo-code")
+def find_task(name: str) -> Task:
+    """The task called `name`; raises UsageError when there is none."""
+    if name not in TASKS:
+        known = ", ".join(TASKS)
+        raise UsageError(f"--task {name}: unknown task; use demo (both demo tasks) or one of {known}")
+    return TASKS[name]
 
 
 def expand_task(name: str) -> tuple[str, ...]:
     """The tasks `name` stands for: both demo tasks for `demo`, itself for any other."""
-    if name == "demo":
-        return DEMO_TASKS
-    _find(name)
-    return (name,)
+    return tuple(task.name for task in demo.TASKS) if name == "demo" else (find_task(name).name,)
 
 
 def task_domain(task: str) -> Domain | None:
     """The domain of a task's prompts, by which the demo's exit heads are chosen; None when unknown."""
-    return _find(task).domain
+    return find_task(task).domain
 
 
-def load_examples(
-    task: str,
-    *,
-    data_file: Path | None,
-    prompt_field: str = "prompt",
-    offset: int = 0,
-    limit: int | None = None,
-    for_training: bool = False,
-) -> list[Example]:
-    """The first `limit` examples of `task` after `offset`, all when None, with distinct sample ids.
+def load_examples(task: str, data: DataSettings) -> list[Example]:
+    """The examples of `task` that `data` names: of its test split, with distinct sample ids.
 
-    From the hub come test splits, or training splits `for_training`. Raises `UsageError` for an unknown task or a
-    setting it does not use, `TaskDataError` for unusable data.
+    Raises `UsageError` for an unknown task or a setting it does not use, `TaskDataError` for unusable data.
     """
-    _check_settings(task, data_file, prompt_field, for_training)
-    last = None if limit is None else offset + limit
-    match task:
-        case "gsm8k":
-            examples = gsm8k.load(data_file, last, "train" if for_training else "test")
-        case "humaneval":
-            examples = humaneval.load(data_file, last)
-        case "demo-math":
-            examples = demo.load_math(last)
-        case "demo-code":
-            examples = demo.load_code(last)
-        case _:
-            assert data_file is not None, task
-            examples = jsonl.load(data_file, prompt_field, last)
-    if offset >= len(examples):
-        raise UsageError(f"--offset {offset}: task {task} has {len(examples)} samples; leave out fewer")
-    return examples[offset:]
+    found = find_task(task)
+    rows = islice(found.iterate(data), _num_read(data))
+    return list(_after_offset(_with_distinct_ids(rows, found.id_remedy), task, data.offset))
 
 
-def iterate_examples(
-    task: str, *, data_file: Path | None, prompt_field: str = "prompt", offset: int = 0, limit: int | None = None
-) -> Iterator[Example]:
-    """What `load_examples` gives `for_training`, one after another, so that they need not fit in memory.
+def iterate_examples(task: str, data: DataSettings) -> Iterator[Example]:
+    """Yields the examples of `task` that `data` names, to train on: they need not fit in memory.
 
-    That sample ids are distinct is not checked. Raises as `load_examples` does, what the data is to blame for when it
-    gets there.
+    They are of the training split, and that sample ids are distinct is not checked. Raises as `load_examples` does,
+    what the data is to blame for when it gets there.
     """
-    if task in ("gsm8k", "jsonl"):
-        _check_settings(task, data_file, prompt_field, for_training=True)
-        last = None if limit is None else offset + limit
-        examples = gsm8k.iterate(data_file, last, "train") if task == "gsm8k" else None
-        if examples is None:
-            assert data_file is not None, task
-            examples = jsonl.iterate(data_file, prompt_field, last)
-        yield from _after_offset(examples, task, offset)
-    else:
-        yield from load_examples(
-            task, data_file=data_file, prompt_field=prompt_field, offset=offset, limit=limit, for_training=True
-        )
+    rows = islice(find_task(task).iterate(data, for_training=True), _num_read(data))
+    yield from _after_offset((example for _, example in rows), task, data.offset)
+
+
+def score(task: str, output_text: str, reference: str | None) -> float | None:
+    """How good `output_text` is, by the task's metric: 1.0 has the answer. None for tasks that are not scored."""
+    scored = find_task(task).score
+    if scored is None:
+        return None
+    assert reference is not None, f"{task} example without a reference"
+    return scored(output_text, reference)
+
+
+def _num_read(data: DataSettings) -> int | None:
+    """How many rows are looked at, so checked: those left out by the offset are, those past the limit are not."""
+    return None if data.limit is None else data.offset + data.limit
+
+
+def _with_distinct_ids(rows: Iterable[tuple[Row, Example]], remedy: str) -> Iterator[Example]:
+    """Raises `TaskDataError` if two rows have one id: their results could not be told apart."""
+    places: dict[str, str] = {}
+    for row, example in rows:
+        earlier = places.setdefault(example.sample_id, row.where)
+        if earlier is not row.where:
+            raise TaskDataError(f"{row.where}: id {example.sample_id!r} is taken by {earlier}; {remedy}")
+        yield example
 
 
 def _after_offset(examples: Iterable[Example], task: str, offset: int) -> Iterator[Example]:
@@ -109,33 +85,3 @@ def _after_offset(examples: Iterable[Example], task: str, offset: int) -> Iterat
             yield example
     if num_seen <= offset:
         raise UsageError(f"--offset {offset}: task {task} has {num_seen} samples; leave out fewer")
-
-
-def score(task: str, output_text: str, reference: str | None) -> bool | None:
-    """Whether `output_text` has the example's answer; None for tasks that are not scored."""
-    if task_domain(task) != "math":
-        return None
-    assert reference is not None, f"{task} example without a reference"
-    return gsm8k.score(output_text, reference)
-
-
-def _check_settings(task: str, data_file: Path | None, prompt_field: str, for_training: bool) -> None:
-    """Raises UsageError for an unknown task, a setting it does not use, or one it lacks."""
-    _find(task)
-    if data_file is not None and task in DEMO_TASKS:
-        raise UsageError(f"--data-file {data_file}: task {task} has embedded prompts; drop it, or use --task jsonl")
-    if prompt_field != "prompt" and task != "jsonl":
-        raise UsageError(f"--prompt-field {prompt_field}: task {task} has fixed fields; drop it, or use --task jsonl")
-    if for_training and task == "humaneval" and data_file is None:
-        raise UsageError("--data-file is missing: humaneval has no training split; train on prompts of your own")
-    if task == "jsonl" and data_file is None:
-        raise UsageError(
-            "--data-file is missing: task jsonl reads your prompts from a .jsonl, .jsonl.gz or .parquet file"
-        )
-
-
-def _find(task: str) -> Task:
-    if task not in TASKS:
-        known = ", ".join(TASKS)
-        raise UsageError(f"--task {task}: unknown task; use demo (both demo tasks) or one of {known}")
-    return TASKS[task]

@@ -1,23 +1,49 @@
 """The embedded prompts: 24 word problems in GSM8K's form and 24 functions in HumanEval's, written for this project.
 
-Prompt formats and scoring are those of `gsm8k.py` and `humaneval.py`.
+Prompt formats and scoring are those of `gsm8k.py` and `humaneval.py`. Sample ids are `demo-math-000` and
+`demo-code-000` and on.
 """
 
 from adadecode.demo import PROMPTS_DIR
 from adadecode.records import Example
+from adadecode.settings import DataSettings
 from adadecode.tasks import gsm8k, humaneval
-from adadecode.tasks.rows import load_rows
+from adadecode.tasks.rows import Row
+from adadecode.tasks.task import Task
 
+LICENCE = "Apache-2.0"
 REMEDY = "the embedded prompts are damaged: reinstall adadecode"
 
 
-def load_math(limit: int | None) -> list[Example]:
-    """The word problems, `demo-math-000` and on."""
-    rows = load_rows(PROMPTS_DIR / "math.jsonl", limit)
-    return [gsm8k.to_example(row, f"demo-math-{row_idx:03d}") for row_idx, row in enumerate(rows)]
+def math_example(row: Row, data: DataSettings) -> Example:
+    """The example of one word problem, numbered by row."""
+    return gsm8k.to_example(row, f"demo-math-{row.idx:03d}")
 
 
-def load_code(limit: int | None) -> list[Example]:
-    """The functions, under the ids of their rows: `demo-code-000` and on."""
-    rows = load_rows(PROMPTS_DIR / "code.jsonl", limit)
-    return [humaneval.to_example(row, row.text("id", REMEDY)) for row in rows]
+def code_example(row: Row, data: DataSettings) -> Example:
+    """The example of one function, under its row's own id."""
+    return humaneval.to_example(row, row.text("id", REMEDY))
+
+
+TASKS = (
+    Task(
+        name="demo-math",
+        description="24 word problems, scored by final number",
+        rows=PROMPTS_DIR / "math.jsonl",
+        example=math_example,
+        id_remedy=REMEDY,
+        domain="math",
+        licence=LICENCE,
+        metric=gsm8k.METRIC,
+        score=gsm8k.score,
+    ),
+    Task(
+        name="demo-code",
+        description="24 functions to complete, not scored",
+        rows=PROMPTS_DIR / "code.jsonl",
+        example=code_example,
+        id_remedy=REMEDY,
+        domain="code",
+        licence=LICENCE,
+    ),
+)

@@ -11,15 +11,15 @@ Chat prompt: the question, an empty line and `CHAT_INSTRUCTION`.
 """
 
 import re
-from collections.abc import Iterator
 from decimal import Decimal
-from pathlib import Path
 
 from adadecode.errors import TaskDataError
 from adadecode.records import Example
-from adadecode.tasks.rows import HubDataset, Row, iterate_rows, shown
+from adadecode.settings import DataSettings
+from adadecode.tasks.rows import HubDataset, Row, shown
+from adadecode.tasks.task import Task
 
-HUB = HubDataset("openai/gsm8k", "main", "test")
+METRIC = "final number"
 CHAT_INSTRUCTION = "Reason step by step, and end your answer with `#### <number>`."
 REMEDY = "GSM8K rows hold `question` and `answer`; for prompts of another form use --task jsonl"
 
@@ -28,15 +28,9 @@ NUMBER = re.compile(r"(?:(?<![\w)])-)?\$?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)"
 MARKED_NUMBER = re.compile(rf"####\s*({NUMBER.pattern})")
 
 
-def load(data_file: Path | None, limit: int | None, split: str = "test") -> list[Example]:
-    """The examples of `split` on the hub, or of `data_file`, numbered by row."""
-    return list(iterate(data_file, limit, split))
-
-
-def iterate(data_file: Path | None, limit: int | None, split: str = "test") -> Iterator[Example]:
-    """The same one after another."""
-    for row_idx, row in enumerate(iterate_rows(data_file or HUB._replace(split=split), limit)):
-        yield to_example(row, f"gsm8k-{row_idx:05d}")
+def example(row: Row, data: DataSettings) -> Example:
+    """The example of one row, numbered by row: `gsm8k-00000` and on."""
+    return to_example(row, f"gsm8k-{row.idx:05d}")
 
 
 def to_example(row: Row, sample_id: str) -> Example:
@@ -53,15 +47,15 @@ def to_example(row: Row, sample_id: str) -> Example:
     )
 
 
-def score(output_text: str, reference: str) -> bool:
-    """Whether the output's final number equals `reference` in value.
+def score(output_text: str, reference: str) -> float:
+    """1.0 when the output's final number equals `reference` in value, else 0.0.
 
     That is the number after the last `####`, or the last number in the text where none is marked. A base model that
     has answered may go on to invent the next question of the plain format; its text does not count.
     """
     answer = output_text.strip().partition("\nQuestion:")[0]
     number = _marked_number(answer) or _last_number(answer)
-    return number is not None and Decimal(number) == Decimal(reference)
+    return float(number is not None and Decimal(number) == Decimal(reference))
 
 
 def _marked_number(text: str) -> str | None:
@@ -76,3 +70,15 @@ def _last_number(text: str) -> str | None:
 
 def _bare(number: str) -> str:
     return number.replace(",", "").replace("$", "")
+
+
+TASK = Task(
+    name="gsm8k",
+    description="GSM8K grade-school word problems, scored by final number",
+    rows=HubDataset("openai/gsm8k", "main", "test", training_split="train"),
+    example=example,
+    domain="math",
+    licence="MIT",
+    metric=METRIC,
+    score=score,
+)

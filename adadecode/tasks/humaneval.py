@@ -8,25 +8,32 @@ Nothing is scored: a score needs the model's code to be run, and a program that 
 sandboxed. The output texts are stored, so a harness that has a sandbox can score them.
 """
 
-from pathlib import Path
-
 from adadecode.records import Example
-from adadecode.tasks.rows import HubDataset, Row, check_distinct, load_rows
+from adadecode.settings import DataSettings
+from adadecode.tasks.rows import HubDataset, Row
+from adadecode.tasks.task import Task
 
-HUB = HubDataset("openai/openai_humaneval", None, "test")
 CHAT_INSTRUCTION = "Complete this Python function. Answer with the whole function in one Python code block."
 REMEDY = "HumanEval rows hold a unique `task_id` and a `prompt`; for prompts of another form use --task jsonl"
 
 
-def load(data_file: Path | None, limit: int | None) -> list[Example]:
-    """The examples of the test split, or of `data_file`; `HumanEval/7` becomes the sample id `HumanEval-7`."""
-    rows = load_rows(data_file or HUB, limit)
-    sample_ids = [row.text("task_id", REMEDY).replace("/", "-") for row in rows]
-    check_distinct(sample_ids, rows, REMEDY)
-    return [to_example(row, sample_id) for row, sample_id in zip(rows, sample_ids, strict=True)]
+def example(row: Row, data: DataSettings) -> Example:
+    """The example of one row; its task id `HumanEval/7` becomes the sample id `HumanEval-7`."""
+    return to_example(row, row.text("task_id", REMEDY).replace("/", "-"))
 
 
 def to_example(row: Row, sample_id: str) -> Example:
     """The example of one row; without a reference, as nothing is scored."""
     prompt = row.text("prompt", REMEDY)
     return Example(sample_id, prompt, chat_prompt=f"{CHAT_INSTRUCTION}\n\n```python\n{prompt.rstrip()}\n```")
+
+
+TASK = Task(
+    name="humaneval",
+    description="HumanEval functions to complete, not scored",
+    rows=HubDataset("openai/openai_humaneval", None, "test"),
+    example=example,
+    id_remedy=REMEDY,
+    domain="code",
+    licence="MIT",
+)

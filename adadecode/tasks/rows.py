@@ -3,30 +3,42 @@
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from adadecode.errors import TaskDataError
 
+Placed = tuple[str, dict[str, Any]]  # where a row stands, and its fields
 
-class HubDataset(NamedTuple):
-    """One split of a data set on the hub; `config` is None where the data set has only one."""
+
+@dataclass(frozen=True)
+class HubDataset:
+    """A data set on the hub: the split to read and, where there is one, the split to train on.
+
+    `config` is None where the data set has only one.
+    """
 
     name: str
     config: str | None
     split: str
+    training_split: str | None = None
 
     def __str__(self) -> str:
-        return "/".join(part for part in self if part is not None)
+        return "/".join(part for part in (self.name, self.config, self.split) if part is not None)
+
+    def for_training(self) -> "HubDataset":
+        """The same data set with the training split as the one to read."""
+        assert self.training_split is not None, self.name
+        return replace(self, split=self.training_split)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row; `where` is its file and 1-based line, or its data set and 0-based row."""
+    """One row, the 0-based `idx` of its data set; `where` is its file and 1-based line, or its data set and row."""
 
+    idx: int
     where: str
     fields: dict[str, Any]
 
@@ -45,28 +57,14 @@ class Row:
         return value
 
 
-def load_rows(source: Path | HubDataset, limit: int | None) -> list[Row]:
-    """The first `limit` rows of `source`, all when None. Rows past the limit are not looked at, so not checked."""
-    return list(iterate_rows(source, limit))
-
-
-def iterate_rows(source: Path | HubDataset, limit: int | None) -> Iterator[Row]:
-    """The same one after another, for data sets that need not fit in memory."""
-    assert limit is None or limit >= 1, limit
-    row = None
-    for row in islice(_hub_rows(source) if isinstance(source, HubDataset) else _file_rows(source), limit):
-        yield row
-    if row is None:
+def iterate_rows(source: Path | HubDataset) -> Iterator[Row]:
+    """Yields the rows of `source` as they are read: they need not fit in memory, and none is checked before it is due."""
+    found = _hub_rows(source) if isinstance(source, HubDataset) else _file_rows(source)
+    idx = -1
+    for idx, (where, fields) in enumerate(found):
+        yield Row(idx, where, fields)
+    if idx < 0:
         raise TaskDataError(f"{source}: the data set is empty; give one with at least one row with --data-file")
-
-
-def check_distinct(sample_ids: Sequence[str], rows: Sequence[Row], remedy: str) -> None:
-    """Raises `TaskDataError` if two rows have one id: their results could not be told apart."""
-    first_row: dict[str, Row] = {}
-    for sample_id, row in zip(sample_ids, rows, strict=True):
-        earlier = first_row.setdefault(sample_id, row)
-        if earlier is not row:
-            raise TaskDataError(f"{row.where}: id {sample_id!r} is taken by {earlier.where}; {remedy}")
 
 
 def shown(value: object) -> str:
@@ -75,7 +73,7 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _file_rows(path: Path) -> Iterator[Row]:
+def _file_rows(path: Path) -> Iterator[Placed]:
     name = path.name.lower()
     try:
         if not path.is_file():
@@ -92,12 +90,12 @@ def _file_rows(path: Path) -> Iterator[Row]:
         raise TaskDataError(f"{path}: cannot be read ({error}); check the file, or copy it again") from error
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row]:
+def _jsonl_rows(path: Path) -> Iterator[Placed]:
     # Bytes: only a newline ends a line (not U+2028, legal within JSON text), and bad UTF-8 gets its line named.
     with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
         for line_number, line in enumerate(file, start=1):
             if line.strip():
-                yield Row(f"{path} line {line_number}", _parse_line(line, f"{path} line {line_number}"))
+                yield f"{path} line {line_number}", _parse_line(line, f"{path} line {line_number}")
 
 
 def _parse_line(line: bytes, where: str) -> dict[str, Any]:
@@ -110,7 +108,7 @@ def _parse_line(line: bytes, where: str) -> dict[str, Any]:
     return value
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _parquet_rows(path: Path) -> Iterator[Placed]:
     import pyarrow
     import pyarrow.parquet
 
@@ -118,12 +116,12 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         with pyarrow.parquet.ParquetFile(path) as file:
             rows = (row for batch in file.iter_batches(batch_size=256) for row in batch.to_pylist())
             for row_idx, fields in enumerate(rows):
-                yield Row(f"{path} row {row_idx}", fields)
+                yield f"{path} row {row_idx}", fields
     except pyarrow.ArrowException as error:
         raise TaskDataError(f"{path}: not readable as Parquet ({error}); check the file, or copy it again") from error
 
 
-def _hub_rows(source: HubDataset) -> Iterator[Row]:
+def _hub_rows(source: HubDataset) -> Iterator[Placed]:
     import datasets
 
     try:
@@ -135,7 +133,7 @@ def _hub_rows(source: HubDataset) -> Iterator[Row]:
             "check the network, or download the data set elsewhere and give the file with --data-file"
         ) from error
     for row_idx, fields in enumerate(rows):
-        yield Row(f"{source} row {row_idx}", dict(fields))
+        yield f"{source} row {row_idx}", dict(fields)
 
 
 def _is_unicode(text: str) -> bool:

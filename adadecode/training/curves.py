@@ -7,6 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from adadecode.files import whole_file
+
 CURVES, PICTURE = "curves.parquet", "curves.svg"
 
 # One row per point, exit and split. `epoch` counts passes over the training outputs, with their fraction; `kl`, in nats,
@@ -28,7 +30,8 @@ SCHEMA = pa.schema(
 
 def write_curves(out: Path, points: list[dict[str, Any]], say: Callable[[str], None]) -> None:
     """Writes `points`, rows of SCHEMA, to `out` as a table, and as a picture where matplotlib is installed."""
-    pq.write_table(pa.Table.from_pylist(points, schema=SCHEMA), out / CURVES, compression="zstd")
+    with whole_file(out / CURVES) as unfinished:
+        pq.write_table(pa.Table.from_pylist(points, schema=SCHEMA), unfinished, compression="zstd")
     try:
         import matplotlib
         from matplotlib.figure import Figure

@@ -4,7 +4,6 @@ Paper section 3. Shapes: N positions that predict an output token, E exits, V vo
 """
 
 import math
-import os
 import pickle
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from adadecode.errors import NonFiniteLogitsError
+from adadecode.files import whole_file
 from adadecode.model.decoder import DecoderModel
 from adadecode.settings import TrainConfig
 from adadecode.training.base_pass import run_base
@@ -183,9 +183,8 @@ class Distillation:
             "since_point": self.since_point.state(),
             "since_epoch": self.since_epoch.state(),
         }
-        unfinished = checkpoint.with_suffix(".tmp")
-        torch.save(state, unfinished)
-        os.replace(unfinished, checkpoint)
+        with whole_file(checkpoint) as unfinished:
+            torch.save(state, unfinished)
         say(f"checkpoint at step {self.step}")
 
     def _restore(self, checkpoint: Path, say: Say) -> None:

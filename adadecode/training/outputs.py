@@ -1,9 +1,7 @@
 """Greedy continuations of many prompts, by whatever is fastest here."""
 
 import json
-import os
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +13,7 @@ from transformers import GenerationConfig
 
 from adadecode.engine.generate import generate, room_for_output
 from adadecode.errors import DeviceLostError, RunFolderError
+from adadecode.files import whole_file
 from adadecode.model.decoder import DecoderModel
 from adadecode.settings import TrainConfig
 from adadecode.training.prompts import Chunk, UsablePrompts, hash_ids
@@ -173,7 +172,7 @@ def make_part(
     except torch.AcceleratorError as error:
         raise DeviceLostError(f"the device failed and needs a new process: {error}") from error
     ordered = [outputs[i] for i in range(len(chunk.prompts))]
-    part = Part(chunk.part_idx, len(ordered), sum(map(len, ordered)), hash_ids([*chunk.prompts, *ordered])[:16])
+    part = Part(chunk.part_idx, len(ordered), sum(map(len, ordered)), hash_ids([*chunk.prompts, *ordered]))
     metadata = _made_from(model, chunk, config) | {
         "num_tokens": str(part.num_tokens),
         "content_hash": part.content_hash,
@@ -183,9 +182,8 @@ def make_part(
     table = pa.table([pa.array(column, token_ids) for column in (chunk.prompts, ordered)], schema=schema)
     path = part_path(out, part.part_idx)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{uuid.uuid4().hex[:8]}.tmp")
-    pq.write_table(table, unfinished, compression="zstd")
-    os.replace(unfinished, path)
+    with whole_file(path, many_writers=True) as unfinished:
+        pq.write_table(table, unfinished, compression="zstd")
     return part
 
 
@@ -196,7 +194,7 @@ def read_part(out: Path, part: Part) -> list[GreedyOutput]:
     try:
         table = pq.read_table(path, use_threads=False)
         prompts, outputs = (table[name].to_pylist() for name in ("prompt_token_ids", "output_token_ids"))
-        is_whole = hash_ids([*prompts, *outputs])[:16] == part.content_hash
+        is_whole = hash_ids([*prompts, *outputs]) == part.content_hash
     except (pa.ArrowException, OSError, OverflowError, KeyError, TypeError):
         is_whole = False
     if not is_whole:
@@ -214,5 +212,5 @@ def _made_from(model: DecoderModel, chunk: Chunk, config: TrainConfig) -> dict[s
         "dtype": str(model.dtype).removeprefix("torch."),
         "eos_token_ids": json.dumps(sorted(model.eos_token_ids)),
         "max_new_tokens": str(config.max_new_tokens),
-        "prompts_hash": hash_ids(chunk.prompts)[:16],
+        "prompts_hash": hash_ids(chunk.prompts),
     }

@@ -1,14 +1,13 @@
 """The prompts heads are trained on, one after another: which are usable, and in which chunks their outputs are made."""
 
-import hashlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from adadecode.errors import UsageError
+from adadecode.files import short_hash
 from adadecode.settings import TrainConfig
 from adadecode.tasks import expand_task, iterate_examples
 from adadecode.tasks.encode import encode_prompt
@@ -30,13 +29,7 @@ class TaskPrompts:
     def __iter__(self) -> Iterator[list[int]]:
         config = self._config
         for task in expand_task(config.task):
-            for example in iterate_examples(
-                task,
-                data_file=Path(config.data_file) if config.data_file else None,
-                prompt_field=config.prompt_field,
-                offset=config.offset,
-                limit=config.limit,
-            ):
+            for example in iterate_examples(task, config):
                 prompt_ids = encode_prompt(self._tokenizer, example)
                 if not prompt_ids:
                     raise UsageError(
@@ -63,7 +56,7 @@ class UsablePrompts:
             self.num_seen += 1
             if not prompt_ids:
                 raise UsageError(f"prompt {self.num_seen - 1} has 0 tokens; prompts need at least 1, leave it out")
-            digest = hash_ids([prompt_ids])[:16].encode()
+            digest = hash_ids([prompt_ids]).encode()
             if digest in seen:
                 self.num_repeated += 1
             elif len(prompt_ids) >= self._context_len:
@@ -105,8 +98,5 @@ class UsablePrompts:
 
 
 def hash_ids(sequences: Iterable[list[int]]) -> str:
-    """A hash of token id sequences, 64 digits."""
-    digest = hashlib.sha256()
-    for ids in sequences:
-        digest.update(len(ids).to_bytes(4, "little") + np.asarray(ids, dtype="<i4").tobytes())
-    return digest.hexdigest()
+    """A 16-digit hash of token id sequences."""
+    return short_hash(*(len(ids).to_bytes(4, "little") + np.asarray(ids, dtype="<i4").tobytes() for ids in sequences))

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,7 +11,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from adadecode.engine.policy import paper_exits
-from adadecode.errors import AdaDecodeError, ExitHeadsError, RunFolderError, UsageError
+from adadecode.errors import AdaDecodeError, ExitHeadsError, UsageError
+from adadecode.files import make_folder, short_hash
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import (
     HeadFacts,
@@ -182,15 +182,6 @@ def outputs_folder(config: TrainConfig, out: Path) -> Path:
     return out if config.outputs is None else Path(config.outputs)
 
 
-def make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFolderError(
-            f"{str(out)!r} cannot be made a folder ({error.strerror}): choose another folder"
-        ) from error
-
-
 def training_base(model: DecoderModel) -> DecoderModel:
     """The base to train against: `model`, or on a CPU its weights, their values unchanged, computing in float32.
 
@@ -217,4 +208,4 @@ def fingerprint_of(
     settings = config.model_dump(mode="json", include=DECISIVE)
     dtypes = [str(model.dtype), str(base.dtype)]
     decisive = [settings, exits, model.model_hash, dtypes, [part.content_hash for part in parts]]
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+    return short_hash(json.dumps(decisive, sort_keys=True))

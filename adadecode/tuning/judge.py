@@ -9,6 +9,7 @@ import yaml
 from numpy.typing import NDArray
 
 from adadecode.engine.policy import VANILLA, Policy, make_policy, paper_exits
+from adadecode.files import write_whole
 from adadecode.methods import baselines
 from adadecode.report.stats import paired_speedups
 from adadecode.settings import DecodeSettings
@@ -115,7 +116,7 @@ def write_policy(path: Path, result: dict[str, Any]) -> None:
     settings = yaml.safe_dump(result["policy"], sort_keys=False, default_flow_style=None)
     about = yaml.safe_dump({"tuned": known}, sort_keys=False, default_flow_style=False, width=1000)
     comment = "# Found by `adadecode tune`. Decoding speedups over the faster vanilla, geometric means over prompts.\n"
-    path.write_text(comment + settings + about, encoding="utf-8")
+    write_whole(path, comment + settings + about)
 
 
 def geomean(gains: NDArray[np.float64]) -> float:

@@ -1,6 +1,5 @@
 """What a tuning works with: a loaded model, its heads, prompts and the space of policies."""
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 
 from adadecode.errors import ExitHeadsError, UsageError
+from adadecode.files import short_hash
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads, load_heads
 from adadecode.model.load import chat_template_hash
@@ -101,4 +101,4 @@ def hash_tokenizer(tokenizer: Any) -> str:
 
 
 def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+    return short_hash(json.dumps(value))

@@ -1,7 +1,6 @@
 """Traces as one Parquet table: a row per node, a row group per sample, and what it was recorded from in the metadata."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adadecode.errors import TraceError
+from adadecode.files import whole_file
 from adadecode.tuning.trace import Node, SampleTrace
 
 FORMAT_VERSION = 1
@@ -39,12 +39,11 @@ TRACE = pa.schema(
 
 def write_traces(path: Path, traces: Iterable[SampleTrace], made_from: dict[str, Any]) -> None:
     """Writes `traces` to `path` as they come, under another name until the last is there."""
-    unfinished = path.with_suffix(".tmp")
     metadata = {MADE_FROM: json.dumps({"format_version": FORMAT_VERSION, **made_from}).encode()}
-    with pq.ParquetWriter(unfinished, TRACE.with_metadata(metadata), compression="zstd") as writer:
+    schema = TRACE.with_metadata(metadata)
+    with whole_file(path) as unfinished, pq.ParquetWriter(unfinished, schema, compression="zstd") as writer:
         for trace in traces:
             writer.write_table(pa.Table.from_pylist(_rows(trace), schema=TRACE))
-    os.replace(unfinished, path)
 
 
 def read_traces(path: Path, made_from: dict[str, Any]) -> Iterator[SampleTrace]:

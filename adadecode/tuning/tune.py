@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from adadecode.engine.invariance import check_rows_independent
-from adadecode.errors import PromptTooLongError, RunFolderError, UsageError
+from adadecode.errors import PromptTooLongError, UsageError
+from adadecode.files import make_folder, whole_file, write_whole
 from adadecode.model.load import load_model
 from adadecode.provenance import cpu_name, provenance
 from adadecode.runs.fingerprint import heads_folder
@@ -44,13 +45,7 @@ def tune_from_config(config: TuneConfig, out: Path, say: Say) -> dict[str, Any]:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     tasks = expand_task(config.task)
-    data_file = Path(config.data_file) if config.data_file else None
-    examples = {
-        task: load_examples(
-            task, data_file=data_file, prompt_field=config.prompt_field, offset=config.offset, limit=config.limit
-        )
-        for task in tasks
-    }
+    examples = {task: load_examples(task, config) for task in tasks}
     folders = {task: folder for task in tasks if (folder := heads_folder(config, task)) is not None}
     if not folders:
         raise UsageError(
@@ -72,10 +67,7 @@ def tune(tuner: Tuner, prompts: list[Prompt], out: Path, say: Say) -> dict[str, 
     Writes `trace.parquet`, `policy.yaml`, `tune.parquet` (a row per measured generation) and `tune.json`, and returns what
     the last holds. Progress goes to `say`.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFolderError(f"--out {str(out)!r} cannot be made ({error.strerror}): choose another folder") from error
+    make_folder(out)
     config, model, space = tuner.config, tuner.model, tuner.space
     check_rows_independent(model, space.width)
     traces = traced(tuner, prompts, out / TRACE, say)
@@ -126,8 +118,9 @@ def tune(tuner: Tuner, prompts: list[Prompt], out: Path, say: Say) -> dict[str, 
         },
         "provenance": provenance(),
     }
-    pq.write_table(pa.Table.from_pylist(rows, schema=TUNE_ROWS), out / ROWS, compression="zstd")
-    (out / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    with whole_file(out / ROWS) as unfinished:
+        pq.write_table(pa.Table.from_pylist(rows, schema=TUNE_ROWS), unfinished, compression="zstd")
+    write_whole(out / RESULT, json.dumps(result, indent=2) + "\n")
     write_policy(out / POLICY, result)
     return result
 

@@ -56,7 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "demo": set(),
     "provenance": set(),
     "files": {"errors"},
-    "settings": {"errors", "methods", "demo"},
+    "settings": {"errors", "methods", "demo", "files"},
     "kernels": LEAVES,
     "model": LEAVES | {"kernels"},
     "engine": LEAVES | {"kernels", "model"},

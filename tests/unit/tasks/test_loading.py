@@ -12,6 +12,8 @@ import pyarrow.parquet
 import pytest
 
 from adadecode.errors import TaskDataError, UsageError
+from adadecode.records import Example
+from adadecode.settings import DataSettings
 from adadecode.tasks import load_examples
 
 ROWS = [{"prompt": "Once upon"}, {"prompt": "a time"}, {"prompt": " there was\n"}]
@@ -22,10 +24,14 @@ def write_jsonl(path: Path, *rows: object) -> Path:
     return path
 
 
+def load_jsonl(path: Path, **settings: object) -> list[Example]:
+    return load_examples("jsonl", DataSettings.model_validate({"data_file": str(path), **settings}))
+
+
 def load_jsonl_error(path: Path, **settings: str) -> str:
     """The one line that loading `path` as the jsonl task fails with."""
     with pytest.raises(TaskDataError) as caught:
-        load_examples("jsonl", data_file=path, **settings)
+        load_jsonl(path, **settings)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -46,7 +52,7 @@ def test_every_format_gives_the_same_examples(name: str, tmp_path: Path) -> None
         path.write_bytes(gzip.compress("\n".join(map(json.dumps, ROWS)).encode()))
     else:
         write_jsonl(path, *ROWS)
-    examples = load_examples("jsonl", data_file=path)
+    examples = load_jsonl(path)
     assert [example.sample_id for example in examples] == ["00000", "00001", "00002"]
     assert [example.prompt for example in examples] == ["Once upon", "a time", " there was\n"]
     assert [example.chat_prompt for example in examples] == [example.prompt for example in examples]
@@ -56,37 +62,37 @@ def test_every_format_gives_the_same_examples(name: str, tmp_path: Path) -> None
 def test_limit_takes_the_first_rows_and_reads_no_further(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "first"}\nnot json\n')
-    assert [example.prompt for example in load_examples("jsonl", data_file=path, limit=1)] == ["first"]
+    assert [example.prompt for example in load_jsonl(path, limit=1)] == ["first"]
 
 
 def test_blank_lines_are_skipped_but_counted_in_line_numbers(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "first"}\n\n   \n{"prompt": "second"}\n{"prompt": 3}\n')
-    assert [example.sample_id for example in load_examples("jsonl", data_file=path, limit=2)] == ["00000", "00001"]
+    assert [example.sample_id for example in load_jsonl(path, limit=2)] == ["00000", "00001"]
     assert "rows.jsonl line 5" in load_jsonl_error(path)
 
 
 def test_line_separators_inside_a_json_text_do_not_end_the_line(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "one\u2028two\u0085three"}\n', encoding="utf-8")
-    assert load_examples("jsonl", data_file=path)[0].prompt == "one\u2028two\u0085three"
+    assert load_jsonl(path)[0].prompt == "one\u2028two\u0085three"
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "first"}\n', encoding="utf-8-sig")
-    assert load_examples("jsonl", data_file=path)[0].prompt == "first"
+    assert load_jsonl(path)[0].prompt == "first"
 
 
 def test_prompt_field_names_the_prompt_column(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", {"instruction": "Say hello", "prompt": "unused"})
-    assert load_examples("jsonl", data_file=path, prompt_field="instruction")[0].prompt == "Say hello"
+    assert load_jsonl(path, prompt_field="instruction")[0].prompt == "Say hello"
 
 
 def test_ids_become_sample_ids_and_rows_without_one_are_numbered(tmp_path: Path) -> None:
     rows = [{"id": "a/1", "prompt": "x"}, {"id": 7, "prompt": "y"}, {"id": None, "prompt": "z"}, {"prompt": "w"}]
     path = write_jsonl(tmp_path / "rows.jsonl", *rows)
-    sample_ids = [example.sample_id for example in load_examples("jsonl", data_file=path)]
+    sample_ids = [example.sample_id for example in load_jsonl(path)]
     assert sample_ids == ["a/1", "7", "00002", "00003"]
 
 
@@ -194,11 +200,15 @@ def test_a_damaged_file_is_named(name: str, content: bytes, tmp_path: Path) -> N
 
 def test_the_jsonl_task_needs_a_data_file() -> None:
     with pytest.raises(UsageError, match=r"--data-file is missing: task jsonl reads .* \.parquet file"):
-        load_examples("jsonl", data_file=None)
+        load_examples("jsonl", DataSettings())
 
 
 def test_a_hub_out_of_reach_suggests_a_data_file(tmp_path: Path) -> None:
-    code = "from adadecode.tasks import load_examples; load_examples('gsm8k', data_file=None)"
+    code = """
+from adadecode.settings import DataSettings
+from adadecode.tasks import load_examples
+load_examples('gsm8k', DataSettings())
+"""
     last_line = run_python(code, tmp_path).stderr.splitlines()[-1]
     assert "TaskDataError: openai/gsm8k/main/test: cannot be loaded from the Hugging Face hub" in last_line
     assert "--data-file" in last_line
@@ -208,10 +218,10 @@ def test_data_files_load_without_the_heavy_packages(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", *ROWS)
     code = f"""
 import sys
-from pathlib import Path
+from adadecode.settings import DataSettings
 from adadecode.tasks import load_examples
-load_examples("jsonl", data_file=Path({str(path)!r}))
-load_examples("demo-math", data_file=None)
+load_examples("jsonl", DataSettings(data_file={str(path)!r}))
+load_examples("demo-math", DataSettings())
 print("loaded:", *{{"datasets", "pyarrow", "torch", "transformers"}} & set(sys.modules))
 """
     finished = run_python(code, tmp_path)

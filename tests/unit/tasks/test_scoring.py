@@ -24,7 +24,7 @@ from adadecode.tasks import score
     ],
 )
 def test_a_right_final_number_scores(output: str) -> None:
-    assert score("gsm8k", output, "18") is True
+    assert score("gsm8k", output, "18") == 1.0
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_a_right_final_number_scores(output: str) -> None:
     ["", "####", "no number at all", "#### 17", "18, or rather 17", "#### -18", "#### 180", "18\n#### 1.8"],
 )
 def test_a_wrong_or_missing_final_number_does_not_score(output: str) -> None:
-    assert score("gsm8k", output, "18") is False
+    assert score("gsm8k", output, "18") == 0.0
 
 
 @pytest.mark.parametrize(
@@ -46,12 +46,12 @@ def test_a_wrong_or_missing_final_number_does_not_score(output: str) -> None:
     ],
 )
 def test_commas_dollars_signs_and_decimals_are_read_by_value(output: str, reference: str) -> None:
-    assert score("gsm8k", output, reference) is True
+    assert score("gsm8k", output, reference) == 1.0
 
 
 def test_demo_math_scores_as_gsm8k() -> None:
-    assert score("demo-math", "#### 93", "93") is True
-    assert score("demo-math", "#### 39", "93") is False
+    assert score("demo-math", "#### 93", "93") == 1.0
+    assert score("demo-math", "#### 39", "93") == 0.0
 
 
 @pytest.mark.parametrize("task", ["humaneval", "jsonl", "demo-code"])

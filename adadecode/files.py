@@ -1,0 +1,84 @@
+"""Files that are there whole or not at all, folders to put them in, and the hash that names a content."""
+
+import contextlib
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from adadecode.errors import RunFolderError
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+def short_hash(*parts: str | bytes) -> str:
+    """The first 16 digits of the SHA-256 of `parts` joined; text counts as UTF-8."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part)
+    return digest.hexdigest()[:16]
+
+
+def make_folder(folder: Path) -> None:
+    """Makes `folder` before work is done for it; raises RunFolderError when it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(
+            f"{str(folder)!r} cannot be made a folder ({error.strerror}): choose another folder"
+        ) from error
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes `content` to `path`, whole or not at all; text as UTF-8."""
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, *, many_writers: bool = False) -> Iterator[Path]:
+    """Gives the name of a file to write, which becomes `path` when the block ends; a block that fails leaves nothing.
+
+    What a killed process left is overwritten by the next, unless there are `many_writers` at once of the same path: then
+    each has a name of its own, and the last to end wins.
+    """
+    with _temporary(path, of_its_own=many_writers) as unfinished:
+        yield unfinished
+        os.replace(unfinished, path)
+
+
+@contextlib.contextmanager
+def stored_beside(path: Path, content: bytes) -> Iterator[Path]:
+    """Gives a new file beside `path`, whose folder is made if missing, with `content` on disk; it is gone afterwards.
+
+    To be renamed or linked to `path`, after which `sync_folder` makes that last.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _temporary(path, of_its_own=True) as temporary:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in `folder` last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, *, of_its_own: bool) -> Iterator[Path]:
+    """Gives a name beside `path`; what is there when the block ends is deleted."""
+    unique = f".{uuid.uuid4().hex[:8]}" if of_its_own else ""
+    temporary = path.with_name(f".{path.name}{unique}{TEMPORARY_SUFFIX}")
+    try:
+        yield temporary
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()

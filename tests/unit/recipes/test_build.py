@@ -1,0 +1,42 @@
+"""The recipe that rebuilds the demo."""
+
+import runpy
+import sys
+
+import pytest
+
+from adadecode.model.exit_heads import FACTS, read_facts
+from adadecode.recipes.build import HeadBuilder, mixed_prompts
+from tests.folders import save_tiny_model
+
+
+def test_the_recipe_runs_as_its_docstring_says(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "adadecode.recipes.build")
+    monkeypatch.setattr(sys, "argv", ["build", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("adadecode.recipes.build", run_name="__main__", alter_sys=True)
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("Usage: python -m adadecode.recipes.build [OPTIONS]")
+    assert all(flag in shown for flag in ("--gsm8k", "--work", "--install"))
+
+
+def test_heads_are_trained_once_on_the_models_own_outputs(tmp_path, capsys):
+    save_tiny_model(tmp_path / "model")
+    builder = HeadBuilder(tmp_path, threads=1, seed=0)
+    prompts = builder.encode(["w10 w20 w30", "w11 w40", " ".join(["w5"] * 257)])
+    assert [len(prompt) for prompt in prompts] == [3, 2], "the longest ones are left out"
+    out = tmp_path / "heads" / "math"
+    builder.train(out, "math", prompts, (1, 2), "transform")
+    facts = read_facts(out)
+    assert facts is not None
+    assert (facts.kind, facts.exits, facts.training["num_prompts"]) == ("transform", (1, 2), 2)
+    written, _ = (out / FACTS).stat().st_mtime_ns, capsys.readouterr()
+    builder.train(out, "math", prompts, (1, 2), "transform")
+    assert ((out / FACTS).stat().st_mtime_ns, capsys.readouterr().out) == (written, "")
+
+
+def test_mixed_prompts_are_as_many_as_for_math_and_come_in_turns():
+    prompts = {"math": [[1], [2], [3], [4]], "code": [[10], [20], [30]]}
+    assert mixed_prompts(prompts) == [[1], [10], [2], [20]]
+    assert mixed_prompts({**prompts, "code": [[10]]}) == [[1], [2], [10], [3]]
