@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from adadecode.errors import KernelsError
-from adadecode.kernels import native
+from adadecode.kernels import library
 from adadecode.kernels.choose import choose_kernels
 from adadecode.kernels.eager import EagerStep
-from adadecode.kernels.native import NativeStep, load_library, pack_weight
+from adadecode.kernels.library import load_library
+from adadecode.kernels.native import NativeStep
+from adadecode.kernels.packed import pack_weight
 from adadecode.kernels.weights import Head
 from adadecode.model.decoder import DecoderModel
 from tests.models import FAMILIES, needs_compiler, tiny_lm, tiny_model
@@ -314,11 +316,11 @@ def test_a_compiled_library_is_kept_in_the_cache_folder_and_reused(uncompiled, c
 def test_another_source_or_processor_is_compiled_for_anew(uncompiled, copying_compiler, monkeypatch):
     load_library()
     changed = uncompiled / "native.cpp"
-    changed.write_bytes(native.SOURCE.read_bytes() + b"// changed")
-    monkeypatch.setattr(native, "SOURCE", changed)
+    changed.write_bytes(library.SOURCE.read_bytes() + b"// changed")
+    monkeypatch.setattr(library, "SOURCE", changed)
     load_library.cache_clear()
     load_library()
-    monkeypatch.setattr(native, "_processor", lambda: "another")
+    monkeypatch.setattr(library, "_processor", lambda: "another")
     load_library.cache_clear()
     load_library()
     assert len(copying_compiler.read_text().splitlines()) == 3
@@ -341,10 +343,10 @@ INSTRUCTION_SETS = {"x86-64": "sse2", "x86-64-v3": "avx2", "x86-64-v4": "avx512f
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 @torch.inference_mode()
 def test_other_instruction_sets_keep_bits_and_numbers_too(instruction_set, uncompiled, monkeypatch):
-    if INSTRUCTION_SETS[instruction_set] not in native._processor().split():
+    if INSTRUCTION_SETS[instruction_set] not in library._processor().split():
         pytest.skip(f"this processor has no {INSTRUCTION_SETS[instruction_set]}")
-    flags = [f"-march={instruction_set}" if flag == "-march=native" else flag for flag in native.FLAGS]
-    monkeypatch.setattr(native, "FLAGS", (*flags, "-Wno-psabi"))
+    flags = [f"-march={instruction_set}" if flag == "-march=native" else flag for flag in library.FLAGS]
+    monkeypatch.setattr(library, "FLAGS", (*flags, "-Wno-psabi"))
     for sizes in SIZES.values():
         for dtype in DTYPES:
             lm = tiny_lm("qwen3", num_layers=2, **sizes).to(dtype)

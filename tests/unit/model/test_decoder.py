@@ -274,7 +274,7 @@ def test_room_for_output_is_what_the_context_leaves():
 def test_a_model_in_transformers_hands_shares_the_weights_of_the_decoder():
     """The joined projections are the parameters' own memory: they are in memory once, and changed together."""
     model = tiny_model("qwen2")
-    layer, weights = model.lm.model.layers[2], model.layers[2]
+    layer, weights = model.lm.model.layers[2], model.weights.layers[2]
     parts = [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]
     assert torch.equal(weights.qkv, torch.cat([part.weight for part in parts]))
     assert torch.equal(weights.qkv_bias, torch.cat([part.bias for part in parts]))
