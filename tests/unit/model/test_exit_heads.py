@@ -14,16 +14,8 @@ from adadecode.errors import ExitHeadsError
 from adadecode.kernels.step import DecodeStep, Proposals, Segment
 from adadecode.kernels.weights import Gate
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.exit_heads import (
-    FACTS,
-    TENSORS,
-    ExitHeads,
-    HeadTensors,
-    check_exits,
-    load_heads,
-    original_heads,
-    save_heads,
-)
+from adadecode.model.exit_heads import ExitHeads, HeadTensors, check_exits, original_heads
+from adadecode.model.head_files import FACTS, TENSORS, load_heads, save_heads
 from tests.folders import tiny_facts
 from tests.models import KERNELS_AND_DTYPES, random_gates, random_heads, random_transforms, shortlist_of, tiny_model
 
@@ -104,9 +96,7 @@ def test_saved_heads_with_a_shortlist_and_gates_propose_what_they_did(dtype, gat
     tensors = reduced(model, (1, 2, 3))
     save_heads(tmp_path, tensors, tiny_facts(model, (1, 2, 3), dtype=dtype))
     loaded = load_heads(tmp_path, model, head, gate)
-    transforms = {e: transform for e, (transform,) in tensors.parts.items()}
-    shortlist = tensors.shortlist if head == "shortlist" else None
-    made = ExitHeads(model, transforms, shortlist=shortlist, gates=tensors.gates, gate=gate)
+    made = tensors.on(model, head, gate)
     step = step_with_random_rows(model)
     proposals = [
         [propose(heads, e, step, slot, slot + 1) for e in (1, 2, 3) for slot in range(8)] for heads in (loaded, made)
@@ -142,7 +132,8 @@ def test_a_proposal_is_the_argmax_with_its_softmax_probability_in_every_slot_ask
 def test_a_shortlist_proposes_the_full_heads_best_token_in_the_shortlist(kernels, dtype):
     model = tiny_model(kernels=kernels, dtype=dtype)
     transforms, token_ids = random_transforms(model, (1, 3)), [90, 3, 41, 42, 77, 5, 0]
-    heads = ExitHeads(model, transforms, shortlist=shortlist_of(model, transforms, token_ids))
+    shortlist = shortlist_of(model, transforms, token_ids)
+    heads = HeadTensors({e: (t,) for e, t in transforms.items()}, shortlist).on(model, "shortlist")
     step = step_with_random_rows(model)
     for exit_layer in (1, 3):
         over_shortlist = heads.logits(exit_layer, step.hidden).float()[:, token_ids].softmax(dim=-1)
@@ -154,10 +145,8 @@ def test_a_shortlist_proposes_the_full_heads_best_token_in_the_shortlist(kernels
 
 def test_a_shortlist_of_the_whole_vocabulary_proposes_what_the_full_head_does(model):
     transforms = random_transforms(model, (2,))
-    full, listed = (
-        ExitHeads(model, transforms),
-        ExitHeads(model, transforms, shortlist=shortlist_of(model, transforms, range(97))),
-    )
+    tensors = HeadTensors({2: (transforms[2],)}, shortlist_of(model, transforms, range(97)))
+    full, listed = tensors.on(model), tensors.on(model, "shortlist")
     step = step_with_random_rows(model)
     for ours, theirs in zip(propose(listed, 2, step, 0, 8), propose(full, 2, step, 0, 8), strict=True):
         assert ours == (theirs[0], pytest.approx(theirs[1], rel=1e-4))
