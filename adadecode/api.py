@@ -13,10 +13,9 @@ from adadecode.evaluation.observer import QUIET, Observer
 from adadecode.evaluation.stop import NEVER, StopRequest
 from adadecode.methods import METHODS
 from adadecode.records import Generation, ShardOutcome, WorkerState
-from adadecode.settings import BenchConfig, EvalConfig, GenerateConfig, TrainConfig, TuneConfig, settings_of
+from adadecode.settings import EvalConfig, GenerateConfig, TrainConfig, TuneConfig, settings_of
 
 if TYPE_CHECKING:
-    from adadecode.bench.result import BenchResult
     from adadecode.engine.policy import Policy
     from adadecode.evaluation.progress import ErrorLimit, RunProgress
     from adadecode.model.decoder import DecoderModel

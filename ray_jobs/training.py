@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 
 from adadecode.errors import AdaDecodeError
 from adadecode.files import make_folder
-from adadecode.model.exit_heads import HeadFacts
+from adadecode.model.head_files import HeadFacts
 from adadecode.model.load import load_tokenizer
 from adadecode.settings import TrainConfig
 from adadecode.training.outputs import Part, Progress, Say, find_part, make_part, part_path

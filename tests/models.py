@@ -20,7 +20,7 @@ from transformers import (
 
 from adadecode.kernels.step import DecodeStep, Segment
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.exit_heads import ExitHeads, Shortlist
+from adadecode.model.exit_heads import ExitHeads, HeadTensors, Shortlist
 from adadecode.settings import Kernels
 
 FAMILIES = {
@@ -93,9 +93,17 @@ def tiny_model(
     return DecoderModel(tiny_lm(family, **settings).to(dtype), kernels)
 
 
-def random_heads(model: DecoderModel, exits: tuple[int, ...], seed: int = 0, **settings: Any) -> ExitHeads:
+def random_heads(
+    model: DecoderModel,
+    exits: tuple[int, ...],
+    seed: int = 0,
+    *,
+    gates: dict[int, torch.Tensor] | None = None,
+    gate: float = 0.0,
+) -> ExitHeads:
     """Heads near the identity: sometimes right, often wrong, which is what a parity test wants."""
-    return ExitHeads(model, random_transforms(model, exits, seed), **settings)
+    parts = {e: (transform,) for e, transform in random_transforms(model, exits, seed).items()}
+    return HeadTensors(parts, gates=gates or {}).on(model, gate=gate)
 
 
 def random_transforms(model: DecoderModel, exits: tuple[int, ...], seed: int = 0) -> dict[int, torch.Tensor]:

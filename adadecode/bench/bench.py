@@ -114,7 +114,7 @@ def parts_of_policy(bench: Bench, traces: Traces) -> dict[Call, Head | Gate]:
     for task, policy in bench.policies.items():
         tests |= used_tests(bench.heads[task], policy.exits, bench.width)
     model = bench.model
-    full = Head((torch.eye(model.width, dtype=model.dtype, device=model.device), *model.head.matrices))
+    full = Head((torch.eye(model.width, dtype=model.dtype, device=model.device), *model.weights.head.matrices))
     for call in [call for call in tests if call.head == "shortlist" and call.rows == 1]:
         tests.setdefault(dataclasses.replace(call, head="full"), full)
     return tests

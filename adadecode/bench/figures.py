@@ -46,21 +46,23 @@ def copy_bandwidth() -> float:
 
 def layer_bytes(model: DecoderModel, start: int, stop: int) -> int:
     """Bytes of the weights of layers [start, stop)."""
-    weights = (tensor for layer in model.layers[start:stop] for tensor in vars(layer).values() if tensor is not None)
+    weights = (
+        tensor for layer in model.weights.layers[start:stop] for tensor in vars(layer).values() if tensor is not None
+    )
     return sum(tensor.nbytes for tensor in weights)
 
 
 def call_bytes(bench: Bench, call: Call, tests: Mapping[Call, Head | Gate], num_columns: int) -> int:
     """Bytes a call must read: weights, and keys and values of `num_columns` positions in its layers."""
     model = bench.model
-    per_column = 2 * model.shape.num_kv_heads * model.shape.head_dim * model.dtype.itemsize
+    per_column = 2 * model.weights.shape.num_kv_heads * model.weights.shape.head_dim * model.dtype.itemsize
     match call.kind:
         case "layers":
             return layer_bytes(model, call.start, call.stop) + (call.stop - call.start) * num_columns * per_column
         case "test":
             return sum(tensor.nbytes for tensor in tests[call].tensors)
         case "verify":
-            return sum(tensor.nbytes for tensor in model.head.tensors)
+            return sum(tensor.nbytes for tensor in model.weights.head.tensors)
     return 0
 
 

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qw
 
 from adadecode.engine.policy import paper_exits
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.exit_heads import ExitHeads, Shortlist
+from adadecode.model.exit_heads import ExitHeads, HeadTensors, Shortlist
 from adadecode.settings import HeadKind
 
 SUCCESSOR_LOGIT = 24.0  # of both successors; the best of 128 Ki others gets about 13
@@ -191,7 +191,7 @@ def synthetic_heads(
         shortlist = Shortlist(token_ids, {e: model.lm.lm_head.weight[: len(token_ids)].clone() for e in exits})
     generator = torch.Generator().manual_seed(0)
     gates = {e: torch.randn(model.width + 1, generator=generator) / math.sqrt(model.width) for e in exits}
-    return ExitHeads(model, {e: identity() for e in exits}, shortlist=shortlist, gates=gates, gate=gate)
+    return HeadTensors({e: (identity(),) for e in exits}, shortlist, gates).on(model, head, gate)
 
 
 def synthetic_prompts(vocab_size: int, num_prompts: int, prompt_len: int, seed: int = 0) -> list[list[int]]:

@@ -1,8 +1,5 @@
 """Where lines and tables go: a terminal, or a log that is no terminal."""
 
-import sys
-from pathlib import Path
-
 import click
 from rich.console import Console
 

@@ -23,7 +23,11 @@ def exit_sets(_: click.Context, parameter: click.Parameter, texts: Sequence[str]
 @settings_options(EvalConfig, leave_out=("gamma", "exits", "max_drafts"))
 @click.option("--gammas", callback=numbers, help="Gammas with commas.  [default: the policy's]")
 @click.option(
-    "--exits", "exit_sets", multiple=True, callback=exit_sets, help="Exit layers, such as 4,8,12; repeat for more cells."
+    "--exits",
+    "exit_sets",
+    multiple=True,
+    callback=exit_sets,
+    help="Exit layers, such as 4,8,12; repeat for more cells.",
 )
 @click.option("--max-drafts", callback=integers, help="Numbers with commas.  [default: the policy's]")
 @click.option("--tasks", callback=names, help="Tasks with commas.  [default: --task]")

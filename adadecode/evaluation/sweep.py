@@ -93,7 +93,7 @@ def grid_name(config: EvalConfig) -> str:
 
 def check_heads_exist(cells: Sequence[Cell]) -> None:
     """Raises UsageError when a cell needs heads that are not there, before the first has run for hours."""
-    from adadecode.model.exit_heads import read_facts
+    from adadecode.model.head_files import read_facts
     from adadecode.runs.fingerprint import heads_folders
     from adadecode.tasks import expand_task
 

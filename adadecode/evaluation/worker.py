@@ -20,7 +20,8 @@ from adadecode.evaluation.compare import compare, logits_digest
 from adadecode.evaluation.failures import Failure, broken_devices_named, result_or_failure
 from adadecode.methods import METHODS, any_needs_heads, in_turn
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.exit_heads import ExitHeads, load_heads, original_heads
+from adadecode.model.exit_heads import ExitHeads, original_heads
+from adadecode.model.head_files import load_heads
 from adadecode.model.load import chat_template_hash, load_model
 from adadecode.provenance import cpu_name, gpu_driver
 from adadecode.records import Example, Shard

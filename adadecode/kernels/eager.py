@@ -1,20 +1,27 @@
-"""The rows of a decode step over one K/V cache: static buffers and the kernels that work on them.
+"""Decode steps of torch operations at static shapes, as written or with compiled layers.
 
-Shapes: W rows, d model width, D head width, S cache columns, V vocabulary.
+Shapes: W rows, d model width, S cache columns, V vocabulary.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
-from adadecode.kernels.layers import gate_step, head_step, top1
-from adadecode.kernels.weights import ExitTest, Gate, Head
-
-if TYPE_CHECKING:
-    from adadecode.model.decoder import DecoderModel
+from adadecode.kernels.kv_cache import KVCache
+from adadecode.kernels.layers import gate_step, head_step, layer_step, top1
 from adadecode.kernels.step import Proposals, Segment, run_probe_test
+from adadecode.kernels.weights import ExitTest, Gate, Head, Weights
+
+LayerStep = Callable[..., Tensor]  # `layer_step`, as written or compiled
+Prefill = Callable[[Tensor, KVCache], Tensor]  # runs a prompt `[T]`, fills the cache, gives the last row's logits `[V]`
+
+
+def compile_layer_step() -> LayerStep:
+    """`layer_step` compiled for static shapes: once per W and S, for all layers alike."""
+    torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
+    return torch.compile(layer_step, dynamic=False, fullgraph=True)
 
 
 class EagerStep:
@@ -24,26 +31,27 @@ class EagerStep:
     All that varies from call to call is in `control` `[W + 3]`: token ids, lo, hi and the first position.
     """
 
-    def __init__(self, model: "DecoderModel", width: int, num_columns: int) -> None:
-        self.model, self.width = model, width
-        self.cache = model.new_cache(num_columns)
-        device, dtype = model.device, model.dtype
-        self.hidden = torch.zeros(width, model.width, dtype=dtype, device=device)
-        self.logits = torch.zeros(width, model.vocab_size, dtype=dtype, device=device)
+    def __init__(
+        self, weights: Weights, prefill: Prefill, width: int, num_columns: int, layer_step: LayerStep = layer_step
+    ) -> None:
+        """W = `width` rows over S = `num_columns`; prompts are run by `prefill`, one layer of rows by `layer_step`."""
+        self.weights, self.width = weights, width
+        self._prefill, self._layer_step = prefill, layer_step
+        self.cache = weights.new_cache(num_columns)
+        device, dtype = weights.device, weights.dtype
+        self.hidden = torch.zeros(width, weights.width, dtype=dtype, device=device)
+        self.logits = torch.zeros(width, weights.vocab_size, dtype=dtype, device=device)
         self.control = torch.zeros(width + 3, dtype=torch.long, device=device)
         self._slots = torch.arange(width, device=device)
         self._columns = torch.arange(num_columns, device=device)
-        self._repeats = model.shape.num_heads // model.shape.num_kv_heads
+        self._repeats = weights.shape.num_heads // weights.shape.num_kv_heads
         self._host = torch.zeros(width + 3, dtype=torch.long, pin_memory=device.type == "cuda")
 
     def prepare(self, boundaries: Sequence[int], tests: Iterable[ExitTest]) -> None:
-        shape = (self.width, self.cache.num_columns)
-        if self.model.kernels == "compile" and shape not in self.model.compiled_shapes:
-            self.segment(0, 1)  # all layers are alike, and no slot takes part
-            self.model.compiled_shapes.add(shape)
+        """Nothing: torch operations run as they are called."""
 
     def prefill(self, prompt_ids: list[int]) -> Tensor:
-        return self.model.prefill(torch.tensor(prompt_ids, device=self.model.device), self.cache)
+        return self._prefill(torch.tensor(prompt_ids, device=self.hidden.device), self.cache)
 
     def begin(self, first_position: int) -> None:
         self._host[-1] = first_position
@@ -63,18 +71,18 @@ class EagerStep:
         # rows past the cache are clamped to the scratch column; they never take part
         positions = (first_position + self._slots).clamp(max=self.cache.scratch)
         columns = positions.masked_fill(idle, self.cache.scratch)
-        cos, sin = self.model.rotary
+        cos, sin = self.weights.rotary
         angles = positions.clamp(max=len(cos) - 1)  # S may be longer than the context
         rotary = (cos[angles][:, None], sin[angles][:, None])
         mask = torch.zeros_like(self._columns, dtype=self.hidden.dtype).repeat(self.width, 1)
         mask = mask.masked_fill(self._columns > positions[:, None], float("-inf")).repeat(self._repeats, 1)
         idle = idle[:, None]
-        entering = self.model.embed(self.control[: self.width]) if start == 0 else self.hidden
+        entering = embedding(self.control[: self.width], self.weights.embedding) if start == 0 else self.hidden
         out = entering.masked_fill(idle, 0.0)
         for idx in range(start, stop):
             keys, values = self.cache.layer(idx)
-            weights = self.model.layers[idx]
-            out = self.model.layer_step(weights, self.model.shape, out, rotary, columns, mask, keys, values)
+            layer = self.weights.layers[idx]
+            out = self._layer_step(layer, self.weights.shape, out, rotary, columns, mask, keys, values)
         self.hidden.copy_(torch.where(idle, self.hidden, out))
 
     def run_to_exit(self, segment: Segment, test: ExitTest, first_tested: int) -> Proposals | None:
@@ -86,8 +94,8 @@ class EagerStep:
 
     def proposals(self, head: Head) -> Tensor:
         """Token ids and probabilities of all W rows, `[2, W]` float64, which holds both exactly."""
-        model = self.model
-        token_ids, _, probabilities = top1(head_step(head, model.norm, model.shape.eps, self.hidden), head.token_ids)
+        logits = head_step(head, self.weights.norm, self.weights.shape.eps, self.hidden)
+        token_ids, _, probabilities = top1(logits, head.token_ids)
         return torch.stack((token_ids.double(), probabilities.double()))
 
     def probe(self, gate: Gate, slot: int) -> float:
@@ -95,7 +103,7 @@ class EagerStep:
 
     def chances(self, gate: Gate) -> Tensor:
         """What `gate` gives for all W rows, `[W]` float32."""
-        return gate_step(gate, self.model.norm, self.model.shape.eps, self.hidden)
+        return gate_step(gate, self.weights.norm, self.weights.shape.eps, self.hidden)
 
     def verify(self, lo: int, hi: int) -> tuple[list[int], list[float]]:
         token_ids, tops = self.verdicts()[:, lo:hi].tolist()
@@ -103,7 +111,30 @@ class EagerStep:
 
     def verdicts(self) -> Tensor:
         """Fills `logits`; next tokens and their logits of all W rows, `[2, W]` float64."""
-        model = self.model
-        self.logits.copy_(head_step(model.head, model.norm, model.shape.eps, self.hidden))
+        weights = self.weights
+        self.logits.copy_(head_step(weights.head, weights.norm, weights.shape.eps, self.hidden))
         tops, token_ids = self.logits.max(dim=-1)
         return torch.stack((token_ids.double(), tops.double()))
+
+
+class CompiledStep(EagerStep):
+    """An eager step with compiled layers, made ready once per W and S for all steps of a model."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        prefill: Prefill,
+        width: int,
+        num_columns: int,
+        layer_step: LayerStep,
+        compiled_shapes: set[tuple[int, int]],
+    ) -> None:
+        """`layer_step` is compiled; `compiled_shapes` holds each W and S it is ready for, and is added to."""
+        super().__init__(weights, prefill, width, num_columns, layer_step)
+        self._compiled_shapes = compiled_shapes
+
+    def prepare(self, boundaries: Sequence[int], tests: Iterable[ExitTest]) -> None:
+        shape = (self.width, self.cache.num_columns)
+        if shape not in self._compiled_shapes:
+            self.segment(0, 1)  # all layers are alike, and no slot takes part
+            self._compiled_shapes.add(shape)

@@ -5,26 +5,18 @@ Shapes: W rows, S cache columns.
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from adadecode.kernels.eager import EagerStep
+from adadecode.kernels.eager import EagerStep, LayerStep, Prefill
 from adadecode.kernels.step import Proposals
-from adadecode.kernels.weights import ExitTest, Gate, Head
+from adadecode.kernels.weights import ExitTest, Gate, Head, Weights
 
-if TYPE_CHECKING:
-    from adadecode.model.decoder import DecoderModel
-
-
-SMALLEST_BUCKET = 256
 WARMUPS = 3
 
-
-def graph_columns(num_positions: int) -> int:
-    """S for `num_positions` positions and a scratch column: a power of two, so that few graphs serve all requests."""
-    return max(SMALLEST_BUCKET, 1 << num_positions.bit_length())
+GraphPool = Any  # memory that graphs share, as `torch.cuda.graph_pool_handle` names it
 
 
 class GraphedStep(EagerStep):
@@ -35,8 +27,17 @@ class GraphedStep(EagerStep):
     the next one starts. A pool ends with its last graph, so models do not share one.
     """
 
-    def __init__(self, model: "DecoderModel", width: int, num_columns: int) -> None:
-        super().__init__(model, width, num_columns)
+    def __init__(
+        self,
+        weights: Weights,
+        prefill: Prefill,
+        width: int,
+        num_columns: int,
+        layer_step: LayerStep,
+        pool: GraphPool,
+    ) -> None:
+        super().__init__(weights, prefill, width, num_columns, layer_step)
+        self._pool = pool
         self._segments: dict[tuple[int, int], Callable[[], None]] = {}
         self._tests: dict[Head | Gate, tuple[Callable[[], None], Tensor]] = {}
         self._verify: tuple[Callable[[], None], Tensor] | None = None
@@ -89,14 +90,14 @@ class GraphedStep(EagerStep):
 
     def _test_graph(self, test: Head | Gate) -> tuple[Callable[[], None], Tensor]:
         if test not in self._tests:
-            out = torch.zeros(2, self.width, dtype=torch.float64, device=self.model.device)
+            out = torch.zeros(2, self.width, dtype=torch.float64, device=self.hidden.device)
             call = (lambda: self.chances(test)) if isinstance(test, Gate) else (lambda: self.proposals(test))
             self._tests[test] = self._capture(lambda: out.copy_(call())), out  # a gate's row of W fills both rows
         return self._tests[test]
 
     def _verify_graph(self) -> tuple[Callable[[], None], Tensor]:
         if self._verify is None:
-            out = torch.zeros(2, self.width, dtype=torch.float64, device=self.model.device)
+            out = torch.zeros(2, self.width, dtype=torch.float64, device=self.hidden.device)
             self._verify = self._capture(lambda: out.copy_(self.verdicts())), out
         return self._verify
 
@@ -122,7 +123,7 @@ class GraphedStep(EagerStep):
                 self.hidden.copy_(hidden)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.model.graph_pool):
+        with torch.cuda.graph(graph, pool=self._pool):
             call()
         self.hidden.copy_(hidden)
         return graph.replay

@@ -7,11 +7,17 @@ import torch
 from torch import Tensor
 
 COLUMN_MULTIPLE = 64
+SMALLEST_BUCKET = 256
 
 
 def num_columns(num_positions: int) -> int:
     """S: columns for `num_positions` positions and a scratch column, rounded up to a multiple of 64."""
     return -(-(num_positions + 1) // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
+
+
+def bucket_columns(num_positions: int) -> int:
+    """S for `num_positions` positions and a scratch column: a power of two, so that few shapes serve all requests."""
+    return max(SMALLEST_BUCKET, 1 << num_positions.bit_length())
 
 
 class KVCache:

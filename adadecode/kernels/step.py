@@ -1,19 +1,15 @@
-"""The rows of a decode step over one K/V cache: static buffers and the kernels that work on them.
+"""What a decode step is, whatever computes it: slots over one K/V cache, segments of layers, tests at their ends.
 
-Shapes: W rows, d model width, D head width, S cache columns, V vocabulary.
+Shapes: W slots, d model width, V vocabulary.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from adadecode.kernels.kv_cache import KVCache
 from adadecode.kernels.weights import ExitTest, Gate, Head
-
-if TYPE_CHECKING:
-    pass
-
 
 Proposals = list[tuple[int, float]]  # token id and probability, one per slot
 

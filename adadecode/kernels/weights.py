@@ -1,12 +1,15 @@
-"""One transformer layer and the heads as plain functions of tensors, for the rows of a decode step.
+"""What a decode step computes with, frozen: the weights of a model, and the heads and gates that test its exits.
 
-Shapes: W rows, d model width, F width of the MLP, H query heads, G key/value heads, D head width, S cache columns,
+Shapes: L layers, d model width, F width of the MLP, H query heads, G key/value heads, D head width, S cache columns,
 V vocabulary, K outputs of a head.
 """
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from adadecode.kernels.kv_cache import KVCache
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,3 +80,51 @@ class ExitTest:
     head: Head
     gate: Gate | None = None
     least: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """All weights of a causal LM, as its decode steps read them.
+
+    `embedding` `[V, d]`, the last `norm` `[d]`, and `rotary`, cos and sin `[positions, D]`, at least one for every
+    position of the context, in the dtype of the weights.
+    """
+
+    embedding: Tensor
+    layers: tuple[LayerWeights, ...]
+    norm: Tensor
+    head: Head
+    rotary: tuple[Tensor, Tensor]
+    shape: LayerShape
+
+    @property
+    def num_layers(self) -> int:
+        """L."""
+        return len(self.layers)
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return self.embedding.shape[0]
+
+    @property
+    def width(self) -> int:
+        """d, the width of a hidden state."""
+        return self.embedding.shape[1]
+
+    @property
+    def mlp_width(self) -> int:
+        """F."""
+        return self.layers[0].down.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.device
+
+    def new_cache(self, num_columns: int) -> KVCache:
+        """Zeroed keys and values of all layers with S = `num_columns`."""
+        return KVCache(self.num_layers, self.shape.num_kv_heads, self.shape.head_dim, num_columns, self.embedding)

@@ -1,6 +1,6 @@
 """A transformers causal LM as segments of layers and heads, at the static shapes of a decode step.
 
-Shapes: T rows of a prompt, W rows of a step, S cache columns, d model width, V vocabulary, D head width.
+Shapes: T rows of a prompt, W rows of a step, d model width, V vocabulary, D head width.
 """
 
 import functools
@@ -11,20 +11,16 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from adadecode.kernels.choose import choose_kernels, compile_layer_step
-from adadecode.kernels.eager import EagerStep
-from adadecode.kernels.graphed import GraphedStep, graph_columns
-from adadecode.kernels.kv_cache import COLUMN_MULTIPLE, KVCache, num_columns
-from adadecode.kernels.layers import layer_step
-from adadecode.kernels.native import NativeStep, NativeWeights
+from adadecode.kernels.choose import Steps
+from adadecode.kernels.kv_cache import COLUMN_MULTIPLE, KVCache
 from adadecode.kernels.step import DecodeStep
-from adadecode.kernels.weights import Head, LayerShape
-from adadecode.model.families import check_supported, fuse_layer
+from adadecode.kernels.weights import Head, LayerShape, Weights
+from adadecode.model.families import check_supported, read_layers
 from adadecode.settings import Kernels
 
 
 class DecoderModel:
-    """Embedding, layers and head of a frozen causal LM. Holds no decoding state."""
+    """A frozen causal LM: its weights, facts about it, and the steps that decode with it. Holds no decoding state."""
 
     def __init__(self, lm: Any, kernels: Kernels = "eager") -> None:
         """Wraps `lm`, a loaded transformers causal LM, to decode with `kernels`; `auto` takes the fastest there are.
@@ -40,84 +36,42 @@ class DecoderModel:
         self.eos_token_ids = _eos_token_ids(lm)
         lm.generation_config = GenerationConfig()  # greedy means greedy: no penalties from the model's own defaults
         self.model_hash = hash_weights(lm)
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.shape = LayerShape(config.num_attention_heads, config.num_key_value_heads, head_dim, config.rms_norm_eps)
-        self.layers = [fuse_layer(layer) for layer in lm.model.layers]
-        self.head = Head((lm.lm_head.weight,))
-        self.kernels = choose_kernels(kernels, self.device, self.dtype)
-        self.native = NativeWeights(self) if self.kernels == "native" else None
-        self.layer_step = compile_layer_step() if self.kernels == "compile" else layer_step
-        self.compiled_shapes: set[tuple[int, int]] = set()  # W and S
-        self._graphs: dict[tuple[int, int], GraphedStep] = {}
+        self.weights = read_weights(lm)
+        # of lm alone: a prefill that knew the decoder would keep it in memory, in a circle
+        self.steps = Steps(self.weights, functools.partial(prefill, lm), kernels)
 
-    @functools.cached_property
-    def graph_pool(self) -> Any:
-        """The memory that all CUDA graphs of this model share."""
-        return torch.cuda.graph_pool_handle()
+    @property
+    def kernels(self) -> Kernels:
+        """What computes its decode steps; never `auto`."""
+        return self.steps.kernels
 
     @property
     def device(self) -> torch.device:
-        return self.lm.lm_head.weight.device
+        return self.weights.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.lm.lm_head.weight.dtype
+        return self.weights.dtype
 
     @property
     def width(self) -> int:
         """d, the width of a hidden state."""
-        return self.config.hidden_size
-
-    @property
-    def norm(self) -> Tensor:
-        """The weight `[d]` of the model's last normalisation."""
-        return self.lm.model.norm.weight
-
-    @functools.cached_property
-    def rotary(self) -> tuple[Tensor, Tensor]:
-        """Cos and sin `[positions, D]` of every position in the context, in the model's dtype."""
-        like = torch.zeros(1, dtype=self.dtype, device=self.device)
-        positions = torch.arange(self.context_len + COLUMN_MULTIPLE + 1, device=self.device)
-        cos, sin = self.lm.model.rotary_emb(like, position_ids=positions[None])
-        return cos[0], sin[0]
-
-    def new_cache(self, num_columns: int) -> KVCache:
-        """Zeroed keys and values with S = `num_columns`."""
-        shape = self.shape
-        return KVCache(self.num_layers, shape.num_kv_heads, shape.head_dim, num_columns, self.lm.lm_head.weight)
+        return self.weights.width
 
     def new_step(self, width: int, num_positions: int) -> DecodeStep:
         """The decode step of one request: W = `width` rows over columns for `num_positions` positions.
 
         On a CUDA device steps of one shape share their buffers and graphs: one request decodes at a time.
         """
-        if self.kernels == "native":
-            return NativeStep(self, width, num_columns(num_positions))
-        if self.device.type != "cuda":
-            columns = graph_columns if self.kernels == "compile" else num_columns
-            return EagerStep(self, width, columns(num_positions))
-        key = (width, graph_columns(num_positions))
-        if key not in self._graphs:
-            self._graphs[key] = GraphedStep(self, *key)
-        return self._graphs[key]
+        return self.steps.new(width, num_positions)
 
     def drop_steps(self) -> None:
         """Lets go of the steps that requests of one shape share, with their buffers and graphs."""
-        self._graphs.clear()
-        self.__dict__.pop("graph_pool", None)  # it ended with the last graph
+        self.steps.drop()
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Hidden states `[T, d]` of `token_ids` `[T]` before layer 1."""
         return self.lm.model.embed_tokens(token_ids)
-
-    def prefill(self, prompt_ids: Tensor, cache: KVCache) -> Tensor:
-        """Runs the prompt `[T]` through transformers' layers, fills `cache`, returns the last row's logits `[V]`."""
-        hidden = self.embed(prompt_ids)[None]
-        positions = torch.arange(len(prompt_ids), device=self.device)[None]
-        rotary = self.lm.model.rotary_emb(hidden, position_ids=positions)
-        for layer in self.lm.model.layers:
-            hidden = layer(hidden, past_key_values=cache, position_embeddings=rotary)
-        return self.lm_head(hidden[0, -1:])[0]
 
     def final_norm(self, hidden: Tensor) -> Tensor:
         """The model's last normalisation of `hidden` `[T, d]`."""
@@ -126,6 +80,33 @@ class DecoderModel:
     def lm_head(self, hidden: Tensor) -> Tensor:
         """Logits `[T, V]` of hidden states `[T, d]` that have passed all L layers."""
         return self.lm.lm_head(self.final_norm(hidden))
+
+
+def read_weights(lm: Any) -> Weights:
+    """The weights of `lm`, whose projections become views of the joined ones, so that they are in memory once."""
+    config, head = lm.config, lm.lm_head.weight
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    positions = torch.arange(config.max_position_embeddings + COLUMN_MULTIPLE + 1, device=head.device)
+    like = torch.zeros(1, dtype=head.dtype, device=head.device)
+    cos, sin = lm.model.rotary_emb(like, position_ids=positions[None])
+    return Weights(
+        embedding=lm.model.embed_tokens.weight,
+        layers=read_layers(lm),
+        norm=lm.model.norm.weight,
+        head=Head((head,)),
+        rotary=(cos[0], sin[0]),
+        shape=LayerShape(config.num_attention_heads, config.num_key_value_heads, head_dim, config.rms_norm_eps),
+    )
+
+
+def prefill(lm: Any, prompt_ids: Tensor, cache: KVCache) -> Tensor:
+    """Runs the prompt `[T]` through the layers of `lm`, fills `cache`, returns the last row's logits `[V]`."""
+    hidden = lm.model.embed_tokens(prompt_ids)[None]
+    positions = torch.arange(len(prompt_ids), device=hidden.device)[None]
+    rotary = lm.model.rotary_emb(hidden, position_ids=positions)
+    for layer in lm.model.layers:
+        hidden = layer(hidden, past_key_values=cache, position_embeddings=rotary)
+    return lm.lm_head(lm.model.norm(hidden[0, -1:]))[0]
 
 
 def _eos_token_ids(lm: Any) -> frozenset[int]:

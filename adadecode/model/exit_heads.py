@@ -1,24 +1,14 @@
 """Exit heads: the paper's, one trained d x d matrix T(e) per exit layer before the frozen norm and LM head, and others.
 
-`logits = E* . T(e) . norm(h)` (paper section 3). On disk: `exit_heads.safetensors` with the tensors of the kind for each
-exit layer e - `T.<e>` (transform), `U.<e>` and `V.<e>` of T(e) = I + U V (low-rank), `W.<e>`, a matrix `[V, d]` instead of
-E* . T(e) (full), nothing (original: T(e) = I; shortlist: below alone) - and, when they were reduced, `shortlist.ids`,
-`shortlist.<e>` and `gate.<e>`. `exit_heads.json` says what they were made for. Shapes: W rows, d model width, V vocabulary,
-K tokens of the shortlist, r rank.
+`logits = E* . T(e) . norm(h)` (paper section 3). Shapes: W rows, d model width, V vocabulary, K tokens of the shortlist,
+r rank.
 """
 
-import copy
-import hashlib
-import json
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load, save_file
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -27,8 +17,6 @@ from adadecode.kernels.step import DecodeStep, Proposals, Segment
 from adadecode.kernels.weights import ExitTest, Gate, Head
 from adadecode.model.decoder import DecoderModel
 from adadecode.settings import HeadKind, TrainedKind
-
-TENSORS, FACTS = "exit_heads.safetensors", "exit_heads.json"
 
 # The tensors that a head of each kind has at every exit, by the names they have on disk.
 PART_NAMES: dict[TrainedKind, tuple[str, ...]] = {
@@ -40,104 +28,38 @@ PART_NAMES: dict[TrainedKind, tuple[str, ...]] = {
 }
 
 
-class HeadFacts(BaseModel):
-    """What a set of heads was made for and how; `training` holds settings and measured agreement."""
-
-    model_config = ConfigDict(frozen=True)
-
-    format_version: int = 1
-    kind: TrainedKind = "transform"
-    base_model: str
-    base_model_hash: str
-    exits: tuple[int, ...]
-    width: int
-    dtype: str
-    training: dict[str, Any]
-
-
-class Shortlist(NamedTuple):
-    """Heads over the K most frequent tokens: `token_ids` `[K]`, and per exit layer E*[token_ids] . T(e) `[K, d]`."""
-
-    token_ids: Tensor
-    matrices: dict[int, Tensor]
-
-
 class ExitHeads:
     """The exit heads of one model; proposes tokens with their top-1 probability at an exit layer.
 
     With a shortlist a test costs K d instead of V d + d d multiplications; its probabilities are over the shortlist.
-    With gates a test is skipped when the gate gives less than `gate` for the head being right.
+    With gates a test is skipped when the gate gives less than it must for the head being right.
     """
 
     def __init__(
         self,
         model: DecoderModel,
-        transforms: dict[int, Tensor],
+        tests: dict[int, ExitTest],
         *,
-        matrices: dict[int, Tensor] | None = None,
-        shortlist: Shortlist | None = None,
-        gates: dict[int, Tensor] | None = None,
-        gate: float = 0.0,
+        full: dict[int, Head] | None = None,
+        gates: dict[int, Gate] | None = None,
         content_hash: str | None = None,
     ) -> None:
-        """Takes T(e) `[d, d]` per exit layer, in increasing order; raises ExitHeadsError when they do not fit `model`.
+        """Takes what is tested at each exit layer, in increasing order; raises ExitHeadsError when `model` lacks a layer.
 
-        Instead of `transforms`, which is empty then, there may be `matrices` `[V, d]` in place of E* . T(e), or a
-        shortlist alone. A gate is a logistic regression on the normed hidden state, weights and bias `[d + 1]`.
+        `full` are the heads that `logits` are by, where the tests' own are over a shortlist; `gates` are those that
+        `with_gate` may put before a test.
         """
-        self.exits = tuple(transforms or matrices or (shortlist.matrices if shortlist else ()))
+        self.exits = tuple(tests)
         check_exits(self.exits, model.num_layers)
-        for exit_layer, matrix in (matrices or {}).items():
-            if matrix.shape != (model.vocab_size, model.width):
-                raise ExitHeadsError(
-                    f"exit head {exit_layer} has shape {list(matrix.shape)}, the model needs "
-                    f"[{model.vocab_size}, {model.width}]: train heads for this model"
-                )
-        for exit_layer, transform in transforms.items():
-            if transform.shape != (model.width, model.width):
-                raise ExitHeadsError(
-                    f"exit head {exit_layer} has shape {list(transform.shape)}, the model needs "
-                    f"[{model.width}, {model.width}]: train heads for this model"
-                )
-        if shortlist is not None:
-            num_ids, width = len(shortlist.token_ids), model.width
-            fits = all(matrix.shape == (num_ids, width) for matrix in shortlist.matrices.values())
-            if (
-                not fits
-                or not num_ids
-                or not 0 <= min(shortlist.token_ids) <= max(shortlist.token_ids) < model.vocab_size
-            ):
-                raise ExitHeadsError(
-                    f"a shortlist of {num_ids} tokens does not fit a model of width {width} and {model.vocab_size} tokens: "
-                    "train heads for this model"
-                )
-        if any(weights.shape != (model.width + 1,) for weights in (gates or {}).values()):
-            raise ExitHeadsError(f"gates need {model.width + 1} numbers for this model: train heads for this model")
-        self._model = model
-        like = model.lm.lm_head.weight
-        full = {e: Head((transform.to(like), like)) for e, transform in transforms.items()}
-        full |= {e: Head((matrix.to(like),)) for e, matrix in (matrices or {}).items()}
-        heads = full
-        if shortlist is not None:
-            token_ids = shortlist.token_ids.to(model.device, torch.long)
-            heads = {e: Head((matrix.to(like),), token_ids) for e, matrix in shortlist.matrices.items()}
-        self._full = full or heads
-        self.gates = {
-            e: Gate(weights[:-1].to(model.device, torch.float32).contiguous(), float(weights[-1]))
-            for e, weights in (gates or {}).items()
-        }
-        self._tests = self._gated(heads, gate)
+        self.gates = gates or {}
         self.content_hash = content_hash
-
-    def _gated(self, heads: dict[int, Head], gate: float) -> dict[int, ExitTest]:
-        least = torch.tensor(gate).item()  # in float32, as some kernels compare it
-        return {e: ExitTest(head, self.gates.get(e) if gate > 0.0 else None, least) for e, head in heads.items()}
+        self._model, self._tests = model, tests
+        self._full = full or {e: test.head for e, test in tests.items()}
 
     def with_gate(self, gate: float) -> "ExitHeads":
         """The same heads, their tests skipped where a gate gives less than `gate`."""
-        gated = copy.copy(self)
-        gated._tests = self._gated({e: test.head for e, test in self._tests.items()}, gate)
-        return gated
+        tests = gated({e: test.head for e, test in self._tests.items()}, self.gates, gate)
+        return ExitHeads(self._model, tests, full=self._full, gates=self.gates, content_hash=self.content_hash)
 
     @property
     def tests(self) -> Collection[ExitTest]:
@@ -164,10 +86,10 @@ class ExitHeads:
         return step.run_to_exit(segment, self._tests[segment.stop], first_tested)
 
 
-def original_heads(model: DecoderModel, exits: tuple[int, ...]) -> ExitHeads:
-    """Heads at `exits` that nobody trained: the model's own norm and LM head."""
-    matrices = {e: model.lm.lm_head.weight for e in exits}  # noqa: C420
-    return ExitHeads(model, {}, matrices=matrices, content_hash="original")
+def gated(heads: dict[int, Head], gates: dict[int, Gate], gate: float) -> dict[int, ExitTest]:
+    """Tests of `heads`, skipped where one of `gates` gives less than `gate`; 0 leaves the gates out."""
+    least = torch.tensor(gate).item()  # in float32, as some kernels compare it
+    return {e: ExitTest(head, gates.get(e) if gate > 0.0 else None, least) for e, head in heads.items()}
 
 
 def check_exits(exits: tuple[int, ...], num_layers: int) -> None:
@@ -176,6 +98,25 @@ def check_exits(exits: tuple[int, ...], num_layers: int) -> None:
         raise ExitHeadsError(
             f"exit layers {list(exits)} must increase and lie in 1..{num_layers - 1} for a model of {num_layers} layers"
         )
+
+
+class Shortlist(NamedTuple):
+    """Heads over the K most frequent tokens: `token_ids` `[K]`, and per exit layer E*[token_ids] . T(e) `[K, d]`."""
+
+    token_ids: Tensor
+    matrices: dict[int, Tensor]
+
+    def heads(self, model: DecoderModel) -> dict[int, Head]:
+        """These heads on `model`; raises ExitHeadsError when they do not fit."""
+        num_ids, width, vocab_size = len(self.token_ids), model.width, model.vocab_size
+        fits = all(matrix.shape == (num_ids, width) for matrix in self.matrices.values())
+        if not fits or not num_ids or not 0 <= min(self.token_ids) <= max(self.token_ids) < vocab_size:
+            raise ExitHeadsError(
+                f"a shortlist of {num_ids} tokens does not fit a model of width {width} and {vocab_size} tokens: "
+                "train heads for this model"
+            )
+        token_ids = self.token_ids.to(model.device, torch.long)
+        return {e: Head((m.to(model.device, model.dtype),), token_ids) for e, m in self.matrices.items()}
 
 
 @dataclass(frozen=True)
@@ -222,28 +163,54 @@ class HeadTensors:
     def on(
         self, model: DecoderModel, head: HeadKind = "full", gate: float = 0.0, content_hash: str | None = None
     ) -> ExitHeads:
-        """These heads on `model`, tested in full or over their shortlist, which kind `shortlist` has alone."""
-        transforms: dict[int, Tensor] = {}
-        matrices: dict[int, Tensor] | None = None
+        """These heads on `model`, tested in full or over their shortlist, which kind `shortlist` has alone.
+
+        `gate` is the least that a gate must give for a test to be made. Raises ExitHeadsError when they do not fit.
+        """
+        full = self._full_heads(model)
+        is_over_shortlist = head == "shortlist" or self.kind == "shortlist"
+        heads = self.shortlist.heads(model) if self.shortlist is not None and is_over_shortlist else full
+        gates = self._gates(model)
+        return ExitHeads(model, gated(heads, gates, gate), full=full, gates=gates, content_hash=content_hash)
+
+    def _full_heads(self, model: DecoderModel) -> dict[int, Head]:
+        """The heads over the whole vocabulary, of which kind `shortlist` has none."""
+        output = model.weights.head.matrices[0]  # E*, [V, d]
         match self.kind:
-            case "transform":
-                transforms = {e: transform for e, (transform,) in self.parts.items()}
-            case "low-rank":
-                transforms = {e: merged(*factors) for e, factors in self.parts.items()}
+            case "transform" | "low-rank":
+                transforms = {e: merged(*p) if self.kind == "low-rank" else p[0] for e, p in self.parts.items()}
+                _check_shapes(transforms, (model.width, model.width))
+                return {e: Head((transform.to(output), output)) for e, transform in transforms.items()}
             case "full":
                 matrices = {e: matrix for e, (matrix,) in self.parts.items()}
+                _check_shapes(matrices, (model.vocab_size, model.width))
+                return {e: Head((matrix.to(output),)) for e, matrix in matrices.items()}
             case "original":
-                matrices = {e: model.lm.lm_head.weight for e in self.parts}  # noqa: C420
-        shortlist = self.shortlist if head == "shortlist" or self.kind == "shortlist" else None
-        return ExitHeads(
-            model,
-            transforms,
-            matrices=matrices,
-            shortlist=shortlist,
-            gates=self.gates,
-            gate=gate,
-            content_hash=content_hash,
-        )
+                return {e: Head((output,)) for e in self.parts}
+            case "shortlist":
+                return {}
+
+    def _gates(self, model: DecoderModel) -> dict[int, Gate]:
+        if any(weights.shape != (model.width + 1,) for weights in self.gates.values()):
+            raise ExitHeadsError(f"gates need {model.width + 1} numbers for this model: train heads for this model")
+        return {
+            e: Gate(weights[:-1].to(model.device, torch.float32).contiguous(), float(weights[-1]))
+            for e, weights in self.gates.items()
+        }
+
+
+def original_heads(model: DecoderModel, exits: tuple[int, ...]) -> ExitHeads:
+    """Heads at `exits` that nobody trained: the model's own norm and LM head."""
+    return HeadTensors(dict.fromkeys(exits, ()), kind="original").on(model, content_hash="original")
+
+
+def _check_shapes(matrices: dict[int, Tensor], shape: tuple[int, int]) -> None:
+    for exit_layer, matrix in matrices.items():
+        if matrix.shape != shape:
+            raise ExitHeadsError(
+                f"exit head {exit_layer} has shape {list(matrix.shape)}, the model needs {list(shape)}: "
+                "train heads for this model"
+            )
 
 
 def merged(u: Tensor, v: Tensor) -> Tensor:
@@ -253,57 +220,3 @@ def merged(u: Tensor, v: Tensor) -> Tensor:
             f"low-rank factors have shapes {list(u.shape)} and {list(v.shape)}, not [d, r] and [r, d]: train them again"
         )
     return torch.eye(len(u), device=u.device) + u.float() @ v.float()
-
-
-def save_heads(folder: Path, tensors: HeadTensors, facts: HeadFacts) -> None:
-    """Writes `tensors` and `facts` to `folder`, made if missing; the facts last, as the sign of completeness."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / FACTS).unlink(missing_ok=True)
-    save_file(tensors.named(getattr(torch, facts.dtype)), folder / TENSORS)
-    (folder / FACTS).write_text(json.dumps(facts.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
-
-
-def read_facts(folder: Path) -> HeadFacts | None:
-    """The facts of the complete heads in `folder`; None when there are none that can be read."""
-    try:
-        return HeadFacts.model_validate_json((folder / FACTS).read_bytes())
-    except (OSError, ValidationError):
-        return None
-
-
-def load_heads(folder: Path, model: DecoderModel, head: HeadKind = "full", gate: float = 0.0) -> ExitHeads:
-    """The exit heads in `folder`, tested in full or over their shortlist, after a gate when `gate` is above 0.
-
-    Raises ExitHeadsError when they are missing, damaged, made for another model, or lack what `head` and `gate` need.
-    """
-    retrain = "train heads for this model with `adadecode train-heads`"
-    if not (folder / FACTS).is_file() or not (folder / TENSORS).is_file():
-        raise ExitHeadsError(f"--heads {str(folder)!r}: no {FACTS} with {TENSORS} there; {retrain}")
-    try:
-        facts = HeadFacts.model_validate_json((folder / FACTS).read_bytes())
-        raw = (folder / TENSORS).read_bytes()
-        named = load(raw)
-    except (SafetensorError, ValidationError) as error:
-        raise ExitHeadsError(
-            f"--heads {str(folder)!r}: the files are damaged; {retrain} ({type(error).__name__})"
-        ) from error
-    if facts.base_model_hash != model.model_hash:
-        raise ExitHeadsError(
-            f"--heads {str(folder)!r}: made for {facts.base_model!r} with weights {facts.base_model_hash}, "
-            f"this model's are {model.model_hash}; {retrain}"
-        )
-    try:
-        tensors = HeadTensors.from_named(named, facts.exits, facts.kind)
-    except KeyError as error:
-        raise ExitHeadsError(
-            f"--heads {str(folder)!r}: tensors {sorted(named)} do not match exits {list(facts.exits)} of kind {facts.kind}"
-        ) from error
-    lacking = {
-        "--head full": (head == "full" and facts.kind == "shortlist", "--head shortlist"),
-        "--head shortlist": (head == "shortlist" and tensors.shortlist is None, "--head full"),
-        f"--gate {gate:g}": (gate > 0.0 and not tensors.gates, "--gate 0"),
-    }
-    for flag, (is_lacking, remedy) in lacking.items():
-        if is_lacking:
-            raise ExitHeadsError(f"{flag}: the heads in {str(folder)!r} were made without; use {remedy}, or {retrain}")
-    return tensors.on(model, head, gate, hashlib.sha256(raw).hexdigest()[:16])

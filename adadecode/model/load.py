@@ -1,7 +1,4 @@
-"""A transformers causal LM as segments of layers and heads, at the static shapes of a decode step.
-
-Shapes: T rows of a prompt, W rows of a step, S cache columns, d model width, V vocabulary, D head width.
-"""
+"""From a model's name to its decoder and tokenizer."""
 
 import hashlib
 import json

@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from adadecode.demo import HEADS_DIR, MODEL_DIR, POLICY_FILE
-from adadecode.model.exit_heads import FACTS, TENSORS
+from adadecode.model.head_files import FACTS, TENSORS
 from adadecode.model.load import load_model
 from adadecode.recipes.corpus import Document, gsm8k_documents, python_functions
 from adadecode.recipes.pretrain import demo_config, encode, train_model, train_tokenizer

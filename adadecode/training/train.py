@@ -14,15 +14,8 @@ from adadecode.engine.policy import paper_exits
 from adadecode.errors import AdaDecodeError, ExitHeadsError, UsageError
 from adadecode.files import make_folder, short_hash
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.exit_heads import (
-    HeadFacts,
-    HeadTensors,
-    Shortlist,
-    check_exits,
-    load_heads,
-    read_facts,
-    save_heads,
-)
+from adadecode.model.exit_heads import HeadTensors, Shortlist, check_exits
+from adadecode.model.head_files import HeadFacts, load_heads, read_facts, save_heads
 from adadecode.model.load import load_model
 from adadecode.settings import TrainConfig
 from adadecode.training.base_pass import measure

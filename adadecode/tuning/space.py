@@ -10,7 +10,8 @@ import torch
 from adadecode.errors import ExitHeadsError, UsageError
 from adadecode.files import short_hash
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.exit_heads import ExitHeads, load_heads
+from adadecode.model.exit_heads import ExitHeads
+from adadecode.model.head_files import load_heads
 from adadecode.model.load import chat_template_hash
 from adadecode.settings import HeadKind, TuneConfig
 from adadecode.tuning.trace import TraceSpace

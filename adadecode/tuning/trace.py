@@ -166,6 +166,8 @@ class _Recorder:
             if stop in self._gates:
                 gates.append(step.probe(self._gates[stop], slot))
             if second is not None:
-                logits = head_step(test.head, model.norm, model.shape.eps, step.hidden[slot, None]).float()
+                logits = head_step(
+                    test.head, model.weights.norm, model.weights.shape.eps, step.hidden[slot, None]
+                ).float()
                 second.append(float(logits.softmax(dim=-1).topk(min(2, logits.shape[-1])).values[0, -1]))
         return Node(proposals, tuple(gates))

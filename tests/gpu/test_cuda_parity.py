@@ -13,10 +13,11 @@ from adadecode.engine.policy import Policy, step_width
 from adadecode.engine.transformers import generate_with_transformers
 from adadecode.evaluation.compare import compare
 from adadecode.kernels.eager import EagerStep
-from adadecode.kernels.graphed import GraphedStep, graph_columns
+from adadecode.kernels.graphed import GraphedStep
+from adadecode.kernels.kv_cache import bucket_columns
 from adadecode.kernels.step import DecodeStep
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.exit_heads import ExitHeads, Shortlist
+from adadecode.model.exit_heads import ExitHeads, HeadTensors, Shortlist
 from adadecode.model.load import load_model
 from adadecode.settings import ModelSettings
 from tests.models import FAMILIES, random_gates, random_heads, random_transforms, tiny_lm
@@ -114,8 +115,8 @@ def test_bits_hold_to_the_last_column_of_every_bucket(dtype, bucket):
     model = make_model(dtype)
     prompt = prompt_of(model, bucket // 2)
     num_new = bucket - 1 - len(prompt)
-    assert graph_columns(len(prompt) + num_new) == bucket
-    assert graph_columns(len(prompt) + num_new + 1) == 2 * bucket
+    assert bucket_columns(len(prompt) + num_new) == bucket
+    assert bucket_columns(len(prompt) + num_new + 1) == 2 * bucket
     vanilla, adadecode = decode_both(model, prompt, num_new, Policy(EXITS, (0.3, 0.3), 5))
     assert model.new_step(8, len(prompt) + num_new).cache.num_columns == bucket
     assert_same_bits(vanilla, adadecode)
@@ -151,13 +152,9 @@ def test_bits_hold_with_ngrams_early_rejection_shortlists_and_gates(dtype):
     transforms = random_transforms(model, EXITS)
     token_ids = torch.arange(model.vocab_size // 2)
     rows = model.lm.lm_head.weight[: len(token_ids)].float().cpu()
-    heads = ExitHeads(
-        model,
-        transforms,
-        shortlist=Shortlist(token_ids, {e: rows @ transform for e, transform in transforms.items()}),
-        gates=random_gates(model, EXITS),
-        gate=0.3,
-    )
+    shortlist = Shortlist(token_ids, {e: rows @ transform for e, transform in transforms.items()})
+    parts = {e: (transform,) for e, transform in transforms.items()}
+    heads = HeadTensors(parts, shortlist, random_gates(model, EXITS)).on(model, "shortlist", 0.3)
     policy = Policy(EXITS, (0.2, 0.4), 7, reject=0.6, ngram=0.2)
     vanilla, adadecode = decode_both(model, prompt_of(model, 20) * 3, 300, policy, heads)
     assert_same_bits(vanilla, adadecode)
@@ -217,7 +214,7 @@ def test_a_replayed_graph_gives_the_bits_of_the_same_operations_one_by_one(dtype
     prompt = prompt_of(model, 33)
     graphed = model.new_step(width, 100)
     assert isinstance(graphed, GraphedStep)
-    eager = EagerStep(model, width, graphed.cache.num_columns)
+    eager = EagerStep(model.weights, model.steps.prefill, width, graphed.cache.num_columns)
     if width == 1:
         expected, found = (play_one_row(step, prompt) for step in (eager, graphed))
     else:

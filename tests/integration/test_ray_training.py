@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from adadecode.errors import ExitHeadsError, ResourcesError
-from adadecode.model.exit_heads import TENSORS
+from adadecode.model.head_files import TENSORS
 from adadecode.settings import TrainConfig
 from adadecode.training.curves import CURVES
 from adadecode.training.outputs import OUTPUTS_DIR

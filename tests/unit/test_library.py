@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_public_name_is_there_and_nothing_else_is_public():
-    assert sorted(adadecode.__all__) == adadecode.__all__ or set(adadecode.__all__) == set(dict.fromkeys(adadecode.__all__))
+    assert sorted(adadecode.__all__) == adadecode.__all__ or set(adadecode.__all__) == set(
+        dict.fromkeys(adadecode.__all__)
+    )
     for name in adadecode.__all__:
         assert getattr(adadecode, name) is not None, name
     assert set(adadecode.__all__) <= set(dir(adadecode))

@@ -10,7 +10,7 @@ from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
 from adadecode import __version__
-from adadecode.model.exit_heads import FACTS
+from adadecode.model.head_files import FACTS
 from adadecode.runs.folder import read_run, read_samples
 from adadecode.settings import DecodeSettings
 from tests.folders import save_tiny_model, write_prompts

@@ -43,7 +43,7 @@ def resolved(kind: type[Settings], name: str, **flags: Any) -> Any:
     if kind is TrainConfig:
         flags["task"] = "gsm8k"
     config = build_settings(kind, None, flags)
-    value = getattr(config, name) if name in kind.model_fields else getattr(getattr(config, "decode"), name)
+    value = getattr(config, name) if name in kind.model_fields else getattr(config.decode, name)
     if isinstance(value, bool):
         return "yes" if value else None
     parts = value if isinstance(value, tuple) else (value,)

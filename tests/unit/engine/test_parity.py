@@ -16,7 +16,7 @@ from adadecode.errors import RowsDependentError
 from adadecode.kernels.eager import EagerStep
 from adadecode.kernels.layers import layer_step
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.exit_heads import ExitHeads
+from adadecode.model.exit_heads import HeadTensors
 from adadecode.records import Generation
 from tests.models import (
     EAGER_DTYPES,
@@ -76,13 +76,9 @@ def assert_policy_keeps_bits(kernels: str, dtype: torch.dtype, drawn: dict) -> N
     frequent = shortlist_len and torch.randperm(97, generator=generator)[:shortlist_len].sort().values
     heads = None
     if exits:
-        heads = ExitHeads(
-            model,
-            transforms,
-            shortlist=None if frequent is None else shortlist_of(model, transforms, frequent),
-            gates=random_gates(model, exits),
-            gate=drawn["gate"],
-        )
+        shortlist = None if frequent is None else shortlist_of(model, transforms, frequent)
+        tensors = HeadTensors({e: (t,) for e, t in transforms.items()}, shortlist, random_gates(model, exits))
+        heads = tensors.on(model, "full" if frequent is None else "shortlist", drawn["gate"])
     policy = Policy(exits, (drawn["gamma"],) * len(exits), max_drafts, drawn["reject"], ngram)
     vanilla, adadecode = decode_both(model, prompt, policy, heads, drawn["max_new_tokens"])
     assert_same_bits(vanilla, adadecode)
@@ -161,7 +157,7 @@ def test_the_row_check_sees_a_row_that_depends_on_its_company():
     def leaky_step(weights, shape, hidden, *where):
         return layer_step(weights, shape, hidden, *where) + hidden.mean()
 
-    model.layer_step = leaky_step
+    model.steps.layer_step = leaky_step
     with pytest.raises(RowsDependentError, match=r"W = 8 .* --threads"):
         check_rows_independent(model, 8)
 
@@ -171,7 +167,7 @@ class RaggedStep(EagerStep):
 
     def segment(self, start: int, stop: int) -> None:
         *token_ids, lo, hi, first_position = self.control.tolist()
-        rows = EagerStep(self.model, hi - lo, self.cache.num_columns)
+        rows = EagerStep(self.weights, self._prefill, hi - lo, self.cache.num_columns)
         rows.cache = self.cache
         rows.hidden.copy_(self.hidden[lo:hi])
         rows.begin(first_position + lo)
@@ -183,7 +179,7 @@ class RaggedStep(EagerStep):
 class RaggedDecoder(DecoderModel):
     def new_step(self, width: int, num_positions: int) -> EagerStep:
         step = super().new_step(width, num_positions)
-        return RaggedStep(self, width, step.cache.num_columns)
+        return RaggedStep(self.weights, self.steps.prefill, width, step.cache.num_columns)
 
 
 def test_without_static_shapes_the_bits_of_eager_kernels_differ():

@@ -1,21 +1,15 @@
-"""native.cpp: rows whose bits depend on nothing else, weights in tiles, and a library that is compiled once."""
-
-import stat
-from pathlib import Path
+"""native.cpp: rows whose bits depend on nothing else, and numbers that agree with the eager kernels'."""
 
 import pytest
 import torch
 
-from adadecode.errors import KernelsError
-from adadecode.kernels import native
-from adadecode.kernels.choose import choose_kernels
+from adadecode.kernels import library
 from adadecode.kernels.eager import EagerStep
-from adadecode.kernels.native import NativeStep, load_library, pack_weight
+from adadecode.kernels.native import NativeStep
 from adadecode.kernels.weights import Head
 from adadecode.model.decoder import DecoderModel
 from tests.models import FAMILIES, needs_compiler, tiny_lm, tiny_model
 
-CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16)
 PROMPT = [11, 12, 13, 14, 15]
 TOKENS = [(7 * i + 3) % 61 for i in range(17)]
@@ -175,163 +169,6 @@ def test_activations_of_any_size_agree_with_the_eager_kernels():
     torch.testing.assert_close(ours.hidden, theirs.hidden, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("tile", [16, 32])
-@pytest.mark.parametrize("shape", [(32, 8), (1, 5), (33, 3), (97, 32), (64, 1)])
-def test_a_packed_weight_holds_each_output_of_a_tile_beside_the_others(shape, tile):
-    num_outputs, num_inputs = shape
-    weight = torch.arange(1.0, num_outputs * num_inputs + 1).view(shape)
-    packed = pack_weight(weight, tile)
-    assert packed.shape == (-(-num_outputs // tile), num_inputs, tile)
-    assert packed.is_contiguous()
-    unpacked = packed.transpose(1, 2).reshape(-1, num_inputs)
-    assert torch.equal(unpacked[:num_outputs], weight)
-    assert not unpacked[num_outputs:].any()
-
-
-@pytest.mark.parametrize("tile", [16, 32])
-def test_a_packed_bfloat16_weight_alternates_the_halves_of_a_tile(tile):
-    weight = torch.randn(45, 7, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    packed = pack_weight(weight, tile).view(-1, 7, tile)
-    halves = torch.cat((packed[..., 0::2], packed[..., 1::2]), dim=-1)
-    unpacked = halves.transpose(1, 2).reshape(-1, 7)
-    assert torch.equal(unpacked[:45], weight)
-    assert not unpacked[45:].any()
-
-
-@needs_compiler
-def test_a_model_decodes_with_the_kernels_it_was_given():
-    lm = tiny_lm()
-    assert isinstance(DecoderModel(lm, "native").new_step(8, 20), NativeStep)
-    assert isinstance(DecoderModel(lm, "eager").new_step(8, 20), EagerStep)
-    assert [DecoderModel(lm, kernels).kernels for kernels in ("auto", "native", "eager")] == [
-        "native",
-        "native",
-        "eager",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("device", "dtype"), [("cpu", torch.float16), ("cuda", torch.float32), ("cuda", torch.bfloat16)]
-)
-def test_native_kernels_are_refused_where_there_are_none(device, dtype):
-    with pytest.raises(KernelsError, match=rf"--kernels native: only on a CPU .* not on {device} in {dtype}; use"):
-        choose_kernels("native", torch.device(device), dtype)
-    assert choose_kernels("auto", torch.device(device), dtype) == "eager"
-
-
-def test_a_model_in_float16_refuses_native_kernels_in_one_line():
-    with pytest.raises(KernelsError) as caught:
-        tiny_model(dtype=torch.float16, kernels="native")
-    assert "\n" not in str(caught.value)
-    assert caught.value.exit_code == 2
-
-
-@pytest.fixture
-def uncompiled(monkeypatch, tmp_path):
-    """No library is loaded yet, and the cache folder is empty; both are as they were after the test."""
-    load_library.cache_clear()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("CXX", raising=False)
-    yield tmp_path
-    load_library.cache_clear()
-
-
-def fake_compiler(path: Path, script: str) -> str:
-    """A compiler of shell commands."""
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def compiled() -> str:
-    """The path of the library all other tests use."""
-    return load_library()._name
-
-
-@pytest.fixture
-def copying_compiler(compiled, uncompiled, monkeypatch) -> Path:
-    """Sets CXX to a compiler that copies the compiled library, for speed; returns the file that logs its calls."""
-    log = uncompiled / "calls"
-    script = f'echo "$@" >> {log}; while [ "$1" != -o ]; do shift; done; cp {compiled} "$2"'
-    monkeypatch.setenv("CXX", fake_compiler(uncompiled / "copying-g++", script))
-    return log
-
-
-def test_without_a_compiler_native_kernels_are_refused_and_auto_is_eager(uncompiled, monkeypatch):
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    with pytest.raises(KernelsError, match=r"need a C\+\+ compiler .* --kernels eager"):
-        load_library()
-    with pytest.raises(KernelsError, match="compiler"):
-        DecoderModel(tiny_lm(), "native")
-    model = DecoderModel(tiny_lm(), "auto")
-    assert model.kernels == "eager"
-    assert isinstance(model.new_step(8, 20), EagerStep)
-
-
-@pytest.mark.parametrize("script", ["echo native.cpp:1: error: no such header >&2; exit 1", "exit 3"])
-def test_a_compiler_that_fails_is_one_line_with_what_it_said(script, uncompiled, monkeypatch):
-    compiler = fake_compiler(uncompiled / "failing-g++", script)
-    monkeypatch.setenv("CXX", compiler)
-    with pytest.raises(KernelsError) as caught:
-        load_library()
-    message = str(caught.value)
-    assert message.startswith(f"{compiler} cannot compile the native kernels; use --kernels eager (")
-    assert ("no such header" in message) == ("header" in script)
-    assert "\n" not in message
-    assert choose_kernels("auto", CPU, torch.float32) == "eager"
-    assert list((uncompiled / "cache" / "adadecode").iterdir()) == []
-
-
-def test_a_compiler_that_is_not_there_is_one_line(uncompiled, monkeypatch):
-    monkeypatch.setenv("CXX", str(uncompiled / "no-such-g++"))
-    with pytest.raises(KernelsError, match=r"no-such-g\+\+ cannot compile the native kernels"):
-        load_library()
-    assert choose_kernels("auto", CPU, torch.bfloat16) == "eager"
-
-
-def test_a_library_that_cannot_be_loaded_is_a_clear_error_and_auto_is_eager(uncompiled, monkeypatch):
-    """Such as one in a cache folder on a file system that forbids execution."""
-    script = 'while [ "$1" != -o ]; do shift; done; echo no library > "$2"'
-    monkeypatch.setenv("CXX", fake_compiler(uncompiled / "wrong-g++", script))
-    with pytest.raises(KernelsError, match="--kernels eager"):
-        load_library()
-    assert choose_kernels("auto", CPU, torch.float32) == "eager"
-
-
-@needs_compiler
-def test_a_compiled_library_is_kept_in_the_cache_folder_and_reused(uncompiled, copying_compiler):
-    for _ in range(2):
-        assert load_library().adadecode_tile() in (16, 32)
-        load_library.cache_clear()
-    assert len(copying_compiler.read_text().splitlines()) == 1
-    [kept] = (uncompiled / "cache" / "adadecode").iterdir()
-    assert kept.name.startswith("native-")
-    assert kept.suffix == ".so"
-
-
-@needs_compiler
-def test_another_source_or_processor_is_compiled_for_anew(uncompiled, copying_compiler, monkeypatch):
-    load_library()
-    changed = uncompiled / "native.cpp"
-    changed.write_bytes(native.SOURCE.read_bytes() + b"// changed")
-    monkeypatch.setattr(native, "SOURCE", changed)
-    load_library.cache_clear()
-    load_library()
-    monkeypatch.setattr(native, "_processor", lambda: "another")
-    load_library.cache_clear()
-    load_library()
-    assert len(copying_compiler.read_text().splitlines()) == 3
-    assert len(list((uncompiled / "cache" / "adadecode").iterdir())) == 3
-
-
-@needs_compiler
-def test_without_a_cache_folder_the_library_is_compiled_elsewhere(uncompiled, copying_compiler, monkeypatch):
-    (uncompiled / "cache").write_text("a file, no folder")
-    monkeypatch.setattr("tempfile.tempdir", str(uncompiled))
-    assert Path(load_library()._name).parent.parent == uncompiled
-
-
 # What a compiler may be told besides -march=native: no vectors of 8, vectors of 8, vectors of 16.
 INSTRUCTION_SETS = {"x86-64": "sse2", "x86-64-v3": "avx2", "x86-64-v4": "avx512f"}
 
@@ -341,10 +178,10 @@ INSTRUCTION_SETS = {"x86-64": "sse2", "x86-64-v3": "avx2", "x86-64-v4": "avx512f
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 @torch.inference_mode()
 def test_other_instruction_sets_keep_bits_and_numbers_too(instruction_set, uncompiled, monkeypatch):
-    if INSTRUCTION_SETS[instruction_set] not in native._processor().split():
+    if INSTRUCTION_SETS[instruction_set] not in library._processor().split():
         pytest.skip(f"this processor has no {INSTRUCTION_SETS[instruction_set]}")
-    flags = [f"-march={instruction_set}" if flag == "-march=native" else flag for flag in native.FLAGS]
-    monkeypatch.setattr(native, "FLAGS", (*flags, "-Wno-psabi"))
+    flags = [f"-march={instruction_set}" if flag == "-march=native" else flag for flag in library.FLAGS]
+    monkeypatch.setattr(library, "FLAGS", (*flags, "-Wno-psabi"))
     for sizes in SIZES.values():
         for dtype in DTYPES:
             lm = tiny_lm("qwen3", num_layers=2, **sizes).to(dtype)

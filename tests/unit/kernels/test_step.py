@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from adadecode.kernels.eager import EagerStep
-from adadecode.kernels.graphed import graph_columns
+from adadecode.kernels.kv_cache import bucket_columns
 from adadecode.kernels.step import Segment
 from adadecode.kernels.weights import ExitTest, Gate, Head
 from adadecode.model.decoder import DecoderModel
@@ -226,7 +226,7 @@ def test_rows_past_the_cache_stand_on_scratch_with_eager_kernels():
 def test_every_row_of_the_widest_graphed_step_has_a_place_at_the_end_of_the_context(context_len):
     """A graphed step has a power of two of columns, so scratch may lie past the context, and idle rows before it."""
     model = tiny_model(num_layers=1, context_len=context_len)
-    step = EagerStep(model, 72, graph_columns(context_len))
+    step = EagerStep(model.weights, model.steps.prefill, 72, bucket_columns(context_len))
     step.begin(context_len - 2)
     step.put(0, TOKENS[:1])
     step.run(0, 1, 0, 1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from adadecode.kernels.step import Segment
-from adadecode.model.exit_heads import ExitHeads
+from adadecode.model.exit_heads import HeadTensors
 from adadecode.training.base_pass import GAMMAS, measure, run_base
 from adadecode.training.outputs import GreedyOutput
 from adadecode.training.stream import pack
@@ -74,7 +74,7 @@ def test_the_report_counts_what_the_heads_themselves_propose():
 
 def test_precision_is_none_when_nothing_is_drafted():
     model = tiny_model()
-    unsure = ExitHeads(model, {2: torch.zeros(model.width, model.width)})
+    unsure = HeadTensors({2: (torch.zeros(model.width, model.width),)}).on(model)
     report = measure(model, unsure, [OUTPUTS])
     assert {(row["draft_rate"], row["precision"]) for row in report["gamma_table"]} == {(0.0, None)}
 

@@ -13,7 +13,8 @@ import torch
 from adadecode.engine.generate import generate
 from adadecode.engine.policy import make_policy, step_width
 from adadecode.errors import ExitHeadsError, NonFiniteLogitsError, RunFolderError
-from adadecode.model.exit_heads import FACTS, TENSORS, ExitHeads, HeadFacts, load_heads
+from adadecode.model.exit_heads import HeadTensors
+from adadecode.model.head_files import FACTS, TENSORS, HeadFacts, load_heads
 from adadecode.settings import DecodeSettings, TrainConfig
 from adadecode.training.base_pass import measure
 from adadecode.training.curves import CURVES, PICTURE
@@ -52,7 +53,7 @@ def held_out_batches(model, out):
 
 
 def identity_heads(model, exits):
-    return ExitHeads(model, {e: torch.eye(model.width) for e in exits})
+    return HeadTensors({e: (torch.eye(model.width),) for e in exits}).on(model)
 
 
 @pytest.fixture(scope="module")

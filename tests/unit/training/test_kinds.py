@@ -7,7 +7,8 @@ import torch
 from adadecode.engine.generate import generate
 from adadecode.engine.policy import make_policy, step_width
 from adadecode.errors import ExitHeadsError, UsageError
-from adadecode.model.exit_heads import PART_NAMES, TENSORS, load_heads
+from adadecode.model.exit_heads import PART_NAMES
+from adadecode.model.head_files import TENSORS, load_heads
 from adadecode.settings import DecodeSettings, TrainConfig
 from adadecode.training.base_pass import measure
 from adadecode.training.curves import CURVES

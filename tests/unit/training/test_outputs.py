@@ -7,7 +7,7 @@ import torch
 
 from adadecode.engine.generate import generate
 from adadecode.errors import RunFolderError, UsageError
-from adadecode.model.exit_heads import TENSORS
+from adadecode.model.head_files import TENSORS
 from adadecode.settings import TrainConfig
 from adadecode.training.outputs import BATCH_PROMPTS, OUTPUTS_DIR, make_outputs, part_path, read_part
 from adadecode.training.train import train_heads

@@ -42,7 +42,9 @@ def test_second_confidences_are_those_of_the_head(eager):
     for exit_idx, exit_layer in enumerate(EXITS):
         head = list(eager.heads.tests)[exit_idx].head
         states = hidden[exit_layer][0, len(trace.prompt_ids) :]
-        top2 = head_step(head, eager.model.norm, eager.model.shape.eps, states).softmax(-1).topk(2).values
+        top2 = (
+            head_step(head, eager.model.weights.norm, eager.model.weights.shape.eps, states).softmax(-1).topk(2).values
+        )
         first = torch.tensor([node.proposals[exit_idx][1] for node in trace.nodes])
         second = torch.tensor([of_token[exit_idx] for of_token in trace.second_confidences])
         torch.testing.assert_close(torch.stack([first, second], dim=1), top2)

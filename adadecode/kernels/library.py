@@ -1,0 +1,110 @@
+"""native.cpp as a library: compiled for the processor at hand at its first use, kept, and loaded with its structures."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+from adadecode.errors import KernelsError
+
+SOURCE = Path(__file__).with_name("native.cpp")
+# sums are fused where the source says so and nowhere else: else a compiler could do it for some numbers of rows only
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-fPIC", "-shared")
+NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+
+Pointer, Int = ctypes.c_void_p, ctypes.c_int32
+
+
+class LayerStruct(ctypes.Structure):
+    _fields_ = [
+        (name, Pointer)
+        for name in (
+            "input_norm",
+            "qkv",
+            "qkv_bias",
+            "q_norm",
+            "k_norm",
+            "o",
+            "post_norm",
+            "gate_up",
+            "down",
+        )
+    ]
+
+
+class ShapeStruct(ctypes.Structure):
+    _fields_ = [
+        *((name, Int) for name in ("d", "F", "H", "G", "D", "S", "is_bf16", "num_threads")),
+        ("eps", ctypes.c_float),
+        ("scale", ctypes.c_float),
+    ]
+
+
+class ExitTestStruct(ctypes.Structure):
+    _fields_ = [
+        *((name, Pointer) for name in ("norm", "matrices", "sizes", "token_ids")),
+        *((name, Pointer) for name in ("ids", "tops", "probabilities", "gate")),
+        ("num_matrices", Int),
+        ("bias", ctypes.c_float),
+        ("least", ctypes.c_float),
+    ]
+
+
+@functools.cache
+def load_library() -> ctypes.CDLL:
+    """The compiled native.cpp, from the user's cache folder or compiled now; raises KernelsError when it cannot be."""
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        raise KernelsError("native kernels need a C++ compiler such as g++: install one, or use --kernels eager")
+    source = SOURCE.read_bytes()
+    key = hashlib.sha256(source + repr((FLAGS, compiler, _processor())).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adadecode"
+    path = folder / f"native-{key}.so"
+    if not path.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            can_write = os.access(folder, os.W_OK)
+        except OSError:
+            can_write = False
+        if not can_write:
+            path = Path(tempfile.mkdtemp(prefix="adadecode-")) / path.name
+        unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+        try:
+            subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(unfinished)], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            reason = " ".join(getattr(error, "stderr", b"").decode(errors="replace").split())[:200]
+            raise KernelsError(
+                f"{compiler} cannot compile the native kernels; use --kernels eager ({reason})"
+            ) from error
+        os.replace(unfinished, path)
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise KernelsError(f"the native kernels cannot be loaded; use --kernels eager ({error})") from error
+    library.adadecode_run_layers.argtypes = [
+        Pointer, Pointer, Pointer, Int, Int, Pointer, Pointer, Pointer, Int, Int
+    ]  # fmt: skip
+    library.adadecode_head.argtypes = [
+        Pointer, Pointer, Int, Pointer, Pointer, Pointer, Int, Pointer, Pointer, Pointer, Pointer, Pointer
+    ]  # fmt: skip
+    library.adadecode_run_to_exit.argtypes = [*library.adadecode_run_layers.argtypes, Pointer, Int]
+    library.adadecode_gate.argtypes = [Pointer, Pointer, Pointer, Pointer, ctypes.c_float]
+    library.adadecode_run_layers.restype = library.adadecode_head.restype = None
+    library.adadecode_gate.restype = ctypes.c_float
+    return library
+
+
+def _processor() -> str:
+    """What -march=native depends on: a cache folder may be shared by machines of several kinds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    except OSError:
+        return platform.processor()

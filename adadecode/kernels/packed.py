@@ -1,0 +1,75 @@
+"""Weights in the layout native.cpp reads: matrices in tiles, structures of addresses.
+
+Shapes: N outputs and K inputs of a linear layer.
+"""
+
+import ctypes
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from adadecode.kernels.library import Int, LayerStruct, Pointer, load_library
+from adadecode.kernels.weights import Head, Weights
+
+
+def pack_weight(weight: Tensor, tile: int) -> Tensor:
+    """`weight` `[N, K]` as `[ceil(N / tile), K, tile]`, so that a step reads it in one stream.
+
+    bfloat16 elements of a tile's two halves alternate, because a 32-bit word holds one of each.
+    """
+    num_outputs, num_inputs = weight.shape
+    num_tiles = -(-num_outputs // tile)
+    padded = torch.zeros(num_tiles * tile, num_inputs, dtype=weight.dtype)
+    padded[:num_outputs] = weight.detach()
+    packed = padded.view(num_tiles, tile, num_inputs).transpose(1, 2)
+    if weight.dtype == torch.bfloat16:
+        packed = packed.reshape(num_tiles, num_inputs, 2, tile // 2).transpose(2, 3)
+    return packed.contiguous()
+
+
+class PackedHead:
+    """A head as the library takes it."""
+
+    def __init__(self, head: Head, packed: list[Tensor]) -> None:
+        self._packed = packed  # keeps the memory alive
+        sizes = [head.matrices[0].shape[1], *(matrix.shape[0] for matrix in head.matrices)]
+        self.num_matrices = len(self._packed)
+        self._matrices = (Pointer * len(self._packed))(*(matrix.data_ptr() for matrix in self._packed))
+        self._sizes = (Int * len(sizes))(*sizes)
+        self._token_ids = None if head.token_ids is None else head.token_ids.to(torch.int64).contiguous()
+        self.matrices_at, self.sizes_at = ctypes.addressof(self._matrices), ctypes.addressof(self._sizes)
+        self.token_ids_at = None if self._token_ids is None else self._token_ids.data_ptr()
+
+
+class PackedWeights:
+    """The weights of one model packed for the library; shared by all its decode steps."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.library = load_library()
+        self.tile: int = self.library.adadecode_tile()
+        self._kept: list[Tensor] = []
+        self.layers = (LayerStruct * weights.num_layers)(
+            *(LayerStruct(*(self._pointer(t) for t in vars(layer).values())) for layer in weights.layers)
+        )
+        self._heads: WeakKeyDictionary[Head, PackedHead] = WeakKeyDictionary()
+        self._matrices = WeakTensorKeyDictionary()  # heads share the model's own
+
+    def _pointer(self, tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        kept = pack_weight(tensor, self.tile) if tensor.dim() == 2 else tensor.detach().contiguous()
+        self._kept.append(kept)
+        return kept.data_ptr()
+
+    def head(self, head: Head) -> PackedHead:
+        packed = self._heads.get(head)
+        if packed is None:
+            packed = self._heads[head] = PackedHead(head, [self._pack_once(matrix) for matrix in head.matrices])
+        return packed
+
+    def _pack_once(self, matrix: Tensor) -> Tensor:
+        if matrix not in self._matrices:
+            self._matrices[matrix] = pack_weight(matrix, self.tile)
+        return self._matrices[matrix]

@@ -1,0 +1,91 @@
+"""Exit heads on disk: `exit_heads.safetensors` with their tensors, `exit_heads.json` with what they were made for.
+
+The tensors are those of the kind for each exit layer e, by the names of PART_NAMES - `T.<e>`, `U.<e>` and `V.<e>`, `W.<e>`
+or nothing - and, when the heads were reduced, `shortlist.ids`, `shortlist.<e>` and `gate.<e>`.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+
+from adadecode.errors import ExitHeadsError
+from adadecode.model.decoder import DecoderModel
+from adadecode.model.exit_heads import ExitHeads, HeadTensors
+from adadecode.settings import HeadKind, TrainedKind
+
+TENSORS, FACTS = "exit_heads.safetensors", "exit_heads.json"
+
+
+class HeadFacts(BaseModel):
+    """What a set of heads was made for and how; `training` holds settings and measured agreement."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format_version: int = 1
+    kind: TrainedKind = "transform"
+    base_model: str
+    base_model_hash: str
+    exits: tuple[int, ...]
+    width: int
+    dtype: str
+    training: dict[str, Any]
+
+
+def save_heads(folder: Path, tensors: HeadTensors, facts: HeadFacts) -> None:
+    """Writes `tensors` and `facts` to `folder`, made if missing; the facts last, as the sign of completeness."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FACTS).unlink(missing_ok=True)
+    save_file(tensors.named(getattr(torch, facts.dtype)), folder / TENSORS)
+    (folder / FACTS).write_text(json.dumps(facts.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
+
+
+def read_facts(folder: Path) -> HeadFacts | None:
+    """The facts of the complete heads in `folder`; None when there are none that can be read."""
+    try:
+        return HeadFacts.model_validate_json((folder / FACTS).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def load_heads(folder: Path, model: DecoderModel, head: HeadKind = "full", gate: float = 0.0) -> ExitHeads:
+    """The exit heads in `folder`, tested in full or over their shortlist, after a gate when `gate` is above 0.
+
+    Raises ExitHeadsError when they are missing, damaged, made for another model, or lack what `head` and `gate` need.
+    """
+    retrain = "train heads for this model with `adadecode train-heads`"
+    if not (folder / FACTS).is_file() or not (folder / TENSORS).is_file():
+        raise ExitHeadsError(f"--heads {str(folder)!r}: no {FACTS} with {TENSORS} there; {retrain}")
+    try:
+        facts = HeadFacts.model_validate_json((folder / FACTS).read_bytes())
+        raw = (folder / TENSORS).read_bytes()
+        named = load(raw)
+    except (SafetensorError, ValidationError) as error:
+        raise ExitHeadsError(
+            f"--heads {str(folder)!r}: the files are damaged; {retrain} ({type(error).__name__})"
+        ) from error
+    if facts.base_model_hash != model.model_hash:
+        raise ExitHeadsError(
+            f"--heads {str(folder)!r}: made for {facts.base_model!r} with weights {facts.base_model_hash}, "
+            f"this model's are {model.model_hash}; {retrain}"
+        )
+    try:
+        tensors = HeadTensors.from_named(named, facts.exits, facts.kind)
+    except KeyError as error:
+        raise ExitHeadsError(
+            f"--heads {str(folder)!r}: tensors {sorted(named)} do not match exits {list(facts.exits)} of kind {facts.kind}"
+        ) from error
+    lacking = {
+        "--head full": (head == "full" and facts.kind == "shortlist", "--head shortlist"),
+        "--head shortlist": (head == "shortlist" and tensors.shortlist is None, "--head full"),
+        f"--gate {gate:g}": (gate > 0.0 and not tensors.gates, "--gate 0"),
+    }
+    for flag, (is_lacking, remedy) in lacking.items():
+        if is_lacking:
+            raise ExitHeadsError(f"{flag}: the heads in {str(folder)!r} were made without; use {remedy}, or {retrain}")
+    return tensors.on(model, head, gate, hashlib.sha256(raw).hexdigest()[:16])
