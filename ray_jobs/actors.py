@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import ray
 
 from adadecode.errors import DeviceLostError, RunFolderError
+from adadecode.evaluation.rows import SampleRow
 from adadecode.records import Shard
 from adadecode.settings import EvalConfig
 from ray_jobs.pool import Done, Process
@@ -39,7 +40,7 @@ class ShardWork:
 class LoneSample(NamedTuple):
     """The rows of one sample of a shard that cannot be done as a whole, and the worker's facts for its commit."""
 
-    rows: list[dict[str, Any]]
+    rows: list[SampleRow]
     facts: dict[str, Any]
 
 

@@ -8,8 +8,7 @@ from typing import Any, Literal, Protocol
 from ray.exceptions import RayError
 
 from adadecode.errors import AdaDecodeError
-from adadecode.evaluation.rows import lost_rows
-from adadecode.evaluation.shard import commit_rows
+from adadecode.evaluation.rows import SampleRow, commit_rows, lost_rows
 from adadecode.records import Shard, ShardOutcome, WorkerState
 from adadecode.report.schema import LOST_BY
 from adadecode.runs.plan import longest_first
@@ -162,7 +161,7 @@ class LoneSamples:
     """The rows of shards that are done sample by sample, until each shard is whole and committed."""
 
     prepared: PreparedRun
-    _rows: dict[int, dict[int, list[dict[str, Any]]]] = field(default_factory=dict)
+    _rows: dict[int, dict[int, list[SampleRow]]] = field(default_factory=dict)
     _facts: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, work: ShardWork, result: LoneSample) -> ShardOutcome | None:
@@ -175,7 +174,7 @@ class LoneSamples:
         assert work.sample_idx is not None, work
         return self._keep(work, lost_rows(self.prepared.config, work.shard, work.sample_idx, reason))
 
-    def _keep(self, work: ShardWork, rows: list[dict[str, Any]]) -> ShardOutcome | None:
+    def _keep(self, work: ShardWork, rows: list[SampleRow]) -> ShardOutcome | None:
         shard = work.shard
         of_shard = self._rows.setdefault(shard.shard_idx, {})
         assert work.sample_idx is not None, work

@@ -27,7 +27,8 @@ from adadecode.settings import EvalConfig
 if TYPE_CHECKING:
     from adadecode.evaluation.progress import ErrorLimit, RunProgress
     from adadecode.report.live import LiveProgress
-    from adadecode.runs.run import PreparedRun, RunResult
+    from adadecode.runs.result import RunResult
+    from adadecode.runs.run import PreparedRun
     from ray_jobs.metrics import RunMetrics
 
 

@@ -130,8 +130,7 @@ def sweep_command(
 
     One run folder per cell under --out, and sweep.parquet over all of them.
     """
-    from adadecode.evaluation.sweep import Grid, check_heads_exist, plan_cells, write_sweep
-    from adadecode.evaluation.sweep_table import sweep_table
+    from adadecode.evaluation.sweep import Grid, check_heads_exist, plan_cells, sweep_table, write_sweep
     from adadecode.runs.storage import join
 
     grid = Grid(
@@ -313,11 +312,10 @@ def tune_exit_code(variants: Sequence[dict[str, Any]]) -> int:
 @click.argument("run")
 def report_command(run: str) -> None:
     """Print a run's tables, from its committed rows."""
-    from adadecode.report.errors import error_lines
-    from adadecode.report.summary import parity_line, summarise
+    from adadecode.report.summary import error_lines, parity_line, summarise
     from adadecode.report.tables import mismatch_lines, provenance_lines, summary_table
     from adadecode.runs.folder import read_commits, read_run
-    from adadecode.runs.run import read_committed
+    from adadecode.runs.result import read_committed
 
     facts, committed = read_run(run), read_committed(run, read_commits(run))
     for line in provenance_lines(facts):
@@ -333,9 +331,9 @@ def report_command(run: str) -> None:
 @click.argument("run")
 def verify_command(run: str) -> None:
     """Recompute the parity of a run from its tables alone: token ids, lengths, digests, stored claims, planned rows."""
-    from adadecode.runs.run import reopen_result
+    from adadecode.runs.result import read_result
 
-    sys.exit(report_result(reopen_result(run)))
+    sys.exit(report_result(read_result(run)))
 
 
 @main.command("tasks")
