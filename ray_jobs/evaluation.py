@@ -10,7 +10,6 @@ from ray.exceptions import RayError
 from adadecode.errors import AdaDecodeError
 from adadecode.evaluation.rows import SampleRow, commit_rows, lost_rows
 from adadecode.records import Shard, ShardOutcome, WorkerState
-from adadecode.report.schema import LOST_BY
 from adadecode.runs.plan import longest_first
 from adadecode.runs.run import PreparedRun
 from ray_jobs.actors import EvalActor, EvalTask, LoneSample, ShardWork
@@ -182,6 +181,4 @@ class LoneSamples:
         if len(of_shard) < len(shard.examples):
             return None
         all_rows = [row for sample_rows in self._rows.pop(shard.shard_idx).values() for row in sample_rows]
-        return commit_rows(
-            self.prepared.folder, shard, all_rows, self._facts.pop(shard.shard_idx, {"worker_id": LOST_BY})
-        )
+        return commit_rows(self.prepared.folder, shard, all_rows, self._facts.pop(shard.shard_idx, None))

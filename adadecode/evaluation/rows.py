@@ -183,9 +183,15 @@ def lost_rows(config: EvalConfig, shard: Shard, sample_idx: int, reason: str) ->
     ]
 
 
-def commit_rows(folder: RunFolder, shard: Shard, rows: Sequence[SampleRow], facts: dict[str, Any]) -> ShardOutcome:
-    """Commits the rows of `shard`; returns what it came to, which another attempt may have committed first."""
-    if folder.commit_shard(shard.task, shard.shard_idx, [row.columns() for row in rows], facts, new_attempt()):
+def commit_rows(
+    folder: RunFolder, shard: Shard, rows: Sequence[SampleRow], facts: dict[str, Any] | None
+) -> ShardOutcome:
+    """Commits the rows of `shard`; returns what it came to, which another attempt may have committed first.
+
+    `facts` are those of the worker, None when none survived any of the samples.
+    """
+    by_whom = {"worker_id": LOST_BY} if facts is None else facts
+    if folder.commit_shard(shard.task, shard.shard_idx, [row.columns() for row in rows], by_whom, new_attempt()):
         log.info("committed %d rows", len(rows))
     else:
         log.info("another attempt was first; its rows count, not these %d", len(rows))

@@ -167,11 +167,12 @@ def sweep_table(sweep: pa.Table) -> Table:
         cell = row["cell"] if row["cell"] != shown_cell else ""
         shown_cell = row["cell"]
         # Text, because a string would have its brackets read as markup
-        table.add_row(*(Text(text) for text in (cell, row["task"], method_label(row), *_cells(row))))
+        table.add_row(*(Text(text) for text in (cell, row["task"], method_label(row), *_figures(row))))
     return table
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+def _figures(row: dict[str, Any]) -> tuple[str, ...]:
+    """What the table shows of a SWEEP row after its cell, task and method."""
     return (
         str(row["n"]) + (f" ({row['num_errors']} err)" if row["num_errors"] else ""),
         number_text(row["tokens_per_s"], ".1f"),

@@ -142,6 +142,14 @@ def test_committed_rows_are_read_back_with_their_run_and_attempt(tmp_path):
         assert found == expected
 
 
+def test_a_shard_that_no_worker_survived_is_committed_by_the_driver(tmp_path):
+    folder = RunFolder.open(tmp_path / "run", "f00d", {})
+    config = EvalConfig(model="tiny", task="jsonl", methods=("vanilla",))
+    rows = [row for sample_idx in range(2) for row in lost_rows(config, SHARD, sample_idx, "gone")]
+    assert commit_rows(folder, SHARD, rows, None).num_error_samples == 2
+    assert read_commits(folder.location)[3]["worker"] == {"worker_id": LOST_BY}
+
+
 def test_rows_load_no_torch():
     """The driver of a cluster makes and commits rows, and decodes nothing."""
     code = "import sys, adadecode.evaluation.rows; assert not {'torch', 'transformers', 'ray'} & sys.modules.keys()"
