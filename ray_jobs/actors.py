@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import ray
 
 from adadecode.errors import DeviceLostError, RunFolderError
+from adadecode.evaluation.rows import SampleRow
 from adadecode.records import Shard
 from adadecode.settings import EvalConfig
 from ray_jobs.pool import Done, PooledActor
@@ -39,7 +40,7 @@ class ShardWork:
 class SplitSample(NamedTuple):
     """One sample of a shard that was split: its rows, and the worker's facts for the commit of the shard."""
 
-    rows: list[dict[str, Any]]
+    rows: list[SampleRow]
     facts: dict[str, Any]
 
 

@@ -9,8 +9,7 @@ from ray.exceptions import RayError
 
 from adadecode.errors import AdaDecodeError
 from adadecode.evaluation.observer import QUIET, Observer
-from adadecode.evaluation.rows import LOST_FACTS, lost_rows
-from adadecode.evaluation.shard import commit_rows
+from adadecode.evaluation.rows import SampleRow, commit_rows, lost_rows
 from adadecode.records import Shard, ShardOutcome, WorkerState
 from adadecode.runs.plan import longest_first
 from adadecode.runs.run import PreparedRun
@@ -159,7 +158,7 @@ class SplitShards:
     """The rows of shards that are done sample by sample, until each shard is whole and committed."""
 
     prepared: PreparedRun
-    _rows: dict[int, dict[int, list[dict[str, Any]]]] = field(default_factory=dict)  # by shard and sample index
+    _rows: dict[int, dict[int, list[SampleRow]]] = field(default_factory=dict)  # by shard and sample index
     _facts: dict[int, dict[str, Any]] = field(default_factory=dict)  # by shard index
 
     def add(self, work: ShardWork, result: SplitSample) -> ShardOutcome | None:
@@ -172,7 +171,7 @@ class SplitShards:
         assert work.sample_idx is not None, work
         return self._keep(work, lost_rows(self.prepared.config, work.shard, work.sample_idx, reason))
 
-    def _keep(self, work: ShardWork, rows: list[dict[str, Any]]) -> ShardOutcome | None:
+    def _keep(self, work: ShardWork, rows: list[SampleRow]) -> ShardOutcome | None:
         shard = work.shard
         of_shard = self._rows.setdefault(shard.shard_idx, {})
         assert work.sample_idx is not None, work
@@ -180,4 +179,4 @@ class SplitShards:
         if len(of_shard) < len(shard.examples):
             return None
         all_rows = [row for sample_rows in self._rows.pop(shard.shard_idx).values() for row in sample_rows]
-        return commit_rows(self.prepared.folder, shard, all_rows, self._facts.pop(shard.shard_idx, LOST_FACTS))
+        return commit_rows(self.prepared.folder, shard, all_rows, self._facts.pop(shard.shard_idx, None))

@@ -72,7 +72,7 @@ def trace(bench: Bench) -> Traces:
                 traces.tests |= traced.step.tests
             vanilla = vanilla or decoded
             traces.outputs[variant].append(decoded.generation.output_token_ids)
-            traces.parity[variant].append(compare(vanilla, decoded, bench.config.dtype))
+            traces.parity[variant].append(dataclasses.asdict(compare(vanilla, decoded, bench.config.dtype)))
     return traces
 
 

@@ -1,4 +1,4 @@
-"""How long a run would take on N workers, from what another run measured."""
+"""How long a run would take on N workers, from what another run measured; and its tables."""
 
 import heapq
 from collections import Counter, defaultdict

@@ -1,7 +1,7 @@
-"""Parity of one generation with vanilla's, from token ids and logits."""
+"""A generation beside vanilla's: the class of its parity, from token ids and logits."""
 
 import hashlib
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,8 +18,21 @@ def logits_digest(logits: Tensor | None) -> str | None:
     return hashlib.blake2b(as_bytes.tobytes(), digest_size=16).hexdigest()
 
 
-def compare(vanilla: Decoded, other: Decoded, dtype: str) -> dict[str, Any]:
-    """The parity columns of `other`'s row: class, first difference, the two tokens and margins there, equal bits."""
+@dataclass(frozen=True)
+class Comparison:
+    """A method's output beside vanilla's: the parity columns of its row, which the SAMPLES schema explains."""
+
+    parity: str  # exact | near_tie | mismatch
+    logits_equal: bool | None
+    first_diff_idx: int | None
+    vanilla_token_id: int | None
+    method_token_id: int | None
+    vanilla_margin: float | None
+    method_margin: float | None
+
+
+def compare(vanilla: Decoded, other: Decoded, dtype: str) -> Comparison:
+    """How `other` differs from `vanilla`, near-ties as `dtype` has them; an output cut short is a mismatch."""
     ours, theirs = other.generation, vanilla.generation
     first = first_difference(theirs.output_token_ids, ours.output_token_ids)
     margin = None if first is None else _margin(vanilla.logits, first)
@@ -27,15 +40,15 @@ def compare(vanilla: Decoded, other: Decoded, dtype: str) -> dict[str, Any]:
     cut_short = first is not None and first >= min(len(ours.output_token_ids), len(theirs.output_token_ids))
     if cut_short or (first is None and ours.finish_reason != theirs.finish_reason):
         parity = "mismatch"
-    return {
-        "parity": parity,
-        "logits_equal": _same_bits(vanilla.logits, other.logits),
-        "first_diff_idx": first,
-        "vanilla_token_id": _token(theirs.output_token_ids, first),
-        "method_token_id": _token(ours.output_token_ids, first),
-        "vanilla_margin": margin,
-        "method_margin": None if first is None else _margin(other.logits, first),
-    }
+    return Comparison(
+        parity=parity,
+        logits_equal=_same_bits(vanilla.logits, other.logits),
+        first_diff_idx=first,
+        vanilla_token_id=_token(theirs.output_token_ids, first),
+        method_token_id=_token(ours.output_token_ids, first),
+        vanilla_margin=margin,
+        method_margin=None if first is None else _margin(other.logits, first),
+    )
 
 
 def _same_bits(a: Tensor | None, b: Tensor | None) -> bool | None:

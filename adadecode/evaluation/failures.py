@@ -1,20 +1,20 @@
-"""What one sample's failure is: columns of its row, never the end of the shard, and a second try when memory ran out."""
+"""What one sample's failure is: the error of its row, never the end of the shard; a second try when memory ran out."""
 
 import contextlib
 import gc
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
 from adadecode.errors import DeviceLostError
+from adadecode.evaluation.rows import MAX_MESSAGE_LEN
 from adadecode.model.decoder import DecoderModel
 
 log = logging.getLogger(__name__)
 
-MAX_MESSAGE_LEN = 1000
 HOST_MEMORY_WORDS = ("can't allocate memory", "std::bad_alloc")  # of RuntimeErrors that torch makes of it
 
 ResultT = TypeVar("ResultT")
@@ -27,15 +27,6 @@ class Failure:
     error_type: str
     error_message: str  # one line, at most MAX_MESSAGE_LEN characters
     is_out_of_memory: bool
-
-    def columns(self) -> dict[str, Any]:
-        """The columns that make a row an error's; what was measured stays out of it."""
-        return {
-            "status": "error",
-            "finish_reason": "error",
-            "error_type": self.error_type,
-            "error_message": self.error_message,
-        }
 
 
 def result_or_failure(what: str, function: Callable[[], ResultT], model: DecoderModel) -> ResultT | Failure:

@@ -6,8 +6,7 @@ import os
 import socket
 import sys
 import time
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,13 +17,14 @@ from adadecode.engine.policy import Policy, make_policy, paper_exits, step_width
 from adadecode.engine.transformers import generate_with_transformers
 from adadecode.evaluation.compare import compare, logits_digest
 from adadecode.evaluation.failures import Failure, broken_devices_named, result_or_failure
-from adadecode.methods import METHODS, any_needs_heads, in_turn
+from adadecode.evaluation.rows import SampleRow, Turn, turns
+from adadecode.methods import METHODS, REFERENCE, any_needs_heads
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads, original_heads
 from adadecode.model.head_files import load_heads
 from adadecode.model.load import chat_template_hash, load_model
 from adadecode.provenance import cpu_name, gpu_driver
-from adadecode.records import Example, Shard
+from adadecode.records import Shard
 from adadecode.runs.fingerprint import heads_folder
 from adadecode.settings import BenchConfig, EvalConfig
 from adadecode.tasks import score
@@ -33,9 +33,6 @@ from adadecode.tasks.encode import encode_prompt
 log = logging.getLogger(__name__)
 
 WARMUP_TOKENS = 16
-
-# What a row keeps when it becomes an error's: which it is, when it began and the prompt, if that was made.
-ERROR_ROW_COLUMNS = ("method", "lossy", "order_idx", "started_at", "prompt_len", "prompt_token_ids")
 
 
 @dataclass(frozen=True)
@@ -129,99 +126,58 @@ def decode(worker: Worker, method: str, task: str, prompt_ids: list[int], max_ne
     )
 
 
-def evaluate_shard(worker: Worker, shard: Shard) -> list[dict[str, Any]]:
-    """The rows of all samples of `shard`, as `evaluate_sample` gives them."""
+def evaluate_shard(worker: Worker, shard: Shard) -> list[SampleRow]:
+    """The rows of all samples of `shard`: one per sample, repeat and method; a failure is a row with its error."""
     log.info("started: %d samples, methods %s", len(shard.examples), ", ".join(worker.config.methods))
     return [row for sample_idx in range(len(shard.examples)) for row in evaluate_sample(worker, shard, sample_idx)]
 
 
-def evaluate_sample(worker: Worker, shard: Shard, sample_idx: int) -> list[dict[str, Any]]:
-    """One row per repeat and method, as the SAMPLES schema has them less `run_id` and `attempt`.
-
-    A failure is a row with its error.
-    """
-    example = shard.examples[sample_idx]
-    rows = []
-    for repeat in range(worker.config.repeats):
-        methods = in_turn(worker.config.methods, shard.shard_idx + sample_idx + repeat)
-        common = {
-            "task": shard.task,
-            "sample_id": example.sample_id,
-            "repeat": repeat,
-            "shard": shard.shard_idx,
-            "reference": example.reference,
-            "worker_id": worker.worker_id,
-        }
-        rows += [{**common, **row} for row in _evaluate_sample(worker, shard.task, example, methods)]
-    return rows
+def evaluate_sample(worker: Worker, shard: Shard, sample_idx: int) -> list[SampleRow]:
+    """The rows of one sample: one per repeat and method; a failure is a row with its error."""
+    methods, worker_id = worker.config.methods, worker.worker_id
+    return [
+        row
+        for repeat in range(worker.config.repeats)
+        for row in _take_turns(worker, turns(methods, shard, sample_idx, repeat, worker_id))
+    ]
 
 
-def _evaluate_sample(worker: Worker, task: str, example: Example, methods: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The rows of one sample, one for each of `methods`, which are run in this order; a failure ends only its own."""
-    rows: dict[str, dict[str, Any]] = {}
+def _take_turns(worker: Worker, in_order: list[Turn]) -> list[SampleRow]:
+    """The rows of one sample and repeat, in the order in which its methods run; a failure ends only its own turn."""
+    rows: dict[str, SampleRow] = {}
     decoded: dict[str, Decoded] = {}
-    for order_idx, method in enumerate(methods):
-        rows[method] = {"method": method, "lossy": METHODS[method].is_lossy, "order_idx": order_idx}
-        measure = functools.partial(_measure, worker, method, task, example, rows[method])
-        result = result_or_failure(f"{task}/{example.sample_id} {method}", measure, worker.model)
+    for turn in in_order:
+        result = result_or_failure(turn.name, functools.partial(_measure, worker, turn), worker.model)
         if isinstance(result, Failure):
-            rows[method] = _error_row(rows[method], result)
+            rows[turn.method] = turn.error_row(result.error_type, result.error_message)
         else:
-            decoded[method] = result
-    for method, result in decoded.items():
-        if method != "vanilla" and "vanilla" in decoded:
-            check = functools.partial(compare, decoded["vanilla"], result, worker.config.dtype)
-            parity = result_or_failure(
-                f"{task}/{example.sample_id} {method}, compared with vanilla", check, worker.model
-            )
-            rows[method] = _error_row(rows[method], parity) if isinstance(parity, Failure) else rows[method] | parity
+            rows[turn.method], decoded[turn.method] = result
+    for turn in in_order:
+        if turn.method in decoded and turn.method != REFERENCE and REFERENCE in decoded:
+            check = functools.partial(compare, decoded[REFERENCE], decoded[turn.method], worker.config.dtype)
+            found = result_or_failure(f"{turn.name}, compared with {REFERENCE}", check, worker.model)
+            if isinstance(found, Failure):
+                rows[turn.method] = turn.error_row(found.error_type, found.error_message)
+            else:
+                rows[turn.method] = replace(rows[turn.method], **vars(found))
     return list(rows.values())
 
 
-def _measure(worker: Worker, method: str, task: str, example: Example, row: dict[str, Any]) -> Decoded:
-    """The generation of `example` by `method`; writes to `row` when it began, the prompt, and at its end the rest."""
-    row["started_at"] = datetime.now(UTC)
-    prompt_ids = encode_prompt(worker.tokenizer, example)
-    row |= {"prompt_len": len(prompt_ids), "prompt_token_ids": prompt_ids}
-    decoded = decode(worker, method, task, prompt_ids)
-    row |= {"status": "ok", **_measurements(worker, method, task, example, decoded)}
-    return decoded
-
-
-def _error_row(row: dict[str, Any], failure: Failure) -> dict[str, Any]:
-    """`row` with the error in place of what was measured."""
-    return {name: row[name] for name in ERROR_ROW_COLUMNS if name in row} | failure.columns()
-
-
-def _measurements(worker: Worker, method: str, task: str, example: Example, decoded: Decoded) -> dict[str, Any]:
-    """The columns of a generation that succeeded; drafting columns are null for methods that cannot draft."""
+def _measure(worker: Worker, turn: Turn) -> tuple[SampleRow, Decoded]:
+    """The generation of a turn, whose start and prompt are set as it goes, and its row."""
+    turn.begin()
+    task, example = turn.shard.task, turn.shard.examples[turn.sample_idx]
+    prompt_ids = turn.prompt_token_ids = encode_prompt(worker.tokenizer, example)
+    decoded = decode(worker, turn.method, task, prompt_ids)
     generation = decoded.generation
     ended = generation.finish_reason == "eos"
-    shown_ids = generation.output_token_ids[: -1 if ended else None]
-    text = worker.tokenizer.decode(shown_ids)
+    text = worker.tokenizer.decode(generation.output_token_ids[: -1 if ended else None])
     scored = score(task, text, example.reference)
-    drafting = {
-        "num_drafted": generation.num_drafted,
-        "num_accepted": generation.num_accepted,
-        "exits": generation.exits,
-        "drafted_per_exit": generation.drafted_per_exit,
-        "accepted_per_exit": generation.accepted_per_exit,
-        "draft_depths": generation.draft_depths,
-    }
-    return {
-        "output_len": len(generation.output_token_ids),
-        "output_token_ids": generation.output_token_ids,
-        "output_text": text,
-        "finish_reason": generation.finish_reason,
-        "correct": None if scored is None else scored == 1.0,
-        "ttft_s": generation.ttft_s,
-        "decode_s": generation.decode_s,
-        "e2e_s": generation.e2e_s,
-        "tpot_s": generation.tpot_s,
-        "step_gaps_s": generation.step_gaps_s,
-        "num_rounds": generation.num_rounds,
-        "layers_per_token": generation.layers_per_token,
-        "logits_digest": logits_digest(decoded.logits),
-        "width": METHODS[method].step_width(worker.width),
-        **(drafting if METHODS[method].drafts else {}),
-    }
+    row = turn.generation_row(
+        generation,
+        text=text,
+        correct=None if scored is None else scored == 1.0,
+        logits_digest=logits_digest(decoded.logits),
+        width=METHODS[turn.method].step_width(worker.width),
+    )
+    return row, decoded

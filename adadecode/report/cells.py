@@ -1,4 +1,4 @@
-"""What a person reads: the summary as a rich table, the pairs that differ, and where the run came from."""
+"""What stands in one cell of a table: numbers, fractions and durations, or the sign of what was not measured."""
 
 ABSENT = "-"
 

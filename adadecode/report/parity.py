@@ -5,9 +5,6 @@ that position is at most the tolerance of the dtype, about the size of the round
 a *mismatch*. Neither is `exact`; for a method under the parity contract both are failures.
 """
 
-# pyarrow makes its compute functions at import time, where pyright cannot see them.
-# pyright: reportAttributeAccessIssue=false
-
 from collections.abc import Iterator, Sequence
 from operator import eq
 

@@ -131,4 +131,5 @@ SUMMARY = pa.schema(
 )
 
 SWEEP = pa.schema([pa.field("cell", pa.string(), nullable=False), *SUMMARY])
-LOST_BY = "driver"  # their worker_id: the workers that tried are gone
+
+LOST_BY = "driver"  # worker_id in the rows of a sample that ended every worker which tried it

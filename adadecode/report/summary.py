@@ -1,9 +1,6 @@
-"""One line per task and method: what was measured, how fast against the faster vanilla, how much of it was equal."""
+"""What a run's rows come to: a line per task and method with its speed and parity, and a line about what failed."""
 
-
-# pyarrow makes its compute functions at import time, where pyright cannot see them.
-# pyright: reportAttributeAccessIssue=false
-
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
@@ -29,6 +26,8 @@ NUMBERS = (
 )
 
 NARROW = ["task", "sample_id", "method", "repeat", "status", "correct", *NUMBERS]  # the columns a summary needs
+ERROR_COLUMNS = ("task", "sample_id", "method", "status", "error_type", "error_message")  # and those error_lines needs
+MAX_SHOWN_LEN = 200  # of the first error's message, in characters
 
 
 def summarise(samples: pa.Table, verify: pa.Table | None = None) -> pa.Table:
@@ -80,6 +79,32 @@ def num_owed(summary: pa.Table) -> int:
     rows = summary.select(["task", "method", "n"]).to_pylist()
     vanilla = {row["task"]: row["n"] for row in rows if row["method"] == "vanilla"}
     return sum(vanilla.get(row["task"], 0) for row in rows if row["method"] in names_that_owe("exact"))
+
+
+def error_lines(samples: pa.Table) -> list[str]:
+    """One line that counts the failed samples, their rows by method and by error, and names the first; none without.
+
+    `samples` are rows of a SAMPLES table, of which ERROR_COLUMNS suffice. Commonest errors first.
+    """
+    failed = samples.select(ERROR_COLUMNS).filter(pc.equal(samples["status"], "error"))
+    if not failed.num_rows:
+        return []
+    num_failed, num_samples = num_distinct_samples(failed), num_distinct_samples(samples)
+    methods = ", ".join(f"{method} {count}" for method, count in _counts(failed["method"]))
+    kinds = ", ".join(f"{count} {kind}" for kind, count in _counts(failed["error_type"]))
+    first = failed.slice(0, 1).to_pylist()[0]
+    message = first["error_message"] or first["error_type"] or "no message"
+    if len(message) > MAX_SHOWN_LEN:
+        message = message[:MAX_SHOWN_LEN].rstrip() + " ..."
+    return [
+        f"errors: {num_failed} of {num_samples} samples failed: {methods} rows ({kinds}); "
+        f"first: {first['task']}/{first['sample_id']}: {message}"
+    ]
+
+
+def num_distinct_samples(samples: pa.Table) -> int:
+    """How many samples the rows are of, whatever their methods and repeats."""
+    return samples.group_by(["task", "sample_id"]).aggregate([]).num_rows
 
 
 class _Timings:
@@ -191,3 +216,8 @@ def _total(column: pa.ChunkedArray) -> int | None:
 def _floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
     """A numeric column as float64 with NaN for null."""
     return column.cast(pa.float64()).to_numpy()
+
+
+def _counts(column: pa.ChunkedArray) -> list[tuple[str, int]]:
+    """The values and how often each stands there, the most frequent first."""
+    return Counter("unknown" if value is None else value for value in column.to_pylist()).most_common()

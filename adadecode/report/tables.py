@@ -1,6 +1,6 @@
 """What a person reads: the summary as a rich table, the pairs that differ, and where the run came from."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +11,7 @@ from rich.text import Text
 
 from adadecode.methods import names_that_owe
 from adadecode.report.cells import ABSENT, fraction_text, number_text
+from adadecode.report.summary import parity_line
 
 COLUMNS = (
     "task",
@@ -58,6 +59,11 @@ def summary_table(summary: pa.Table) -> Table:
         # Text, because a string would have its brackets read as markup
         table.add_row(*(Text(cell) for cell in (task, method_label(row), *_cells(row, has_errors))))
     return table
+
+
+def finding_lines(summary: pa.Table, verify: pa.Table, errors: Sequence[str]) -> list[str]:
+    """What stands under `summary_table`: the parity, the lines `errors`, and every pair that is not exact."""
+    return [parity_line(summary), *errors, *mismatch_lines(verify)]
 
 
 def mismatch_lines(verify: pa.Table) -> list[str]:

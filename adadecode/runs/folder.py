@@ -4,36 +4,35 @@ Data goes to a file under a unique name; then a commit marker, created only if a
 and nothing else, so a file whose writer died is never read. A folder belongs to one fingerprint.
 """
 
-
-# pyarrow makes its compute functions at import time, where pyright cannot see them.
-# pyright: reportAttributeAccessIssue=false
-
 import dataclasses
 import hashlib
 import json
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from adadecode.errors import DamagedError, RunFolderError
 from adadecode.files import TEMPORARY_SUFFIX
 from adadecode.records import ShardOutcome
 from adadecode.report.schema import SAMPLES, SCHEMA_VERSION
+from adadecode.runs.commits import (
+    AGAIN,
+    commit_name,
+    commit_names,
+    committed_content,
+    committed_table,
+    each,
+    listed_commit,
+    read_commit,
+)
 from adadecode.runs.outcome import outcome_of
-from adadecode.runs.storage import LocalStorage, Storage, join, open_storage
-
-T = TypeVar("T")
-U = TypeVar("U")
+from adadecode.runs.storage import Storage, join, open_storage
 
 RUN_FILE = "run.json"
-AGAIN = "run the same command again: it computes the shard again"
 
 
 class RunFolder:
@@ -66,13 +65,18 @@ class RunFolder:
         self.storage.replace(RUN_FILE, _json_bytes(run))
         return run
 
-    def commit_shard(self, task: str, shard_idx: int, rows: list[dict[str, Any]], facts: dict[str, Any]) -> bool:
-        """Writes a shard's rows and then its commit; False when another attempt had committed it before."""
+    def commit_shard(
+        self, task: str, shard_idx: int, rows: Sequence[Mapping[str, Any]], facts: dict[str, Any], attempt: str
+    ) -> bool:
+        """Writes a shard's rows and then its commit; False when another attempt had committed it before.
+
+        `rows` hold the columns of SAMPLES by name, null where one lacks, less `run_id` and `attempt`, which this adds.
+        """
         if _run_in(self.storage)["fingerprint"] != self.fingerprint:
             raise RunFolderError(f"{self.location!r} was taken over by another run: choose another --out")
-        attempt = rows[0]["attempt"]
         ordered = sorted(rows, key=lambda row: (row["sample_id"], row["repeat"], row["method"]))
-        table = pa.Table.from_pylist(ordered, schema=SAMPLES)
+        written_by = {"run_id": self.run_id, "attempt": attempt}
+        table = pa.Table.from_pylist([{**row, **written_by} for row in ordered], schema=SAMPLES)
         name = f"samples/task={task}/part-{shard_idx:05d}-{attempt}.parquet"
         digest = self.write_table(name, table)
         commit = {
@@ -86,16 +90,12 @@ class RunFolder:
             "outcome": dataclasses.asdict(outcome_of(table)),
             "worker": facts,
         }
-        return self.storage.create(_commit_name(shard_idx), _json_bytes(commit))
+        return self.storage.create(commit_name(shard_idx), _json_bytes(commit))
 
     def committed_outcome(self, shard_idx: int) -> ShardOutcome | None:
         """What the shard came to; None while it has no commit."""
-        name = _commit_name(shard_idx)
-        try:
-            content = self.storage.read(name)
-        except FileNotFoundError:
-            return None
-        return ShardOutcome(**_parsed(self.storage, name, content)["outcome"])
+        commit = read_commit(self.storage, commit_name(shard_idx))
+        return None if commit is None else ShardOutcome(**commit["outcome"])
 
     def check_commits(self) -> list[str]:
         """Withdraws every commit that is damaged or whose file is; returns one line for each.
@@ -106,19 +106,19 @@ class RunFolder:
 
         def check(name: str) -> str | None:
             try:
-                _content(self.storage, _read_commit(self.storage, name))
+                committed_content(self.storage, listed_commit(self.storage, name))
             except DamagedError as error:
                 self.storage.delete(name)
                 return f"withdrawn, to be computed again: {str(error).removesuffix('; ' + AGAIN)}"
             return None
 
-        return [line for line in _each(self.storage, check, _commit_names(self.storage)) if line is not None]
+        return [line for line in each(self.storage, check, commit_names(self.storage)) if line is not None]
 
     def withdraw_errors(self) -> int:
         """Withdraws the commits with samples that failed, so that the run computes them again; returns how many."""
         failed = [idx for idx, commit in read_commits(self.location).items() if commit["outcome"]["num_error_samples"]]
         for shard_idx in failed:
-            self.storage.delete(_commit_name(shard_idx))
+            self.storage.delete(commit_name(shard_idx))
         return len(failed)
 
     def sweep(self, named: Collection[str]) -> int:
@@ -153,17 +153,12 @@ def refuse_others_results(location: str | Path, fingerprint: str, facts: dict[st
     except FileNotFoundError:
         return
     theirs = _run_in(storage)
-    if theirs["fingerprint"] != fingerprint and _commit_names(storage):
+    if theirs["fingerprint"] != fingerprint and commit_names(storage):
         changed = _changed_settings(theirs.get("config", {}), facts.get("config", {}))
         raise RunFolderError(
             f"--out {storage.location!r} belongs to another run (fingerprint {theirs['fingerprint']}, this one is "
             f"{fingerprint}; {changed}): choose another --out, or repeat that run's settings to finish it"
         )
-
-
-def write_table(path: Path, table: pa.Table, facts: dict[str, str]) -> str:
-    """Writes a Parquet file on this machine, whole or not at all; returns the SHA-256 of its bytes."""
-    return store_table(LocalStorage(path.parent), path.name, table, facts)
 
 
 def store_table(storage: Storage, name: str, table: pa.Table, facts: dict[str, str]) -> str:
@@ -197,10 +192,10 @@ def read_commits(location: str | Path) -> dict[int, dict[str, Any]]:
     storage = open_storage(location)
     workers: dict[str, dict[str, Any]] = {}
     commits = {}
-    for commit in _commits_in(storage):
+    for commit in each(storage, lambda name: listed_commit(storage, name), commit_names(storage)):
         commit["worker"] = workers.setdefault(json.dumps(commit["worker"], sort_keys=True), commit["worker"])
         if "outcome" not in commit:
-            commit["outcome"] = dataclasses.asdict(outcome_of(_table(storage, commit)))
+            commit["outcome"] = dataclasses.asdict(outcome_of(committed_table(storage, commit)))
         commits[commit["shard"]] = commit
     return commits
 
@@ -218,33 +213,7 @@ def committed_tables(location: str | Path, commits: Mapping[int, dict[str, Any]]
     foreign = [shard_idx for shard_idx, commit in commits.items() if commit["fingerprint"] != fingerprint]
     if foreign:
         raise RunFolderError(f"{storage.location!r}: the commits of shards {foreign} are of another run: delete them")
-    yield from _each(storage, lambda commit: _table(storage, commit), list(commits.values()))
-
-
-def missing_rows(plan: pa.Table, samples: pa.Table, methods: Sequence[str], repeats: int) -> int:
-    """How many planned rows (samples x methods x repeats) are not among `samples`."""
-    planned = pc.unique(_keys(plan))
-    sample_codes = pc.index_in(_keys(samples), planned)
-    method_codes = pc.index_in(samples["method"], pa.array(methods, pa.string()))
-    codes = np.column_stack([_codes(sample_codes), _codes(method_codes), samples["repeat"].to_numpy()])
-    counts = (codes[:, :2] >= 0).all(axis=1) & (codes[:, 2] < repeats)
-    return len(planned) * len(methods) * repeats - len(np.unique(codes[counts], axis=0))
-
-
-def num_unplanned(plan: pa.Table, samples: pa.Table, methods: Sequence[str], repeats: int) -> int:
-    """How many rows of `samples` no plan asked for: another sample, method or repeat, or in another shard."""
-    planned = pc.index_in(_keys(samples, "shard"), pc.unique(_keys(plan, "shard")))
-    asked = (_codes(planned) >= 0) & np.isin(samples["method"].to_numpy(), list(methods))
-    return int((~(asked & (samples["repeat"].to_numpy() < repeats))).sum())
-
-
-def _keys(table: pa.Table, *more: str) -> pa.ChunkedArray:
-    columns = [table[name].cast(pa.string()) for name in ("task", "sample_id", *more)]
-    return pc.binary_join_element_wise(*columns, "\0")
-
-
-def _codes(indices: pa.ChunkedArray) -> np.ndarray:
-    return pc.fill_null(indices, -1).to_numpy()
+    yield from each(storage, lambda commit: committed_table(storage, commit), list(commits.values()))
 
 
 def _run_in(storage: Storage) -> dict[str, Any]:
@@ -257,61 +226,6 @@ def _run_in(storage: Storage) -> dict[str, Any]:
             f"{storage.location!r} is not a run folder: its {RUN_FILE} names no run_id and fingerprint"
         )
     return run
-
-
-def _commit_name(shard_idx: int) -> str:
-    return f"commits/{shard_idx:05d}.json"
-
-
-def _commit_names(storage: Storage) -> list[str]:
-    return [name for name in storage.list("commits") if name.endswith(".json")]
-
-
-def _commits_in(storage: Storage) -> Iterator[dict[str, Any]]:
-    return _each(storage, lambda name: _read_commit(storage, name), _commit_names(storage))
-
-
-def _each(storage: Storage, function: Callable[[T], U], arguments: Sequence[T]) -> Iterator[U]:
-    """`function` of each argument, in order; as many at once as the storage takes, the results of few in memory."""
-    if storage.num_parallel == 1:
-        yield from map(function, arguments)
-        return
-    with ThreadPoolExecutor(storage.num_parallel) as pool:
-        for start in range(0, len(arguments), storage.num_parallel):
-            yield from pool.map(function, arguments[start : start + storage.num_parallel])
-
-
-def _read_commit(storage: Storage, name: str) -> dict[str, Any]:
-    try:
-        return _parsed(storage, name, storage.read(name))
-    except FileNotFoundError as error:
-        raise DamagedError(f"{join(storage.location, name)}: the commit is gone; {AGAIN}") from error
-
-
-def _parsed(storage: Storage, name: str, content: bytes) -> dict[str, Any]:
-    try:
-        commit = json.loads(content)
-        for field in ("shard", "file", "sha256", "fingerprint", "worker"):
-            commit[field]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{join(storage.location, name)}: the commit is damaged; {AGAIN}") from error
-    return commit
-
-
-def _content(storage: Storage, commit: dict[str, Any]) -> bytes:
-    """The bytes of a committed file; raises RunFolderError when they are not those that were committed."""
-    file = join(storage.location, commit["file"])
-    try:
-        content = storage.read(commit["file"])
-    except FileNotFoundError as error:
-        raise DamagedError(f"{file}: a committed file is missing; {AGAIN}") from error
-    if hashlib.sha256(content).hexdigest() != commit["sha256"]:
-        raise DamagedError(f"{file}: a committed file was altered after its commit; {AGAIN}")
-    return content
-
-
-def _table(storage: Storage, commit: dict[str, Any]) -> pa.Table:
-    return pq.read_table(pa.BufferReader(_content(storage, commit))).replace_schema_metadata(None)
 
 
 def _changed_settings(theirs: dict[str, Any], ours: dict[str, Any]) -> str:

@@ -1,9 +1,5 @@
 """What a shard came to, from its rows: the few numbers its commit keeps."""
 
-
-# pyarrow makes its compute functions at import time, where pyright cannot see them.
-# pyright: reportAttributeAccessIssue=false
-
 import pyarrow as pa
 import pyarrow.compute as pc
 

@@ -1,8 +1,10 @@
-"""Which samples are evaluated together: stable ids into shards, the same for any number of workers."""
+"""Which samples are evaluated together, the same for any number of workers, and which planned rows are there."""
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from adadecode.files import short_hash
 from adadecode.records import Example, Shard
@@ -42,3 +44,29 @@ def plan_table(shards: Sequence[Shard]) -> pa.Table:
 def plan_hash(table: pa.Table) -> str:
     """A hash of the whole plan: samples, prompts and their shards."""
     return short_hash(repr(table.to_pylist()))
+
+
+def num_missing(plan: pa.Table, samples: pa.Table, methods: Sequence[str], repeats: int) -> int:
+    """How many planned rows (samples x methods x repeats) are not among `samples`."""
+    planned = pc.unique(_keys(plan))
+    sample_codes = pc.index_in(_keys(samples), planned)
+    method_codes = pc.index_in(samples["method"], pa.array(methods, pa.string()))
+    codes = np.column_stack([_codes(sample_codes), _codes(method_codes), samples["repeat"].to_numpy()])
+    counts = (codes[:, :2] >= 0).all(axis=1) & (codes[:, 2] < repeats)
+    return len(planned) * len(methods) * repeats - len(np.unique(codes[counts], axis=0))
+
+
+def num_unplanned(plan: pa.Table, samples: pa.Table, methods: Sequence[str], repeats: int) -> int:
+    """How many rows of `samples` no plan asked for: another sample, method or repeat, or in another shard."""
+    planned = pc.index_in(_keys(samples, "shard"), pc.unique(_keys(plan, "shard")))
+    asked = (_codes(planned) >= 0) & np.isin(samples["method"].to_numpy(), list(methods))
+    return int((~(asked & (samples["repeat"].to_numpy() < repeats))).sum())
+
+
+def _keys(table: pa.Table, *more: str) -> pa.ChunkedArray:
+    columns = [table[name].cast(pa.string()) for name in ("task", "sample_id", *more)]
+    return pc.binary_join_element_wise(*columns, "\0")
+
+
+def _codes(indices: pa.ChunkedArray) -> np.ndarray:
+    return pc.fill_null(indices, -1).to_numpy()

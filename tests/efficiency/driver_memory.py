@@ -31,7 +31,6 @@ def rows_of(shard: Shard, tokens: np.ndarray) -> list[dict[str, Any]]:
         for order_idx, method in enumerate(METHODS):
             e2e_s = 1.0 + 0.01 * ((shard.shard_idx + idx + order_idx) % 17)
             row = {
-                "run_id": "run",
                 "task": shard.task,
                 "sample_id": example.sample_id,
                 "method": method,
@@ -56,7 +55,6 @@ def rows_of(shard: Shard, tokens: np.ndarray) -> list[dict[str, Any]]:
                 "width": 6,
                 "order_idx": order_idx,
                 "worker_id": "worker-0",
-                "attempt": "attempt",
                 "started_at": datetime(2026, 1, 1, tzinfo=UTC),
             }
             if method != "vanilla":
@@ -92,7 +90,7 @@ def measure(num_samples: int, shard_size: int, folder: Path) -> dict[str, Any]:
             rows = rows_of(shard, tokens)
             started = time.perf_counter()
             facts = {"worker_id": "worker-0", "model_hash": "m"}
-            assert prepared.folder.commit_shard(shard.task, shard.shard_idx, rows, facts)
+            assert prepared.folder.commit_shard(shard.task, shard.shard_idx, rows, facts, "attempt")
             in_commit_s += time.perf_counter() - started
         committed, before_close = time.perf_counter(), peak_bytes()
         result = close_run(prepared)

@@ -12,7 +12,8 @@ from adadecode.evaluation.local import run_local
 from adadecode.records import ShardOutcome, WorkerState
 from adadecode.report.schema import SAMPLES
 from adadecode.runs.folder import read_samples
-from adadecode.runs.run import RunResult, close_run, open_run
+from adadecode.runs.result import RunResult
+from adadecode.runs.run import close_run, open_run
 from adadecode.settings import EvalConfig
 from ray_jobs.actors import EvalActor
 from ray_jobs.evaluation import run_on_ray

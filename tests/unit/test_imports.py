@@ -214,6 +214,13 @@ def test_importing_the_program_loads_no_heavy_package():
     assert not loaded & heavy
 
 
+@pytest.mark.parametrize("module", ["adadecode.runs.run", "adadecode.runs.result", "adadecode.report.tables"])
+def test_reading_and_judging_a_run_loads_no_engine(module):
+    """`report` and `verify` are for machines that decode nothing."""
+    loaded = {name.split(".")[0] for name in run_python(f"import sys, {module}; print(*sys.modules)").split()}
+    assert not loaded & {"torch", "transformers", "ray", "datasets"}
+
+
 def test_a_local_run_loads_no_ray(tiny, tmp_path):
     code = """
 import sys

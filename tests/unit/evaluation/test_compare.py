@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from adadecode.engine.generate import Decoded
-from adadecode.evaluation.compare import compare, logits_digest
+from adadecode.evaluation.compare import Comparison, compare, logits_digest
 from adadecode.records import Generation
 
 VOCAB = 10
@@ -33,67 +33,67 @@ def decoded(
 
 
 def test_equal_outputs_and_bits_are_exact():
-    assert compare(decoded([1, 2, 3]), decoded([1, 2, 3]), "float32") == {
-        "parity": "exact",
-        "logits_equal": True,
-        "first_diff_idx": None,
-        "vanilla_token_id": None,
-        "method_token_id": None,
-        "vanilla_margin": None,
-        "method_margin": None,
-    }
+    assert compare(decoded([1, 2, 3]), decoded([1, 2, 3]), "float32") == Comparison(
+        parity="exact",
+        logits_equal=True,
+        first_diff_idx=None,
+        vanilla_token_id=None,
+        method_token_id=None,
+        vanilla_margin=None,
+        method_margin=None,
+    )
 
 
 def test_equal_tokens_with_other_bits_are_exact_but_not_equal_in_logits():
-    row = compare(decoded([1, 2, 3]), decoded([1, 2, 3], margin=5.0000005), "float32")
-    assert (row["parity"], row["logits_equal"], row["first_diff_idx"]) == ("exact", False, None)
+    found = compare(decoded([1, 2, 3]), decoded([1, 2, 3], margin=5.0000005), "float32")
+    assert (found.parity, found.logits_equal, found.first_diff_idx) == ("exact", False, None)
 
 
 def test_bits_count_not_values():
     vanilla, other = decoded([1, 2]), decoded([1, 2])
     other.logits[0, 5] = -0.0
     assert torch.equal(vanilla.logits, other.logits), "minus zero equals zero as a number"
-    assert compare(vanilla, other, "float32")["logits_equal"] is False
+    assert compare(vanilla, other, "float32").logits_equal is False
     assert logits_digest(vanilla.logits) != logits_digest(other.logits)
 
 
 def test_logits_of_another_dtype_are_not_equal():
     other = decoded([1, 2], dtype=torch.float16)
-    assert compare(decoded([1, 2]), other, "float32")["logits_equal"] is False
+    assert compare(decoded([1, 2]), other, "float32").logits_equal is False
 
 
 def test_logits_that_were_not_recorded_are_not_compared():
     for vanilla, other in (({"logits": False}, {}), ({}, {"logits": False})):
-        row = compare(decoded([1, 2], **vanilla), decoded([1, 3], **other), "float32")
-        assert row["logits_equal"] is None
-        assert row["parity"] == "mismatch"
+        found = compare(decoded([1, 2], **vanilla), decoded([1, 3], **other), "float32")
+        assert found.logits_equal is None
+        assert found.parity == "mismatch"
 
 
 def test_the_first_difference_comes_with_both_tokens_and_both_margins():
-    row = compare(decoded([1, 2, 3, 4], margin=0.25), decoded([1, 2, 7, 4], margin=2.0), "float32")
-    assert row == {
-        "parity": "mismatch",
-        "logits_equal": False,
-        "first_diff_idx": 2,
-        "vanilla_token_id": 3,
-        "method_token_id": 7,
-        "vanilla_margin": 0.25,
-        "method_margin": 2.0,
-    }
+    found = compare(decoded([1, 2, 3, 4], margin=0.25), decoded([1, 2, 7, 4], margin=2.0), "float32")
+    assert found == Comparison(
+        parity="mismatch",
+        logits_equal=False,
+        first_diff_idx=2,
+        vanilla_token_id=3,
+        method_token_id=7,
+        vanilla_margin=0.25,
+        method_margin=2.0,
+    )
 
 
 def test_an_output_that_is_a_prefix_differs_where_it_ends():
-    row = compare(decoded([1, 2, 3]), decoded([1, 2]), "float32")
-    assert (row["parity"], row["first_diff_idx"]) == ("mismatch", 2)
-    assert (row["vanilla_token_id"], row["method_token_id"], row["method_margin"]) == (3, None, None)
-    row = compare(decoded([1, 2]), decoded([1, 2, 3]), "float32")
-    assert (row["parity"], row["first_diff_idx"]) == ("mismatch", 2)
-    assert (row["vanilla_token_id"], row["method_token_id"], row["vanilla_margin"]) == (None, 3, None)
+    found = compare(decoded([1, 2, 3]), decoded([1, 2]), "float32")
+    assert (found.parity, found.first_diff_idx) == ("mismatch", 2)
+    assert (found.vanilla_token_id, found.method_token_id, found.method_margin) == (3, None, None)
+    found = compare(decoded([1, 2]), decoded([1, 2, 3]), "float32")
+    assert (found.parity, found.first_diff_idx) == ("mismatch", 2)
+    assert (found.vanilla_token_id, found.method_token_id, found.vanilla_margin) == (None, 3, None)
 
 
 def test_another_finish_reason_is_a_mismatch():
-    row = compare(decoded([1, 2]), decoded([1, 2], finish_reason="eos"), "float32")
-    assert (row["parity"], row["first_diff_idx"], row["logits_equal"]) == ("mismatch", None, True)
+    found = compare(decoded([1, 2]), decoded([1, 2], finish_reason="eos"), "float32")
+    assert (found.parity, found.first_diff_idx, found.logits_equal) == ("mismatch", None, True)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_another_finish_reason_is_a_mismatch():
 )
 def test_a_near_tie_is_one_by_vanillas_margin_and_the_dtype(margin, near_in):
     vanilla, other = decoded([1, 2, 3], margin=margin), decoded([1, 4, 3], margin=9.0)
-    near = {d for d in ("float32", "float16", "bfloat16") if compare(vanilla, other, d)["parity"] == "near_tie"}
+    near = {d for d in ("float32", "float16", "bfloat16") if compare(vanilla, other, d).parity == "near_tie"}
     assert near == near_in
 
 

@@ -19,9 +19,7 @@ from adadecode.report.schema import SAMPLES, SCHEMA_VERSION
 from adadecode.report.summary import summarise
 from adadecode.runs.folder import (
     RunFolder,
-    missing_rows,
     new_attempt,
-    num_unplanned,
     read_commits,
     read_run,
     read_samples,
@@ -31,11 +29,10 @@ ROOT = Path(__file__).parents[3]
 FACTS = {"config": {"gamma": 0.75, "task": "jsonl"}, "provenance": {"git_sha": "abc123"}}
 
 
-def shard_rows(attempt: str, shard_idx: int = 0, methods: tuple[str, ...] = ("vanilla", "adadecode")) -> list[dict]:
+def shard_rows(shard_idx: int = 0, methods: tuple[str, ...] = ("vanilla", "adadecode")) -> list[dict]:
     """Two samples of shard `shard_idx`, a row per method."""
     return [
         {
-            "run_id": "run",
             "task": "jsonl",
             "sample_id": f"{shard_idx}-{i}",
             "method": method,
@@ -44,7 +41,6 @@ def shard_rows(attempt: str, shard_idx: int = 0, methods: tuple[str, ...] = ("va
             "status": "ok",
             "output_token_ids": [1, 2, 3],
             "worker_id": "w",
-            "attempt": attempt,
             "started_at": datetime(2026, 1, 1, tzinfo=UTC),
         }
         for i in (1, 0)
@@ -57,7 +53,7 @@ def open_run(path: Path, fingerprint: str = "f00d", facts: dict[str, Any] = FACT
 
 
 def commit(run: RunFolder, attempt: str = "one", shard_idx: int = 0) -> bool:
-    return run.commit_shard("jsonl", shard_idx, shard_rows(attempt, shard_idx), {"worker_id": "w"})
+    return run.commit_shard("jsonl", shard_idx, shard_rows(shard_idx), {"worker_id": "w"}, attempt)
 
 
 @pytest.fixture
@@ -248,20 +244,6 @@ def test_update_run_replaces_the_entries_given_and_leaves_no_temporary_file(run)
     assert sorted(path.name for path in Path(run.location).iterdir()) == ["run.json"]
 
 
-def test_missing_rows_are_the_planned_ones_that_no_commit_holds(run):
-    plan = pa.table({"task": ["jsonl"] * 4, "sample_id": ["0-0", "0-1", "1-0", "1-1"]})
-    methods = ("vanilla", "adadecode")
-    assert missing_rows(plan, read_samples(Path(run.location)), methods, 1) == 8
-    commit(run)
-    assert missing_rows(plan, read_samples(Path(run.location)), methods, 1) == 4
-    assert missing_rows(plan, read_samples(Path(run.location)), methods, 3) == 20
-    commit(run, shard_idx=1)
-    assert missing_rows(plan, read_samples(Path(run.location)), methods, 1) == 0
-    assert missing_rows(plan.slice(0, 1), read_samples(Path(run.location)), methods, 1) == 0, (
-        "rows of no plan count for nothing"
-    )
-
-
 KILLED_BEFORE_THE_COMMIT = """
 import os, signal, sys
 from adadecode.runs.storage import LocalStorage
@@ -311,8 +293,8 @@ def test_shards_of_schema_version_1_are_read_beside_new_ones(run, monkeypatch):
         old = pa.schema([field for field in SAMPLES if field.name != "lossy"])
         patch.setattr("adadecode.runs.folder.SAMPLES", old)
         assert commit(run, "old")
-    lossless = [row | {"lossy": False} for row in shard_rows("new", 1)]
-    assert run.commit_shard("jsonl", 1, lossless, {"worker_id": "w"})
+    lossless = [row | {"lossy": False} for row in shard_rows(1)]
+    assert run.commit_shard("jsonl", 1, lossless, {"worker_id": "w"}, "new")
     samples = read_samples(Path(run.location))
     assert samples.schema == SAMPLES
     assert samples["lossy"].to_pylist() == [None] * 4 + [False] * 4
@@ -371,10 +353,10 @@ def test_a_sweep_deletes_losers_and_temporary_files_and_nothing_else(run):
 
 
 def test_a_commit_tells_its_outcome_and_one_without_is_computed_from_its_file(run):
-    rows = [row | {"output_len": 3, "e2e_s": 0.5} for row in shard_rows("one")]
+    rows = [row | {"output_len": 3, "e2e_s": 0.5} for row in shard_rows()]
     rows = [row | ({"parity": "exact"} if row["method"] == "adadecode" else {}) for row in rows]
     failed = [row | {"sample_id": "0-2", "status": "error", "output_len": None, "e2e_s": None} for row in rows[2:]]
-    run.commit_shard("jsonl", 0, rows + [row | {"parity": None} for row in failed], {"worker_id": "w"})
+    run.commit_shard("jsonl", 0, rows + [row | {"parity": None} for row in failed], {"worker_id": "w"}, "one")
     expected = {
         "num_samples": 3,
         "num_error_samples": 1,
@@ -391,11 +373,3 @@ def test_a_commit_tells_its_outcome_and_one_without_is_computed_from_its_file(ru
     assert read_commits(run.location)[0]["outcome"] == expected
     assert run.withdraw_errors() == 1
     assert run.committed_outcome(0) is None
-
-
-@pytest.mark.parametrize("changed", [{"sample_id": "x"}, {"method": "other"}, {"repeat": 1}, {"shard": 7}])
-def test_rows_that_were_never_planned_are_counted(run, changed):
-    plan = pa.table({"task": ["jsonl"] * 2, "sample_id": ["0-0", "0-1"], "shard": pa.array([0, 0], pa.int32())})
-    rows = [row | (changed if idx == 0 else {}) for idx, row in enumerate(shard_rows("one"))]
-    run.commit_shard("jsonl", 0, rows, {"worker_id": "w"})
-    assert num_unplanned(plan, read_samples(run.location), ("vanilla", "adadecode"), 1) == 1

@@ -1,14 +1,15 @@
-"""Sharding: stable ids into shards, whatever computes them."""
+"""Sharding: stable ids into shards, whatever computes them, and which planned rows are there."""
 
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from adadecode.records import Example
-from adadecode.report.schema import PLAN
-from adadecode.runs.plan import longest_first, make_plan, plan_hash, plan_table
+from adadecode.report.schema import PLAN, SAMPLES
+from adadecode.runs.plan import longest_first, make_plan, num_missing, num_unplanned, plan_hash, plan_table
 from adadecode.runs.run import plan_run
 from adadecode.settings import EvalConfig
 
@@ -109,3 +110,38 @@ def test_shards_with_the_longest_prompts_go_first_and_equal_ones_in_order():
     assert [shard.shard_idx for shard in longest_first(shards)] == [2, 0, 1]
     alike = make_plan({"jsonl": samples[2:4]}, 1)
     assert longest_first(alike) == alike
+
+
+METHODS = ("vanilla", "adadecode")
+
+
+def rows_of(*shard_idxs: int) -> list[dict]:
+    """The key columns of two samples of each shard, a row per method."""
+    return [
+        {"task": "jsonl", "sample_id": f"{shard_idx}-{i}", "method": method, "repeat": 0, "shard": shard_idx}
+        for shard_idx in shard_idxs
+        for i in (1, 0)
+        for method in METHODS
+    ]
+
+
+def samples(rows: list[dict]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=SAMPLES)
+
+
+def test_missing_are_the_planned_rows_that_no_commit_holds():
+    plan = pa.table({"task": ["jsonl"] * 4, "sample_id": ["0-0", "0-1", "1-0", "1-1"]})
+    assert num_missing(plan, samples([]), METHODS, 1) == 8
+    assert num_missing(plan, samples(rows_of(0)), METHODS, 1) == 4
+    assert num_missing(plan, samples(rows_of(0)), METHODS, 3) == 20
+    both = samples(rows_of(0, 1))
+    assert num_missing(plan, both, METHODS, 1) == 0
+    assert num_missing(plan.slice(0, 1), both, METHODS, 1) == 0, "rows of no plan count for nothing"
+
+
+@pytest.mark.parametrize("changed", [{"sample_id": "x"}, {"method": "other"}, {"repeat": 1}, {"shard": 7}])
+def test_rows_that_were_never_planned_are_counted(changed):
+    plan = pa.table({"task": ["jsonl"] * 2, "sample_id": ["0-0", "0-1"], "shard": pa.array([0, 0], pa.int32())})
+    first, *others = rows_of(0)
+    assert num_unplanned(plan, samples([first | changed, *others]), METHODS, 1) == 1
+    assert num_unplanned(plan, samples([first, *others]), METHODS, 1) == 0

@@ -1,0 +1,82 @@
+"""A commit and the data file it names: one JSON marker per shard, under `commits/`, with the SHA-256 of the file.
+
+A marker or file that is not what was written raises DamagedError; what cannot be read now, RunFolderError.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from adadecode.errors import DamagedError
+from adadecode.runs.storage import Storage, join
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+REQUIRED = ("shard", "file", "sha256", "fingerprint", "worker")  # of a commit of any version
+AGAIN = "run the same command again: it computes the shard again"
+
+
+def commit_name(shard_idx: int) -> str:
+    """The name of a shard's commit."""
+    return f"commits/{shard_idx:05d}.json"
+
+
+def commit_names(storage: Storage) -> list[str]:
+    """The names of all commits, sorted."""
+    return [name for name in storage.list("commits") if name.endswith(".json")]
+
+
+def read_commit(storage: Storage, name: str) -> dict[str, Any] | None:
+    """The commit under `name`, None where there is none; raises DamagedError."""
+    try:
+        content = storage.read(name)
+    except FileNotFoundError:
+        return None
+    try:
+        commit = json.loads(content)
+        for field in REQUIRED:
+            commit[field]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{join(storage.location, name)}: the commit is damaged; {AGAIN}") from error
+    return commit
+
+
+def listed_commit(storage: Storage, name: str) -> dict[str, Any]:
+    """The commit under a name that was listed; raises DamagedError, also when it is gone by now."""
+    commit = read_commit(storage, name)
+    if commit is None:
+        raise DamagedError(f"{join(storage.location, name)}: the commit is gone; {AGAIN}")
+    return commit
+
+
+def committed_content(storage: Storage, commit: dict[str, Any]) -> bytes:
+    """The bytes of a committed file; raises DamagedError when they are not those that were committed."""
+    file = join(storage.location, commit["file"])
+    try:
+        content = storage.read(commit["file"])
+    except FileNotFoundError as error:
+        raise DamagedError(f"{file}: a committed file is missing; {AGAIN}") from error
+    if hashlib.sha256(content).hexdigest() != commit["sha256"]:
+        raise DamagedError(f"{file}: a committed file was altered after its commit; {AGAIN}")
+    return content
+
+
+def committed_table(storage: Storage, commit: dict[str, Any]) -> pa.Table:
+    """The rows of a committed file; raises DamagedError when it is not what was committed."""
+    return pq.read_table(pa.BufferReader(committed_content(storage, commit))).replace_schema_metadata(None)
+
+
+def each(storage: Storage, function: Callable[[T], U], arguments: Sequence[T]) -> Iterator[U]:
+    """`function` of each argument, in order; as many at once as the storage takes, the results of few in memory."""
+    if storage.num_parallel == 1:
+        yield from map(function, arguments)
+        return
+    with ThreadPoolExecutor(storage.num_parallel) as pool:
+        for start in range(0, len(arguments), storage.num_parallel):
+            yield from pool.map(function, arguments[start : start + storage.num_parallel])

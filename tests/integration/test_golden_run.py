@@ -1,0 +1,52 @@
+"""A run folder that version 0.1.0 wrote: read as it was then, and finished by the command that began it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from adadecode.cli.main import main
+from adadecode.runs.folder import read_commits, read_run
+from tests.integration.runs import deterministic
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "run-0.1.0"
+COMMAND = ["eval", "--task", "demo-math", "--limit", "6", "--max-new-tokens", "48", "--shard-size", "1"]
+COMMAND += ["--repeats", "2", "--local", "--threads", "1"]
+FINGERPRINT = "b93d261f3521951c"
+OF_BITS = ["logits_digest", "vanilla_margin", "method_margin"]  # another processor may add in another order
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("command", ["report", "verify"])
+def test_a_run_of_0_1_0_is_told_as_it_was_then(command, tmp_path, monkeypatch):
+    shutil.copytree(GOLDEN / "complete", tmp_path / "complete")
+    monkeypatch.chdir(tmp_path)  # so that the path it names is the one of then
+    result = CliRunner().invoke(main, [command, "complete"])
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == (GOLDEN / f"{command}.txt").read_text(encoding="utf-8")
+    assert contents(tmp_path / "complete") == contents(GOLDEN / "complete")
+
+
+def test_a_run_that_0_1_0_began_is_finished_by_the_same_command(tmp_path):
+    out = tmp_path / "interrupted"
+    shutil.copytree(GOLDEN / "interrupted", out)
+    before = contents(out)
+    result = CliRunner().invoke(main, [*COMMAND, "--out", str(out)])
+    assert (result.exit_code, result.stderr) == (0, ""), result.output
+    assert "withdrawn" not in result.stdout
+    assert "6 samples in 6 shards, 3 done before, 3 to do" in result.stdout
+    assert "parity 12/12, logits 12/12" in result.stdout
+    after, run = contents(out), read_run(out)
+    assert (run["fingerprint"], run["status"]) == (FINGERPRINT, "complete")
+    assert run["config"] == json.loads(before["run.json"])["config"]
+    kept = [name for name in before if name.startswith(("commits/", "samples/"))]
+    assert len(kept) == 6
+    assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+    assert sorted(read_commits(out)) == list(range(6))
+    expected = deterministic(GOLDEN / "complete").drop_columns(OF_BITS)
+    assert deterministic(out).drop_columns(OF_BITS).equals(expected)
