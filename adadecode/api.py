@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adadecode.errors import AdaDecodeError, StoppedError, UsageError
-from adadecode.evaluation.observer import QUIET, Observer
+from adadecode.evaluation.observer import QUIET, Counting, Limiting, Observer, Together
 from adadecode.evaluation.stop import NEVER, StopRequest
 from adadecode.methods import METHODS
-from adadecode.records import Generation, ShardOutcome, WorkerState
+from adadecode.records import Generation
 from adadecode.settings import EvalConfig, GenerateConfig, TrainConfig, TuneConfig, settings_of
 
 if TYPE_CHECKING:
     from adadecode.engine.policy import Policy
-    from adadecode.evaluation.progress import ErrorLimit, RunProgress
+    from adadecode.evaluation.progress import RunProgress
     from adadecode.model.decoder import DecoderModel
-    from adadecode.model.exit_heads import ExitHeads, HeadFacts
-    from adadecode.runs.run import PreparedRun, RunResult
+    from adadecode.model.exit_heads import ExitHeads
+    from adadecode.model.head_files import HeadFacts
+    from adadecode.runs.result import RunResult
+    from adadecode.runs.run import PreparedRun
     from adadecode.tuning.result import TuneResult
 
 Say = Callable[[str], None]
@@ -129,7 +131,7 @@ def _evaluate(settings: EvalConfig, out: str | Path | None, observer: Observer, 
     from adadecode.runs.run import close_run, open_run
 
     with open_run(settings, out) as prepared:
-        for line in (*prepared.notes, prepared.heading):
+        for line in (*prepared.notes, prepared.heading()):
             observer.say(line)
         progress = RunProgress(prepared.plan.num_rows, total_outcome(prepared.committed.values()))
         limit = ErrorLimit.of(settings.max_errors, progress.num_planned)
@@ -137,7 +139,7 @@ def _evaluate(settings: EvalConfig, out: str | Path | None, observer: Observer, 
             limit.check(progress.num_errors)
             observer.on_start(progress)
             try:
-                _execute(prepared, progress, _Counted(observer, progress, limit), stop)
+                _execute(prepared, progress, Together(Counting(progress), observer, Limiting(progress, limit)), stop)
             finally:
                 observer.on_end()
         except KeyboardInterrupt:
@@ -146,7 +148,7 @@ def _evaluate(settings: EvalConfig, out: str | Path | None, observer: Observer, 
         except AdaDecodeError as error:
             stop.end()
             with contextlib.suppress(AdaDecodeError):  # the first error is the one to tell
-                error.num_missing = close_run(prepared).num_missing
+                error.closed = close_run(prepared)
             raise
         stop.end()
         return close_run(prepared)
@@ -166,37 +168,7 @@ def _execute(prepared: PreparedRun, progress: RunProgress, observer: Observer, s
 
     connect(prepared.config.address)
     stop.install()  # Ray has set handlers of its own
-    run_on_ray(prepared, Metered(observer, progress, prepared.folder.run_id), stop)
-
-
-@dataclass(frozen=True)
-class _Counted:
-    """Before `observer`: counts what is committed, and ends the run when too many samples fail."""
-
-    observer: Observer
-    progress: RunProgress
-    limit: ErrorLimit
-
-    def on_start(self, progress: RunProgress) -> None:
-        self.observer.on_start(progress)
-
-    def on_end(self) -> None:
-        self.observer.on_end()
-
-    def on_shard(self, outcome: ShardOutcome) -> None:
-        """Raises TooManyErrorsError."""
-        self.progress.add(outcome)
-        self.observer.on_shard(outcome)
-        self.limit.check(self.progress.num_errors)
-
-    def on_workers(self, states: Sequence[WorkerState]) -> None:
-        self.observer.on_workers(states)
-
-    def on_lost_worker(self, line: str) -> None:
-        self.observer.on_lost_worker(line)
-
-    def say(self, line: str) -> None:
-        self.observer.say(line)
+    run_on_ray(prepared, Together(observer, Metered(progress, prepared.folder.run_id)), stop)
 
 
 def train_heads(settings: TrainConfig, out: str | Path, *, say: Say = silent) -> HeadFacts:

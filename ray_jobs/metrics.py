@@ -1,11 +1,15 @@
 """A run's figures for a dashboard, through Ray: every node exports what its processes report, for Prometheus to scrape."""
 
+import time
 from collections.abc import Sequence
 
 from ray.util.metrics import Counter, Gauge
 
+from adadecode.evaluation.observer import Quiet
 from adadecode.evaluation.progress import NOTHING, RunProgress
 from adadecode.records import WorkerState
+
+EVERY_S = 1.0
 
 
 class RunMetrics:
@@ -52,3 +56,18 @@ class RunMetrics:
     def worker_restarted(self) -> None:
         """Counts a worker that was replaced."""
         self._restarts.inc()
+
+
+class Metered(Quiet):
+    """Reports a run to Ray's metrics, about once a second."""
+
+    def __init__(self, progress: RunProgress, run_id: str) -> None:
+        self._progress, self._metrics, self._due_at = progress, RunMetrics(run_id), 0.0
+
+    def on_workers(self, states: Sequence[WorkerState]) -> None:
+        if time.monotonic() >= self._due_at:
+            self._due_at = time.monotonic() + EVERY_S
+            self._metrics.update(self._progress, states)
+
+    def on_lost_worker(self, line: str) -> None:
+        self._metrics.worker_restarted()

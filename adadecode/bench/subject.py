@@ -23,7 +23,7 @@ from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
 from adadecode.model.load import load_model
 from adadecode.settings import BenchConfig
-from adadecode.tasks import expand_task, load_examples
+from adadecode.tasks import expand_task, load_examples, task_domain
 from adadecode.tasks.encode import encode_prompt
 
 Variant = str
@@ -121,6 +121,6 @@ def load_bench(config: BenchConfig) -> Bench:
             Prompt(task, encode_prompt(tokenizer, example)) for task, found in examples.items() for example in found
         ]
         if drafts:
-            heads = {task: heads_for(config, task, model) for task in tasks}
+            heads = {task: heads_for(config, task_domain(task), model) for task in tasks}
     policies = {task: make_policy(config.decode, of_task.exits, model.num_layers) for task, of_task in heads.items()}
     return Bench(config, model, prompts, heads, policies, step_width(config.decode.max_drafts))

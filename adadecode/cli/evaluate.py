@@ -16,7 +16,7 @@ from adadecode.evaluation.stop import StopRequest
 from adadecode.settings import EvalConfig, build_settings
 
 if TYPE_CHECKING:
-    from adadecode.runs.run import RunResult
+    from adadecode.runs.result import RunResult
 
 DEFAULT_GPUS = (1, 2, 4, 8)
 SUBMITTED = ("eval", "train-heads", "sweep", "tune")
@@ -44,9 +44,21 @@ def evaluate(config: EvalConfig, out: str | None, stop: StopRequest) -> "RunResu
     except StoppedError as error:
         raise StoppedError(f"{error}; go on with: {resume_command()}") from error
     except AdaDecodeError as error:
-        if error.num_missing and not isinstance(error, UsageError):
-            say_on_stderr(missing_line(error.num_missing, resume_command()))
+        if error.closed is not None and error.closed.num_missing and not isinstance(error, UsageError):
+            say_on_stderr(error.closed.missing_line(resume_command()))
         raise
+
+
+def report_result(result: "RunResult", resume: str | None = None) -> int:
+    """Prints the summary, the parity and what is wrong; returns the exit code. `resume` is the command that goes on."""
+    from adadecode.report.tables import summary_table
+
+    console().print(summary_table(result.summary))
+    for line in result.lines():
+        click.echo(line)
+    for line in result.problem_lines(resume):
+        say_on_stderr(line)
+    return result.exit_code
 
 
 def resume_command() -> str:
@@ -54,12 +66,6 @@ def resume_command() -> str:
     started = getattr(sys.modules["__main__"], "__spec__", None)  # set by `python -m` alone
     is_module = started is not None and started.name == "adadecode.__main__"
     return f"{'python -m adadecode' if is_module else 'adadecode'} {shlex.join(sys.argv[1:])}"
-
-
-def missing_line(num_missing: int, resume: str | None) -> str:
-    """How many planned rows are missing, and how to go on."""
-    how = "run the same command again" if resume is None else f"go on with: {resume}"
-    return f"{num_missing} planned rows are missing; {how}"
 
 
 @click.command("plan")
@@ -100,22 +106,27 @@ def plan_command(config_file: Path | None, rates: str | None, gpus: tuple[int, .
 @click.argument("run")
 def report_command(run: str) -> None:
     """Print a run's tables, from its committed rows."""
-    from adadecode.report.tables import provenance_lines
-    from adadecode.runs.folder import read_run
-    from adadecode.runs.run import reopen_result
+    from adadecode.report.summary import error_lines, summarise
+    from adadecode.report.tables import finding_lines, provenance_lines, summary_table
+    from adadecode.runs.folder import read_commits, read_run
+    from adadecode.runs.result import read_committed
 
     for line in provenance_lines(read_run(run)):
         click.echo(line)
-    print_result(reopen_result(run))
+    committed = read_committed(run, read_commits(run))
+    summary = summarise(committed.narrow, committed.verify)
+    console().print(summary_table(summary))
+    for line in finding_lines(summary, committed.verify, error_lines(committed.narrow)):
+        click.echo(line)
 
 
 @click.command("verify")
 @click.argument("run")
 def verify_command(run: str) -> None:
     """Recompute the parity of a run from its tables alone: token ids, lengths, digests, stored claims, planned rows."""
-    from adadecode.runs.run import reopen_result
+    from adadecode.runs.result import read_result
 
-    sys.exit(report_result(reopen_result(run)))
+    sys.exit(report_result(read_result(run)))
 
 
 @click.command("submit", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

@@ -10,8 +10,8 @@ HEAD = """# Command line
 
 *Made from the program by `python -m adadecode.cli.reference`; a test compares this page with it.*
 
-Settings come from flags and from a YAML file (`--config`); flags win. In the file, names have underscores and no dashes, and
-the decoding settings (`policy`, `gamma`, `exits` and so on) stand flat beside the others or under `decode`.
+Settings come from flags and from a YAML file (`--config`); flags win. In the file, names have underscores, and the
+decoding settings (`policy`, `gamma`, `exits` and so on) stand flat beside the others or under `decode`.
 [commands.md](commands.md) shows every command at work.
 """
 

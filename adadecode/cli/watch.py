@@ -32,7 +32,7 @@ class Watcher:
 
     def on_shard(self, outcome: ShardOutcome) -> None:
         if self._live is not None:
-            self._live.on_shard()
+            self._live.refresh()
 
     def on_workers(self, states: Sequence[WorkerState]) -> None:
         if self._live is not None:

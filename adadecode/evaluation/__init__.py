@@ -1,1 +1,1 @@
-"""Sharding a data set, evaluating one shard, parity, and the atomic store."""
+"""Work: a loaded model evaluates samples with every method, and tells how it goes."""

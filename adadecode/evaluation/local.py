@@ -4,11 +4,8 @@ from collections.abc import Callable
 
 from adadecode.evaluation.observer import QUIET, Observer
 from adadecode.evaluation.shard import do_shard
-from adadecode.evaluation.worker import Worker, decode, load_worker
-from adadecode.records import Example, Generation
+from adadecode.evaluation.worker import load_worker
 from adadecode.runs.run import PreparedRun
-from adadecode.settings import EvalConfig
-from adadecode.tasks.encode import encode_prompt
 
 
 def run_local(
@@ -28,11 +25,3 @@ def run_local(
             return
         outcome, _ = do_shard(worker, shard, prepared.folder)
         observer.on_shard(outcome)
-
-
-def generate_once(config: EvalConfig, prompt: str, methods: tuple[str, ...]) -> tuple[Worker, dict[str, Generation]]:
-    """One generation of `prompt` by each of `methods`, after a warm-up."""
-    task = config.task
-    worker = load_worker(config, (task,), "local", config.threads)
-    prompt_ids = encode_prompt(worker.tokenizer, Example("prompt", prompt, prompt))
-    return worker, {method: decode(worker, method, task, prompt_ids).generation for method in methods}

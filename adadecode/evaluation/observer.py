@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from adadecode.evaluation.progress import ErrorLimit, RunProgress
 from adadecode.records import ShardOutcome, WorkerState
 
 
@@ -11,6 +12,12 @@ class Observer(Protocol):
 
     def say(self, line: str) -> None:
         """Takes a line for a person."""
+
+    def on_start(self, progress: RunProgress) -> None:
+        """Takes how far the run is, before its first shard; `progress` goes on counting while it lasts."""
+
+    def on_end(self) -> None:
+        """Called once after `on_start`, whatever ended the run."""
 
     def on_shard(self, outcome: ShardOutcome) -> None:
         """Takes what a shard came to, after its commit."""
@@ -23,9 +30,15 @@ class Observer(Protocol):
 
 
 class Quiet:
-    """An observer that does nothing."""
+    """An observer that does nothing, and what those begin from who look at some things alone."""
 
     def say(self, line: str) -> None:
+        pass
+
+    def on_start(self, progress: RunProgress) -> None:
+        pass
+
+    def on_end(self) -> None:
         pass
 
     def on_shard(self, outcome: ShardOutcome) -> None:
@@ -39,3 +52,54 @@ class Quiet:
 
 
 QUIET: Observer = Quiet()
+
+
+class Together:
+    """Tells each of `observers` in turn."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def say(self, line: str) -> None:
+        for observer in self._observers:
+            observer.say(line)
+
+    def on_start(self, progress: RunProgress) -> None:
+        for observer in self._observers:
+            observer.on_start(progress)
+
+    def on_end(self) -> None:
+        for observer in self._observers:
+            observer.on_end()
+
+    def on_shard(self, outcome: ShardOutcome) -> None:
+        for observer in self._observers:
+            observer.on_shard(outcome)
+
+    def on_workers(self, states: Sequence[WorkerState]) -> None:
+        for observer in self._observers:
+            observer.on_workers(states)
+
+    def on_lost_worker(self, line: str) -> None:
+        for observer in self._observers:
+            observer.on_lost_worker(line)
+
+
+class Counting(Quiet):
+    """Counts what is committed."""
+
+    def __init__(self, progress: RunProgress) -> None:
+        self._progress = progress
+
+    def on_shard(self, outcome: ShardOutcome) -> None:
+        self._progress.add(outcome)
+
+
+class Limiting(Quiet):
+    """Ends the run when more samples have failed than `limit` allows: raises TooManyErrorsError."""
+
+    def __init__(self, progress: RunProgress, limit: ErrorLimit) -> None:
+        self._progress, self._limit = progress, limit
+
+    def on_shard(self, outcome: ShardOutcome) -> None:
+        self._limit.check(self._progress.num_errors)

@@ -26,8 +26,8 @@ from adadecode.model.load import chat_template_hash, load_model
 from adadecode.provenance import cpu_name, gpu_driver
 from adadecode.records import Shard
 from adadecode.runs.fingerprint import heads_folder
-from adadecode.settings import BenchConfig, EvalConfig
-from adadecode.tasks import score
+from adadecode.settings import DecodingSettings, Domain, EvalConfig
+from adadecode.tasks import score, task_domain
 from adadecode.tasks.encode import encode_prompt
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, thre
         torch.set_num_threads(threads)
     model, tokenizer = load_model(config)
     drafts = any_needs_heads(config.methods)
-    heads = {task: heads_for(config, task, model) for task in tasks} if drafts else {}
+    heads = {task: heads_for(config, task_domain(task), model) for task in tasks} if drafts else {}
     width = step_width(config.decode.max_drafts)
     worker = Worker(worker_id, config, model, tokenizer, heads, width)
     for task in heads:
@@ -97,9 +97,9 @@ def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, thre
     return worker
 
 
-def heads_for(config: EvalConfig | BenchConfig, task: str, model: DecoderModel) -> ExitHeads:
-    """The heads `config` says for `task`; the original ones are at the policy's exits, else the paper's."""
-    folder, decode = heads_folder(config, task), config.decode
+def heads_for(config: DecodingSettings, domain: Domain | None, model: DecoderModel) -> ExitHeads:
+    """The heads `config` says for prompts of `domain`; the original ones are at the policy's exits, else the paper's."""
+    folder, decode = heads_folder(config, domain), config.decode
     if folder is None:
         return original_heads(model, decode.exits or paper_exits(model.num_layers))
     return load_heads(folder, model, decode.head, decode.gate)

@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from adadecode.records import ShardOutcome, WorkerState
+from adadecode.records import WorkerState
 from adadecode.report.cells import duration_text
 
 PLAIN_EVERY_S = 10.0
@@ -24,8 +24,6 @@ class Progress(Protocol):
     """What is shown of a run; `adadecode.evaluation.progress.RunProgress` is one."""
 
     num_planned: int
-
-    def add(self, outcome: ShardOutcome) -> None: ...
 
     @property
     def num_done(self) -> int: ...
@@ -68,9 +66,8 @@ class LiveProgress:
         if self._live is not None:
             self._live.stop()
 
-    def on_shard(self, outcome: ShardOutcome) -> None:
-        """Counts a shard that was committed."""
-        self._progress.add(outcome)
+    def refresh(self) -> None:
+        """Shows how the run stands, when that is due; call it as often as you like."""
         self._show_when_due()
 
     def update(self, workers: Sequence[WorkerState]) -> None:

@@ -7,14 +7,14 @@ from adadecode.demo import HEADS_DIR, resolve_model
 from adadecode.errors import ExitHeadsError, UsageError
 from adadecode.files import short_hash
 from adadecode.methods import any_needs_heads
-from adadecode.settings import ORIGINAL_HEADS, BenchConfig, EvalConfig, TuneConfig
+from adadecode.settings import ORIGINAL_HEADS, DecodingSettings, Domain, EvalConfig, TuneConfig
 from adadecode.tasks import task_domain
 
 HASHED_SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}
 
 
-def heads_folder(config: EvalConfig | BenchConfig | TuneConfig, task: str) -> Path | None:
-    """Where the heads for `task` lie: `--heads`, or the demo's own for the task's domain (math when it has none).
+def heads_folder(config: DecodingSettings | TuneConfig, domain: Domain | None) -> Path | None:
+    """Where the heads for prompts of `domain` lie: `--heads`, or the demo's own for it (those for math when None).
 
     None for `--heads original`, which needs no folder.
     """
@@ -23,7 +23,7 @@ def heads_folder(config: EvalConfig | BenchConfig | TuneConfig, task: str) -> Pa
     if config.heads is not None:
         return Path(config.heads)
     if config.model == "demo":
-        return HEADS_DIR / (task_domain(task) or "math")
+        return HEADS_DIR / (domain or "math")
     raise UsageError(
         f"--heads is missing: model {config.model!r} has no heads of its own; make some with `adadecode train-heads`, "
         "or leave adadecode out of --methods"
@@ -44,7 +44,7 @@ def heads_folders(config: EvalConfig, tasks: tuple[str, ...]) -> dict[str, Path]
     """The folder of each of `tasks` whose heads lie in one; raises ExitHeadsError when it is not there."""
     if not any_needs_heads(config.methods):
         return {}
-    folders = {task: folder for task in tasks if (folder := heads_folder(config, task)) is not None}
+    folders = {task: folder for task in tasks if (folder := heads_folder(config, task_domain(task))) is not None}
     for folder in folders.values():
         if not folder.is_dir():
             raise ExitHeadsError(f"--heads {str(folder)!r}: not a folder; give one that `adadecode train-heads` wrote")

@@ -38,6 +38,14 @@ class PreparedRun:
         """The shards that had no commit when this process opened the run."""
         return tuple(shard for shard in self.shards if shard.shard_idx not in self.committed)
 
+    def heading(self) -> str:
+        """What is done and what is left to do, on one line."""
+        num_todo, num_shards = len(self.todo), len(self.shards)
+        return (
+            f"run {self.folder.location}: {self.plan.num_rows} samples in {num_shards} shards, "
+            f"{num_shards - num_todo} done before, {num_todo} to do; methods {', '.join(self.config.methods)}"
+        )
+
 
 def plan_run(config: EvalConfig) -> tuple[tuple[Shard, ...], pa.Table]:
     """The shards of `config` and the plan table; reads the data sets, loads no model."""

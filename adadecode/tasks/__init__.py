@@ -8,10 +8,10 @@ from itertools import islice
 
 from adadecode.errors import TaskDataError, UsageError
 from adadecode.records import Example
-from adadecode.settings import DataSettings
+from adadecode.settings import DataSettings, Domain
 from adadecode.tasks import demo, gsm8k, humaneval, jsonl
 from adadecode.tasks.rows import Row
-from adadecode.tasks.task import Domain, Task
+from adadecode.tasks.task import Task
 
 TASKS = {task.name: task for task in (gsm8k.TASK, humaneval.TASK, jsonl.TASK, *demo.TASKS)}
 

@@ -3,14 +3,11 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from adadecode.errors import UsageError
 from adadecode.records import Example
-from adadecode.settings import DataSettings
+from adadecode.settings import DataSettings, Domain
 from adadecode.tasks.rows import HubDataset, Row, iterate_rows
-
-Domain = Literal["math", "code"]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from adadecode.model.load import load_model
 from adadecode.provenance import cpu_name, provenance
 from adadecode.runs.fingerprint import heads_folder
 from adadecode.settings import TuneConfig
-from adadecode.tasks import expand_task, load_examples
+from adadecode.tasks import expand_task, load_examples, task_domain
 from adadecode.tasks.encode import encode_prompt
 from adadecode.tuning.judge import geomean, judged, papers_policy, policy_settings, variants_of, write_policy
 from adadecode.tuning.measure import measure_costs, measure_variants, replays_alike
@@ -46,7 +46,7 @@ def tune_from_config(config: TuneConfig, out: Path, say: Say) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
     tasks = expand_task(config.task)
     examples = {task: load_examples(task, config) for task in tasks}
-    folders = {task: folder for task in tasks if (folder := heads_folder(config, task)) is not None}
+    folders = {task: folder for task in tasks if (folder := heads_folder(config, task_domain(task))) is not None}
     if not folders:
         raise UsageError(
             f"--heads {config.heads}: tuning needs heads in a folder; "
