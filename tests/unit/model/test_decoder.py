@@ -20,7 +20,7 @@ from transformers import (
     T5Config,
 )
 
-from adadecode.engine.generate import generate, room_for_output
+from adadecode.engine.generate import Request, generate, room_for_output
 from adadecode.engine.transformers import generate_with_transformers
 from adadecode.errors import PromptTooLongError, UnsupportedModelError, UsageError
 from adadecode.model.decoder import DecoderModel
@@ -127,7 +127,7 @@ def test_every_family_loads_from_a_folder_and_decodes_as_transformers_does(famil
     prompt = torch.tensor([[5, 6, 7]])
     config = GenerationConfig(max_new_tokens=20, do_sample=False, pad_token_id=0)
     oracle = lm.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
-    assert ids_of(generate(model, [5, 6, 7], width=8, max_new_tokens=20)) == tuple(oracle[0, 3:].tolist())
+    assert ids_of(generate(model, Request([5, 6, 7], 20))) == tuple(oracle[0, 3:].tolist())
 
 
 LLAMA3 = {
@@ -147,8 +147,8 @@ def test_a_rotary_type_that_is_fixed_by_position_is_decoded(rope, kernels):
     config.rope_parameters = {**rope, **THETA}
     torch.manual_seed(0)
     model = DecoderModel(AutoModelForCausalLM.from_config(config), kernels)
-    ours = generate(model, [5, 6, 7], width=8, max_new_tokens=20)
-    assert ids_of(ours) == ids_of(generate_with_transformers(model, [5, 6, 7], max_new_tokens=20))
+    ours = generate(model, Request([5, 6, 7], 20))
+    assert ids_of(ours) == ids_of(generate_with_transformers(model, Request([5, 6, 7], 20)))
 
 
 def _damage(folder: Path, file: str, content: bytes | None) -> None:
@@ -232,10 +232,10 @@ def test_the_models_own_generation_defaults_do_not_reach_greedy_decoding(tmp_pat
         tmp_path / "penal"
     )
     penal, _ = load_model(ModelSettings(model=str(tmp_path / "penal"), dtype="float32"))
-    expected = ids_of(generate(plain, [5, 6, 7], width=8, max_new_tokens=30))
+    expected = ids_of(generate(plain, Request([5, 6, 7], 30)))
     assert len(set(expected)) < len(expected), "a repetition penalty would show"
-    assert ids_of(generate(penal, [5, 6, 7], width=8, max_new_tokens=30)) == expected
-    assert ids_of(generate_with_transformers(penal, [5, 6, 7], max_new_tokens=30)) == expected
+    assert ids_of(generate(penal, Request([5, 6, 7], 30))) == expected
+    assert ids_of(generate_with_transformers(penal, Request([5, 6, 7], 30))) == expected
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -296,10 +296,10 @@ def test_a_model_in_transformers_hands_shares_the_weights_of_the_decoder():
 def test_a_second_decoder_over_the_same_weights_leaves_the_first_as_it_was(kernels):
     lm = tiny_lm()
     first = DecoderModel(lm, kernels)
-    expected = ids_of(generate(first, [5, 6, 7], width=8, max_new_tokens=20))
+    expected = ids_of(generate(first, Request([5, 6, 7], 20)))
     second = DecoderModel(lm, kernels)
-    assert ids_of(generate(second, [5, 6, 7], width=8, max_new_tokens=20)) == expected
-    assert ids_of(generate(first, [5, 6, 7], width=8, max_new_tokens=20)) == expected
+    assert ids_of(generate(second, Request([5, 6, 7], 20))) == expected
+    assert ids_of(generate(first, Request([5, 6, 7], 20))) == expected
     assert first.model_hash == second.model_hash
 
 
