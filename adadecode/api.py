@@ -74,7 +74,7 @@ class LanguageModel:
             )
         prompt_ids = encode_prompt(self.tokenizer, Example("prompt", prompt, prompt))
         request = Request(prompt_ids, max_new_tokens or self.config.decode.max_new_tokens)
-        generation = decode(METHODS[method], self.model, request, self.policy, self.heads).generation
+        generation = decode(self.model, METHODS[method], request, self.policy, self.heads).generation
         ended = generation.finish_reason == "eos"
         return Output(self.tokenizer.decode(generation.output_token_ids[: -1 if ended else None]), generation)
 

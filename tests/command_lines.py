@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from adadecode.cli.main import main, with_absolute_out
+from adadecode.cli.evaluate import with_absolute_out
+from adadecode.cli.main import main
 from adadecode.settings import EvalConfig, TrainConfig, TuneConfig, build_settings
 
 FENCED_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)

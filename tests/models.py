@@ -18,6 +18,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from adadecode.engine.round import Round
 from adadecode.kernels.step import DecodeStep, Segment
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads, HeadTensors, Shortlist
@@ -140,14 +141,30 @@ class ScriptedExitHead:
     script: dict[int, dict[int, tuple[int, float] | None]]
     asked: list[tuple[range, int]] = field(default_factory=list)
 
+    def drafters(self, gamma: float = 0.5) -> tuple["ScriptedDrafter", ...]:
+        return tuple(ScriptedDrafter(exit_layer, gamma, self) for exit_layer in self.exits)
+
+
+@dataclass
+class ScriptedDrafter:
+    """The scripted head at one exit."""
+
+    boundary: int
+    gamma: float
+    heads: ScriptedExitHead
+
     tests: tuple = ()
 
+    def extend(self, token_ids: list[int]) -> None:
+        """Does nothing: a script goes by positions."""
+
     def propose(
-        self, step: DecodeStep, segment: Segment, first_tested: int, first_position: int
+        self, step: DecodeStep, round_: Round, segment: Segment, first_tested: int
     ) -> list[tuple[int, float]] | None:
+        assert segment.stop == self.boundary
         step.run(*segment)
-        positions = range(first_position + first_tested, first_position + segment.hi)
+        positions = range(round_.first_position + first_tested, round_.first_position + segment.hi)
         assert len(positions) > 0, (segment, first_tested)
-        self.asked.append((positions, segment.stop))
-        said = [self.script.get(position, {}).get(segment.stop, (0, 0.0)) for position in positions]
+        self.heads.asked.append((positions, segment.stop))
+        said = [self.heads.script.get(position, {}).get(segment.stop, (0, 0.0)) for position in positions]
         return None if said[-1] is None else [(0, 0.0) if proposal is None else proposal for proposal in said]

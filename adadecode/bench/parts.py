@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from adadecode.engine.drafters import Drafter
+from adadecode.engine.drafters import Heads
 from adadecode.kernels.step import DecodeStep, Proposals, Segment, run_probe_test
 from adadecode.kernels.weights import ExitTest, Gate, Head
 from adadecode.model.decoder import DecoderModel
@@ -241,10 +241,10 @@ class _Workbench:
             torch.cuda.synchronize(self.device)
 
 
-def used_tests(drafter: Drafter, exits: tuple[int, ...], width: int) -> dict[Call, Head | Gate]:
-    """The gates and heads `drafter` tests at `exits`, as calls on one row."""
+def used_tests(heads: Heads, exits: tuple[int, ...], width: int) -> dict[Call, Head | Gate]:
+    """The gates of `heads` and the heads themselves that are tested at `exits`, as calls on one row."""
     used = {}
-    for exit_layer, test in zip(drafter.exits, drafter.tests, strict=True):
+    for exit_layer, test in zip(heads.exits, heads.tests, strict=True):
         if exit_layer in exits:
             both = (test.head,) if test.gate is None else (test.head, test.gate)
             used |= {Call("test", width, 1, exit_layer, head=head_name(tested)): tested for tested in both}

@@ -3,7 +3,6 @@
 All methods decode the same prompts in turns, in one process. Prefill is excluded throughout.
 """
 
-import dataclasses
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,9 +11,10 @@ import torch
 
 from adadecode.bench.parts import Call
 from adadecode.bench.synthetic import synthetic_heads, synthetic_lm, synthetic_prompts
-from adadecode.engine.generate import Decoded, generate
-from adadecode.engine.policy import VANILLA, Policy, make_policy, step_width
-from adadecode.engine.transformers import generate_with_transformers
+from adadecode.engine import decode as engine
+from adadecode.engine.generate import Request
+from adadecode.engine.policy import Policy, make_policy, step_width
+from adadecode.engine.tally import Decoded
 from adadecode.errors import UsageError
 from adadecode.evaluation.worker import heads_for
 from adadecode.kernels.weights import Gate, Head
@@ -64,28 +64,9 @@ class Bench:
 
     def decode(self, variant: Variant, prompt: Prompt, *, model: Any = None, record_logits: bool = False) -> Decoded:
         """One generation; `model` stands in for the bench's own where it is to be watched."""
-        max_new_tokens = self.config.decode.max_new_tokens
-        if variant == "transformers":
-            return generate_with_transformers(
-                self.model, prompt.token_ids, max_new_tokens=max_new_tokens, record_logits=record_logits
-            )
-        policy, heads = VANILLA, None
-        if METHODS[variant].exits:
-            policy, heads = self.policies[prompt.task], self.heads[prompt.task]
-            if variant == "adadecode-never":
-                policy = dataclasses.replace(policy, gammas=(1.0,) * len(policy.exits), ngram=None)
-        width = self.width_of(variant)
-        assert width is not None, variant
-        return generate(
-            model or self.model,
-            prompt.token_ids,
-            width=width,
-            max_new_tokens=max_new_tokens,
-            policy=policy,
-            drafter=heads,
-            verified=METHODS[variant].verified,
-            record_logits=record_logits,
-        )
+        request = Request(prompt.token_ids, self.config.decode.max_new_tokens, record_logits=record_logits)
+        policy = self.policies.get(prompt.task) or make_policy(self.config.decode, None, self.model.num_layers)
+        return engine.decode(model or self.model, METHODS[variant], request, policy, self.heads.get(prompt.task))
 
 
 @dataclass

@@ -1,167 +1,136 @@
 """Greedy generation, vanilla and AdaDecode: one loop, one prefill, one set of clocks and stop rules."""
 
-import time
-from collections import Counter
-from collections.abc import Collection
-from itertools import pairwise
-from typing import NamedTuple
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from adadecode.engine.drafters import Drafter, TokenDrafter
-from adadecode.engine.ngram import NgramDrafter
+from adadecode.engine.drafters import Drafter
 from adadecode.engine.policy import VANILLA, Policy
 from adadecode.engine.round import Round, accept_all, add_drafts, begin_round, check_finite, reject_after, verify
+from adadecode.engine.tally import Decoded, Tally
 from adadecode.errors import PromptTooLongError
-from adadecode.kernels.step import DecodeStep
+from adadecode.kernels.step import DecodeStep, Proposals
 from adadecode.model.decoder import DecoderModel
-from adadecode.records import Generation
 
 
-class Decoded(NamedTuple):
-    """A generation and, when asked for, the logits `[n, V]` of its n output tokens in the model's dtype.
+@dataclass(frozen=True)
+class Request:
+    """What is to be continued, and how far: exactly `max_new_tokens` unless an EOS or the context's end comes before.
 
-    Without verification there are none: nobody computed those of the drafts.
+    `eos_token_ids` None stands for the model's own. `record_logits` keeps the logits of the output.
     """
 
-    generation: Generation
-    logits: Tensor | None
+    prompt_ids: Sequence[int]
+    max_new_tokens: int
+    eos_token_ids: Collection[int] | None = None
+    record_logits: bool = False
+
+    def limit(self, model: DecoderModel) -> int:
+        """The most tokens that may follow the prompt; raises PromptTooLongError when the context has no room for one."""
+        return min(self.max_new_tokens, room_for_output(model, len(self.prompt_ids)))
+
+    def eos(self, model: DecoderModel) -> Collection[int]:
+        return model.eos_token_ids if self.eos_token_ids is None else self.eos_token_ids
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What holds in every round of a generation: who drafts, the lowest boundary first, and what ends it."""
+
+    drafters: tuple[Drafter, ...]
+    reject: float | None
+    eos: Collection[int]
+    num_layers: int
 
 
 @torch.inference_mode()
 def generate(
-    model: DecoderModel,
-    prompt_ids: list[int],
-    *,
-    width: int,
-    max_new_tokens: int,
-    eos_token_ids: Collection[int] | None = None,
-    policy: Policy = VANILLA,
-    drafter: Drafter | None = None,
-    ngrams: TokenDrafter | None = None,
-    verified: bool = True,
-    record_logits: bool = False,
+    model: DecoderModel, request: Request, policy: Policy = VANILLA, drafters: Sequence[Drafter] = ()
 ) -> Decoded:
-    """Greedy continuation of `prompt_ids`: vanilla decoding at `width` rows, or AdaDecode under `policy`.
+    """The greedy continuation that `request` asks for, by rounds under `policy`, which has one of `drafters` for each exit.
 
-    Yields exactly `max_new_tokens` tokens unless an EOS (the model's own when `eos_token_ids` is None) or the context
-    ends it earlier. `ngrams` stands in for the policy's own n-gram drafter. For one width the tokens and logits are the
-    same, bit for bit, under every policy, unless `verified` is False: then every draft is kept, right or wrong. Raises
-    PromptTooLongError and NonFiniteLogitsError.
+    For one width the tokens and logits are the same, bit for bit, under every policy, unless it does not verify: then
+    every draft is kept, right or wrong. Raises PromptTooLongError and NonFiniteLogitsError.
     """
-    assert policy.max_drafts < width, (policy, width)
-    assert drafter is not None or not policy.exits, policy
-    eos = model.eos_token_ids if eos_token_ids is None else eos_token_ids
-    limit = min(max_new_tokens, room_for_output(model, len(prompt_ids)))
-    step = model.new_step(width, len(prompt_ids) + limit)
-    step.prepare((*policy.exits, model.num_layers), () if drafter is None else drafter.tests)
-    if ngrams is None and policy.ngram is not None:
-        ngrams = NgramDrafter(policy.ngram)
-    end_round = verify if verified else accept_all
-    record_logits = record_logits and verified
+    assert tuple(drafter.boundary for drafter in drafters) == policy.draft_exits, (drafters, policy)
+    prompt_ids, limit, eos = list(request.prompt_ids), request.limit(model), request.eos(model)
+    rules = Rules(tuple(drafters), policy.reject, eos, model.num_layers)
+    end_round = verify if policy.verified else accept_all
+    step = model.new_step(policy.width, len(prompt_ids) + limit)
+    step.prepare((*policy.exits, model.num_layers), [test for drafter in drafters for test in drafter.tests])
 
-    started = clock_ns(model.device)
+    keeps_logits = request.record_logits and policy.verified
+    tally = Tally(model.device, model.num_layers, policy.draft_exits, record_logits=keeps_logits)
     first_logits = step.prefill(prompt_ids)
     top, first_id = first_logits.max(dim=-1)
-    output, kept_logits = [int(first_id)], [first_logits[None]] if record_logits else []
-    if ngrams is not None:
-        ngrams.extend([*prompt_ids, *output])
-    clocks = [clock_ns(model.device)]
+    output = [int(first_id)]
+    extend(drafters, prompt_ids)
+    extend(drafters, output)
+    tally.add_token(first_logits)
     check_finite([float(top)], len(prompt_ids) - 1)
 
-    depths, drafted, accepted = [model.num_layers], Counter[int](), Counter[int]()
-    num_rounds = layers_run = 0
     while output[-1] not in eos and len(output) < limit:
-        round_ = begin_round(step, output[-1], len(prompt_ids) + len(output) - 1)
         max_drafts = min(policy.max_drafts, limit - len(output) - 1)
-        layers_run += run_round(step, round_, policy, drafter, ngrams, max_drafts, model.num_layers, eos)
+        round_ = begin_round(step, output[-1], len(prompt_ids) + len(output) - 1, max_drafts)
+        draft(step, round_, rules)
         num_accepted, next_id = end_round(step, round_)
-
         kept = [*round_.token_ids[1 : num_accepted + 1], next_id]
         output += kept
-        if ngrams is not None:
-            ngrams.extend(kept)
-        clocks.append(clock_ns(model.device))
-        num_rounds += 1
-        depths += [*round_.draft_exits[:num_accepted], model.num_layers]
-        drafted.update(round_.draft_exits + round_.dropped)
-        accepted.update(round_.draft_exits[:num_accepted])
-        if record_logits:
-            kept_logits.append(step.logits[: num_accepted + 1].clone())  # the next round overwrites them
-
-    generation = Generation(
-        output_token_ids=tuple(output),
-        finish_reason="eos" if output[-1] in eos else "length",
-        ttft_s=(clocks[0] - started) / 1e9,
-        e2e_s=(clocks[-1] - started) / 1e9,
-        step_gaps_s=tuple((b - a) / 1e9 for a, b in pairwise(clocks)),
-        num_rounds=num_rounds,
-        layers_run=layers_run,
-        exits=policy.draft_exits,
-        drafted_per_exit=tuple(drafted[e] for e in policy.draft_exits),
-        accepted_per_exit=tuple(accepted[e] for e in policy.draft_exits),
-        draft_depths=tuple(depths),
-    )
-    return Decoded(generation, torch.cat(kept_logits) if record_logits else None)
+        extend(drafters, kept)
+        tally.add_round(round_, num_accepted, step.logits)
+    return tally.decoded(output, eos)
 
 
-def run_round(
-    step: DecodeStep,
-    round_: Round,
-    policy: Policy,
-    drafter: Drafter | None,
-    ngrams: TokenDrafter | None,
-    max_drafts: int,
-    num_layers: int,
-    eos: Collection[int],
-) -> int:
-    """Drafts at the policy's exits until a token runs through all layers and takes every parked slot along.
+def extend(drafters: Sequence[Drafter], token_ids: list[int]) -> None:
+    """Tells every drafter of `token_ids`, which are certain."""
+    for drafter in drafters:
+        drafter.extend(token_ids)
 
-    Stops drafting at `max_drafts` and at a confident EOS, which nothing may follow. Returns the layers run.
+
+def draft(step: DecodeStep, round_: Round, rules: Rules) -> None:
+    """Drafts at one boundary after the other until a token runs through all layers and takes every parked slot along.
+
+    Drafts nothing while the round has no room, and nothing after a confident EOS of an exit.
     """
-    boundaries = (*policy.exits, num_layers)
-    layers_run, may_draft = 0, True
-    draft_ngrams(step, round_, ngrams, max_drafts, eos)
-    while round_.layers_run[-1] < num_layers:
-        segment = round_.pass_to(next(boundary for boundary in boundaries if boundary > round_.layers_run[-1]))
-        layers_run += segment.stop - segment.start
-        may_draft = may_draft and round_.num_drafts < max_drafts
-        first_tested = round_.current if policy.reject is None else segment.lo
-        if segment.stop == num_layers or not (may_draft or first_tested < round_.current):
-            step.run(*segment)
+    drafters, reject = rules.drafters, rules.reject
+    may_draft, idx = True, 0
+    while idx < len(drafters):
+        drafter = drafters[idx]
+        idx += 1
+        segment = round_.pass_to(drafter.boundary)
+        may_draft = may_draft and round_.room > 0
+        first_tested = round_.current if reject is None else segment.lo
+        if not (may_draft or first_tested < round_.current):
+            if segment.start < segment.stop:
+                step.run(*segment)
             continue
-        assert drafter is not None
-        proposals = drafter.propose(step, segment, first_tested, round_.first_position)
-        if proposals is None:
+        proposals = drafter.propose(step, round_, segment, first_tested)
+        if not proposals:
             continue
-        contradicted = first_contradicted(round_, first_tested, proposals, policy.reject)
+        following = proposals[round_.current - first_tested :]
+        contradicted = first_contradicted(round_, first_tested, proposals, reject)
         if contradicted is not None:
+            following = proposals[contradicted - first_tested :][:1]
             reject_after(round_, contradicted)
             may_draft = True
-        token_id, confidence = proposals[round_.current - first_tested]
-        if may_draft and confidence > policy.gamma_at(segment.stop):
-            may_draft = token_id not in eos
-            if may_draft:
-                add_drafts(step, round_, [token_id], segment.stop)
-                draft_ngrams(step, round_, ngrams, max_drafts, eos)
-    return layers_run
+        token_ids: list[int] = []
+        for token_id, confidence in following:
+            if not may_draft or confidence <= drafter.gamma:
+                break
+            if token_id in rules.eos:
+                may_draft = (
+                    drafter.boundary == 0
+                )  # looked up in the text alone, it does not keep the exits from drafting
+                break
+            token_ids.append(token_id)
+        if token_ids:
+            add_drafts(step, round_, token_ids, drafter.boundary)
+            idx = 0 if drafter.boundary else idx  # at boundary 0 the chain is all that its drafter has to say
+    step.run(*round_.pass_to(rules.num_layers))
 
 
-def draft_ngrams(
-    step: DecodeStep, round_: Round, ngrams: TokenDrafter | None, max_drafts: int, eos: Collection[int]
-) -> None:
-    """Adds what the n-gram drafter proposes after the current slot, up to `max_drafts` in all and to an EOS."""
-    room = max_drafts - round_.num_drafts
-    if ngrams is None or room < 1:
-        return
-    proposed = ngrams.propose(round_.token_ids[1:], room)
-    ends = next((i for i, token_id in enumerate(proposed) if token_id in eos), len(proposed))
-    if ends:
-        add_drafts(step, round_, proposed[:ends], 0)
-
-
-def first_contradicted(round_: Round, lo: int, proposals: list[tuple[int, float]], reject: float | None) -> int | None:
+def first_contradicted(round_: Round, lo: int, proposals: Proposals, reject: float | None) -> int | None:
     """The first slot from `lo` on whose draft another token is proposed for with more confidence than `reject`."""
     if reject is not None:
         for slot in range(lo, round_.current):
@@ -180,10 +149,3 @@ def room_for_output(model: DecoderModel, prompt_len: int) -> int:
             f"{model.context_len - 1} so that a token can follow: shorten the prompt"
         )
     return room
-
-
-def clock_ns(device: torch.device) -> int:
-    """`perf_counter_ns` once the device has done all it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter_ns()

@@ -5,6 +5,10 @@ gives each proposal a confidence, as an exit head does: how likely the token is 
 is and how often it went on like that (`confidence_of`).
 """
 
+from adadecode.engine.round import Round
+from adadecode.kernels.step import DecodeStep, Proposals, Segment
+from adadecode.kernels.weights import ExitTest
+
 LENGTHS = (8, 4, 2, 1)  # of the n-grams that are indexed; all of 1 to 8 find hardly more and cost twice the time
 MOST_STREAK = 3
 
@@ -13,11 +17,14 @@ Match = tuple[int, int, bool]
 
 
 class NgramDrafter:
-    """An index of one sequence's n-grams by how they went on."""
+    """A drafter at boundary 0: an index of one sequence's n-grams by how they went on."""
+
+    boundary = 0
+    tests: tuple[ExitTest, ...] = ()
 
     def __init__(self, gamma: float) -> None:
         """Drafts are proposed while all of them are right with a probability above `gamma`."""
-        self._gamma = gamma
+        self.gamma = gamma
         self._tokens: list[int] = []
         self._index: dict[tuple[int, ...], Match] = {}
 
@@ -39,20 +46,28 @@ class NgramDrafter:
                     index[ngram] = (token_id, match[1] + 1, match[2])
             tokens.append(token_id)
 
-    def propose(self, drafts: list[int], max_tokens: int) -> list[int]:
-        """At most `max_tokens` tokens to follow the sequence and the pending `drafts`, each by its longest match."""
+    def propose(self, step: DecodeStep, round_: Round, segment: Segment, first_tested: int) -> Proposals:
+        """What may follow the round's drafts, as many as it has room for."""
+        return self.chain(round_.token_ids[1:], round_.room)
+
+    def chain(self, drafts: list[int], max_tokens: int) -> Proposals:
+        """At most `max_tokens` tokens to follow the sequence and the pending `drafts`, each by its longest match.
+
+        Beside each the probability that it and all before it in the chain are right.
+        """
         recent = self._tokens[-LENGTHS[0] :] + drafts
-        num_known = len(recent)
+        chain: Proposals = []
         confidence = 1.0
         for _ in range(max_tokens):
             proposal = self._successor(recent)
             if proposal is None:
                 break
             confidence *= proposal[1]
-            if confidence <= self._gamma:
+            if confidence <= self.gamma:
                 break
             recent.append(proposal[0])
-        return recent[num_known:]
+            chain.append((proposal[0], confidence))
+        return chain
 
     def successor(self, drafts: list[int]) -> tuple[int, float] | None:
         """What follows the sequence and the pending `drafts` by its longest match, and how likely; None without a match."""

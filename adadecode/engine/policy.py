@@ -1,8 +1,9 @@
 """Which exits are tested, how sure they must be, and how wide a decode step is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adadecode.errors import UsageError
+from adadecode.methods import Method
 from adadecode.settings import DecodeSettings
 
 # With 5, 6 or 7 rows a float32 GEMM on two CPU threads gives a row other bits in other slots, and an odd number of rows
@@ -10,12 +11,18 @@ from adadecode.settings import DecodeSettings
 WIDTH_MULTIPLE = 8
 
 
+def step_width(max_drafts: int) -> int:
+    """W, the rows of every decode step: the current token and its drafts, rounded up to a multiple of 8."""
+    return -(-(1 + max_drafts) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+
+
 @dataclass(frozen=True)
 class Policy:
-    """What is drafted when. No exits and no n-grams is vanilla decoding.
+    """How rounds go: what is drafted when, in steps of how many rows. No exits and no n-grams is vanilla decoding.
 
     `exits` are tested with a gamma each; at most `max_drafts` drafts are pending; `reject` is the confidence with which
-    a deeper head rejects a draft early, None for never; `ngram` the gamma of the n-gram drafter, None for none.
+    a deeper head rejects a draft early, None for never; `ngram` the gamma of the n-gram drafter, None for none. `rows`
+    stand in a decode step, None for as many as `max_drafts` needs. Drafts that are not `verified` are kept as they are.
     """
 
     exits: tuple[int, ...] = ()
@@ -23,28 +30,50 @@ class Policy:
     max_drafts: int = 0
     reject: float | None = None
     ngram: float | None = None
+    rows: int | None = None
+    verified: bool = True
 
     def __post_init__(self) -> None:
         assert len(self.exits) == len(self.gammas), (self.exits, self.gammas)
         assert list(self.exits) == sorted(set(self.exits)), self.exits
+        assert self.max_drafts < self.width, self
 
-    def gamma_at(self, exit_layer: int) -> float:
-        return self.gammas[self.exits.index(exit_layer)]
+    @property
+    def width(self) -> int:
+        """W, the rows of every decode step."""
+        return self.rows or step_width(self.max_drafts)
 
     @property
     def draft_exits(self) -> tuple[int, ...]:
         """Where drafts may come from: the exits, and 0 for the n-gram drafter."""
         return self.exits if self.ngram is None else (0, *self.exits)
 
+    def for_method(self, method: Method) -> "Policy":
+        """How `method` decodes in a run of this policy: what it does not draft with is left out, the width stays."""
+        exits = self.exits if method.exits else ()
+        gammas = self.gammas if method.gamma is None else (method.gamma,) * len(self.exits)
+        return replace(
+            self,
+            exits=exits,
+            gammas=gammas[: len(exits)],
+            max_drafts=self.max_drafts if method.width is None else min(self.max_drafts, method.width - 1),
+            ngram=self.ngram if method.ngrams else None,
+            rows=self.rows if method.width is None else method.width,
+            verified=method.verified,
+        )
+
 
 VANILLA = Policy()
 
 
-def make_policy(settings: DecodeSettings, head_exits: tuple[int, ...], num_layers: int) -> Policy:
+def make_policy(settings: DecodeSettings, head_exits: tuple[int, ...] | None, num_layers: int) -> Policy:
     """The policy of `settings` for a model of L layers with heads at `head_exits`; raises UsageError for one it lacks.
 
-    Without exits of its own it takes the paper's where there are heads for all of them, else all that have heads.
+    Without exits of its own it takes the paper's where there are heads for all of them, else all that have heads; where
+    no heads were loaded, `head_exits` None, it has no exits.
     """
+    if head_exits is None:
+        return Policy((), (), settings.max_drafts, settings.reject, settings.ngram)
     papers = paper_exits(num_layers)
     exits = settings.exits or (papers if papers and set(papers) <= set(head_exits) else head_exits)
     missing = sorted(set(exits) - set(head_exits))
@@ -60,11 +89,6 @@ def make_policy(settings: DecodeSettings, head_exits: tuple[int, ...], num_layer
             f"{','.join(map(str, exits))}; give one for all or one for each"
         )
     return Policy(exits, gammas, settings.max_drafts, settings.reject, settings.ngram)
-
-
-def step_width(max_drafts: int) -> int:
-    """W, the rows of every decode step: the current token and its drafts, rounded up to a multiple of 8."""
-    return -(-(1 + max_drafts) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
 
 
 def paper_exits(num_layers: int) -> tuple[int, ...]:

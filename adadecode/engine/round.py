@@ -1,4 +1,7 @@
-"""The state of one round, whole numbers only; the tensors are the decode step's."""
+"""One round as a value of whole numbers, and its moves: begin, draft, reject early, verify.
+
+The tensors are the decode step's; a round says which slot holds which token and how many layers that has run.
+"""
 
 import math
 from dataclasses import dataclass, field
@@ -8,7 +11,7 @@ from adadecode.errors import NonFiniteLogitsError
 from adadecode.kernels.step import DecodeStep, Segment
 
 
-@dataclass
+@dataclass(slots=True)
 class Round:
     """One round: slot 0 holds the last verified token, slot i the i-th draft after it.
 
@@ -19,20 +22,24 @@ class Round:
         slot          0   1   2   3          3 is current, about to run segment 1;
         layers_run    8   4   4   0          1 and 2 join it when it passes layer 4
 
-    `draft_exits[i]` is the exit layer that proposed the token of slot i + 1, 0 for the n-gram drafter. `dropped` holds
-    those of drafts that a deeper head rejected early.
+    `draft_exits[i]` is the exit layer that proposed the token of slot i + 1, 0 for the n-gram drafter; there are never
+    more than `max_drafts`. `dropped` holds those of drafts that a deeper head rejected early. `layers_passed` counts
+    the layers of all segments so far, each once for all of its slots.
     """
 
     first_position: int
+    max_drafts: int
     token_ids: list[int]
     layers_run: list[int]
     draft_exits: list[int] = field(default_factory=list)
     dropped: list[int] = field(default_factory=list)
+    layers_passed: int = 0
 
     def check(self) -> None:
         """Asserts the invariants drawn above."""
         assert len(self.token_ids) == len(self.layers_run) == len(self.draft_exits) + 1
         assert self.layers_run == sorted(self.layers_run, reverse=True), self.layers_run
+        assert len(self.draft_exits) <= self.max_drafts, self
 
     def pass_to(self, stop: int) -> Segment:
         """Moves the current slot and all slots at its boundary to boundary `stop`; returns what that must run."""
@@ -41,6 +48,7 @@ class Round:
         lo = layers_run.index(start)
         assert lo == 0 or layers_run[lo - 1] >= stop, (layers_run, stop)
         layers_run[lo:] = [stop] * (hi - lo)
+        self.layers_passed += stop - start
         return Segment(lo, hi, start, stop)
 
     @property
@@ -52,19 +60,17 @@ class Round:
     def num_drafts(self) -> int:
         return len(self.draft_exits)
 
-
-class Verdict(NamedTuple):
-    """How a round ends: with its first `num_accepted` drafts, then with `next_id`, the last layer's token after them."""
-
-    num_accepted: int
-    next_id: int
+    @property
+    def room(self) -> int:
+        """How many drafts may follow the current slot."""
+        return self.max_drafts - len(self.draft_exits)
 
 
-def begin_round(step: DecodeStep, token_id: int, position: int) -> Round:
+def begin_round(step: DecodeStep, token_id: int, position: int, max_drafts: int) -> Round:
     """A round whose slot 0 is the last verified token, before layer 1."""
     step.begin(position)
     step.put(0, [token_id])
-    return Round(position, [token_id], [0])
+    return Round(position, max_drafts, [token_id], [0])
 
 
 def add_drafts(step: DecodeStep, round_: Round, token_ids: list[int], exit_layer: int) -> None:
@@ -82,6 +88,13 @@ def reject_after(round_: Round, slot: int) -> None:
     round_.dropped += round_.draft_exits[slot:]
     del round_.token_ids[slot + 1 :], round_.layers_run[slot + 1 :], round_.draft_exits[slot:]
     round_.check()
+
+
+class Verdict(NamedTuple):
+    """How a round ends: with its first `num_accepted` drafts, then with `next_id`, the last layer's token after them."""
+
+    num_accepted: int
+    next_id: int
 
 
 def verify(step: DecodeStep, round_: Round) -> Verdict:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adadecode.engine.generate import Decoded
+from adadecode.engine.tally import Decoded
 from adadecode.report.parity import classify, first_difference
 
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from adadecode.engine.generate import Decoded, generate
+from adadecode.engine import decode as engine
+from adadecode.engine.generate import Request
 from adadecode.engine.invariance import check_rows_independent
 from adadecode.engine.policy import Policy, make_policy, paper_exits, step_width
-from adadecode.engine.transformers import generate_with_transformers
+from adadecode.engine.tally import Decoded
 from adadecode.evaluation.compare import compare, logits_digest
 from adadecode.evaluation.failures import Failure, broken_devices_named, result_or_failure
 from adadecode.evaluation.rows import SampleRow, Turn, turns
@@ -70,7 +71,8 @@ class Worker:
         }
 
     def policy(self, task: str) -> Policy:
-        return make_policy(self.config.decode, self.heads[task].exits, self.model.num_layers)
+        heads = self.heads.get(task)
+        return make_policy(self.config.decode, None if heads is None else heads.exits, self.model.num_layers)
 
 
 @broken_devices_named()
@@ -107,23 +109,9 @@ def heads_for(config: DecodingSettings, domain: Domain | None, model: DecoderMod
 
 def decode(worker: Worker, method: str, task: str, prompt_ids: list[int], max_new_tokens: int | None = None) -> Decoded:
     """One generation of `prompt_ids` by `method`."""
-    config, model = worker.config, worker.model
-    max_new_tokens = max_new_tokens or config.decode.max_new_tokens
-    record = config.check_logits
-    if method == "transformers":
-        return generate_with_transformers(model, prompt_ids, max_new_tokens=max_new_tokens, record_logits=record)
-    drafting: dict[str, Any] = {}
-    if METHODS[method].exits:
-        drafting = {"policy": worker.policy(task), "drafter": worker.heads[task]}
-    return generate(
-        model,
-        prompt_ids,
-        width=METHODS[method].step_width(worker.width) or worker.width,
-        max_new_tokens=max_new_tokens,
-        verified=METHODS[method].verified,
-        record_logits=record,
-        **drafting,
-    )
+    config = worker.config
+    request = Request(prompt_ids, max_new_tokens or config.decode.max_new_tokens, record_logits=config.check_logits)
+    return engine.decode(worker.model, METHODS[method], request, worker.policy(task), worker.heads.get(task))
 
 
 def evaluate_shard(worker: Worker, shard: Shard) -> list[SampleRow]:

@@ -11,9 +11,11 @@ import pyarrow.parquet as pq
 import torch
 from transformers import GenerationConfig
 
-from adadecode.engine.generate import generate, room_for_output
+from adadecode.engine.decode import decode
+from adadecode.engine.generate import Request, room_for_output
 from adadecode.errors import DeviceLostError, RunFolderError
 from adadecode.files import whole_file
+from adadecode.methods import METHODS
 from adadecode.model.decoder import DecoderModel
 from adadecode.settings import TrainConfig
 from adadecode.training.prompts import Chunk, UsablePrompts, hash_ids
@@ -33,7 +35,7 @@ def greedy_continuations(
     """
     if model.kernels == "native":
         for i, prompt in enumerate(prompts):
-            decoded = generate(model, prompt, width=1, max_new_tokens=max_new_tokens)
+            decoded = decode(model, METHODS["vanilla-w1"], Request(prompt, max_new_tokens))
             yield {i: list(decoded.generation.output_token_ids)}
         return
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))

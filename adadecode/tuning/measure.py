@@ -2,20 +2,23 @@
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
-from adadecode.engine.generate import generate, room_for_output
+from adadecode.engine import decode as engine
+from adadecode.engine.drafters import drafters_of
+from adadecode.engine.generate import Request, room_for_output
 from adadecode.engine.policy import VANILLA, Policy
 from adadecode.kernels.step import DecodeStep, Proposals, Segment
 from adadecode.kernels.weights import ExitTest, Gate, Head
+from adadecode.methods import METHODS
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
 from adadecode.records import Generation
 from adadecode.tuning.costs import PARTS_BUDGET_S, Costs, Measured, PartCosts, fit_costs
-from adadecode.tuning.replay import Candidate, ModelFacts, ReplayStep, TraceDrafter, generate_over, replay
+from adadecode.tuning.replay import Candidate, ModelFacts, ReplayStep, TracedHeads, generate_over, replay
 from adadecode.tuning.search import GAMMAS, GATES, NGRAMS, REJECTS
 from adadecode.tuning.trace import SampleTrace, TraceSpace
 
@@ -35,14 +38,9 @@ class Variant:
 
 def decode(model: Any, variant: Variant, trace: SampleTrace, space: TraceSpace) -> Generation:
     """One generation of the prompt of `trace`."""
-    return generate(
-        model,
-        list(trace.prompt_ids),
-        width=variant.width,
-        max_new_tokens=space.max_new_tokens,
-        policy=variant.policy,
-        drafter=variant.heads.get(trace.task),
-    ).generation
+    request = Request(trace.prompt_ids, space.max_new_tokens)
+    policy = replace(variant.policy, rows=variant.width)  # which "adadecode" follows to the letter
+    return engine.decode(model, METHODS["adadecode"], request, policy, variant.heads.get(trace.task)).generation
 
 
 def measure_costs(
@@ -140,9 +138,9 @@ def replays_alike(model: DecoderModel, variant: Variant, trace: SampleTrace, spa
     decode(logged, variant, trace, space)
     facts = ModelFacts.of(model)
     replayed = LoggedStep(ReplayStep(trace, space, facts))
-    drafter = TraceDrafter(variant.policy.exits, variant.candidate.gate)
+    drafters = drafters_of(variant.policy, TracedHeads(variant.policy.exits, variant.candidate.gate))
     try:
-        generate_over(replayed, trace, space, facts, variant.policy, drafter)
+        generate_over(replayed, trace, space, facts, variant.policy, drafters)
     except KeyError:  # a node the trace does not hold
         return False
     assert logged.step is not None

@@ -4,16 +4,18 @@ So a replay makes the drafts, tests and accepts of the engine by construction, a
 """
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from adadecode.engine.drafters import Drafter, TokenDrafter
-from adadecode.engine.generate import generate
+from adadecode.engine.drafters import Drafter, drafters_of
+from adadecode.engine.generate import Request, generate
 from adadecode.engine.ngram import NgramDrafter
 from adadecode.engine.policy import Policy
+from adadecode.engine.round import Round
 from adadecode.kernels.kv_cache import KVCache
 from adadecode.kernels.step import DecodeStep, Proposals, Segment, run_probe_test
 from adadecode.kernels.weights import ExitTest, Gate, Head
@@ -64,8 +66,8 @@ def replay(trace: SampleTrace, space: TraceSpace, facts: ModelFacts, candidate: 
     """What `generate` does on the prompt of `trace` under `candidate`, which must lie in `space`."""
     assert candidate.lies_in(space), (candidate, space)
     step = ReplayStep(trace, space, facts)
-    drafter = TraceDrafter(candidate.policy.exits, candidate.gate)
-    generation = generate_over(step, trace, space, facts, candidate.policy, drafter)
+    drafters = drafters_of(candidate.policy, TracedHeads(candidate.policy.exits, candidate.gate))
+    generation = generate_over(step, trace, space, facts, candidate.policy, drafters)
     step.calls.num_rounds = generation.num_rounds
     step.calls.num_ngram_tokens = 0 if candidate.policy.ngram is None else len(trace.output_ids)
     return Replayed(generation, step.calls)
@@ -77,8 +79,9 @@ def replay_oracle(trace: SampleTrace, space: TraceSpace, facts: ModelFacts, max_
     step = ReplayStep(trace, space, facts)
     gammas = (0.0,) * len(space.exits)
     policy = Policy(space.exits, gammas, max_drafts, ngram=0.0 if ngrams else None)
-    proposer = OracleNgrams(trace.output_ids) if ngrams else None
-    generation = generate_over(step, trace, space, facts, policy, OracleDrafter(space.exits), proposer)
+    proposers: list[Drafter] = [OracleNgrams(trace.output_ids)] if ngrams else []
+    proposers += [OracleHead(exit_layer) for exit_layer in space.exits]
+    generation = generate_over(step, trace, space, facts, policy, proposers)
     assert generation.num_drafted == generation.num_accepted, trace.sample_id
     step.calls.num_rounds = generation.num_rounds
     step.calls.num_ngram_tokens = len(trace.output_ids) if ngrams else 0
@@ -91,8 +94,7 @@ def generate_over(
     space: TraceSpace,
     facts: ModelFacts,
     policy: Policy,
-    drafter: Drafter,
-    ngrams: TokenDrafter | None = None,
+    drafters: Sequence[Drafter],
 ) -> Generation:
     """`generate` with `step` in place of a model's."""
     model: Any = SimpleNamespace(
@@ -102,63 +104,61 @@ def generate_over(
         device=torch.device("cpu"),
         new_step=lambda width, num_positions: step,
     )
-    decoded = generate(
-        model,
-        list(trace.prompt_ids),
-        width=space.width,
-        max_new_tokens=space.max_new_tokens,
-        policy=policy,
-        drafter=drafter,
-        ngrams=ngrams,
-    )
+    request = Request(trace.prompt_ids, space.max_new_tokens)
+    decoded = generate(model, request, replace(policy, rows=space.width), drafters)
     assert decoded.generation.output_token_ids == trace.output_ids, trace.sample_id
     return decoded.generation
 
 
-class TraceDrafter:
-    """Proposes what the trace holds; as `ExitHeads` does, it skips the test of one slot where its gate says so."""
+class TracedHeads:
+    """Heads at `exits` that the trace stands for; as with `ExitHeads`, a gate may skip the test of one slot."""
 
     def __init__(self, exits: tuple[int, ...], gate: float) -> None:
         self.exits = exits
-        # the trace stands for heads and gates; the threshold is in float32, as the engine compares it
+        # the trace stands for the gates too; the threshold is in float32, as the engine compares it
         stand_in = Gate(torch.empty(0), 0.0) if gate > 0.0 else None
         test = ExitTest(Head(()), stand_in, torch.tensor(gate).item())
         self.tests: Collection[ExitTest] = (test,) * len(exits)
-        self._test = test
-
-    def propose(self, step: DecodeStep, segment: Segment, first_tested: int, first_position: int) -> Proposals | None:
-        return step.run_to_exit(segment, self._test, first_tested)
 
 
-class OracleDrafter:
-    """Drafts the right token at the first exit whose head already proposes it, and tests nowhere else."""
+class OracleHead:
+    """Drafts the right token at exit layer `boundary` if the head there proposes it, and tests nothing else."""
 
-    def __init__(self, exits: tuple[int, ...]) -> None:
-        self.exits = exits
-        self.tests: Collection[ExitTest] = ()
+    gamma = 0.0
+    tests: tuple[ExitTest, ...] = ()
 
-    def propose(self, step: Any, segment: Segment, first_tested: int, first_position: int) -> Proposals | None:
+    def __init__(self, exit_layer: int) -> None:
+        self.boundary = exit_layer
+
+    def extend(self, token_ids: list[int]) -> None:
+        """Does nothing: the trace has the output."""
+
+    def propose(self, step: Any, round_: Round, segment: Segment, first_tested: int) -> Proposals | None:
         return step.run_and_foresee(segment)
 
 
 class OracleNgrams:
     """Proposes what `NgramDrafter` does without a threshold, up to the first token that is not the output's."""
 
+    boundary = 0
+    gamma = 0.0
+    tests: tuple[ExitTest, ...] = ()
+
     def __init__(self, output_ids: tuple[int, ...]) -> None:
         self._output_ids = output_ids
         self._drafter = NgramDrafter(0.0)
-        self._num_known = -1  # output tokens; the prompt comes first, together with the first of them
+        self._num_known = -1  # output tokens; the prompt comes first
 
     def extend(self, token_ids: list[int]) -> None:
-        self._num_known = 1 if self._num_known < 0 else self._num_known + len(token_ids)
+        self._num_known = 0 if self._num_known < 0 else self._num_known + len(token_ids)
         self._drafter.extend(token_ids)
 
-    def propose(self, drafts: list[int], max_tokens: int) -> list[int]:
-        """The proposals after `drafts`, all of them right, that are right."""
-        right = self._output_ids[self._num_known + len(drafts) :]
-        proposed = self._drafter.propose(drafts, max_tokens)
+    def propose(self, step: DecodeStep, round_: Round, segment: Segment, first_tested: int) -> Proposals:
+        """The proposals after the round's drafts, all of them right, that are right."""
+        proposed = self._drafter.propose(step, round_, segment, first_tested)
+        right = self._output_ids[self._num_known + round_.num_drafts :]
         num_right = 0
-        while num_right < min(len(proposed), len(right)) and proposed[num_right] == right[num_right]:
+        while num_right < min(len(proposed), len(right)) and proposed[num_right][0] == right[num_right]:
             num_right += 1
         return proposed[:num_right]
 

@@ -150,7 +150,7 @@ class _Recorder:
         drafts = [token_id for token_id, confidence in node.proposals if confidence > self._space.gamma_floor]
         for ago in range(min(self._space.max_drafts - len(path), len(self._output))):
             pending = self._output[len(self._output) - ago :]
-            drafts += self.ngrams[ago].propose([*pending, *path], 1)
+            drafts += [token_id for token_id, _ in self.ngrams[ago].chain([*pending, *path], 1)]
         return list(dict.fromkeys(drafts))
 
     def _pass_exits(self, slot: int, second: list[float] | None) -> Node:

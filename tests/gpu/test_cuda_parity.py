@@ -7,9 +7,11 @@ import torch
 
 from adadecode.bench.synthetic import synthetic_lm, synthetic_prompts
 from adadecode.engine import invariance
-from adadecode.engine.generate import Decoded, generate
+from adadecode.engine.drafters import drafters_of
+from adadecode.engine.generate import Request, generate
 from adadecode.engine.invariance import check_rows_independent
-from adadecode.engine.policy import Policy, step_width
+from adadecode.engine.policy import Policy
+from adadecode.engine.tally import Decoded
 from adadecode.engine.transformers import generate_with_transformers
 from adadecode.evaluation.compare import compare
 from adadecode.kernels.eager import EagerStep
@@ -67,8 +69,9 @@ def decode_both(
 ) -> tuple[Decoded, Decoded]:
     """Vanilla and AdaDecode at the same width, with logits; heads near the identity unless given."""
     heads = heads or random_heads(model, policy.exits)
-    common = {"width": step_width(policy.max_drafts), "max_new_tokens": max_new_tokens, "record_logits": True}
-    return generate(model, prompt, **common), generate(model, prompt, policy=policy, drafter=heads, **common)
+    request = Request(prompt, max_new_tokens, record_logits=True)
+    vanilla = generate(model, request, Policy(rows=policy.width))
+    return vanilla, generate(model, request, policy, drafters_of(policy, heads))
 
 
 def assert_same_bits(expected: Decoded, other: Decoded) -> None:
@@ -166,7 +169,7 @@ def test_one_row_alone_differs_from_eight_at_near_ties_only(dtype):
     model = make_model(dtype)
     for seed in range(4):
         prompt = prompt_of(model, 40, seed)
-        wide, alone = (generate(model, prompt, width=w, max_new_tokens=200, record_logits=True) for w in (8, 1))
+        wide, alone = (generate(model, Request(prompt, 200, record_logits=True), Policy(rows=w)) for w in (8, 1))
         assert len(alone.generation.output_token_ids) == 200
         assert compare(wide, alone, str(dtype).removeprefix("torch.")).parity in ("exact", "near_tie")
 
@@ -174,9 +177,9 @@ def test_one_row_alone_differs_from_eight_at_near_ties_only(dtype):
 def test_vanilla_repeats_itself_and_agrees_with_transformers():
     model = make_model(torch.float32)
     prompt = prompt_of(model, 40)
-    once, again = (generate(model, prompt, width=8, max_new_tokens=200, record_logits=True) for _ in range(2))
+    once, again = (generate(model, Request(prompt, 200, record_logits=True)) for _ in range(2))
     assert_same_bits(once, again)
-    library = generate_with_transformers(model, prompt, max_new_tokens=200, record_logits=True)
+    library = generate_with_transformers(model, Request(prompt, 200, record_logits=True))
     assert compare(once, library, "float32").parity in ("exact", "near_tie")
 
 
@@ -264,7 +267,7 @@ def test_bits_hold_with_compiled_layers(dtype):
     check_rows_independent(model, 8)
     vanilla, adadecode = decode_both(model, prompt_of(model, 40), 300, Policy(EXITS, (0.3, 0.3), 5))
     assert_same_bits(vanilla, adadecode)
-    plain = generate(make_model(dtype, num_hidden_layers=5), prompt_of(model, 40), width=8, max_new_tokens=50)
+    plain = generate(make_model(dtype, num_hidden_layers=5), Request(prompt_of(model, 40), 50))
     assert plain.generation.output_token_ids[0] == vanilla.generation.output_token_ids[0]
 
 

@@ -22,7 +22,8 @@ from adadecode.bench.parts import Call, TracedModel, used_tests
 from adadecode.bench.subject import load_bench
 from adadecode.bench.synthetic import synthetic_heads, synthetic_lm, synthetic_prompts
 from adadecode.bench.table import BENCH_ROWS, bench_tables
-from adadecode.engine.generate import generate
+from adadecode.engine.drafters import drafters_of
+from adadecode.engine.generate import Request, generate
 from adadecode.engine.policy import VANILLA, Policy
 from adadecode.model.decoder import DecoderModel
 from adadecode.settings import BenchConfig, build_settings
@@ -64,8 +65,9 @@ def test_a_trace_counts_every_layer_run_and_changes_no_output(kernels, policy):
     heads = synthetic_heads(model, (2, 4, 6), "shortlist", 0.5)
     traced = TracedModel(model)
     prompt = synthetic_prompts(model.vocab_size, 1, 20)[0] * 2
-    common = {"width": 8, "max_new_tokens": 40, "policy": policy, "drafter": heads}
-    plain, watched = generate(model, prompt, **common).generation, generate(traced, prompt, **common).generation
+    plain, watched = (
+        generate(of, Request(prompt, 40), policy, drafters_of(policy, heads)).generation for of in (model, traced)
+    )
     assert watched.output_token_ids == plain.output_token_ids
     calls = traced.step.calls
     segments = {call: count for call, count in calls.items() if call.kind == "layers"}

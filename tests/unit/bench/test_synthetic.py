@@ -15,7 +15,8 @@ from adadecode.bench.synthetic import (
     synthetic_lm,
     synthetic_prompts,
 )
-from adadecode.engine.generate import generate
+from adadecode.engine.drafters import drafters_of
+from adadecode.engine.generate import Request, generate
 from adadecode.engine.policy import Policy
 from adadecode.model.decoder import DecoderModel
 from adadecode.settings import ShapeName
@@ -41,7 +42,7 @@ def small_lm(name: str = "llama-160m", dtype: torch.dtype = torch.float32, **cha
 def continue_prompts(model: DecoderModel, num_prompts: int = 4, num_tokens: int = 100):
     """Per prompt: the last prompt token with the output, and the hidden states `[L + 1, n, d]` that decided it."""
     for prompt in synthetic_prompts(model.vocab_size, num_prompts, 48):
-        output = generate(model, prompt, width=8, max_new_tokens=num_tokens).generation.output_token_ids
+        output = generate(model, Request(prompt, num_tokens)).generation.output_token_ids
         full = torch.tensor([[*prompt, *output[:-1]]])
         hidden = model.lm.model(full, output_hidden_states=True, use_cache=False).hidden_states
         yield [prompt[-1], *output], torch.stack(hidden)[:, 0, len(prompt) - 1 :]
@@ -132,8 +133,8 @@ def test_synthetic_heads_draft_tokens_that_are_accepted(head, gate):
     heads = synthetic_heads(model, (2, 6), head, gate)
     policy = Policy((2, 6), (0.75, 0.75), 5)
     prompt = synthetic_prompts(model.vocab_size, 1, 32)[0]
-    vanilla = generate(model, prompt, width=8, max_new_tokens=80, record_logits=True)
-    adadecode = generate(model, prompt, width=8, max_new_tokens=80, policy=policy, drafter=heads, record_logits=True)
+    request = Request(prompt, 80, record_logits=True)
+    vanilla, adadecode = generate(model, request), generate(model, request, policy, drafters_of(policy, heads))
     assert adadecode.generation.output_token_ids == vanilla.generation.output_token_ids
     assert torch.equal(adadecode.logits, vanilla.logits)
     assert max(vanilla.generation.output_token_ids) < shortlist_len(model.vocab_size)

@@ -7,9 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adadecode.engine.generate import Decoded, generate
+from adadecode.engine.drafters import drafters_of
+from adadecode.engine.generate import Request, generate
 from adadecode.engine.ngram import CONFIDENCE, LENGTHS, NgramDrafter
 from adadecode.engine.policy import Policy
+from adadecode.engine.tally import Decoded
 from tests.models import KERNELS, ScriptedExitHead, tiny_model
 
 PROMPT = [11, 12, 13]
@@ -17,11 +19,15 @@ FIRST = len(PROMPT)
 EXITS = (1, 2, 3)
 
 
+def tokens(proposals: list[tuple[int, float]]) -> list[int]:
+    return [token_id for token_id, _ in proposals]
+
+
 def after(gamma: float, token_ids: list[int], drafts: tuple[int, ...] = (), max_tokens: int = 9):
     """What a drafter proposes once it has seen `token_ids`, with `drafts` pending."""
     drafter = NgramDrafter(gamma)
     drafter.extend(token_ids)
-    return drafter.propose(list(drafts), max_tokens)
+    return tokens(drafter.chain(list(drafts), max_tokens))
 
 
 def test_the_longest_match_wins_over_a_later_shorter_one():
@@ -83,9 +89,9 @@ def test_pending_drafts_are_part_of_what_is_matched():
 def test_pending_drafts_are_not_remembered():
     drafter = NgramDrafter(0.0)
     drafter.extend([1, 2])
-    assert drafter.propose([7, 8, 7], 5) == []
+    assert drafter.chain([7, 8, 7], 5) == []
     drafter.extend([7])
-    assert drafter.propose([], 5) == []
+    assert drafter.chain([], 5) == []
 
 
 def next_by_search(token_ids: list[int], context: list[int]) -> tuple[int, float] | None:
@@ -112,7 +118,7 @@ def test_the_index_finds_what_a_search_finds_however_the_tokens_came(pieces, dra
     for piece in pieces:
         drafter.extend(piece)
     token_ids = list(itertools.chain(*pieces))
-    expected, confidence = [], 1.0
+    expected, sureness, confidence = [], [], 1.0
     while len(expected) < 5:
         found = next_by_search(token_ids, token_ids + drafts + expected)
         if found is None:
@@ -121,11 +127,16 @@ def test_the_index_finds_what_a_search_finds_however_the_tokens_came(pieces, dra
         if confidence <= gamma:
             break
         expected.append(found[0])
-    assert drafter.propose(drafts, 5) == expected
+        sureness.append(confidence)
+    assert drafter.chain(drafts, 5) == list(zip(expected, sureness, strict=True))
 
 
 class ScriptedNgrams:
-    """An n-gram drafter that proposes exactly what `script` says: position of the newest token -> tokens after it."""
+    """A drafter at boundary 0 that proposes exactly what `script` says: position of the newest token -> tokens after it."""
+
+    boundary = 0
+    gamma = 0.5
+    tests = ()
 
     def __init__(self, script: dict[int, list[int]]) -> None:
         self.script, self.verified = script, []
@@ -134,10 +145,13 @@ class ScriptedNgrams:
     def extend(self, token_ids: list[int]) -> None:
         self.verified += token_ids
 
-    def propose(self, drafts: list[int], max_tokens: int) -> list[int]:
-        assert max_tokens > 0
-        self.rooms.append(max_tokens)
-        return self.script.get(len(self.verified) + len(drafts) - 1, [])[:max_tokens]
+    def propose(self, step, round_, segment, first_tested) -> list[tuple[int, float]]:
+        assert round_.room > 0
+        assert segment.start == segment.stop == 0, "no layers are run"
+        assert first_tested == round_.current
+        self.rooms.append(round_.room)
+        newest = len(self.verified) + round_.num_drafts - 1
+        return [(token_id, 0.9) for token_id in self.script.get(newest, [])[: round_.room]]
 
 
 @pytest.fixture(scope="module", params=KERNELS)
@@ -147,7 +161,7 @@ def model(request):
 
 @pytest.fixture(scope="module")
 def vanilla(model) -> Decoded:
-    return generate(model, PROMPT, width=8, max_new_tokens=24, eos_token_ids=(), record_logits=True)
+    return generate(model, Request(PROMPT, 24, (), record_logits=True))
 
 
 def right_after(vanilla: Decoded, position: int, num_tokens: int = 1) -> list[int]:
@@ -157,24 +171,15 @@ def right_after(vanilla: Decoded, position: int, num_tokens: int = 1) -> list[in
 
 
 @pytest.fixture
-def decode(model, monkeypatch):
+def decode(model):
     """Decodes with scripted n-grams and scripted heads."""
 
     def decode(
         ngrams: ScriptedNgrams, heads: dict | None = None, *, max_new_tokens=24, max_drafts=5, eos=()
     ) -> Decoded:
-        monkeypatch.setattr("adadecode.engine.generate.NgramDrafter", lambda gamma: ngrams)
-        exits = EXITS if heads is not None else ()
-        return generate(
-            model,
-            PROMPT,
-            width=8,
-            max_new_tokens=max_new_tokens,
-            eos_token_ids=eos,
-            policy=Policy(exits, (0.5,) * len(exits), max_drafts, ngram=0.5),
-            drafter=ScriptedExitHead(exits, heads) if heads is not None else None,
-            record_logits=True,
-        )
+        policy = Policy(EXITS if heads else (), (0.5,) * 3 if heads else (), max_drafts, ngram=0.5)
+        drafters = [ngrams, *ScriptedExitHead(policy.exits, heads or {}).drafters()]
+        return generate(model, Request(PROMPT, max_new_tokens, eos, record_logits=True), policy, drafters)
 
     return decode
 
@@ -267,7 +272,7 @@ def test_an_eos_inside_a_proposal_cuts_it_there(decode, vanilla, eos_idx):
 @pytest.mark.parametrize("eos_at", range(1, 6))
 def test_a_right_eos_inside_a_proposal_ends_the_output_there(decode, model, vanilla, eos_at):
     eos = {vanilla.generation.output_token_ids[eos_at]}
-    plain = generate(model, PROMPT, width=8, max_new_tokens=24, eos_token_ids=eos)
+    plain = generate(model, Request(PROMPT, 24, eos))
     result = decode(ScriptedNgrams({FIRST: right_after(vanilla, FIRST, 6)}), eos=eos)
     assert_vanillas(result, vanilla)
     assert result.generation.output_token_ids == plain.generation.output_token_ids
@@ -292,7 +297,7 @@ def test_the_prompt_and_the_output_are_looked_up(kernels):
     with torch.no_grad():
         model.lm.lm_head.weight.zero_()
     policy = Policy(max_drafts=3, ngram=0.0)
-    generation = generate(model, [0, 9, 4], width=8, max_new_tokens=40, policy=policy).generation
+    generation = generate(model, Request([0, 9, 4], 40), policy, drafters_of(policy, None)).generation
     assert generation.output_token_ids == (0,) * 40
     assert generation.draft_depths[:2] == (4, 4), "9, 4 and 0 were proposed after the first 0"
     assert generation.draft_depths[-9:].count(0) >= 6, "three drafts a round"

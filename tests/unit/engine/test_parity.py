@@ -7,10 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adadecode.engine.drafters import Drafter
-from adadecode.engine.generate import Decoded, generate
+from adadecode.engine.drafters import drafters_of
+from adadecode.engine.generate import Request, generate
 from adadecode.engine.invariance import check_rows_independent
-from adadecode.engine.policy import Policy, step_width
+from adadecode.engine.policy import Policy
+from adadecode.engine.tally import Decoded
 from adadecode.engine.transformers import generate_with_transformers
 from adadecode.errors import RowsDependentError
 from adadecode.kernels.eager import EagerStep
@@ -34,11 +35,12 @@ from tests.models import (
 
 
 def decode_both(
-    model: DecoderModel, prompt: list[int], policy: Policy, drafter: Drafter | None, max_new_tokens: int
+    model: DecoderModel, prompt: list[int], policy: Policy, heads: ExitHeads | None, max_new_tokens: int
 ) -> tuple[Decoded, Decoded]:
     """Vanilla and AdaDecode at the same width, with logits."""
-    common = {"width": step_width(policy.max_drafts), "max_new_tokens": max_new_tokens, "record_logits": True}
-    return generate(model, prompt, **common), generate(model, prompt, policy=policy, drafter=drafter, **common)
+    request = Request(prompt, max_new_tokens, record_logits=True)
+    vanilla = generate(model, request, Policy(rows=policy.width))
+    return vanilla, generate(model, request, policy, drafters_of(policy, heads))
 
 
 def assert_same_bits(vanilla: Decoded, other: Decoded) -> None:
@@ -121,7 +123,7 @@ def test_bits_hold_past_512_tokens(kernels, dtype, prompt_len, max_new_tokens):
 @pytest.mark.parametrize(("kernels", "dtype"), KERNELS_AND_DTYPES)
 def test_vanilla_repeats_itself_bit_for_bit(kernels, dtype):
     model = tiny_model(dtype=dtype, kernels=kernels)
-    runs = [generate(model, [5, 6, 7], width=8, max_new_tokens=40, record_logits=True) for _ in range(2)]
+    runs = [generate(model, Request([5, 6, 7], 40, record_logits=True)) for _ in range(2)]
     assert_same_bits(*runs)
 
 
@@ -131,7 +133,7 @@ def test_native_vanilla_has_the_same_bits_at_every_width(family, kernels, dtype)
     """Rows that take no part are not computed, so there is no `vanilla-w1` with other bits."""
     model = tiny_model(family, dtype=dtype, kernels=kernels)
     narrow, *wider = (
-        generate(model, [5, 6, 7], width=width, max_new_tokens=30, record_logits=True) for width in (1, 3, 8)
+        generate(model, Request([5, 6, 7], 30, record_logits=True), Policy(rows=width)) for width in (1, 3, 8)
     )
     for wide in wider:
         assert_same_bits(narrow, wide)
@@ -199,7 +201,7 @@ def test_without_static_shapes_the_bits_of_eager_kernels_differ():
 @functools.cache
 def by_transformers(family: str, tied: bool, prompt: tuple[int, ...]) -> Generation:
     model = tiny_model(family, tied=tied, eos_token_id=[3, 9])
-    return generate_with_transformers(model, list(prompt), max_new_tokens=50).generation
+    return generate_with_transformers(model, Request(prompt, 50)).generation
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
@@ -210,6 +212,6 @@ def test_float32_tokens_equal_transformers_generate(family, tied, kernels):
     for prompt in ((7,), tuple(range(20, 60))):
         oracle = by_transformers(family, tied, prompt)
         for width in (1, 8):
-            ours = generate(model, list(prompt), width=width, max_new_tokens=50).generation
+            ours = generate(model, Request(prompt, 50), Policy(rows=width)).generation
             assert ours.output_token_ids == oracle.output_token_ids
             assert ours.finish_reason == oracle.finish_reason

@@ -5,9 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adadecode.engine.generate import Decoded, first_contradicted, generate
+from adadecode.engine.drafters import drafters_of
+from adadecode.engine.generate import Request, first_contradicted, generate
 from adadecode.engine.policy import Policy
 from adadecode.engine.round import Round, reject_after
+from adadecode.engine.tally import Decoded
 from tests.models import KERNELS, ScriptedExitHead, tiny_model
 
 PROMPT = [11, 12, 13]
@@ -17,7 +19,7 @@ EXITS = (1, 2, 3)
 
 def parked() -> Round:
     """Slots 0 to 2 at layer 4 with drafts 7, 8 and 9 after them, slot 3 current at layer 4."""
-    return Round(10, [6, 7, 8, 9], [4, 4, 4, 4], [1, 2, 2])
+    return Round(10, 3, [6, 7, 8, 9], [4, 4, 4, 4], [1, 2, 2])
 
 
 def test_the_first_contradicted_slot_is_the_first_whose_draft_is_another_token():
@@ -56,7 +58,7 @@ def model(request):
 
 @pytest.fixture(scope="module")
 def vanilla(model) -> Decoded:
-    return generate(model, PROMPT, width=8, max_new_tokens=24, eos_token_ids=(), record_logits=True)
+    return generate(model, Request(PROMPT, 24, (), record_logits=True))
 
 
 def right_at(vanilla: Decoded, position: int) -> int:
@@ -70,16 +72,8 @@ def wrong_at(vanilla: Decoded, position: int) -> int:
 
 def decode(model, heads, *, reject, gamma=0.5, max_new_tokens=24, max_drafts=5, eos=(), ngram=None) -> Decoded:
     policy = Policy(heads.exits, (gamma,) * len(heads.exits), max_drafts, reject, ngram)
-    return generate(
-        model,
-        PROMPT,
-        width=8,
-        max_new_tokens=max_new_tokens,
-        eos_token_ids=eos,
-        policy=policy,
-        drafter=heads,
-        record_logits=True,
-    )
+    drafters = [*drafters_of(Policy(ngram=ngram), None), *heads.drafters(gamma)]
+    return generate(model, Request(PROMPT, max_new_tokens, eos, record_logits=True), policy, drafters)
 
 
 def assert_vanillas(result: Decoded, vanilla: Decoded) -> None:
@@ -221,7 +215,8 @@ def test_an_ngram_draft_falls_at_the_first_exit_that_contradicts_it():
         model.lm.lm_head.weight.zero_()
     heads = ScriptedExitHead(EXITS, {FIRST: {1: (0, 0.9)}})
     policy = Policy(EXITS, (0.5,) * 3, 1, 0.5, 0.2)
-    generation = generate(model, [0, 9, 4], width=8, max_new_tokens=3, policy=policy, drafter=heads).generation
+    drafters = [*drafters_of(Policy(ngram=0.2), None), *heads.drafters()]
+    generation = generate(model, Request([0, 9, 4], 3), policy, drafters).generation
     assert generation.output_token_ids == (0, 0, 0)
     assert generation.draft_depths == (4, 1, 4)
     assert generation.exits == (0, 1, 2, 3)

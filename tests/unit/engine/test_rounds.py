@@ -5,8 +5,9 @@ import itertools
 import pytest
 import torch
 
-from adadecode.engine.generate import Decoded, generate
+from adadecode.engine.generate import Request, generate
 from adadecode.engine.policy import Policy, make_policy, step_width
+from adadecode.engine.tally import Decoded
 from adadecode.errors import NonFiniteLogitsError, PromptTooLongError, UsageError
 from adadecode.settings import DecodeSettings
 from tests.models import KERNELS, KERNELS_AND_DTYPES, ScriptedExitHead, tiny_model
@@ -23,7 +24,7 @@ def model(request):
 
 @pytest.fixture(scope="module")
 def vanilla(model) -> Decoded:
-    return generate(model, PROMPT, width=WIDTH, max_new_tokens=24, eos_token_ids=(), record_logits=True)
+    return generate(model, Request(PROMPT, 24, (), record_logits=True))
 
 
 def right_at(vanilla: Decoded, position: int) -> int:
@@ -31,18 +32,9 @@ def right_at(vanilla: Decoded, position: int) -> int:
     return vanilla.generation.output_token_ids[position - len(PROMPT) + 1]
 
 
-def decode(model, heads, *, max_new_tokens=24, max_drafts=5, eos=(), width=WIDTH) -> Decoded:
+def decode(model, heads, *, max_new_tokens=24, max_drafts=5, eos=()) -> Decoded:
     policy = Policy(heads.exits, (0.5,) * len(heads.exits), max_drafts)
-    return generate(
-        model,
-        PROMPT,
-        width=width,
-        max_new_tokens=max_new_tokens,
-        eos_token_ids=eos,
-        policy=policy,
-        drafter=heads,
-        record_logits=True,
-    )
+    return generate(model, Request(PROMPT, max_new_tokens, eos, record_logits=True), policy, heads.drafters())
 
 
 PATTERNS = [p for n in range(1, 6) for p in itertools.product([True, False], repeat=n)]
@@ -88,7 +80,7 @@ def test_a_rejection_at_any_position_is_replaced_by_the_argmax(model, vanilla, w
 @pytest.mark.parametrize("eos_drafted", [True, False])
 def test_eos_at_any_position_ends_both_methods_alike(model, vanilla, eos_at, eos_drafted):
     eos = {vanilla.generation.output_token_ids[eos_at]}
-    plain = generate(model, PROMPT, width=WIDTH, max_new_tokens=24, eos_token_ids=eos, record_logits=True)
+    plain = generate(model, Request(PROMPT, 24, eos, record_logits=True))
     script = {}
     for i in range(23):
         token = right_at(vanilla, len(PROMPT) + i)
@@ -157,7 +149,7 @@ def test_a_skipped_test_drafts_nothing_and_the_next_exit_is_asked(model, vanilla
 
 
 def test_one_output_token_has_no_tpot(model):
-    generation = generate(model, PROMPT, width=1, max_new_tokens=1).generation
+    generation = generate(model, Request(PROMPT, 1), Policy(rows=1)).generation
     assert generation.tpot_s is None
     assert generation.layers_per_token is None
     assert generation.ttft_s == generation.e2e_s > 0
@@ -167,7 +159,7 @@ def test_one_output_token_has_no_tpot(model):
 def test_output_ends_where_the_context_does(kernels):
     model = tiny_model(context_len=20, kernels=kernels)
     for prompt_len in (1, 18, 19):
-        result = generate(model, [4] * prompt_len, width=4, max_new_tokens=50)
+        result = generate(model, Request([4] * prompt_len, 50), Policy(rows=4))
         assert len(result.generation.output_token_ids) == 20 - prompt_len
         assert result.generation.finish_reason == "length"
 
@@ -176,11 +168,13 @@ def test_output_ends_where_the_context_does(kernels):
 def test_every_position_up_to_the_end_of_the_context_can_be_drafted(kernels):
     """The widest step at the last positions: most of its rows stand past the cache."""
     model = tiny_model(context_len=63, kernels=kernels)
-    common = {"width": 72, "max_new_tokens": 99, "eos_token_ids": (), "record_logits": True}
-    plain = generate(model, PROMPT, **common)
+    request = Request(PROMPT, 99, (), record_logits=True)
+    plain = generate(model, request, Policy(rows=72))
     script = {i: {1: (right_at(plain, i), 0.9)} for i in range(len(PROMPT), 62)}
     heads = ScriptedExitHead(EXITS, script)
-    result = generate(model, PROMPT, policy=Policy(EXITS, (0.5,) * 3, 64), drafter=heads, **common)
+    policy = Policy(EXITS, (0.5,) * 3, 64)
+    result = generate(model, request, policy, heads.drafters())
+    assert policy.width == 72
     assert result.generation.num_rounds == 1
     assert len(result.generation.output_token_ids) == 60
     assert result.generation.output_token_ids == plain.generation.output_token_ids
@@ -191,7 +185,7 @@ def test_every_position_up_to_the_end_of_the_context_can_be_drafted(kernels):
 def test_a_prompt_without_room_is_a_clear_error(prompt_len):
     model = tiny_model(context_len=20)
     with pytest.raises(PromptTooLongError, match=rf"has {prompt_len} tokens.*1 to 19"):
-        generate(model, [4] * prompt_len, width=4, max_new_tokens=5)
+        generate(model, Request([4] * prompt_len, 5), Policy(rows=4))
 
 
 @pytest.mark.parametrize(("kernels", "dtype"), KERNELS_AND_DTYPES)
@@ -200,7 +194,7 @@ def test_logits_that_are_not_finite_are_a_clear_error(kernels, dtype):
     with torch.no_grad():
         model.lm.lm_head.weight.fill_(torch.finfo(dtype).max)
     with pytest.raises(NonFiniteLogitsError, match="not finite; try --dtype float32"):
-        generate(model, [4, 5], width=2, max_new_tokens=5)
+        generate(model, Request([4, 5], 5), Policy(rows=2))
 
 
 @pytest.mark.parametrize("bad_id", [0, 50, 96])
@@ -210,7 +204,7 @@ def test_one_logit_that_is_nan_is_a_clear_error(kernels, bad_id):
     with torch.no_grad():
         model.lm.lm_head.weight[bad_id] = float("nan")
     with pytest.raises(NonFiniteLogitsError, match="at position 1 are not finite"):
-        generate(model, [4, 5], width=2, max_new_tokens=5)
+        generate(model, Request([4, 5], 5), Policy(rows=2))
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
@@ -218,7 +212,7 @@ def test_ties_go_to_the_lowest_id(kernels):
     model = tiny_model(kernels=kernels)
     with torch.no_grad():
         model.lm.lm_head.weight.zero_()
-    assert set(generate(model, [4, 5], width=3, max_new_tokens=6).generation.output_token_ids) == {0}
+    assert set(generate(model, Request([4, 5], 6), Policy(rows=3)).generation.output_token_ids) == {0}
 
 
 def test_policy_names_the_exits_that_have_no_head():
@@ -235,13 +229,14 @@ def test_policy_takes_rejection_and_ngrams_from_the_settings():
 
 def test_width_is_a_multiple_of_eight():
     assert [step_width(n) for n in (0, 5, 7, 8, 15)] == [8, 8, 8, 16, 16]
+    assert [Policy(max_drafts=n).width for n in (0, 8)] == [WIDTH, 16]
 
 
 @pytest.mark.parametrize(("kernels", "dtype"), KERNELS_AND_DTYPES)
 def test_a_wrong_draft_that_overflows_leaves_vanillas_bits(kernels, dtype):
     """A masked column has weight zero, but zero times NaN is NaN: the overflow must not reach the rows beside it."""
     model = tiny_model(dtype=dtype, kernels=kernels)
-    vanilla = generate(model, PROMPT, width=WIDTH, max_new_tokens=24, eos_token_ids=(), record_logits=True)
+    vanilla = generate(model, Request(PROMPT, 24, (), record_logits=True))
     poison = next(t for t in range(97) if t not in (*PROMPT, *vanilla.generation.output_token_ids))
     with torch.no_grad():
         model.lm.model.embed_tokens.weight[poison] = float("inf")

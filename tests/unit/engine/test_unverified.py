@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adadecode.bench.parts import TracedModel
-from adadecode.engine.generate import generate
+from adadecode.engine.drafters import drafters_of
+from adadecode.engine.generate import Request, generate
 from adadecode.engine.policy import Policy
 from adadecode.engine.round import begin_round, verify
 from adadecode.errors import NonFiniteLogitsError
@@ -26,7 +27,7 @@ def forced(model, output: tuple[int, ...]) -> tuple[list[int], torch.Tensor]:
         logits = [step.prefill(PROMPT)]
         predicted = [int(logits[0].argmax())]
         for idx, token_id in enumerate(output[:-1]):
-            round_ = begin_round(step, token_id, FIRST + idx)
+            round_ = begin_round(step, token_id, FIRST + idx, 0)
             step.run(*round_.pass_to(model.num_layers))
             predicted.append(verify(step, round_).next_id)
             logits.append(step.logits[0].clone())
@@ -34,18 +35,9 @@ def forced(model, output: tuple[int, ...]) -> tuple[list[int], torch.Tensor]:
 
 
 def decode(model, heads, *, verified=False, max_new_tokens=24, max_drafts=5, eos=(), reject=None, ngram=None):
-    policy = Policy(heads.exits, (0.5,) * len(heads.exits), max_drafts, reject, ngram)
-    return generate(
-        model,
-        PROMPT,
-        width=WIDTH,
-        max_new_tokens=max_new_tokens,
-        eos_token_ids=eos,
-        policy=policy,
-        drafter=heads,
-        verified=verified,
-        record_logits=True,
-    )
+    policy = Policy(heads.exits, (0.5,) * len(heads.exits), max_drafts, reject, ngram, verified=verified)
+    drafters = [*drafters_of(Policy(ngram=ngram), None), *heads.drafters()]
+    return generate(model, Request(PROMPT, max_new_tokens, eos, record_logits=True), policy, drafters)
 
 
 @pytest.fixture(scope="module", params=KERNELS)
@@ -55,7 +47,7 @@ def model(request):
 
 @pytest.fixture(scope="module")
 def vanilla(model) -> tuple[int, ...]:
-    return generate(model, PROMPT, width=WIDTH, max_new_tokens=24, eos_token_ids=()).generation.output_token_ids
+    return generate(model, Request(PROMPT, 24, ())).generation.output_token_ids
 
 
 def right(vanilla: tuple[int, ...]) -> ScriptedExitHead:
@@ -144,10 +136,9 @@ def test_a_deeper_head_still_rejects_early(model, vanilla):
 )
 def test_every_token_that_was_not_drafted_is_vanillas_on_its_prefix(kernels, seed, gamma, max_drafts, reject, ngram):
     model = tiny_model(num_layers=4, kernels=kernels, seed=seed)
-    policy = Policy((1, 2), (gamma, gamma), max_drafts, reject, ngram)
+    policy = Policy((1, 2), (gamma, gamma), max_drafts, reject, ngram, verified=False)
     heads = random_heads(model, (1, 2), seed)
-    common = {"width": WIDTH, "max_new_tokens": 20, "policy": policy, "drafter": heads}
-    generation = generate(model, PROMPT, verified=False, **common).generation
+    generation = generate(model, Request(PROMPT, 20), policy, drafters_of(policy, heads)).generation
     assert len(generation.output_token_ids) == 20
     assert generation.num_rounds == 19 - generation.num_accepted
     predicted, _ = forced(model, generation.output_token_ids)
@@ -160,8 +151,8 @@ def test_every_token_that_was_not_drafted_is_vanillas_on_its_prefix(kernels, see
 def test_logits_that_are_not_finite_are_a_clear_error(kernels):
     model = tiny_model(kernels=kernels)
     heads = ScriptedExitHead((1,), {2: {1: (5, 0.9)}})
-    policy = Policy((1,), (0.5,), 1)
+    policy = Policy((1,), (0.5,), 1, rows=2, verified=False)
     with torch.no_grad():
         model.lm.model.embed_tokens.weight[5] = float("inf")
     with pytest.raises(NonFiniteLogitsError, match="at position 3 are not finite"):
-        generate(model, [4, 6], width=2, max_new_tokens=5, policy=policy, drafter=heads, verified=False)
+        generate(model, Request([4, 6], 5), policy, heads.drafters())

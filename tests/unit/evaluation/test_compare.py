@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adadecode.engine.generate import Decoded
+from adadecode.engine.tally import Decoded
 from adadecode.evaluation.compare import Comparison, compare, logits_digest
 from adadecode.records import Generation
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, pre_tokenizers
 
+from adadecode.engine.drafters import HeadDrafter
 from adadecode.errors import DeviceLostError
 from adadecode.evaluation.failures import MAX_MESSAGE_LEN, Failure, failure_of, result_or_failure
 from adadecode.evaluation.worker import Worker, evaluate_shard
@@ -125,22 +126,20 @@ def test_a_model_whose_logits_are_not_finite_for_one_prompt(cli, tiny, tmp_path)
     assert_only_the_second_failed(rows, "NonFiniteLogitsError", "logits at position 1 are not finite", known=PROMPT)
 
 
-class FullHeads:
-    """Heads that find no memory left for their first `num_failures` proposals, and then propose as `heads` do.
+class FullMemory:
+    """Stands in for `HeadDrafter.propose`: finds no memory left for the first `num_failures` proposals, then proposes.
 
     Notes when each failed, and keeps a weak reference to the decode step that failed with it.
     """
 
-    def __init__(self, heads: Any, num_failures: int, error: type[Exception] | None) -> None:
-        self._heads, self._num_failures, self._error = heads, num_failures, error
+    def __init__(self, num_failures: int, error: type[Exception] | None) -> None:
+        self._num_failures, self._error = num_failures, error
+        self._propose = HeadDrafter.propose
         self.failed_at: list[datetime] = []
         self.failed_steps: list[weakref.ref] = []
         self.num_alive_later = 0
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._heads, name)
-
-    def propose(self, step: Any, *arguments: Any) -> Any:
+    def propose(self, drafter: HeadDrafter, step: Any, *arguments: Any) -> Any:
         self.num_alive_later += sum(ref() is not None for ref in self.failed_steps)
         if len(self.failed_at) < self._num_failures:
             self.failed_at.append(datetime.now(UTC))
@@ -148,22 +147,24 @@ class FullHeads:
             if self._error is not None:
                 raise self._error("CUDA out of memory.\nTried to allocate 20.00 MiB.")
             torch.empty(TOO_MUCH, dtype=torch.uint8)
-        return self._heads.propose(step, *arguments)
+        return self._propose(drafter, step, *arguments)
 
 
 @pytest.fixture
-def evaluated():
-    """The rows of two samples, by sample and method, and the heads, which failed as told."""
+def evaluated(monkeypatch):
+    """The rows of two samples, by sample and method, and the memory, which failed as told."""
 
-    def evaluate(num_failures: int, error: type[Exception] | None = None) -> tuple[dict, FullHeads]:
+    def evaluate(num_failures: int, error: type[Exception] | None = None) -> tuple[dict, FullMemory]:
         model = tiny_model()
         decode = DecodeSettings(gamma=0.02, max_new_tokens=20, exits=(1, 2))
         config = EvalConfig(model="tiny", task="jsonl", methods=METHODS, decode=decode, dtype="float32")
-        heads = FullHeads(random_heads(model, (1, 2)), num_failures, error)
-        worker = Worker("w0", config, model, word_tokenizer(97), {"jsonl": heads}, 8)  # pyright: ignore
+        memory = FullMemory(num_failures, error)
+        worker = Worker("w0", config, model, word_tokenizer(97), {"jsonl": random_heads(model, (1, 2))}, 8)
         examples = tuple(Example(f"s{i}", prompt, prompt) for i, prompt in enumerate(["w5 w6", "w8 w9 w10"]))
-        rows = evaluate_shard(worker, Shard(0, "jsonl", examples))
-        return {(row.sample_id, row.method): row.columns() for row in rows}, heads
+        with monkeypatch.context() as patched:
+            patched.setattr(HeadDrafter, "propose", lambda *arguments: memory.propose(*arguments))
+            rows = evaluate_shard(worker, Shard(0, "jsonl", examples))
+        return {(row.sample_id, row.method): row.columns() for row in rows}, memory
 
     return evaluate
 
@@ -176,15 +177,15 @@ TIMES = {"started_at", "ttft_s", "decode_s", "e2e_s", "tpot_s", "step_gaps_s"}
 )
 def test_a_generation_that_ran_out_of_memory_once_is_measured_anew(evaluated, caplog, error):
     undisturbed, _ = evaluated(0)
-    rows, heads = evaluated(1, error)
-    assert len(heads.failed_at) == 1
+    rows, memory = evaluated(1, error)
+    assert len(memory.failed_at) == 1
     for key, row in rows.items():
         assert {name: row[name] for name in row.keys() - TIMES} == {
             name: undisturbed[key][name] for name in row.keys() - TIMES
         }
     retried = rows["s0", "adadecode"]
     assert retried["status"] == "ok"
-    assert retried["started_at"] > heads.failed_at[0]
+    assert retried["started_at"] > memory.failed_at[0]
     assert len(retried["step_gaps_s"]) == retried["num_rounds"]
     assert retried["e2e_s"] == pytest.approx(retried["ttft_s"] + sum(retried["step_gaps_s"]))
     (warning,) = (record for record in caplog.records if record.levelname == "WARNING")
@@ -194,16 +195,16 @@ def test_a_generation_that_ran_out_of_memory_once_is_measured_anew(evaluated, ca
 def test_what_ran_out_of_memory_is_freed_before_it_is_tried_again(evaluated):
     gc.disable()  # the cycle collector must not do by chance what the retry is to do
     try:
-        _, heads = evaluated(2)
+        _, memory = evaluated(2)
     finally:
         gc.enable()
-    assert len(heads.failed_steps) == 2
-    assert heads.num_alive_later == 0, "a failed decode step and its cache were still in memory"
+    assert len(memory.failed_steps) == 2
+    assert memory.num_alive_later == 0, "a failed decode step and its cache were still in memory"
 
 
 def test_a_generation_that_runs_out_of_memory_twice_is_one_error_row(evaluated, caplog):
-    rows, heads = evaluated(2)
-    assert len(heads.failed_at) == 2
+    rows, memory = evaluated(2)
+    assert len(memory.failed_at) == 2
     failed = rows.pop(("s0", "adadecode"))
     assert (failed["status"], failed["finish_reason"], failed["error_type"]) == ("error", "error", "RuntimeError")
     assert "can't allocate memory" in failed["error_message"]
@@ -218,8 +219,8 @@ def test_a_generation_that_runs_out_of_memory_twice_is_one_error_row(evaluated, 
 
 
 def test_other_errors_are_not_tried_again(evaluated):
-    rows, heads = evaluated(1, LookupError)
-    assert len(heads.failed_at) == 1
+    rows, memory = evaluated(1, LookupError)
+    assert len(memory.failed_at) == 1
     failed = rows["s0", "adadecode"]
     assert (failed["error_type"], failed["error_message"]) == (
         "LookupError",

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from adadecode.engine.generate import generate
+from adadecode.engine.drafters import drafters_of
+from adadecode.engine.generate import Request, generate
 from adadecode.engine.policy import Policy
 from adadecode.kernels.eager import EagerStep
 from adadecode.model.decoder import DecoderModel
@@ -22,12 +23,11 @@ def test_compiled_layers_compute_what_eager_ones_do_and_keep_parity():
     model, eager = DecoderModel(lm, "compile"), DecoderModel(lm, "eager")
     assert model.kernels == "compile"
     assert isinstance(model.new_step(8, 40), EagerStep)
-    common = {"width": 8, "max_new_tokens": 30, "record_logits": True}
-    prompt = [5, 6, 7] * 3
-    vanilla, theirs = generate(model, prompt, **common), generate(eager, prompt, **common)
+    request = Request([5, 6, 7] * 3, 30, record_logits=True)
+    vanilla, theirs = generate(model, request), generate(eager, request)
     torch.testing.assert_close(vanilla.logits, theirs.logits, rtol=1e-4, atol=1e-4)
     policy = Policy((1, 2, 3), (0.05,) * 3, 5, reject=0.1, ngram=0.2)
-    adadecode = generate(model, prompt, policy=policy, drafter=random_heads(model, policy.exits), **common)
+    adadecode = generate(model, request, policy, drafters_of(policy, random_heads(model, policy.exits)))
     assert adadecode.generation.output_token_ids == vanilla.generation.output_token_ids
     assert torch.equal(adadecode.logits, vanilla.logits)
     assert adadecode.generation.num_accepted > 0

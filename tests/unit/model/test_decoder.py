@@ -10,7 +10,7 @@ from transformers import (
     GenerationConfig,
 )
 
-from adadecode.engine.generate import generate, room_for_output
+from adadecode.engine.generate import Request, generate, room_for_output
 from adadecode.engine.transformers import generate_with_transformers
 from adadecode.errors import PromptTooLongError
 from adadecode.model.decoder import DecoderModel
@@ -46,10 +46,10 @@ def test_the_models_own_generation_defaults_do_not_reach_greedy_decoding(tmp_pat
         tmp_path / "penal"
     )
     penal, _ = load_model(ModelSettings(model=str(tmp_path / "penal"), dtype="float32"))
-    expected = ids_of(generate(plain, [5, 6, 7], width=8, max_new_tokens=30))
+    expected = ids_of(generate(plain, Request([5, 6, 7], 30)))
     assert len(set(expected)) < len(expected), "a repetition penalty would show"
-    assert ids_of(generate(penal, [5, 6, 7], width=8, max_new_tokens=30)) == expected
-    assert ids_of(generate_with_transformers(penal, [5, 6, 7], max_new_tokens=30)) == expected
+    assert ids_of(generate(penal, Request([5, 6, 7], 30))) == expected
+    assert ids_of(generate_with_transformers(penal, Request([5, 6, 7], 30))) == expected
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -110,10 +110,10 @@ def test_a_model_in_transformers_hands_shares_the_weights_of_the_decoder():
 def test_a_second_decoder_over_the_same_weights_leaves_the_first_as_it_was(kernels):
     lm = tiny_lm()
     first = DecoderModel(lm, kernels)
-    expected = ids_of(generate(first, [5, 6, 7], width=8, max_new_tokens=20))
+    expected = ids_of(generate(first, Request([5, 6, 7], 20)))
     second = DecoderModel(lm, kernels)
-    assert ids_of(generate(second, [5, 6, 7], width=8, max_new_tokens=20)) == expected
-    assert ids_of(generate(first, [5, 6, 7], width=8, max_new_tokens=20)) == expected
+    assert ids_of(generate(second, Request([5, 6, 7], 20))) == expected
+    assert ids_of(generate(first, Request([5, 6, 7], 20))) == expected
     assert first.model_hash == second.model_hash
 
 
@@ -129,7 +129,7 @@ def test_a_decoder_can_be_saved_as_the_model_it_was(tmp_path):
 def test_a_decoder_is_gone_with_its_last_name(kernels):
     """Its weights fill the memory: they may not wait for the garbage collector."""
     model = tiny_model(kernels=kernels)
-    generate(model, [5, 6, 7], width=8, max_new_tokens=2)
+    generate(model, Request([5, 6, 7], 2))
     kept = [weakref.ref(model), weakref.ref(model.weights), weakref.ref(model.steps)]
     gc.disable()
     try:

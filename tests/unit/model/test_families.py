@@ -17,7 +17,7 @@ from transformers import (
     T5Config,
 )
 
-from adadecode.engine.generate import generate
+from adadecode.engine.generate import Request, generate
 from adadecode.engine.transformers import generate_with_transformers
 from adadecode.errors import UnsupportedModelError
 from adadecode.model.decoder import DecoderModel
@@ -115,8 +115,8 @@ def test_a_rotary_type_that_is_fixed_by_position_is_decoded(rope, kernels):
     config.rope_parameters = {**rope, **THETA}
     torch.manual_seed(0)
     model = DecoderModel(AutoModelForCausalLM.from_config(config), kernels)
-    ours = generate(model, [5, 6, 7], width=8, max_new_tokens=20)
-    assert ids_of(ours) == ids_of(generate_with_transformers(model, [5, 6, 7], max_new_tokens=20))
+    ours = generate(model, Request([5, 6, 7], 20))
+    assert ids_of(ours) == ids_of(generate_with_transformers(model, Request([5, 6, 7], 20)))
 
 
 class ToyConfig(Qwen2Config):
@@ -135,8 +135,8 @@ def test_a_family_is_one_row(kernels, monkeypatch):
         DecoderModel(lm)
     monkeypatch.setitem(FAMILIES, "toy", Family(has_qkv_bias=True, refused=(short_window,)))
     model = DecoderModel(lm, kernels)
-    ours = generate(model, [5, 6, 7], width=8, max_new_tokens=20)
-    assert ids_of(ours) == ids_of(generate_with_transformers(model, [5, 6, 7], max_new_tokens=20))
+    ours = generate(model, Request([5, 6, 7], 20))
+    assert ids_of(ours) == ids_of(generate_with_transformers(model, Request([5, 6, 7], 20)))
     lm.config.sliding_window = 64
     with pytest.raises(UnsupportedModelError, match="'toy': sliding-window attention over 64 positions"):
         DecoderModel(lm)

@@ -10,7 +10,7 @@ from transformers import (
     GenerationConfig,
 )
 
-from adadecode.engine.generate import generate
+from adadecode.engine.generate import Request, generate
 from adadecode.errors import UsageError
 from adadecode.model.load import load_model
 from adadecode.settings import ModelSettings
@@ -49,7 +49,7 @@ def test_every_family_loads_from_a_folder_and_decodes_as_transformers_does(famil
     prompt = torch.tensor([[5, 6, 7]])
     config = GenerationConfig(max_new_tokens=20, do_sample=False, pad_token_id=0)
     oracle = lm.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
-    assert ids_of(generate(model, [5, 6, 7], width=8, max_new_tokens=20)) == tuple(oracle[0, 3:].tolist())
+    assert ids_of(generate(model, Request([5, 6, 7], 20))) == tuple(oracle[0, 3:].tolist())
 
 
 def _damage(folder: Path, file: str, content: bytes | None) -> None:

@@ -6,7 +6,8 @@ import pytest
 from ray.dashboard.modules.job.pydantic_models import JobDetails, JobType
 from ray.job_submission import JobStatus
 
-from adadecode.cli.main import main, with_absolute_out
+from adadecode.cli.evaluate import with_absolute_out
+from adadecode.cli.main import main
 from ray_jobs.submit import entrypoint, exit_code
 from tests.command_lines import parse, program_commands
 

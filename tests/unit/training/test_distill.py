@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from adadecode.engine.generate import generate
-from adadecode.engine.policy import make_policy, step_width
+from adadecode.engine.drafters import drafters_of
+from adadecode.engine.generate import Request, generate
+from adadecode.engine.policy import Policy, make_policy
 from adadecode.errors import ExitHeadsError, NonFiniteLogitsError, RunFolderError
 from adadecode.model.exit_heads import HeadTensors
 from adadecode.model.head_files import FACTS, TENSORS, HeadFacts, load_heads
@@ -109,12 +110,11 @@ def test_trained_heads_draft_in_the_engine_and_keep_every_bit(trained):
     model = tiny_model()
     heads = load_heads(trained[0], model)
     policy = make_policy(DecodeSettings(gamma=0.1), heads.exits, model.num_layers)
-    width, num_accepted = step_width(policy.max_drafts), 0
+    num_accepted = 0
     for prompt in PROMPTS[:4]:
-        vanilla = generate(model, prompt, width=width, max_new_tokens=24, record_logits=True)
-        early = generate(
-            model, prompt, width=width, max_new_tokens=24, policy=policy, drafter=heads, record_logits=True
-        )
+        request = Request(prompt, 24, record_logits=True)
+        vanilla = generate(model, request, Policy(rows=policy.width))
+        early = generate(model, request, policy, drafters_of(policy, heads))
         assert early.generation.output_token_ids == vanilla.generation.output_token_ids
         assert torch.equal(early.logits, vanilla.logits)
         num_accepted += early.generation.num_accepted

@@ -4,8 +4,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from adadecode.engine.generate import generate
-from adadecode.engine.policy import make_policy, step_width
+from adadecode.engine.drafters import drafters_of
+from adadecode.engine.generate import Request, generate
+from adadecode.engine.policy import Policy, make_policy
 from adadecode.errors import ExitHeadsError, UsageError
 from adadecode.model.exit_heads import PART_NAMES
 from adadecode.model.head_files import TENSORS, load_heads
@@ -58,13 +59,11 @@ def test_heads_of_every_kind_keep_every_bit_of_vanilla_decoding(trained, head, g
         return
     heads = load_heads(out, model, head, gate)
     policy = make_policy(DecodeSettings(gamma=0.1, head=head, gate=gate), heads.exits, model.num_layers)
-    width = step_width(policy.max_drafts)
     num_drafted = 0
     for prompt in PROMPTS[:4]:
-        vanilla = generate(model, prompt, width=width, max_new_tokens=16, record_logits=True)
-        early = generate(
-            model, prompt, width=width, max_new_tokens=16, policy=policy, drafter=heads, record_logits=True
-        )
+        request = Request(prompt, 16, record_logits=True)
+        vanilla = generate(model, request, Policy(rows=policy.width))
+        early = generate(model, request, policy, drafters_of(policy, heads))
         assert torch.equal(early.logits, vanilla.logits)
         num_drafted += early.generation.num_drafted
     assert num_drafted > 0

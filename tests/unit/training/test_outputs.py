@@ -5,7 +5,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from adadecode.engine.generate import generate
+from adadecode.engine.generate import Request, generate
+from adadecode.engine.policy import Policy
 from adadecode.errors import RunFolderError, UsageError
 from adadecode.model.head_files import TENSORS
 from adadecode.settings import TrainConfig
@@ -27,7 +28,7 @@ def outputs_of(model, out, prompts=PROMPTS, config=CONFIG):
 
 def check_vanilla(model, outputs):
     for prompt_ids, output_ids in outputs:
-        vanilla = generate(model, prompt_ids, width=1, max_new_tokens=12).generation
+        vanilla = generate(model, Request(prompt_ids, 12), Policy(rows=1)).generation
         assert tuple(output_ids) == vanilla.output_token_ids
 
 

@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from adadecode.engine.generate import generate
+from adadecode.engine.generate import Request, generate
 from adadecode.errors import TraceError
 from adadecode.kernels.layers import head_step
 from adadecode.tuning.trace_table import TRACE, read_traces, write_traces
@@ -15,7 +15,7 @@ MADE_FROM = {"model_hash": "abc", "tokenizer_hash": "def", "space": {"exits": [1
 
 def test_a_trace_holds_what_vanilla_decodes_and_a_node_for_each_token_but_the_last(traced):
     for trace, prompt in zip(traced.traces, PROMPTS, strict=True):
-        vanilla = generate(traced.model, prompt, width=8, max_new_tokens=24).generation
+        vanilla = generate(traced.model, Request(prompt, 24)).generation
         assert trace.output_ids == vanilla.output_token_ids
         assert len(trace.nodes) == len(trace.second_confidences) == len(trace.ngrams) == len(trace.output_ids) - 1
         assert all(len(node.proposals) == len(node.gates) == len(EXITS) for node in trace.nodes)

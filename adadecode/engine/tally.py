@@ -1,0 +1,87 @@
+"""The clock and the counts of one generation, and the generation they come to."""
+
+import time
+from collections.abc import Collection
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from adadecode.engine.round import Round
+from adadecode.records import Generation
+
+
+class Decoded(NamedTuple):
+    """A generation and, when asked for, the logits `[n, V]` of its n output tokens in the model's dtype.
+
+    Without verification there are none: nobody computed those of the drafts.
+    """
+
+    generation: Generation
+    logits: Tensor | None
+
+
+class Tally:
+    """What a generation has taken and given so far; its clock starts when it is made, before the prefill."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        num_layers: int,
+        draft_exits: tuple[int, ...] = (),
+        *,
+        record_logits: bool = False,
+    ) -> None:
+        """Drafts are counted by where they came from, one of `draft_exits`, which are not `num_layers`."""
+        self._device, self._num_layers, self._draft_exits = device, num_layers, draft_exits
+        # whole numbers in flat lists: a round that is over leaves nothing for Python's collector to look through
+        self._depths, self._drafted = list[int](), list[int]()
+        self._layers_run = 0
+        self._logits: list[Tensor] | None = [] if record_logits else None
+        self._clocks = [clock_ns(device)]
+
+    def add_token(self, logits: Tensor | None = None) -> None:
+        """Notes the time, and one token of the full model with its `logits` `[V]`; the first comes from the prefill."""
+        self._clocks.append(clock_ns(self._device))
+        if self._depths:
+            self._layers_run += self._num_layers
+        self._depths.append(self._num_layers)
+        if self._logits is not None and logits is not None:
+            self._logits.append(logits[None])
+
+    def add_round(self, round_: Round, num_accepted: int, logits: Tensor) -> None:
+        """Notes the time, and a round that is over; `logits` `[W, V]` are the step's, which the next round overwrites."""
+        self._clocks.append(clock_ns(self._device))
+        self._layers_run += round_.layers_passed
+        self._depths += round_.draft_exits[:num_accepted]
+        self._depths.append(self._num_layers)
+        self._drafted += round_.draft_exits
+        self._drafted += round_.dropped
+        if self._logits is not None:
+            self._logits.append(logits[: num_accepted + 1].clone())
+
+    def decoded(self, output: list[int], eos_token_ids: Collection[int]) -> Decoded:
+        """The generation that gave `output`, and its logits when they were recorded."""
+        started, first, *_, last = (*self._clocks[:2], self._clocks[-1])
+        generation = Generation(
+            output_token_ids=tuple(output),
+            finish_reason="eos" if output[-1] in eos_token_ids else "length",
+            ttft_s=(first - started) / 1e9,
+            e2e_s=(last - started) / 1e9,
+            step_gaps_s=tuple((b - a) / 1e9 for a, b in pairwise(self._clocks[1:])),
+            num_rounds=len(self._clocks) - 2,
+            layers_run=self._layers_run,
+            exits=self._draft_exits,
+            drafted_per_exit=tuple(map(self._drafted.count, self._draft_exits)),
+            accepted_per_exit=tuple(map(self._depths.count, self._draft_exits)),
+            draft_depths=tuple(self._depths),
+        )
+        return Decoded(generation, None if self._logits is None else torch.cat(self._logits))
+
+
+def clock_ns(device: torch.device) -> int:
+    """`perf_counter_ns` once the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter_ns()
