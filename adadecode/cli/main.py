@@ -23,7 +23,7 @@ from adadecode.cli.options import (
     policy_flags,
     run_flags,
 )
-from adadecode.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_MISMATCH, EXIT_OK, AdaDecodeError, UsageError
+from adadecode.errors import EXIT_INCOMPLETE, EXIT_MISMATCH, EXIT_OK, AdaDecodeError, UsageError
 from adadecode.evaluation.stop import StopRequest
 from adadecode.settings import BenchConfig, EvalConfig, TrainConfig, TuneConfig, build_settings
 
@@ -229,8 +229,8 @@ def bench_command(config_file: Path | None, out: Path | None, **flags: Any) -> N
         shown.print(line, highlight=False, markup=False)
     if out is not None:
         write_bench(out, result, rows, shown.export_text())
-    click.echo(json.dumps(result))
-    sys.exit(EXIT_MISMATCH if result["parity"] == "broken" else EXIT_OK)
+    click.echo(json.dumps(result.to_json()))
+    sys.exit(result.exit_code)
 
 
 @main.command("train-heads")
@@ -299,14 +299,7 @@ def tune_command(config_file: Path | None, out: Path, **flags: Any) -> None:
     for line in tune_lines(result):
         click.echo(line)
     click.echo(f"policy: {out / 'policy.yaml'}")
-    sys.exit(tune_exit_code(result["variants"]))
-
-
-def tune_exit_code(variants: Sequence[dict[str, Any]]) -> int:
-    """3 when an output differs from vanilla's (at width 1 it may), 1 when a replay differs from the engine."""
-    if any(row["num_exact"] != row["num_checked"] for row in variants if row["variant"] != "vanilla-w1"):
-        return EXIT_MISMATCH
-    return EXIT_FAILED if any(row["num_replayed_alike"] != row["num_replayed"] for row in variants) else EXIT_OK
+    sys.exit(result.exit_code)
 
 
 @main.command("report")

@@ -93,6 +93,7 @@ def grid_name(config: EvalConfig) -> str:
 
 def check_heads_exist(cells: Sequence[Cell]) -> None:
     """Raises UsageError when a cell needs heads that are not there, before the first has run for hours."""
+    from adadecode.engine.policy import check_heads_at
     from adadecode.model.exit_heads import read_facts
     from adadecode.runs.fingerprint import heads_folders
     from adadecode.tasks import expand_task
@@ -104,12 +105,8 @@ def check_heads_exist(cells: Sequence[Cell]) -> None:
                 facts = read_facts(folder)
                 if facts is None:
                     raise ExitHeadsError(f"--heads {str(folder)!r}: no finished heads there; train them first")
-                missing = sorted(set(cell.config.decode.exits or ()) - set(facts.exits))
-                if missing:
-                    raise UsageError(
-                        f"there are no heads at {missing}; those in {str(folder)!r} are at "
-                        f"{','.join(map(str, facts.exits))}: choose among them or train others"
-                    )
+                if cell.config.decode.exits is not None:
+                    check_heads_at(cell.config.decode.exits, facts.exits, f"those in {str(folder)!r}")
         except UsageError as error:
             raise UsageError(f"cell {cell.name!r}: {error}") from None
 
