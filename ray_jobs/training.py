@@ -14,7 +14,7 @@ from adadecode.errors import AdaDecodeError
 from adadecode.model.exit_heads import HeadFacts
 from adadecode.model.load import load_tokenizer
 from adadecode.settings import TrainConfig
-from adadecode.training.outputs import Part, Progress, Say, find_part, make_part, part_path
+from adadecode.training.outputs import OutputsProgress, Part, Say, find_part, make_part, part_path
 from adadecode.training.prompts import Chunk, TaskPrompts, UsablePrompts
 from adadecode.training.train import (
     check_settings,
@@ -115,7 +115,7 @@ def _make_outputs(config: TrainConfig, prompts: UsablePrompts, out: Path, say: S
     num_prompts, lines = prompts.count()
     for line in lines:
         say(line)
-    progress = Progress(num_prompts, say)
+    progress = OutputsProgress(num_prompts, say)
     parts: dict[int, Part] = {}
 
     def on_done(_: Item, result: tuple[Part, bool, list[str]]) -> None:

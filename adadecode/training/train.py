@@ -24,6 +24,7 @@ from adadecode.model.exit_heads import (
     save_heads,
 )
 from adadecode.model.load import load_model
+from adadecode.model.shortlist import default_shortlist_len
 from adadecode.settings import TrainConfig
 from adadecode.training.base_pass import measure
 from adadecode.training.curves import write_curves
@@ -31,7 +32,7 @@ from adadecode.training.distill import CHECKPOINT, Distillation
 from adadecode.training.kinds import new_heads
 from adadecode.training.outputs import Part, Say, make_outputs, part_path
 from adadecode.training.prompts import TaskPrompts
-from adadecode.training.reduce import default_shortlist_len, fit_gates, frequent_tokens
+from adadecode.training.reduce import fit_gates, frequent_tokens
 from adadecode.training.stream import OutputStream
 
 # Settings that decide the trained heads, beside the model and its outputs.
@@ -111,7 +112,7 @@ def distill_heads(
     *,
     checkpoint_every_s: float = 60.0,
 ) -> HeadFacts:
-    """The second half of `train_heads`: from outputs, which are `parts`, to heads in `out`."""
+    """Trains heads on the outputs stored as `parts` into `out`, measures and saves them; returns their facts."""
     exits = paper_exits(model.num_layers) if config.exits is None else config.exits
     base = training_base(model)
     fingerprint = fingerprint_of(model, base, exits, parts, config)
