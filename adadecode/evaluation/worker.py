@@ -24,10 +24,10 @@ from adadecode.model.exit_heads import ExitHeads, load_heads, original_heads
 from adadecode.model.load import chat_template_hash, load_model
 from adadecode.provenance import cpu_name, gpu_driver
 from adadecode.records import Example, Shard
-from adadecode.runs.fingerprint import heads_folder
 from adadecode.settings import BenchConfig, EvalConfig
 from adadecode.tasks import score
 from adadecode.tasks.encode import encode_prompt
+from adadecode.tasks.heads import heads_folder
 
 log = logging.getLogger(__name__)
 

@@ -3,30 +3,13 @@
 import hashlib
 from pathlib import Path
 
-from adadecode.demo import HEADS_DIR, resolve_model
-from adadecode.errors import ExitHeadsError, UsageError
+from adadecode.demo import resolve_model
+from adadecode.errors import ExitHeadsError
 from adadecode.methods import any_needs_heads
-from adadecode.settings import ORIGINAL_HEADS, BenchConfig, EvalConfig, TuneConfig
-from adadecode.tasks import task_domain
+from adadecode.settings import EvalConfig
+from adadecode.tasks.heads import heads_folder
 
 HASHED_SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}
-
-
-def heads_folder(config: EvalConfig | BenchConfig | TuneConfig, task: str) -> Path | None:
-    """Where the heads for `task` lie: `--heads`, or the demo's own for the task's domain (math when it has none).
-
-    None for `--heads original`, which needs no folder.
-    """
-    if config.heads == ORIGINAL_HEADS:
-        return None
-    if config.heads is not None:
-        return Path(config.heads)
-    if config.model == "demo":
-        return HEADS_DIR / (task_domain(task) or "math")
-    raise UsageError(
-        f"--heads is missing: model {config.model!r} has no heads of its own; make some with `adadecode train-heads`, "
-        "or leave adadecode out of --methods"
-    )
 
 
 def source_hashes(config: EvalConfig, tasks: tuple[str, ...]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The engine itself on traced prompts: timed to fit costs and to judge policies, logged to compare with its replay."""
+"""The engine itself on traced prompts: timed to fit costs and to compare policies, recorded beside its replay."""
 
 import random
 from collections.abc import Sequence

@@ -20,10 +20,10 @@ from adadecode.errors import PromptTooLongError, RunFolderError, UsageError
 from adadecode.model.load import load_model
 from adadecode.provenance import cpu_name, provenance
 from adadecode.records import Prompt
-from adadecode.runs.fingerprint import heads_folder
 from adadecode.settings import TuneConfig
 from adadecode.tasks import expand_task, load_examples
 from adadecode.tasks.encode import encode_prompt
+from adadecode.tasks.heads import heads_folder
 from adadecode.tuning.contenders import Contender, contenders_of, papers_policy
 from adadecode.tuning.costs import Costs
 from adadecode.tuning.held_out import compare_contenders, speedup_of
