@@ -19,6 +19,15 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """The prompt of one sample of `task`, in a model's tokens."""
+
+    task: str
+    sample_id: str
+    token_ids: list[int]
+
+
+@dataclass(frozen=True)
 class Shard:
     """Samples evaluated and committed together; `shard_idx` counts from 0 within a run."""
 

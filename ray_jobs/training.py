@@ -15,7 +15,7 @@ from adadecode.files import make_folder
 from adadecode.model.head_files import HeadFacts
 from adadecode.model.load import load_tokenizer
 from adadecode.settings import TrainConfig
-from adadecode.training.outputs import Part, Progress, Say, find_part, make_part, part_path
+from adadecode.training.outputs import OutputsProgress, Part, Say, find_part, make_part, part_path
 from adadecode.training.prompts import Chunk, TaskPrompts, UsablePrompts
 from adadecode.training.train import (
     check_settings,
@@ -121,7 +121,7 @@ def _make_outputs(config: TrainConfig, prompts: UsablePrompts, out: Path, say: S
     num_actors = min(config.workers, -(-num_prompts // config.part_prompts))
     pool = Pool(OutputsActor, TrainTask(config.model_copy(update={"threads": threads}), out), threads, resources)
     scheduler = Scheduler(chunk_items(prompts, config.part_prompts), LIMITS)
-    driver = OutputsDriver(pool, scheduler, num_actors, Progress(num_prompts, say), say)
+    driver = OutputsDriver(pool, scheduler, num_actors, OutputsProgress(num_prompts, say), say)
     driver.drive()
     return [driver.parts[part_idx] for part_idx in range(len(driver.parts))]
 
@@ -163,7 +163,7 @@ class HeadsDriver(Driver):
 class OutputsDriver(HeadsDriver):
     """Collects the parts of the outputs, by index, and says how far they are."""
 
-    def __init__(self, pool: Pool, scheduler: Scheduler, num_actors: int, progress: Progress, say: Say) -> None:
+    def __init__(self, pool: Pool, scheduler: Scheduler, num_actors: int, progress: OutputsProgress, say: Say) -> None:
         super().__init__(pool, scheduler, num_actors, say)
         self._progress = progress
         self.parts: dict[int, Part] = {}

@@ -1,15 +1,10 @@
-"""Speed of every method on one machine, and where the time goes: rounds, their parts, and what is between them.
+"""What a bench measures: a model with real or synthetic weights, heads and policies for it, and prompts."""
 
-All methods decode the same prompts in turns, in one process. Prefill is excluded throughout.
-"""
-
-from collections import Counter
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from adadecode.bench.parts import Call
 from adadecode.bench.synthetic import synthetic_heads, synthetic_lm, synthetic_prompts
 from adadecode.engine import decode as engine
 from adadecode.engine.generate import Request
@@ -17,29 +12,25 @@ from adadecode.engine.policy import Policy, make_policy, step_width
 from adadecode.engine.tally import Decoded
 from adadecode.errors import UsageError
 from adadecode.evaluation.worker import heads_for
-from adadecode.kernels.weights import Gate, Head
 from adadecode.methods import METHODS, any_needs_heads
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
 from adadecode.model.load import load_model
+from adadecode.records import Prompt
 from adadecode.settings import BenchConfig
 from adadecode.tasks import expand_task, load_examples, task_domain
 from adadecode.tasks.encode import encode_prompt
 
-Variant = str
-
 PROMPTS_PER_TASK = 2
 SYNTHETIC_PROMPTS, SYNTHETIC_PROMPT_LEN = 3, 64
 
-
-class Prompt(NamedTuple):
-    task: str
-    token_ids: list[int]
+# What testing exits costs: the method that tests them all and drafts at none.
+NEVER_FIRES = next(name for name, method in METHODS.items() if method.exits and not method.drafts)
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What is measured: a loaded model, its heads and policies per task, and prompts."""
+class BenchSubject:
+    """A loaded model, its heads and policies per task, the prompts that are decoded, and W."""
 
     config: BenchConfig
     model: DecoderModel
@@ -49,37 +40,29 @@ class Bench:
     width: int
 
     @property
-    def variants(self) -> tuple[Variant, ...]:
-        """The methods, and beside `adadecode` the same policy with exits that never fire."""
-        never: tuple[Variant, ...] = ("adadecode-never",) if "adadecode" in self.config.methods else ()
-        return (*self.config.methods, *never)
+    def methods(self) -> tuple[str, ...]:
+        """The methods asked for; where exits draft for one that owes vanilla's output, also exits that never fire."""
+        asked = self.config.methods
+        has_exits = any(METHODS[name].exits and METHODS[name].owes == "exact" for name in asked)
+        return tuple(dict.fromkeys((*asked, NEVER_FIRES) if has_exits else asked))
 
-    def width_of(self, variant: Variant) -> int | None:
-        return METHODS[variant].step_width(self.width)
+    def width_of(self, method: str) -> int | None:
+        """Rows of the decode steps of `method`; None where they are not ours."""
+        return METHODS[method].step_width(self.width)
 
     def num_positions(self, prompt: Prompt) -> int:
         """Positions of the prompt and the longest output."""
         longest = self.model.context_len - len(prompt.token_ids)
         return len(prompt.token_ids) + min(self.config.decode.max_new_tokens, longest)
 
-    def decode(self, variant: Variant, prompt: Prompt, *, model: Any = None, record_logits: bool = False) -> Decoded:
+    def decode(self, variant: str, prompt: Prompt, *, model: Any = None, record_logits: bool = False) -> Decoded:
         """One generation; `model` stands in for the bench's own where it is to be watched."""
         request = Request(prompt.token_ids, self.config.decode.max_new_tokens, record_logits=record_logits)
         policy = self.policies.get(prompt.task) or make_policy(self.config.decode, None, self.model.num_layers)
         return engine.decode(model or self.model, METHODS[variant], request, policy, self.heads.get(prompt.task))
 
 
-@dataclass
-class Traces:
-    """What one traced generation of every prompt called, per variant, and how it compares with vanilla's."""
-
-    calls: dict[Variant, Counter[Call]]
-    tests: dict[Call, Head | Gate]
-    outputs: dict[Variant, list[tuple[int, ...]]]
-    parity: dict[Variant, list[dict[str, Any]]]
-
-
-def load_bench(config: BenchConfig) -> Bench:
+def load_subject(config: BenchConfig) -> BenchSubject:
     """Loads or makes the model, the heads and the prompts."""
     drafts = any_needs_heads(config.methods)
     heads: dict[str, ExitHeads] = {}
@@ -89,7 +72,7 @@ def load_bench(config: BenchConfig) -> Bench:
         lm = synthetic_lm(config.shape, dtype=getattr(torch, config.dtype), device=config.device)
         model = DecoderModel(lm, config.kernels)
         prompt_ids = synthetic_prompts(model.vocab_size, config.limit or SYNTHETIC_PROMPTS, SYNTHETIC_PROMPT_LEN)
-        prompts = [Prompt("synthetic", token_ids) for token_ids in prompt_ids]
+        prompts = [Prompt("synthetic", str(idx), token_ids) for idx, token_ids in enumerate(prompt_ids)]
         if drafts:
             decode = config.decode
             heads["synthetic"] = synthetic_heads(model, decode.exits, decode.head, decode.gate)
@@ -99,9 +82,11 @@ def load_bench(config: BenchConfig) -> Bench:
         examples = {task: load_examples(task, data) for task in tasks}
         model, tokenizer = load_model(config)
         prompts = [
-            Prompt(task, encode_prompt(tokenizer, example)) for task, found in examples.items() for example in found
+            Prompt(task, example.sample_id, encode_prompt(tokenizer, example))
+            for task, found in examples.items()
+            for example in found
         ]
         if drafts:
             heads = {task: heads_for(config, task_domain(task), model) for task in tasks}
     policies = {task: make_policy(config.decode, of_task.exits, model.num_layers) for task, of_task in heads.items()}
-    return Bench(config, model, prompts, heads, policies, step_width(config.decode.max_drafts))
+    return BenchSubject(config, model, prompts, heads, policies, step_width(config.decode.max_drafts))

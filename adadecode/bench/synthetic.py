@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qw
 from adadecode.engine.policy import paper_exits
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads, HeadTensors, Shortlist
+from adadecode.model.shortlist import default_shortlist_len
 from adadecode.settings import HeadKind
 
 SUCCESSOR_LOGIT = 24.0  # of both successors; the best of 128 Ki others gets about 13
@@ -32,7 +33,6 @@ MIX_RMS = 0.6  # of a mean of standard normal values under such attention, and o
 CONSTANT = 2.0  # in every embedding, for layer 1 of tied models
 GATE = 4.0
 REMOVED = 1.25  # times what layer 1 of tied models must take off; the mean square it counts on is not every token's
-LONGEST_SHORTLIST = 32_768
 
 
 def _llama3_rope(factor: float) -> dict[str, Any]:
@@ -187,7 +187,7 @@ def synthetic_heads(
 
     shortlist = None
     if head == "shortlist":
-        token_ids = torch.arange(shortlist_len(model.vocab_size), device=model.device)
+        token_ids = torch.arange(default_shortlist_len(model.vocab_size), device=model.device)
         shortlist = Shortlist(token_ids, {e: model.lm.lm_head.weight[: len(token_ids)].clone() for e in exits})
     generator = torch.Generator().manual_seed(0)
     gates = {e: torch.randn(model.width + 1, generator=generator) / math.sqrt(model.width) for e in exits}
@@ -197,20 +197,16 @@ def synthetic_heads(
 def synthetic_prompts(vocab_size: int, num_prompts: int, prompt_len: int, seed: int = 0) -> list[list[int]]:
     """Random token ids of the shortlist."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(shortlist_len(vocab_size), (num_prompts, prompt_len), generator=generator).tolist()
-
-
-def shortlist_len(vocab_size: int) -> int:
-    """K: a quarter of the vocabulary, at most 32 Ki tokens."""
-    return min(LONGEST_SHORTLIST, vocab_size // 4)
+    return torch.randint(default_shortlist_len(vocab_size), (num_prompts, prompt_len), generator=generator).tolist()
 
 
 def successors(vocab_size: int, seed: int) -> tuple[Tensor, Tensor]:
     """The two successors `[V]` of every token. Each leads through all K tokens of the shortlist, or through all others."""
     generator = torch.Generator().manual_seed(seed)
     first, second = torch.empty(vocab_size, dtype=torch.long), torch.empty(vocab_size, dtype=torch.long)
+    num_listed = default_shortlist_len(vocab_size)
     for successor in (first, second):
-        for start, stop in ((0, shortlist_len(vocab_size)), (shortlist_len(vocab_size), vocab_size)):
+        for start, stop in ((0, num_listed), (num_listed, vocab_size)):
             order = start + torch.randperm(stop - start, generator=generator)
             successor[order] = order.roll(-1)
     return first, second

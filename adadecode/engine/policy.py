@@ -76,12 +76,7 @@ def make_policy(settings: DecodeSettings, head_exits: tuple[int, ...] | None, nu
         return Policy((), (), settings.max_drafts, settings.reject, settings.ngram)
     papers = paper_exits(num_layers)
     exits = settings.exits or (papers if papers and set(papers) <= set(head_exits) else head_exits)
-    missing = sorted(set(exits) - set(head_exits))
-    if missing:
-        raise UsageError(
-            f"--exits {','.join(map(str, exits))}: there are no heads at {missing}; "
-            f"the heads are at {','.join(map(str, head_exits))}: choose among them or train others"
-        )
+    check_heads_at(exits, head_exits)
     gammas = settings.gamma if isinstance(settings.gamma, tuple) else (settings.gamma,) * len(exits)
     if len(gammas) != len(exits):
         raise UsageError(
@@ -89,6 +84,16 @@ def make_policy(settings: DecodeSettings, head_exits: tuple[int, ...] | None, nu
             f"{','.join(map(str, exits))}; give one for all or one for each"
         )
     return Policy(exits, gammas, settings.max_drafts, settings.reject, settings.ngram)
+
+
+def check_heads_at(exits: tuple[int, ...], head_exits: tuple[int, ...], whose: str = "the heads") -> None:
+    """Raises UsageError unless there are heads at all of `exits`, at least one; `whose` heads are at `head_exits`."""
+    missing = sorted(set(exits) - set(head_exits))
+    if missing or not exits:
+        raise UsageError(
+            f"--exits {','.join(map(str, exits))}: there are no heads at {missing}; "
+            f"{whose} are at {','.join(map(str, head_exits))}: choose among them or train others"
+        )
 
 
 def paper_exits(num_layers: int) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from adadecode.engine.policy import check_heads_at
 from adadecode.errors import ExitHeadsError, UsageError
 from adadecode.model.head_files import read_facts
 from adadecode.provenance import git_sha
@@ -133,12 +134,8 @@ def check_heads_exist(cells: Sequence[Cell]) -> None:
                 facts = read_facts(folder)
                 if facts is None:
                     raise ExitHeadsError(f"--heads {str(folder)!r}: no finished heads there; train them first")
-                missing = sorted(set(cell.config.decode.exits or ()) - set(facts.exits))
-                if missing:
-                    raise UsageError(
-                        f"there are no heads at {missing}; those in {str(folder)!r} are at "
-                        f"{','.join(map(str, facts.exits))}: choose among them or train others"
-                    )
+                if cell.config.decode.exits is not None:
+                    check_heads_at(cell.config.decode.exits, facts.exits, f"those in {str(folder)!r}")
         except UsageError as error:
             raise UsageError(f"cell {cell.name!r}: {error}") from None
 

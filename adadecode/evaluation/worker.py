@@ -26,10 +26,10 @@ from adadecode.model.head_files import load_heads
 from adadecode.model.load import chat_template_hash, load_model
 from adadecode.provenance import cpu_name, gpu_driver
 from adadecode.records import Shard
-from adadecode.runs.fingerprint import heads_folder
 from adadecode.settings import DecodingSettings, Domain, EvalConfig
 from adadecode.tasks import score, task_domain
 from adadecode.tasks.encode import encode_prompt
+from adadecode.tasks.heads import heads_folder
 
 log = logging.getLogger(__name__)
 

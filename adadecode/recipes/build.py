@@ -23,9 +23,10 @@ from adadecode.model.head_files import FACTS, TENSORS
 from adadecode.model.load import load_model
 from adadecode.recipes.corpus import Document, gsm8k_documents, python_functions
 from adadecode.recipes.pretrain import demo_config, encode, train_model, train_tokenizer
+from adadecode.records import Prompt
 from adadecode.settings import ModelSettings, TrainConfig, TrainedKind, TuneConfig
 from adadecode.training.train import train_heads
-from adadecode.tuning.space import Prompt, load_tuner
+from adadecode.tuning.subject import load_subject
 from adadecode.tuning.tune import POLICY, tune
 
 MODEL_FACTS = "training.json"
@@ -139,13 +140,13 @@ class HeadBuilder:
         if (out / POLICY).exists():
             return
         config = TuneConfig.model_validate({"model": "demo", "threads": self._threads, "seed": self._seed})
-        tuner = load_tuner(config, self._model, self._tokenizer, heads)
+        subject = load_subject(config, self._model, self._tokenizer, heads)
         numbered = [
             Prompt(domain, f"{domain}-{idx}", prompt)
             for domain, group in prompts.items()
             for idx, prompt in enumerate(group)
         ]
-        tune(tuner, numbered, out, click.echo)
+        tune(subject, numbered, out, click.echo)
 
 
 def mixed_prompts(prompts: dict[str, list[list[int]]]) -> list[list[int]]:

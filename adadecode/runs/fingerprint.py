@@ -3,31 +3,15 @@
 import hashlib
 from pathlib import Path
 
-from adadecode.demo import HEADS_DIR, resolve_model
-from adadecode.errors import ExitHeadsError, UsageError
+from adadecode.demo import resolve_model
+from adadecode.errors import ExitHeadsError
 from adadecode.files import short_hash
 from adadecode.methods import any_needs_heads
-from adadecode.settings import ORIGINAL_HEADS, DecodingSettings, Domain, EvalConfig, TuneConfig
+from adadecode.settings import EvalConfig
 from adadecode.tasks import task_domain
+from adadecode.tasks.heads import heads_folder
 
 HASHED_SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}
-
-
-def heads_folder(config: DecodingSettings | TuneConfig, domain: Domain | None) -> Path | None:
-    """Where the heads for prompts of `domain` lie: `--heads`, or the demo's own for it (those for math when None).
-
-    None for `--heads original`, which needs no folder.
-    """
-    if config.heads == ORIGINAL_HEADS:
-        return None
-    if config.heads is not None:
-        return Path(config.heads)
-    if config.model == "demo":
-        return HEADS_DIR / (domain or "math")
-    raise UsageError(
-        f"--heads is missing: model {config.model!r} has no heads of its own; make some with `adadecode train-heads`, "
-        "or leave adadecode out of --methods"
-    )
 
 
 def source_hashes(config: EvalConfig, tasks: tuple[str, ...]) -> dict[str, str]:

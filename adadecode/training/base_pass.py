@@ -1,4 +1,4 @@
-"""Runs finished outputs through the frozen base again: hidden states at the exits, and what heads would draft there.
+"""One pass of finished outputs through the frozen base: hidden states at the exits, and what heads would draft there.
 
 Shapes: B sequences of a batch, T its padded length, N positions that predict an output token, E exits, d model width,
 V vocabulary.

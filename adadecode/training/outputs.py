@@ -1,4 +1,8 @@
-"""Greedy continuations of many prompts, by whatever is fastest here."""
+"""The model's own greedy outputs, which heads learn from: made by whatever is fastest here, stored and reused in parts.
+
+A part holds the outputs of one chunk of prompts, `outputs/part-00000.parquet` of the first, and says in its metadata what
+it was made from.
+"""
 
 import json
 import time
@@ -20,7 +24,27 @@ from adadecode.model.decoder import DecoderModel
 from adadecode.settings import TrainConfig
 from adadecode.training.prompts import Chunk, UsablePrompts, hash_ids
 
-BATCH_PROMPTS = 64
+OUTPUTS_DIR = "outputs"
+BATCH_PROMPTS = 64  # of transformers' generate
+PROGRESS_EVERY_S = 10.0
+
+Say = Callable[[str], None]
+
+
+class GreedyOutput(NamedTuple):
+    """A prompt and the model's greedy continuation, at least one token, up to and with its first EOS."""
+
+    prompt_ids: list[int]
+    output_ids: list[int]
+
+
+class Part(NamedTuple):
+    """What is known of a stored part without reading its rows."""
+
+    part_idx: int
+    num_outputs: int
+    num_tokens: int  # of the outputs alone
+    content_hash: str
 
 
 @torch.inference_mode()
@@ -61,30 +85,8 @@ def _generate_batch(model: DecoderModel, prompts: list[list[int]], max_new_token
     return continuations
 
 
-OUTPUTS_DIR = "outputs"
-PROGRESS_EVERY_S = 10.0
-
-Say = Callable[[str], None]
-
-
-class GreedyOutput(NamedTuple):
-    """A prompt and the model's greedy continuation, at least one token, up to and with its first EOS."""
-
-    prompt_ids: list[int]
-    output_ids: list[int]
-
-
-class Part(NamedTuple):
-    """What is known of a stored part without reading its rows."""
-
-    part_idx: int
-    num_outputs: int
-    num_tokens: int  # of the outputs alone
-    content_hash: str
-
-
-class Progress:
-    """Says how far a generation is, at most every few seconds unless told to."""
+class OutputsProgress:
+    """Counts the outputs that are there, and says how far that is: of reused parts at once, of new outputs now and then."""
 
     def __init__(self, num_prompts: int, say: Say) -> None:
         self._num_prompts, self._say = num_prompts, say
@@ -124,7 +126,7 @@ def make_outputs(
     num_prompts, lines = usable.count()
     for line in lines:
         say(line)
-    progress = Progress(num_prompts, say)
+    progress = OutputsProgress(num_prompts, say)
     parts = []
     for chunk in usable.chunks(config.part_prompts):
         part = find_part(model, chunk, config, out, say)
@@ -205,10 +207,12 @@ def read_part(out: Path, part: Part) -> list[GreedyOutput]:
 
 
 def part_path(out: Path, part_idx: int) -> Path:
+    """Where the part `part_idx` of the heads' folder `out` is stored."""
     return out / OUTPUTS_DIR / f"part-{part_idx:05d}.parquet"
 
 
 def _made_from(model: DecoderModel, chunk: Chunk, config: TrainConfig) -> dict[str, str]:
+    """All that decides the outputs of `chunk`, as a part's metadata have it."""
     return {
         "base_model_hash": model.model_hash,
         "dtype": str(model.dtype).removeprefix("torch."),

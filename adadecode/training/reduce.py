@@ -15,15 +15,9 @@ from adadecode.model.exit_heads import Shortlist
 from adadecode.training.base_pass import run_base
 from adadecode.training.outputs import GreedyOutput
 
-LONGEST_SHORTLIST = 32_768
 WEIGHT_DECAY = 1e-4
 FIT_STEPS = 100
 GATE_POSITIONS = 32_768  # d float32 numbers each and per exit
-
-
-def default_shortlist_len(vocab_size: int) -> int:
-    """K: a quarter of the vocabulary, at most 32 Ki tokens (FR-Spec's size for vocabularies of 128 Ki)."""
-    return min(LONGEST_SHORTLIST, max(1, vocab_size // 4))
 
 
 def frequent_tokens(vocab_size: int, outputs: Iterable[GreedyOutput], shortlist_len: int) -> Tensor:

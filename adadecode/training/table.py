@@ -1,4 +1,4 @@
-"""What a person reads: the summary as a rich table, the pairs that differ, and where the run came from."""
+"""What `train-heads` prints: how good each exit's head is, and what a gamma would draft with it."""
 
 from typing import Any
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from adadecode.engine.policy import paper_exits
@@ -17,6 +18,7 @@ from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import HeadTensors, Shortlist, check_exits
 from adadecode.model.head_files import HeadFacts, load_heads, read_facts, save_heads
 from adadecode.model.load import load_model
+from adadecode.model.shortlist import default_shortlist_len
 from adadecode.settings import TrainConfig
 from adadecode.training.base_pass import measure
 from adadecode.training.curves import write_curves
@@ -24,7 +26,7 @@ from adadecode.training.distill import CHECKPOINT, Distillation
 from adadecode.training.kinds import new_heads
 from adadecode.training.outputs import Part, Say, make_outputs, part_path
 from adadecode.training.prompts import TaskPrompts
-from adadecode.training.reduce import default_shortlist_len, fit_gates, frequent_tokens
+from adadecode.training.reduce import fit_gates, frequent_tokens
 from adadecode.training.stream import OutputStream
 
 # Settings that decide the trained heads, beside the model and its outputs.
@@ -104,7 +106,7 @@ def distill_heads(
     *,
     checkpoint_every_s: float = 60.0,
 ) -> HeadFacts:
-    """The second half of `train_heads`: from outputs, which are `parts`, to heads in `out`."""
+    """Trains heads on the outputs stored as `parts` into `out`, measures and saves them; returns their facts."""
     exits = paper_exits(model.num_layers) if config.exits is None else config.exits
     base = training_base(model)
     fingerprint = fingerprint_of(model, base, exits, parts, config)
@@ -124,11 +126,7 @@ def distill_heads(
     heads = new_heads(base, exits, config, token_ids)
     run = Distillation(base, exits, heads, stream, config, fingerprint)
     run.train(out / CHECKPOINT, checkpoint_every_s, say)
-
-    with torch.no_grad():
-        shortlist = Shortlist(token_ids, {e: head.rows(token_ids) for e, head in zip(exits, heads, strict=True)})
-        kept = {e: tuple(part.detach() for part in head.parts) for e, head in zip(exits, heads, strict=True)}
-    tensors = HeadTensors(kept, shortlist, fit_gates(base, shortlist, stream.train_batches()), config.kind)
+    tensors = trained_tensors(run, token_ids)
     report = measure(base, tensors.on(base), stream.held_out_batches())
     for exit_layer, share in report["agreement"].items():
         say(f"exit {exit_layer}: agrees with the final layer on {share:.1%} of {report['num_held_out_tokens']} tokens")
@@ -140,22 +138,37 @@ def distill_heads(
         exits=exits,
         width=model.width,
         dtype=str(model.dtype).removeprefix("torch."),
-        training={
-            "settings": config.model_dump(mode="json"),
-            "fingerprint": fingerprint,
-            "compute_dtype": str(base.dtype).removeprefix("torch."),
-            "num_prompts": stream.num_outputs,
-            "num_held_out_prompts": stream.num_held_out,
-            "num_trained_tokens": run.num_tokens // max(1, run.num_epochs),
-            "num_steps": run.step,
-            "shortlist_len": shortlist_len,
-            "final_losses": dict(zip(map(str, exits), run.since_epoch.kl, strict=True)) if run.step else {},
-            **report,
-        },
+        training=training_facts(run, shortlist_len) | report,
     )
     save_heads(out, tensors, facts)
     (out / CHECKPOINT).unlink(missing_ok=True)
     return facts
+
+
+def trained_tensors(run: Distillation, token_ids: Tensor) -> HeadTensors:
+    """What `run` trained, as it is saved: heads, their rows for the shortlist `token_ids` `[K]`, and gates for these."""
+    by_exit = dict(zip(run.exits, run.heads, strict=True))
+    with torch.no_grad():
+        shortlist = Shortlist(token_ids, {e: head.rows(token_ids) for e, head in by_exit.items()})
+        kept = {e: tuple(part.detach() for part in head.parts) for e, head in by_exit.items()}
+    gates = fit_gates(run.model, shortlist, run.stream.train_batches())
+    return HeadTensors(kept, shortlist, gates, run.config.kind)
+
+
+def training_facts(run: Distillation, shortlist_len: int) -> dict[str, Any]:
+    """What was trained how, for `HeadFacts.training`; losses are in nats, by exit."""
+    losses = dict(zip(map(str, run.exits), run.since_epoch.kl, strict=True)) if run.step else {}
+    return {
+        "settings": run.config.model_dump(mode="json"),
+        "fingerprint": run.fingerprint,
+        "compute_dtype": str(run.model.dtype).removeprefix("torch."),
+        "num_prompts": run.stream.num_outputs,
+        "num_held_out_prompts": run.stream.num_held_out,
+        "num_trained_tokens": run.num_tokens // max(1, run.num_epochs),
+        "num_steps": run.step,
+        "shortlist_len": shortlist_len,
+        "final_losses": losses,
+    }
 
 
 def check_settings(config: TrainConfig, lm_config: Any) -> None:

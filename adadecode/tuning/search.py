@@ -1,7 +1,7 @@
 """Searches policies by replay: from a few starts, one setting at a time, as long as it pays on the prompts."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +42,7 @@ class Simulator:
         return np.log(costs.decode_s(self.calls(VANILLA_CANDIDATE)) / costs.decode_s(self.calls(candidate)))
 
     def oracle_gains(self, costs: Costs, *, ngrams: bool) -> NDArray[np.float64]:
-        """The same of the perfect policy, with the number of drafts that is best for it."""
+        """Natural log of the perfect policy's speedup, [traces], at the number of drafts that is best for it."""
         vanilla_s = costs.decode_s(self.calls(VANILLA_CANDIDATE))
         found = []
         for max_drafts in range(1, self.space.max_drafts + 1):
@@ -55,39 +55,42 @@ def _stacked(calls: Iterator[Calls]) -> NDArray[np.float64]:
     return np.array([one.vector() for one in calls])
 
 
-def search(
-    gains: Gains, starts: list[Candidate], space: TraceSpace, prompts: NDArray[np.intp], gates: bool
-) -> Candidate:
-    """The best candidate found from `starts` by mean gain on `prompts`, which index what `gains` gives."""
-    found = [_climb(gains, start, space, prompts, gates) for start in starts]
-    return max(found, key=lambda candidate: gains(candidate)[prompts].mean())
+@dataclass(frozen=True)
+class Search:
+    """Looks for the candidate in `space` with the most `gains`, from `starts` on, with gates where the heads have them."""
 
+    gains: Gains
+    starts: list[Candidate]
+    space: TraceSpace
+    has_gates: bool
 
-def cross_validated(
-    gains: Gains, starts: list[Candidate], space: TraceSpace, num_prompts: int, num_folds: int, gates: bool, seed: int
-) -> NDArray[np.float64]:
-    """Per prompt the gain of the candidate that was found on the other folds, [prompts]."""
-    order = np.random.default_rng(seed).permutation(num_prompts)
-    found = np.empty(num_prompts)
-    for fold in np.array_split(order, num_folds):
-        others = np.setdiff1d(order, fold)
-        found[fold] = gains(search(gains, starts, space, others, gates))[fold]
-    return found
+    def best(self, prompts: NDArray[np.intp]) -> Candidate:
+        """The best candidate found by mean gain on `prompts`, which index what `gains` gives."""
+        found = [self._climb(start, prompts) for start in self.starts]
+        return max(found, key=lambda candidate: self.gains(candidate)[prompts].mean())
 
+    def cross_validated(self, num_prompts: int, num_folds: int, seed: int) -> NDArray[np.float64]:
+        """Per prompt the gain of the candidate that was found on the other folds, [prompts]."""
+        order = np.random.default_rng(seed).permutation(num_prompts)
+        found = np.empty(num_prompts)
+        for fold in np.array_split(order, num_folds):
+            others = np.setdiff1d(order, fold)
+            found[fold] = self.gains(self.best(others))[fold]
+        return found
 
-def _climb(gains: Gains, start: Candidate, space: TraceSpace, prompts: NDArray[np.intp], gates: bool) -> Candidate:
-    """From `start`, changes one setting after the other to its best value until none pays."""
-    best = start
-    for _ in range(MAX_PASSES):
-        before = best
-        for axis in _axes(space, gates):
-            options = axis(best)
-            top = max(options, key=lambda candidate: gains(candidate)[prompts].mean(), default=best)
-            if pays(gains(top)[prompts] - gains(best)[prompts]):
-                best = top
-        if best == before:
-            break
-    return best
+    def _climb(self, start: Candidate, prompts: NDArray[np.intp]) -> Candidate:
+        """From `start`, changes one setting after the other to its best value until none pays."""
+        best = start
+        for _ in range(MAX_PASSES):
+            before = best
+            for axis in _axes(self.space, self.has_gates):
+                options = axis(best)
+                top = max(options, key=lambda candidate: self.gains(candidate)[prompts].mean(), default=best)
+                if pays(self.gains(top)[prompts] - self.gains(best)[prompts]):
+                    best = top
+            if best == before:
+                break
+        return best
 
 
 def pays(differences: NDArray[np.float64]) -> bool:

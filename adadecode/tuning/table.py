@@ -1,10 +1,12 @@
 """What `tune` prints, and the schema of the rows it stores."""
 
-from typing import Any
-
 import pyarrow as pa
 from rich import box
 from rich.table import Table
+
+from adadecode.report.cells import ABSENT, fraction_text, number_text
+from adadecode.report.stats import Estimate
+from adadecode.tuning.result import TuneResult
 
 MOST_ERROR = 0.1  # of a predicted speedup
 
@@ -28,9 +30,9 @@ TUNE_ROWS = pa.schema(
 )
 
 
-def tune_table(result: dict[str, Any]) -> Table:
-    """Measured and predicted speed of each variant on the held-out prompts, beside the limits; `-` is not known."""
-    table = Table(box=box.SIMPLE_HEAD, title=f"{result['num_prompts']['held_out']} held-out prompts, decoding alone")
+def tune_table(result: TuneResult) -> Table:
+    """Measured and predicted speed of each contender on the held-out prompts, beside the limits; `-` is not known."""
+    table = Table(box=box.SIMPLE_HEAD, title=f"{result.num_prompts.held_out} held-out prompts, decoding alone")
     for name in (
         "variant",
         "tokens/s",
@@ -42,47 +44,56 @@ def tune_table(result: dict[str, Any]) -> Table:
         "replayed",
     ):
         table.add_column(name, justify="left" if name == "variant" else "right")
-    for row in result["variants"]:
-        speedup = row["speedup"]
-        interval = "" if speedup["low"] is None else f" ({speedup['low']:.2f}-{speedup['high']:.2f})"
+    for row in result.variants:
         table.add_row(
-            row["variant"],
-            f"{row['tokens_per_s']:.1f}",
-            f"{speedup['value']:.2f}x{interval}",
-            "-" if row["predicted_speedup"] is None else f"{row['predicted_speedup']:.2f}x",
-            "-" if row["acceptance_rate"] is None else f"{row['acceptance_rate']:.1%}",
-            f"{row['layers_per_token']:.2f}",
-            f"{row['num_exact']}/{row['num_checked']}",
-            "-" if row["num_replayed"] is None else f"{row['num_replayed_alike']}/{row['num_replayed']}",
+            row.variant,
+            f"{row.tokens_per_s:.1f}",
+            _with_interval(row.speedup),
+            _times(row.predicted_speedup),
+            number_text(row.acceptance_rate, ".1%"),
+            f"{row.layers_per_token:.2f}",
+            fraction_text(row.num_exact, row.num_checked),
+            fraction_text(row.num_replayed_alike, row.num_replayed),
         )
-    for name, speedup in result["oracle"].items():
-        table.add_row(name, "-", "-", f"{speedup:.2f}x", "-", "-", "-", "-")
+    for name, speedup in result.oracle.by_name().items():
+        table.add_row(name, ABSENT, ABSENT, _times(speedup), *[ABSENT] * 4)
     return table
 
 
-def tune_lines(result: dict[str, Any]) -> list[str]:
+def tune_lines(result: TuneResult) -> list[str]:
     """The policy and how sure its speed is."""
-    predicted, oracle = result["predicted"], result["oracle"]
-    tuned = next(row for row in result["variants"] if row["variant"] == "tuned")
-    measured = tuned["speedup"]["value"]
+    predicted, oracle, tuned = result.predicted, result.oracle, result.tuned
+    measured = tuned.speedup.value
+    assert tuned.predicted_speedup is not None, tuned
     warnings = []
-    if predicted["cross_validated"] <= 1.0:
+    if predicted.cross_validated <= 1.0:
         warnings.append("no policy over these heads is expected to beat vanilla here")
-    if abs(tuned["predicted_speedup"] / measured - 1.0) > MOST_ERROR:
+    if abs(tuned.predicted_speedup / measured - 1.0) > MOST_ERROR:
         warnings.append(
             f"prediction and measurement differ by more than {MOST_ERROR:.0%}: measure on a quieter machine"
         )
-    warnings += [
-        f"{row['variant']}: the replay differs from the engine on {row['num_replayed'] - row['num_replayed_alike']} of "
-        f"{row['num_replayed']} prompts; predictions do not hold"
-        for row in result["variants"]
-        if row["num_replayed_alike"] != row["num_replayed"]
-    ]
+    for row in result.variants:
+        if row.num_replayed is not None and row.num_replayed_alike is not None:
+            num_differing = row.num_replayed - row.num_replayed_alike
+            if num_differing:
+                warnings.append(
+                    f"{row.variant}: the replay differs from the engine on {num_differing} of {row.num_replayed} prompts; "
+                    "predictions do not hold"
+                )
     return [
-        "policy: " + ", ".join(f"{name} {value}" for name, value in result["policy"].items()),
-        f"predicted {predicted['tuned_on']:.2f}x on the prompts it was found on, {predicted['cross_validated']:.2f}x "
-        f"cross-validated; {tuned['predicted_speedup']:.2f}x predicted and {measured:.2f}x measured on held-out prompts",
-        f"of the perfect policy's speed: {measured / oracle['oracle']:.0%} with heads alone, "
-        f"{measured / oracle['oracle with n-grams']:.0%} with n-grams",
+        "policy: " + ", ".join(f"{name} {value}" for name, value in result.policy.items()),
+        f"predicted {predicted.tuned_on:.2f}x on the prompts it was found on, {predicted.cross_validated:.2f}x "
+        f"cross-validated; {tuned.predicted_speedup:.2f}x predicted and {measured:.2f}x measured on held-out prompts",
+        f"of the perfect policy's speed: {measured / oracle.heads_alone:.0%} with heads alone, "
+        f"{measured / oracle.with_ngrams:.0%} with n-grams",
         *warnings,
     ]
+
+
+def _with_interval(speedup: Estimate) -> str:
+    interval = "" if speedup.low is None else f" ({speedup.low:.2f}-{speedup.high:.2f})"
+    return f"{_times(speedup.value)}{interval}"
+
+
+def _times(speedup: float | None) -> str:
+    return ABSENT if speedup is None else f"{speedup:.2f}x"

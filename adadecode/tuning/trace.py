@@ -20,6 +20,7 @@ from adadecode.kernels.layers import head_step
 from adadecode.kernels.step import Proposals, Segment
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
+from adadecode.records import Prompt
 
 Path = tuple[int, ...]
 
@@ -66,18 +67,17 @@ class SampleTrace:
 
 
 @torch.inference_mode()
-def record(
-    model: DecoderModel, heads: ExitHeads, space: TraceSpace, task: str, sample_id: str, prompt_ids: list[int]
-) -> SampleTrace:
-    """Decodes `prompt_ids` as vanilla does, testing every exit of `space` at every token and behind wrong drafts.
+def record(model: DecoderModel, heads: ExitHeads, space: TraceSpace, prompt: Prompt) -> SampleTrace:
+    """Decodes `prompt` as vanilla does, testing every exit of `space` at every token and behind wrong drafts.
 
     Kernels, width and columns are the engine's own, so that every proposal has the bits it has there. `heads` has no
     gate threshold. Raises PromptTooLongError and NonFiniteLogitsError.
     """
+    prompt_ids = prompt.token_ids
     limit = min(space.max_new_tokens, room_for_output(model, len(prompt_ids)))
     recorder = _Recorder(model, heads, space, prompt_ids, limit)
     output = [recorder.prefill()]
-    trace = SampleTrace(task, sample_id, tuple(prompt_ids), (), [], {}, [], [])
+    trace = SampleTrace(prompt.task, prompt.sample_id, tuple(prompt_ids), (), [], {}, [], [])
     while output[-1] not in model.eos_token_ids and len(output) < limit:
         idx = len(output) - 1
         node, second, next_id = recorder.on_path(idx, output[-1])

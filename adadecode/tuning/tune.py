@@ -1,4 +1,4 @@
-"""`adadecode tune`: records or reuses traces, measures costs, searches, and judges the result on prompts it did not see."""
+"""`adadecode tune`: records or reuses traces, measures costs, searches, and measures what it found on other prompts."""
 
 import json
 import random
@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,19 +15,33 @@ import torch
 from numpy.typing import NDArray
 
 from adadecode.engine.invariance import check_rows_independent
+from adadecode.engine.policy import Policy
 from adadecode.errors import PromptTooLongError, UsageError
-from adadecode.files import make_folder, whole_file, write_whole
+from adadecode.files import make_folder
 from adadecode.model.load import load_model
 from adadecode.provenance import cpu_name, provenance
-from adadecode.runs.fingerprint import heads_folder
+from adadecode.records import Prompt
 from adadecode.settings import TuneConfig
 from adadecode.tasks import expand_task, load_examples, task_domain
 from adadecode.tasks.encode import encode_prompt
-from adadecode.tuning.judge import geomean, judged, papers_policy, policy_settings, variants_of, write_policy
-from adadecode.tuning.measure import measure_costs, measure_variants, replays_alike
+from adadecode.tasks.heads import heads_folder
+from adadecode.tuning.contenders import Contender, contenders_of, papers_policy
+from adadecode.tuning.costs import Costs
+from adadecode.tuning.held_out import compare_contenders, speedup_of
+from adadecode.tuning.measure import measure_contenders, measure_costs, replays_alike
+from adadecode.tuning.policy_file import policy_settings, write_policy
 from adadecode.tuning.replay import Candidate, ModelFacts
-from adadecode.tuning.search import Simulator, cross_validated, search, start_candidates
-from adadecode.tuning.space import Prompt, Tuner, load_tuner
+from adadecode.tuning.result import (
+    ContenderResult,
+    NumPrompts,
+    Oracle,
+    PredictedSpeedup,
+    TuneMachine,
+    TuneResult,
+    TuneRow,
+)
+from adadecode.tuning.search import Search, Simulator, start_candidates
+from adadecode.tuning.subject import TuneSubject, load_subject
 from adadecode.tuning.table import TUNE_ROWS
 from adadecode.tuning.trace import SampleTrace, record
 from adadecode.tuning.trace_table import read_traces, write_traces
@@ -40,7 +53,7 @@ SECONDS_BETWEEN_LINES = 10.0
 Say = Callable[[str], None]
 
 
-def tune_from_config(config: TuneConfig, out: Path, say: Say) -> dict[str, Any]:
+def tune_from_config(config: TuneConfig, out: Path, say: Say) -> TuneResult:
     """Tunes what `config` describes into `out`; returns what `tune.json` holds. Raises UsageError."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -58,87 +71,114 @@ def tune_from_config(config: TuneConfig, out: Path, say: Say) -> dict[str, Any]:
         for task, found in examples.items()
         for example in found
     ]
-    return tune(load_tuner(config, model, tokenizer, folders), prompts, out, say)
+    return tune(load_subject(config, model, tokenizer, folders), prompts, out, say)
 
 
-def tune(tuner: Tuner, prompts: list[Prompt], out: Path, say: Say) -> dict[str, Any]:
+def tune(subject: TuneSubject, prompts: list[Prompt], out: Path, say: Say) -> TuneResult:
     """Finds the best policy on a part of `prompts` and measures it on the others.
 
-    Writes `trace.parquet`, `policy.yaml`, `tune.parquet` (a row per measured generation) and `tune.json`, and returns what
-    the last holds. Progress goes to `say`.
+    Writes `trace.parquet`, `policy.yaml`, `tune.parquet` (a row per measured generation) and `tune.json`, which holds what
+    is returned. Progress goes to `say`.
     """
     make_folder(out)
-    config, model, space = tuner.config, tuner.model, tuner.space
-    check_rows_independent(model, space.width)
-    traces = traced(tuner, prompts, out / TRACE, say)
-    tuned_on, held_out = split(traces, config.held_out, config.seed)
-    if len(tuned_on) < MIN_TUNED or len(held_out) < MIN_HELD_OUT:
-        raise UsageError(
-            f"{len(tuned_on)} prompts to tune on and {len(held_out)} held out, of {len(prompts)}; at least {MIN_TUNED} and "
-            f"{MIN_HELD_OUT} are needed, with two output tokens each: give more prompts or another --held-out"
-        )
-    say(f"costs: timing calls and generations on {len(tuned_on)} prompts, {len(held_out)} are held out")
-    costs = measure_costs(model, tuner.heads, tuned_on, space, config.seed)
-    say(f"costs: rounds are predicted within {costs.error:.1%} (root mean square)")
-
-    facts = ModelFacts.of(model)
-    simulator, unseen = Simulator(tuned_on, space, facts), Simulator(held_out, space, facts)
-    paper = papers_policy(tuner)
-    starts = start_candidates(space, paper)
-    gains = _told(partial(simulator.gains, costs=costs), say)
-    num_prompts = len(simulator.traces)
-    best = search(gains, starts, space, np.arange(num_prompts), tuner.has_gates)
-    say(f"search: {_speed(simulator.gains(best, costs))} on the prompts it was found on; now cross-validating")
-    validated = cross_validated(
-        gains, starts, space, num_prompts, min(config.folds, num_prompts), tuner.has_gates, config.seed
+    check_rows_independent(subject.model, subject.space.width)
+    traces = traced(subject, prompts, out / TRACE, say)
+    tuned_on, held_out = split(traces, subject.config.held_out, subject.config.seed)
+    check_enough(len(tuned_on), len(held_out), len(prompts))
+    costs = costs_of(subject, tuned_on, held_out, say)
+    paper = papers_policy(subject)
+    best, predicted = find_policy(subject, tuned_on, costs, paper, say)
+    unseen = Simulator(held_out, subject.space, ModelFacts.of(subject.model))
+    variants, rows = measure_held_out(subject, contenders_of(subject, best, paper), unseen, costs, say)
+    result = TuneResult(
+        settings=subject.config.model_dump(mode="json"),
+        made_from=subject.made_from(prompts),
+        num_prompts=NumPrompts(len(tuned_on), len(unseen.traces)),
+        policy=policy_settings(best, subject.head),
+        predicted=predicted,
+        oracle=Oracle(
+            heads_alone=speedup_of(unseen.oracle_gains(costs, ngrams=False)),
+            with_ngrams=speedup_of(unseen.oracle_gains(costs, ngrams=True)),
+        ),
+        variants=variants,
+        costs=costs,
+        machine=TuneMachine(
+            device=torch.cuda.get_device_name() if subject.config.device == "cuda" else cpu_name(),
+            threads=torch.get_num_threads(),
+        ),
+        provenance=provenance(),
     )
-    say(f"search: {_speed(validated)} cross-validated")
-
-    variants = variants_of(tuner, best, paper)
-    say(f"measuring {', '.join(variant.name for variant in variants)} on {len(unseen.traces)} held-out prompts")
-    replayable = [variant for variant in variants if variant.candidate is not None]
-    alike = {v.name: [replays_alike(model, v, trace, space) for trace in unseen.traces] for v in replayable}
-    rows = measure_variants(model, variants, unseen.traces, space, config.repeats)
-    oracles = {
-        name: geomean(unseen.oracle_gains(costs, ngrams=ngrams))
-        for name, ngrams in (("oracle", False), ("oracle with n-grams", True))
-    }
-    result = {
-        "settings": config.model_dump(mode="json"),
-        "made_from": tuner.made_from(prompts),
-        "num_prompts": {"tuned_on": len(tuned_on), "held_out": len(unseen.traces)},
-        "policy": policy_settings(tuner, best),
-        "predicted": {"tuned_on": geomean(simulator.gains(best, costs)), "cross_validated": geomean(validated)},
-        "oracle": oracles,
-        "variants": judged(variants, rows, alike, unseen, costs),
-        "costs": asdict(costs) | {"seconds": costs.seconds.tolist()},
-        "machine": {
-            "device": torch.cuda.get_device_name() if config.device == "cuda" else cpu_name(),
-            "threads": torch.get_num_threads(),
-        },
-        "provenance": provenance(),
-    }
-    with whole_file(out / ROWS) as unfinished:
-        pq.write_table(pa.Table.from_pylist(rows, schema=TUNE_ROWS), unfinished, compression="zstd")
-    write_whole(out / RESULT, json.dumps(result, indent=2) + "\n")
-    write_policy(out / POLICY, result)
+    write_tune(out, result, rows)
     return result
 
 
-def traced(tuner: Tuner, prompts: list[Prompt], path: Path, say: Say) -> list[SampleTrace]:
+def check_enough(num_tuned_on: int, num_held_out: int, num_prompts: int) -> None:
+    """Raises UsageError when a part of the split of `num_prompts` prompts is too small to say anything."""
+    if num_tuned_on < MIN_TUNED or num_held_out < MIN_HELD_OUT:
+        raise UsageError(
+            f"{num_tuned_on} prompts to tune on and {num_held_out} held out, of {num_prompts}; at least {MIN_TUNED} and "
+            f"{MIN_HELD_OUT} are needed, with two output tokens each: give more prompts or another --held-out"
+        )
+
+
+def costs_of(subject: TuneSubject, tuned_on: list[SampleTrace], held_out: list[SampleTrace], say: Say) -> Costs:
+    """What decoding costs here, measured on some of the prompts `tuned_on`."""
+    say(f"costs: timing calls and generations on {len(tuned_on)} prompts, {len(held_out)} are held out")
+    costs = measure_costs(subject.model, subject.heads, tuned_on, subject.space, subject.config.seed)
+    say(f"costs: rounds are predicted within {costs.error:.1%} (root mean square)")
+    return costs
+
+
+def find_policy(
+    subject: TuneSubject, tuned_on: list[SampleTrace], costs: Costs, paper: Policy | None, say: Say
+) -> tuple[Candidate, PredictedSpeedup]:
+    """The best candidate by replay of the traces `tuned_on`, and what it is predicted to gain."""
+    config = subject.config
+    simulator = Simulator(tuned_on, subject.space, ModelFacts.of(subject.model))
+    num_prompts = len(simulator.traces)
+    gains = _told(partial(simulator.gains, costs=costs), say)
+    search = Search(gains, start_candidates(subject.space, paper), subject.space, subject.has_gates)
+    best = search.best(np.arange(num_prompts))
+    found = speedup_of(simulator.gains(best, costs))
+    say(f"search: {found:.3f}x on the prompts it was found on; now cross-validating")
+    validated = speedup_of(search.cross_validated(num_prompts, min(config.folds, num_prompts), config.seed))
+    say(f"search: {validated:.3f}x cross-validated")
+    return best, PredictedSpeedup(tuned_on=found, cross_validated=validated)
+
+
+def measure_held_out(
+    subject: TuneSubject, contenders: list[Contender], unseen: Simulator, costs: Costs, say: Say
+) -> tuple[tuple[ContenderResult, ...], list[TuneRow]]:
+    """How `contenders` do on the traces of `unseen`: replayed beside the engine, measured, and compared."""
+    model, space, traces = subject.model, subject.space, unseen.traces
+    say(f"measuring {', '.join(one.name for one in contenders)} on {len(traces)} held-out prompts")
+    replayable = [one for one in contenders if one.candidate is not None]
+    alike = {one.name: [replays_alike(model, one, trace, space) for trace in traces] for one in replayable}
+    rows = measure_contenders(model, contenders, traces, space, subject.config.repeats)
+    return compare_contenders(contenders, rows, alike, unseen, costs), rows
+
+
+def write_tune(out: Path, result: TuneResult, rows: list[TuneRow]) -> None:
+    """Writes `result` as tune.json and policy.yaml, and `rows` as tune.parquet, to the folder `out`."""
+    columns = [asdict(row) for row in rows]
+    pq.write_table(pa.Table.from_pylist(columns, schema=TUNE_ROWS), out / ROWS, compression="zstd")
+    (out / RESULT).write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
+    write_policy(out / POLICY, result)
+
+
+def traced(subject: TuneSubject, prompts: list[Prompt], path: Path, say: Say) -> list[SampleTrace]:
     """A trace for each of `prompts` that fits the context, from `path` when they were recorded there."""
-    made_from = tuner.made_from(prompts)
+    made_from = subject.made_from(prompts)
     if not path.exists():
-        write_traces(path, _recorded(tuner, prompts, say), made_from)
+        write_traces(path, _recorded(subject, prompts, say), made_from)
     return list(read_traces(path, made_from))
 
 
-def _recorded(tuner: Tuner, prompts: list[Prompt], say: Say) -> Iterator[SampleTrace]:
+def _recorded(subject: TuneSubject, prompts: list[Prompt], say: Say) -> Iterator[SampleTrace]:
     started = last_said = time.monotonic()
     for num_done, prompt in enumerate(prompts, start=1):
         try:
-            heads = tuner.heads[prompt.task]
-            yield record(tuner.model, heads, tuner.space, prompt.task, prompt.sample_id, prompt.token_ids)
+            yield record(subject.model, subject.heads[prompt.task], subject.space, prompt)
         except PromptTooLongError as error:
             say(f"skipped {prompt.sample_id}: {error}")
         now = time.monotonic()
@@ -176,7 +216,3 @@ def _told(gains: Callable[[Candidate], NDArray], say: Say) -> Callable[[Candidat
         return found
 
     return told
-
-
-def _speed(gains: NDArray[np.float64]) -> str:
-    return f"{geomean(gains):.3f}x"

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from adadecode.model.decoder import DecoderModel
-from adadecode.tuning.measure import Variant, measure_costs, random_candidate, replays_alike
+from adadecode.records import Prompt
+from adadecode.tuning.contenders import Contender
+from adadecode.tuning.measure import measure_costs, random_candidate, replays_alike
 from adadecode.tuning.replay import ModelFacts, replay
 from adadecode.tuning.trace import TraceSpace, record
 from tests.models import random_gates, random_heads, tiny_lm
@@ -25,13 +27,15 @@ PROMPTS = [[5, 9, 11, 13], [7, 8, 7, 8, 7], list(range(3, 40)), [50, 51] * 6]
 def test_a_replay_makes_every_call_of_the_engine_with_the_same_answers(dtype):
     model = DecoderModel(tiny_lm().to("cuda", dtype), "eager")
     heads = random_heads(model, EXITS, gates=random_gates(model, EXITS))
-    traces = [record(model, heads, SPACE, "tiny", str(i), prompt) for i, prompt in enumerate(PROMPTS)]
+    traces = [record(model, heads, SPACE, Prompt("tiny", str(i), prompt)) for i, prompt in enumerate(PROMPTS)]
     rng, num_wrong = random.Random(0), 0
     for _ in range(12):
         candidate = random_candidate(SPACE, True, rng)
-        variant = Variant("one", candidate.policy, SPACE.width, {"tiny": heads.with_gate(candidate.gate)}, candidate)
+        contender = Contender(
+            "one", candidate.policy, SPACE.width, {"tiny": heads.with_gate(candidate.gate)}, candidate
+        )
         for trace in traces:
-            assert replays_alike(model, variant, trace, SPACE), candidate
+            assert replays_alike(model, contender, trace, SPACE), candidate
             generation = replay(trace, SPACE, ModelFacts.of(model), candidate).generation
             num_wrong += generation.num_drafted - generation.num_accepted
     assert num_wrong > 20, "the heads are never wrong: the test has no teeth"

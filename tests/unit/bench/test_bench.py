@@ -1,5 +1,6 @@
 """`adadecode bench`: what it counts and prints. Speeds are never asserted."""
 
+import dataclasses
 import functools
 import io
 import json
@@ -16,17 +17,14 @@ import torch
 from rich.console import Console
 
 from adadecode.bench import bench as bench_module
-from adadecode.bench import parts, subject
-from adadecode.bench.bench import in_turn, run_bench, trace
-from adadecode.bench.parts import Call, TracedModel, used_tests
-from adadecode.bench.subject import load_bench
-from adadecode.bench.synthetic import synthetic_heads, synthetic_lm, synthetic_prompts
+from adadecode.bench import subject, timer
+from adadecode.bench.bench import count_calls, in_turn, run_bench
+from adadecode.bench.calls import Call
+from adadecode.bench.subject import load_subject
+from adadecode.bench.synthetic import synthetic_lm
 from adadecode.bench.table import BENCH_ROWS, bench_tables
-from adadecode.engine.drafters import drafters_of
-from adadecode.engine.generate import Request, generate
-from adadecode.engine.policy import VANILLA, Policy
-from adadecode.model.decoder import DecoderModel
 from adadecode.settings import BenchConfig, build_settings
+from tests.json_keys import key_paths
 
 ROOT = Path(__file__).parents[3]
 SHORT = ["--limit", "1", "--max-new-tokens", "4", "--repeats", "1", "--threads", "1"]
@@ -46,7 +44,7 @@ def quick(monkeypatch):
     """Shapes are small, and each part is timed a few times only."""
     monkeypatch.setattr(subject, "synthetic_lm", functools.partial(synthetic_lm, **SMALL))
     monkeypatch.setattr(bench_module, "PARTS_BUDGET_S", 0.0)
-    monkeypatch.setattr(parts, "MIN_REPETITIONS", 2)
+    monkeypatch.setattr(timer, "MIN_REPETITIONS", 2)
 
 
 def bench_config(**flags) -> BenchConfig:
@@ -58,98 +56,90 @@ def last_json(output: str) -> dict:
     return json.loads(output.splitlines()[-1])
 
 
-@pytest.mark.parametrize("policy", [Policy((2, 4, 6), (0.6, 0.6, 0.6), 5, 0.9, 0.4), VANILLA], ids=["all", "vanilla"])
-@pytest.mark.parametrize("kernels", ["auto", "eager"])
-def test_a_trace_counts_every_layer_run_and_changes_no_output(kernels, policy):
-    model = DecoderModel(synthetic_lm("llama-160m", dtype=torch.bfloat16, device="cpu", **SMALL), kernels)
-    heads = synthetic_heads(model, (2, 4, 6), "shortlist", 0.5)
-    traced = TracedModel(model)
-    prompt = synthetic_prompts(model.vocab_size, 1, 20)[0] * 2
-    plain, watched = (
-        generate(of, Request(prompt, 40), policy, drafters_of(policy, heads)).generation for of in (model, traced)
-    )
-    assert watched.output_token_ids == plain.output_token_ids
-    calls = traced.step.calls
-    segments = {call: count for call, count in calls.items() if call.kind == "layers"}
-    assert sum(count * (call.stop - call.start) for call, count in segments.items()) == watched.layers_run
-    assert sum(count for call, count in calls.items() if call.kind == "verify") == watched.num_rounds
-    entered = sum(count * call.rows for call, count in calls.items() if call.kind == "enter")
-    assert entered == watched.num_rounds + watched.num_drafted
-    assert {call.head for call in traced.step.tests} == ({"gate", "shortlist"} if policy.exits else set())
+# what bench.json has that the reference run of 0.1.0 has not
+NEW_KEYS = {"methods.*.is_lossy", "settings.offset"}
+KEYED_BY_NAME = frozenset({"methods", "parts[].calls_per_round", "machine.heads_hash", "provenance.packages"})
 
 
-@pytest.mark.parametrize(
-    ("head", "gate", "names"), [("full", 0.0, {"full"}), ("shortlist", 0.3, {"gate", "shortlist"})]
-)
-def test_the_heads_a_policy_may_test_are_known_without_a_generation(head, gate, names):
-    model = DecoderModel(synthetic_lm("llama-160m", dtype=torch.float32, device="cpu", **SMALL))
-    used = used_tests(synthetic_heads(model, (3, 5), head, gate), (3, 5), 8)
-    assert {(call.start, call.head) for call in used} == {(e, name) for e in (3, 5) for name in names}
+def test_the_json_has_the_keys_of_the_reference_runs_and_the_rows_the_columns():
+    result, rows = run_bench(bench_config(repeats=1), lambda _: None)
+    fresh = json.loads(json.dumps(result.to_json()))
+    for name in ("bench-gsm8k", "bench-humaneval"):
+        before = json.loads((ROOT / "results" / "reference" / name / "bench.json").read_text())
+        assert key_paths(fresh, KEYED_BY_NAME) == key_paths(before, KEYED_BY_NAME) | NEW_KEYS
+        assert list(fresh) == list(before)
+    assert {tuple(dataclasses.asdict(row)) for row in rows} == {tuple(BENCH_ROWS.names)}
+
+
+@pytest.mark.parametrize(("parity", "code"), [("exact", 0), (None, 0), ("broken", 3)])
+def test_only_broken_parity_is_a_mismatch(parity, code):
+    result, _ = run_bench(bench_config(repeats=1, limit=1, max_new_tokens=4), lambda _: None)
+    assert dataclasses.replace(result, parity=parity).exit_code == code
 
 
 def test_exits_that_never_fire_are_all_tested_in_every_round():
-    bench = load_bench(bench_config(exits=(2, 6), ngram=0.4))
-    traces = trace(bench)
-    never = traces.calls["adadecode-never"]
+    subject = load_subject(bench_config(exits=(2, 6), ngram=0.4))
+    counted = count_calls(subject)
+    never = counted.calls["adadecode-never"]
     (rounds,) = {count for call, count in never.items() if call.kind == "verify"}
-    assert never[Call("layers", 8, 1, 2, 6)] == rounds == sum(len(ids) - 1 for ids in traces.outputs["vanilla"])
+    assert never[Call("layers", 8, 1, 2, 6)] == rounds == sum(len(ids) - 1 for ids in counted.outputs["vanilla"])
     # a prompt's last round may draft nothing, so it tests nothing
-    assert never[Call("test", 8, 1, 2, head="full")] == rounds - len(bench.prompts)
-    assert traces.outputs["adadecode-never"] == traces.outputs["vanilla"]
+    assert never[Call("test", 8, 1, 2, head="full")] == rounds - len(subject.prompts)
+    assert counted.outputs["adadecode-never"] == counted.outputs["vanilla"]
 
 
 def test_the_report_adds_up_and_leaves_out_what_was_not_measured():
     config = bench_config(head="shortlist", gate=0.1, methods=("vanilla", "vanilla-w1", "adadecode", "transformers"))
     result, rows = run_bench(config, lambda _: None)
-    methods = result["methods"]
+    methods = result.methods
     assert list(methods) == ["vanilla", "vanilla-w1", "adadecode", "transformers", "adadecode-never"]
-    assert result["parity"] == "exact"
+    assert result.parity == "exact"
     for name, row in methods.items():
-        assert row["tokens_per_s_min"] <= row["tokens_per_s"] <= row["tokens_per_s_max"]
-        assert row["num_tokens"] == 2 * 11
-        assert row["width"] == {"vanilla-w1": 1, "transformers": None}.get(name, 8)
-        assert row["bandwidth_share"] is row["roofline_share"] is None
+        assert row.tokens_per_s_min <= row.tokens_per_s <= row.tokens_per_s_max
+        assert row.num_tokens == 2 * 11
+        assert row.width == {"vanilla-w1": 1, "transformers": None}.get(name, 8)
+        assert row.bandwidth_share is row.roofline_share is None
         if name == "transformers":
-            assert row["parts_ms_per_round"] is row["ceiling_tokens_per_s"] is None
+            assert row.parts_ms_per_round is row.ceiling_tokens_per_s is None
             continue
-        of_parts = sum(part["ms"] * part["calls_per_round"].get(name, 0.0) for part in result["parts"])
-        assert of_parts == pytest.approx(row["parts_ms_per_round"])
-        assert of_parts + row["host_overhead_ms_per_round"] == pytest.approx(row["ms_per_round"])
-        assert row["ceiling_tokens_per_s"] * of_parts / 1e3 == pytest.approx(row["tokens_per_round"])
-    assert methods["vanilla"]["layers_per_token"] == methods["adadecode-never"]["layers_per_token"] == 8
-    faster = methods[result["faster_vanilla"]]
-    assert faster["speedup_over_faster_vanilla"] == faster["speedup_geomean"] == 1.0
+        of_parts = sum(part.ms * part.calls_per_round.get(name, 0.0) for part in result.parts)
+        assert of_parts == pytest.approx(row.parts_ms_per_round)
+        assert of_parts + row.host_overhead_ms_per_round == pytest.approx(row.ms_per_round)
+        assert row.ceiling_tokens_per_s * of_parts / 1e3 == pytest.approx(row.tokens_per_round)
+    assert methods["vanilla"].layers_per_token == methods["adadecode-never"].layers_per_token == 8
+    faster = methods[result.faster_vanilla]
+    assert faster.speedup_over_faster_vanilla == faster.speedup_geomean == 1.0
     medians = [
-        [statistics.median(r["decode_s"] for r in rows if (r["method"], r["prompt_idx"]) == (m, p)) for p in (0, 1)]
-        for m in (result["faster_vanilla"], "adadecode")
+        [statistics.median(r.decode_s for r in rows if (r.method, r.prompt_idx) == (m, p)) for p in (0, 1)]
+        for m in (result.faster_vanilla, "adadecode")
     ]
     ratios = [vanilla / ours for vanilla, ours in zip(*medians, strict=True)]
-    assert methods["adadecode"]["speedup_geomean"] == pytest.approx(math.sqrt(math.prod(ratios)))
-    assert result["roofline"]["copy_bandwidth_bytes_per_s"] is result["roofline"]["vanilla_tokens_per_s"] is None
-    assert result["roofline"]["vanilla_step_read_bytes"] > 0.8 * result["memory"]["weights_bytes"] - 2 * 64 * 400
-    assert result["memory"]["peak_device_bytes"] is None
-    assert result["memory"]["peak_rss_bytes"] > result["memory"]["weights_bytes"]
+    assert methods["adadecode"].speedup_geomean == pytest.approx(math.sqrt(math.prod(ratios)))
+    assert result.roofline.copy_bandwidth_bytes_per_s is result.roofline.vanilla_tokens_per_s is None
+    assert result.roofline.vanilla_step_read_bytes > 0.8 * result.memory.weights_bytes - 2 * 64 * 400
+    assert result.memory.peak_device_bytes is None
+    assert result.memory.peak_rss_bytes > result.memory.weights_bytes
     assert len(rows) == config.repeats * 2 * len(methods)
-    assert {row["num_drafted"] for row in rows if row["method"] != "adadecode"} == {None}
+    assert {row.num_drafted for row in rows if row.method != "adadecode"} == {None}
 
 
 def test_every_segment_is_timed_for_every_number_of_rows_and_every_kind_of_head():
     result, _ = run_bench(bench_config(head="shortlist", gate=0.1, max_drafts=3, repeats=1), lambda _: None)
-    timed = {(tuple(part["layers"]), part["rows"]) for part in result["parts"] if part["part"] == "layers"}
+    timed = {(tuple(part.layers), part.rows) for part in result.parts if part.part == "layers"}
     assert timed >= {(span, rows) for span in ((0, 2), (2, 4), (4, 6), (6, 8)) for rows in (1, 2, 3, 4)}
     assert ((0, 8), 1) in timed
-    tested = {(part["exit_layer"], part["head"]) for part in result["parts"] if part["part"] == "test"}
+    tested = {(part.exit_layer, part.head) for part in result.parts if part.part == "test"}
     assert tested == {(e, head) for e in (2, 4, 6) for head in ("full", "shortlist", "gate")}
-    assert {part["rows"] for part in result["parts"] if part["part"] == "verify"} == {1, 2, 3, 4}
+    assert {part.rows for part in result.parts if part.part == "verify"} == {1, 2, 3, 4}
 
 
 def test_one_token_leaves_nothing_to_measure_and_breaks_nothing():
     result, _ = run_bench(bench_config(max_new_tokens=1), lambda _: None)
-    row = result["methods"]["adadecode"]
-    assert row["num_tokens"] == row["num_rounds"] == 0
-    assert row["tokens_per_s"] is row["ceiling_share"] is row["host_overhead_ms_per_round"] is None
-    assert result["never_fires_cost"] is None
-    assert result["parity"] == "exact"
+    row = result.methods["adadecode"]
+    assert row.num_tokens == row.num_rounds == 0
+    assert row.tokens_per_s is row.ceiling_share is row.host_overhead_ms_per_round is None
+    assert result.never_fires_cost is None
+    assert result.parity == "exact"
 
 
 def test_the_command_prints_tables_stores_them_and_ends_with_one_json_line(cli, tmp_path):
@@ -191,18 +181,18 @@ def test_an_output_that_differs_from_vanillas_ends_with_exit_code_3(cli, monkeyp
 
 def test_tokens_that_change_between_repeats_break_parity(monkeypatch):
     config = bench_config(repeats=1)
-    bench = load_bench(config)
-    traces = trace(bench)
-    traces.outputs["adadecode"][0] = (1, 2, 3)
-    bench_module.measure(bench, traces, 0)
-    assert traces.parity["adadecode"][0]["parity"] == "mismatch"
-    assert traces.parity["adadecode"][1]["parity"] == "exact"
+    subject = load_subject(config)
+    counted = count_calls(subject)
+    counted.outputs["adadecode"][0] = (1, 2, 3)
+    bench_module.measure(subject, counted, 0)
+    assert counted.parity["adadecode"][0].parity == "mismatch"
+    assert counted.parity["adadecode"][1].parity == "exact"
 
 
-def test_every_variant_stands_in_every_place():
-    variants = ("vanilla", "vanilla-w1", "adadecode")
-    orders = [in_turn(variants, turn) for turn in range(6)]
-    assert all(sorted(order) == sorted(variants) for order in orders)
+def test_every_method_stands_in_every_place():
+    methods = ("vanilla", "vanilla-w1", "adadecode")
+    orders = [in_turn(methods, turn) for turn in range(6)]
+    assert all(sorted(order) == sorted(methods) for order in orders)
     for place in range(3):
         assert [order[place] for order in orders].count("adadecode") == 2
 
@@ -230,8 +220,8 @@ def test_an_out_that_is_a_file_is_refused_before_anything_is_loaded(usage_error,
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 def test_on_a_cuda_device_bandwidth_is_measured():
     result, _ = run_bench(bench_config(device="cuda"), lambda _: None)
-    assert result["roofline"]["copy_bandwidth_bytes_per_s"] > 1e9
-    assert 0.0 < result["methods"]["vanilla"]["roofline_share"] < 1.5
+    assert result.roofline.copy_bandwidth_bytes_per_s > 1e9
+    assert 0.0 < result.methods["vanilla"].roofline_share < 1.5
 
 
 @pytest.mark.parametrize(
@@ -246,8 +236,8 @@ def test_it_runs_without_ray_and_datasets(what):
 import sys
 sys.modules["ray"] = sys.modules["datasets"] = None  # importing them fails from here on
 from adadecode.cli.main import main
-from adadecode.bench import bench, parts, subject
-bench.PARTS_BUDGET_S, parts.MIN_REPETITIONS = 0.0, 1
+from adadecode.bench import bench, timer
+bench.PARTS_BUDGET_S, timer.MIN_REPETITIONS = 0.0, 1
 main(sys.argv[1:])
 """
     done = subprocess.run(
@@ -264,11 +254,11 @@ main(sys.argv[1:])
 def test_a_method_without_verification_is_measured_and_marked_and_breaks_no_parity():
     methods = ("vanilla", "adadecode", "adadecode-unverified")
     result, rows = run_bench(bench_config(methods=methods, gamma=0.0, repeats=1), lambda _: None)
-    assert list(result["methods"]) == [*methods, "adadecode-never"]
-    row = result["methods"]["adadecode-unverified"]
-    assert row["num_parity_exact"] < row["num_prompts"], "the test needs wrong drafts"
-    assert (row["is_lossy"], row["acceptance_rate"], result["parity"]) == (True, None, "exact")
-    assert {row["num_drafted"] == row["num_accepted"] > 0 for row in rows if row["method"] == methods[2]} == {True}
+    assert list(result.methods) == [*methods, "adadecode-never"]
+    row = result.methods["adadecode-unverified"]
+    assert row.num_parity_exact < row.num_prompts, "the test needs wrong drafts"
+    assert (row.is_lossy, row.acceptance_rate, result.parity) == (True, None, "exact")
+    assert {row.num_drafted == row.num_accepted > 0 for row in rows if row.method == methods[2]} == {True}
     tables = io.StringIO()
     Console(file=tables, width=150).print(*bench_tables(result))
     assert tables.getvalue().count("(lossy)") == 1

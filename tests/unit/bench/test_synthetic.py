@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM
 from adadecode.bench.synthetic import (
     SHAPES,
     layer_variance,
-    shortlist_len,
     successors,
     synthetic_heads,
     synthetic_lm,
@@ -19,6 +18,7 @@ from adadecode.engine.drafters import drafters_of
 from adadecode.engine.generate import Request, generate
 from adadecode.engine.policy import Policy
 from adadecode.model.decoder import DecoderModel
+from adadecode.model.shortlist import default_shortlist_len
 from adadecode.settings import ShapeName
 
 SMALL = {
@@ -96,7 +96,7 @@ def test_a_continuation_never_stands_still_and_is_mostly_sure(name):
 def test_successors_are_cycles_that_stay_within_the_shortlist_or_outside():
     for successor in successors(101, seed=3):
         assert sorted(successor.tolist()) == list(range(101))
-        for start, stop in ((0, shortlist_len(101)), (shortlist_len(101), 101)):
+        for start, stop in ((0, default_shortlist_len(101)), (default_shortlist_len(101), 101)):
             seen, token_id = set(), start
             while token_id not in seen:
                 seen.add(token_id)
@@ -137,5 +137,5 @@ def test_synthetic_heads_draft_tokens_that_are_accepted(head, gate):
     vanilla, adadecode = generate(model, request), generate(model, request, policy, drafters_of(policy, heads))
     assert adadecode.generation.output_token_ids == vanilla.generation.output_token_ids
     assert torch.equal(adadecode.logits, vanilla.logits)
-    assert max(vanilla.generation.output_token_ids) < shortlist_len(model.vocab_size)
+    assert max(vanilla.generation.output_token_ids) < default_shortlist_len(model.vocab_size)
     assert adadecode.generation.num_accepted > 0.5 * adadecode.generation.num_drafted > 10

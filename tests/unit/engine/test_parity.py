@@ -17,7 +17,7 @@ from adadecode.errors import RowsDependentError
 from adadecode.kernels.eager import EagerStep
 from adadecode.kernels.layers import layer_step
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.exit_heads import HeadTensors
+from adadecode.model.exit_heads import ExitHeads, HeadTensors
 from adadecode.records import Generation
 from tests.models import (
     EAGER_DTYPES,

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adadecode.bench.parts import TracedModel
+from adadecode.bench.calls import RecordingModel
 from adadecode.engine.drafters import drafters_of
 from adadecode.engine.generate import Request, generate
 from adadecode.engine.policy import Policy
@@ -67,7 +67,7 @@ def test_when_every_draft_is_right_output_and_rounds_are_those_with_verification
 
 @pytest.mark.parametrize(("kernels", "dtype"), KERNELS_AND_DTYPES)
 def test_a_wrong_draft_stays_and_what_follows_is_vanillas_on_that_prefix_bit_for_bit(kernels, dtype):
-    model = TracedModel(tiny_model(num_layers=4, kernels=kernels, dtype=dtype))
+    model = RecordingModel(tiny_model(num_layers=4, kernels=kernels, dtype=dtype))
     heads = ScriptedExitHead(EXITS, {FIRST + 4: {2: (WRONG, 0.9)}})
     generation = decode(model, heads, max_new_tokens=12).generation
     output, logits = generation.output_token_ids, model.step.logits[0].clone()
@@ -80,7 +80,7 @@ def test_a_wrong_draft_stays_and_what_follows_is_vanillas_on_that_prefix_bit_for
 
 
 def test_only_the_current_row_goes_through_the_last_head(model, vanilla):
-    traced = TracedModel(model)
+    traced = RecordingModel(model)
     generation = decode(traced, right(vanilla)).generation
     verifications = [call for call in traced.step.calls.elements() if call.kind == "verify"]
     assert len(verifications) == generation.num_rounds

@@ -1,4 +1,4 @@
-"""Replaying outputs through the base: the hidden states the engine sees, and the table of what heads would draft."""
+"""Outputs through the base: the hidden states the engine sees, and the table of what heads would draft."""
 
 import pytest
 import torch

@@ -6,6 +6,7 @@ import torch
 
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
+from adadecode.records import Prompt
 from adadecode.tuning.replay import ModelFacts
 from adadecode.tuning.trace import SampleTrace, TraceSpace, record
 from tests.models import needs_compiler, random_gates, random_heads, tiny_model
@@ -31,7 +32,7 @@ def trace_tiny(kernels: str, dtype: torch.dtype, max_new_tokens: int = 24, **spa
     heads = random_heads(model, EXITS, gates=random_gates(model, EXITS))
     settings = {"max_drafts": 3, "gamma_floor": 0.1, "ngram_floor": 0.05} | space
     of = TraceSpace(exits=EXITS, max_new_tokens=max_new_tokens, **settings)
-    traces = [record(model, heads, of, "tiny", str(idx), prompt) for idx, prompt in enumerate(PROMPTS)]
+    traces = [record(model, heads, of, Prompt("tiny", str(idx), prompt)) for idx, prompt in enumerate(PROMPTS)]
     return Traced(model, heads, of, ModelFacts.of(model), traces)
 
 

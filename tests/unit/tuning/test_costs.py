@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from adadecode.tuning.costs import Calls, Measured, PartCosts, fit_costs
+from adadecode.tuning.call_costs import CallCosts
+from adadecode.tuning.costs import Calls, Measured, fit_costs
 from adadecode.tuning.measure import measure_costs
-from tests.unit.tuning.conftest import EXITS
 
 WIDTH = 8
 
@@ -36,9 +36,9 @@ def test_a_vector_of_calls_names_each_count_once():
 
 
 def test_every_call_of_the_space_has_a_cost(traced):
-    parts = PartCosts(traced.model, traced.heads, EXITS, 3, WIDTH, [5, 6, 7], 64)
-    parts.measure(0.01)
-    layers, tests, verifies, rest = np.split(parts.seconds(), [WIDTH, 2 * WIDTH, 3 * WIDTH])
+    calls = CallCosts(traced.model, traced.heads, traced.space, [5, 6, 7], 64)
+    calls.measure(0.01)
+    layers, tests, verifies, rest = np.split(calls.seconds(), [WIDTH, 2 * WIDTH, 3 * WIDTH])
     for by_rows in (layers, tests, verifies):
         assert (by_rows[:4] > 0).all()
         assert not by_rows[4:].any()
@@ -46,7 +46,7 @@ def test_every_call_of_the_space_has_a_cost(traced):
 
 
 def test_costs_are_measured_on_real_generations(eager, monkeypatch):
-    monkeypatch.setattr("adadecode.tuning.measure.PARTS_BUDGET_S", 0.1)
+    monkeypatch.setattr("adadecode.tuning.measure.CALLS_BUDGET_S", 0.1)
     monkeypatch.setattr("adadecode.tuning.measure.COST_CANDIDATES", 4)
     costs = measure_costs(eager.model, {"tiny": eager.heads}, eager.traces[:3], eager.space, 0)
     assert costs.scale > 0

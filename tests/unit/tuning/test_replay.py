@@ -2,18 +2,19 @@ import random
 
 import pytest
 
-from adadecode.bench.parts import TracedModel
+from adadecode.bench.calls import RecordingModel
 from adadecode.engine.policy import VANILLA, Policy
-from adadecode.tuning.measure import Variant, decode, random_candidate, replays_alike
+from adadecode.tuning.contenders import Contender
+from adadecode.tuning.measure import decode, random_candidate, replays_alike
 from adadecode.tuning.replay import Candidate, replay, replay_oracle
 from tests.unit.tuning.conftest import EOS, EXITS
 
 NUM_CANDIDATES = 10
 
 
-def variant_of(traced, candidate: Candidate) -> Variant:
+def contender_of(traced, candidate: Candidate) -> Contender:
     heads = {"tiny": traced.heads.with_gate(candidate.gate)}
-    return Variant("candidate", candidate.policy, traced.space.width, heads, candidate)
+    return Contender("candidate", candidate.policy, traced.space.width, heads, candidate)
 
 
 def candidates(traced) -> list[Candidate]:
@@ -27,7 +28,7 @@ def test_a_replay_makes_every_call_of_the_engine_with_the_same_answers(traced):
     num_wrong = num_rejected = 0
     for candidate in candidates(traced):
         for trace in traced.traces:
-            assert replays_alike(traced.model, variant_of(traced, candidate), trace, traced.space), candidate
+            assert replays_alike(traced.model, contender_of(traced, candidate), trace, traced.space), candidate
             generation = replay(trace, traced.space, traced.facts, candidate).generation
             num_wrong += generation.num_drafted - generation.num_accepted
             num_rejected += candidate.policy.reject is not None and generation.num_drafted > generation.num_accepted
@@ -42,7 +43,7 @@ def test_a_trace_of_other_confidences_is_noticed(eager):
     changed = node._replace(proposals=[(token_id, p * 0.999) for token_id, p in node.proposals])
     trace.nodes[0] = changed
     try:
-        assert not replays_alike(eager.model, variant_of(eager, candidate), trace, eager.space)
+        assert not replays_alike(eager.model, contender_of(eager, candidate), trace, eager.space)
     finally:
         trace.nodes[0] = node
 
@@ -50,8 +51,8 @@ def test_a_trace_of_other_confidences_is_noticed(eager):
 def test_a_replay_counts_the_calls_the_engine_makes(traced):
     for candidate in candidates(traced)[:6]:
         for trace in traced.traces[:3]:
-            watched = TracedModel(traced.model)
-            decode(watched, variant_of(traced, candidate), trace, traced.space)
+            watched = RecordingModel(traced.model)
+            decode(watched, contender_of(traced, candidate), trace, traced.space)
             calls = replay(trace, traced.space, traced.facts, candidate).calls
             counted = watched.step.calls
             for rows in range(1, traced.space.width + 1):

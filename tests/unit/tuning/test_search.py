@@ -4,7 +4,7 @@ import pytest
 from adadecode.engine.policy import Policy
 from adadecode.tuning.costs import Calls, Costs
 from adadecode.tuning.replay import Candidate
-from adadecode.tuning.search import Simulator, cross_validated, pays, search, start_candidates
+from adadecode.tuning.search import Search, Simulator, pays, start_candidates
 from tests.unit.tuning.conftest import EXITS
 
 
@@ -46,7 +46,7 @@ def test_a_search_finds_at_least_the_best_of_its_starts_and_prefers_free_exits(e
         def gains(candidate, costs=costs):
             return simulator.gains(candidate, costs)
 
-        best = search(gains, starts, eager.space, prompts, gates=True)
+        best = Search(gains, starts, eager.space, has_gates=True).best(prompts)
         assert best.lies_in(eager.space)
         assert gains(best).mean() >= max(gains(start).mean() for start in starts)
     # where a test costs fifty seconds, the fewest tests win
@@ -68,8 +68,9 @@ def test_what_is_cross_validated_is_judged_on_prompts_it_was_not_found_on(eager)
 
     starts = [Candidate(Policy((1,), (gamma,), 3)) for gamma in gammas]
     prompts = np.arange(len(gammas))
-    assert gains(search(gains, starts, eager.space, prompts, gates=False)).mean() > 0
-    validated = cross_validated(gains, starts, eager.space, len(gammas), 4, False, 0)
+    search = Search(gains, starts, eager.space, has_gates=False)
+    assert gains(search.best(prompts)).mean() > 0
+    validated = search.cross_validated(len(gammas), 4, seed=0)
     assert (validated == -1.0).all()
 
 

@@ -1,114 +1,22 @@
-"""What a generation asks of its decode step, and what each of these calls costs on its own.
+"""What each call of a decode step costs on its own.
 
 Their sum is what the same rounds would take if nothing had to be done between the calls.
 """
 
 import statistics
 import time
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from adadecode.engine.drafters import Heads
-from adadecode.kernels.step import DecodeStep, Proposals, Segment, run_probe_test
-from adadecode.kernels.weights import ExitTest, Gate, Head
+from adadecode.bench.calls import Call
+from adadecode.kernels.weights import Gate, Head
 from adadecode.model.decoder import DecoderModel
-
-HeadName = Literal["full", "shortlist", "gate"]
 
 MAX_REPETITIONS = 40
 MIN_REPETITIONS = 5
 BACK_TO_BACK = 8  # segments run between two events on a CUDA device
-
-
-@dataclass(frozen=True)
-class Call:
-    """One kind of call of a decode step of `width` rows, on `rows` of them; calls of a kind do the same work.
-
-    `enter` puts tokens before layer 1; `layers` runs layers [start, stop); `test` is an exit head or gate at layer `start`;
-    `verify` is the model's own head.
-    """
-
-    kind: Literal["enter", "layers", "test", "verify"]
-    width: int
-    rows: int
-    start: int = 0
-    stop: int = 0
-    head: HeadName | None = None
-
-
-class TracedStep:
-    """A decode step that counts the calls it passes on to `step`."""
-
-    def __init__(self, step: DecodeStep) -> None:
-        self._step = step
-        self.width, self.cache, self.hidden, self.logits = step.width, step.cache, step.hidden, step.logits
-        self.calls: Counter[Call] = Counter()
-        self.tests: dict[Call, Head | Gate] = {}
-        self._exit_layer = 0
-
-    def prepare(self, boundaries: Sequence[int], tests: Iterable[ExitTest]) -> None:
-        self._step.prepare(boundaries, tests)
-
-    def prefill(self, prompt_ids: list[int]) -> Tensor:
-        return self._step.prefill(prompt_ids)
-
-    def begin(self, first_position: int) -> None:
-        self._step.begin(first_position)
-
-    def put(self, slot: int, token_ids: list[int]) -> None:
-        self.calls[Call("enter", self.width, len(token_ids))] += 1
-        self._step.put(slot, token_ids)
-
-    def run(self, lo: int, hi: int, start: int, stop: int) -> None:
-        self.calls[Call("layers", self.width, hi - lo, start, stop)] += 1
-        self._exit_layer = stop
-        self._step.run(lo, hi, start, stop)
-
-    def run_to_exit(self, segment: Segment, test: ExitTest, first_tested: int) -> Proposals | None:
-        return run_probe_test(self, segment, test, first_tested)
-
-    def test(self, head: Head, lo: int, hi: int) -> Proposals:
-        self._count(head, hi - lo)
-        return self._step.test(head, lo, hi)
-
-    def probe(self, gate: Gate, slot: int) -> float:
-        self._count(gate, 1)
-        return self._step.probe(gate, slot)
-
-    def _count(self, test: Head | Gate, rows: int) -> None:
-        call = Call("test", self.width, rows, self._exit_layer, head=head_name(test))
-        self.calls[call] += 1
-        self.tests.setdefault(call, test)
-
-    def verify(self, lo: int, hi: int) -> tuple[list[int], list[float]]:
-        self.calls[Call("verify", self.width, hi - lo)] += 1
-        return self._step.verify(lo, hi)
-
-
-class TracedModel:
-    """A model whose last new decode step is a traced one; everything else is `model`'s."""
-
-    def __init__(self, model: DecoderModel) -> None:
-        self._model = model
-        self.step: TracedStep | None = None
-
-    def new_step(self, width: int, num_positions: int) -> TracedStep:
-        self.step = TracedStep(self._model.new_step(width, num_positions))
-        return self.step
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-
-def head_name(test: Head | Gate) -> HeadName:
-    if isinstance(test, Gate):
-        return "gate"
-    return "full" if test.token_ids is None else "shortlist"
 
 
 class CallTime(NamedTuple):
@@ -124,7 +32,7 @@ class CallTime(NamedTuple):
         return cls(statistics.median(times_ms), min(times_ms), max(times_ms), len(times_ms))
 
 
-class PartTimer:
+class CallTimer:
     """Times each of `calls` in isolation, at a position in the middle of the output.
 
     They are made in turns, in the order a round has them, so that a call finds in the processor's caches what it finds
@@ -239,13 +147,3 @@ class _Workbench:
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def used_tests(heads: Heads, exits: tuple[int, ...], width: int) -> dict[Call, Head | Gate]:
-    """The gates of `heads` and the heads themselves that are tested at `exits`, as calls on one row."""
-    used = {}
-    for exit_layer, test in zip(heads.exits, heads.tests, strict=True):
-        if exit_layer in exits:
-            both = (test.head,) if test.gate is None else (test.head, test.gate)
-            used |= {Call("test", width, 1, exit_layer, head=head_name(tested)): tested for tested in both}
-    return used

@@ -1,4 +1,4 @@
-"""What a tuning works with: a loaded model, its heads, prompts and the space of policies."""
+"""What a tuning is about: a loaded model, its heads and the space of policies."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
-from adadecode.errors import ExitHeadsError, UsageError
+from adadecode.engine.policy import check_heads_at
+from adadecode.errors import ExitHeadsError
 from adadecode.files import short_hash
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
 from adadecode.model.head_files import load_heads
 from adadecode.model.load import chat_template_hash
+from adadecode.records import Prompt
 from adadecode.settings import HeadKind, TuneConfig
 from adadecode.tuning.trace import TraceSpace
 
@@ -20,14 +22,7 @@ GAMMA_FLOOR, NGRAM_FLOOR = 0.3, 0.2
 
 
 @dataclass(frozen=True)
-class Prompt:
-    task: str
-    sample_id: str
-    token_ids: list[int]
-
-
-@dataclass(frozen=True)
-class Tuner:
+class TuneSubject:
     """A loaded model with its heads per task, as they are traced and in full, and the space that is searched."""
 
     config: TuneConfig
@@ -61,21 +56,16 @@ class Tuner:
         }
 
 
-def load_tuner(config: TuneConfig, model: DecoderModel, tokenizer: Any, folders: dict[str, Path]) -> Tuner:
-    """The tuner for `model` with the heads in `folders`, one per task; raises ExitHeadsError and UsageError."""
+def load_subject(config: TuneConfig, model: DecoderModel, tokenizer: Any, folders: dict[str, Path]) -> TuneSubject:
+    """`model` with the heads in `folders`, one per task, to be tuned; raises ExitHeadsError and UsageError."""
     head = config.head or _cheapest_head(folders, model)
     heads = {task: load_heads(folder, model, head) for task, folder in folders.items()}
     full_heads = heads if head == "full" else _full_heads(folders, model)
     common = set.intersection(*(set(of_task.exits) for of_task in heads.values()))
     exits = config.exits or tuple(sorted(common))
-    missing = sorted(set(exits) - common)
-    if missing or not exits:
-        raise UsageError(
-            f"--exits {','.join(map(str, exits))}: there are no heads at {missing}; "
-            f"the heads are at {','.join(map(str, sorted(common)))}: choose among them or train others"
-        )
+    check_heads_at(exits, tuple(sorted(common)))
     space = TraceSpace(exits, config.max_drafts, GAMMA_FLOOR, NGRAM_FLOOR, config.max_new_tokens)
-    return Tuner(config, model, tokenizer, head, heads, full_heads, space)
+    return TuneSubject(config, model, tokenizer, head, heads, full_heads, space)
 
 
 def _full_heads(folders: dict[str, Path], model: DecoderModel) -> dict[str, ExitHeads] | None:

@@ -1,0 +1,76 @@
+"""The machine a bench runs on: what it is, how fast it copies, and how much memory the subject takes there."""
+
+import platform
+import resource
+import statistics
+import sys
+
+import torch
+
+from adadecode.bench.calls import used_tests
+from adadecode.bench.result import BenchMachine, Memory
+from adadecode.bench.subject import BenchSubject
+from adadecode.engine.policy import VANILLA
+from adadecode.provenance import cpu_name, gpu_driver
+
+COPY_BYTES, NUM_COPIES, NUM_WARMUP_COPIES = 2 << 30, 20, 3
+
+
+def copy_bandwidth() -> float:
+    """Bytes per second of a large copy within the CUDA device, bytes read and written; the median of several."""
+    num_bytes = min(COPY_BYTES, torch.cuda.mem_get_info()[0] // 4)
+    source = torch.empty(num_bytes // 4, dtype=torch.int32, device="cuda").random_()
+    target = torch.empty_like(source)
+    durations_ms = []
+    for _ in range(NUM_WARMUP_COPIES + NUM_COPIES):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        target.copy_(source)
+        end.record()
+        end.synchronize()
+        durations_ms.append(begin.elapsed_time(end))
+    del source, target
+    torch.cuda.empty_cache()
+    return 2 * (num_bytes // 4 * 4) / statistics.median(durations_ms[NUM_WARMUP_COPIES:]) * 1e3
+
+
+def memory_used(subject: BenchSubject) -> Memory:
+    """Bytes of the weights, of the heads, of keys and values, and at the peak of device and process until now."""
+    is_cuda = subject.model.device.type == "cuda"
+    weights = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in subject.model.lm.parameters()}
+    used = [used_tests(heads, subject.policies[task].exits, subject.width) for task, heads in subject.heads.items()]
+    matrices = [tensor for tests in used for test in tests.values() for tensor in test.tensors]
+    storages = {m.untyped_storage().data_ptr(): m.untyped_storage().nbytes() for m in matrices}
+    longest = max(subject.num_positions(prompt) for prompt in subject.prompts)
+    return Memory(
+        weights_bytes=sum(weights.values()),
+        heads_bytes=sum(size for place, size in storages.items() if place not in weights),
+        kv_bytes=subject.model.new_step(subject.width, longest).cache.kv.nbytes,
+        peak_device_bytes=torch.cuda.max_memory_allocated() if is_cuda else None,
+        peak_device_reserved_bytes=torch.cuda.max_memory_reserved() if is_cuda else None,
+        peak_rss_bytes=peak_rss_bytes(),
+    )
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process had, in bytes; the system counts in KiB, or in bytes on macOS."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def machine_of(subject: BenchSubject) -> BenchMachine:
+    """Where and with what `subject` runs."""
+    is_cuda = subject.model.device.type == "cuda"
+    return BenchMachine(
+        device=torch.cuda.get_device_name() if is_cuda else cpu_name(),
+        driver=gpu_driver() if is_cuda else None,
+        cuda=torch.version.cuda if is_cuda else None,
+        python=platform.python_version(),
+        dtype=subject.config.dtype,
+        threads=torch.get_num_threads(),
+        kernels=subject.model.kernels,
+        width=subject.width,
+        num_layers=subject.model.num_layers,
+        model_hash=subject.model.model_hash,
+        heads_hash={task: heads.content_hash for task, heads in subject.heads.items()},
+        policy=next(iter(subject.policies.values()), VANILLA),
+    )

@@ -1,0 +1,45 @@
+"""A tuned policy as the file that `eval --policy` reads, with what was predicted and measured of it."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from adadecode.settings import HeadKind
+from adadecode.tuning.replay import Candidate
+from adadecode.tuning.result import TuneResult
+
+
+def policy_settings(best: Candidate, head: HeadKind) -> dict[str, Any]:
+    """`best` over heads tested as `head`, as the decode settings of a policy file."""
+    policy = best.policy
+    gammas = set(policy.gammas)
+    settings: dict[str, Any] = {
+        "exits": list(policy.exits),
+        "gamma": policy.gammas[0] if len(gammas) == 1 else list(policy.gammas),
+        "max_drafts": policy.max_drafts,
+        "head": head,
+        "gate": best.gate,
+    }
+    return settings | {k: v for k, v in (("reject", policy.reject), ("ngram", policy.ngram)) if v is not None}
+
+
+def write_policy(path: Path, result: TuneResult) -> None:
+    """Writes the policy of `result`; `eval --policy` reads the settings alone."""
+    tuned, machine, made_from = result.tuned, result.machine, result.made_from
+    assert tuned.predicted_speedup is not None, tuned
+    known = {
+        "model": result.settings["model"],
+        "model_hash": made_from["model_hash"],
+        "heads_hash": made_from["heads_hash"],
+        "machine": f"{machine.device}, {machine.threads} threads, {made_from['dtype']}",
+        "prompts": {"tuned_on": result.num_prompts.tuned_on, "held_out": result.num_prompts.held_out},
+        "cross_validated_speedup": round(result.predicted.cross_validated, 3),
+        "predicted_speedup": round(tuned.predicted_speedup, 3),
+        "measured_speedup": round(tuned.speedup.value, 3),
+        "oracle_speedup": {name: round(speedup, 3) for name, speedup in result.oracle.by_name().items()},
+    }
+    settings = yaml.safe_dump(result.policy, sort_keys=False, default_flow_style=None)
+    about = yaml.safe_dump({"tuned": known}, sort_keys=False, default_flow_style=False, width=1000)
+    comment = "# Found by `adadecode tune`. Decoding speedups over the faster vanilla, geometric means over prompts.\n"
+    path.write_text(comment + settings + about, encoding="utf-8")
