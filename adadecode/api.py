@@ -196,3 +196,13 @@ def tune(settings: TuneConfig, out: str | Path, *, say: Say = silent) -> TuneRes
     from adadecode.tuning.tune import tune_from_config
 
     return tune_from_config(settings, Path(out), say)
+
+
+def run_bench(settings: BenchConfig, *, say: Say = silent) -> tuple[BenchResult, list[BenchRow]]:
+    """Measures the speed of every method and of the parts of a round; returns what was found and a row per generation.
+
+    `say` gets lines of progress. Raises UsageError and RowsDependentError.
+    """
+    from adadecode.bench.bench import run_bench
+
+    return run_bench(settings, say)

@@ -106,17 +106,15 @@ def plan_command(config_file: Path | None, rates: str | None, gpus: tuple[int, .
 @click.argument("run")
 def report_command(run: str) -> None:
     """Print a run's tables, from its committed rows."""
-    from adadecode.report.summary import error_lines, summarise
-    from adadecode.report.tables import finding_lines, provenance_lines, summary_table
-    from adadecode.runs.folder import read_commits, read_run
-    from adadecode.runs.result import read_committed
+    from adadecode.report.tables import provenance_lines, summary_table
+    from adadecode.runs.folder import read_run
+    from adadecode.runs.result import read_report
 
     for line in provenance_lines(read_run(run)):
         click.echo(line)
-    committed = read_committed(run, read_commits(run))
-    summary = summarise(committed.narrow, committed.verify)
+    summary, lines = read_report(run)
     console().print(summary_table(summary))
-    for line in finding_lines(summary, committed.verify, error_lines(committed.narrow)):
+    for line in lines:
         click.echo(line)
 
 

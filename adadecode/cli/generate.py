@@ -49,3 +49,23 @@ def bench_command(config_file: Path | None, out: Path | None, **flags: Any) -> N
 
     The last line is the result as one JSON object.
     """
+    import json
+
+    from adadecode.api import run_bench
+    from adadecode.bench.bench import write_bench
+    from adadecode.bench.table import bench_lines, bench_tables
+    from adadecode.files import make_folder
+
+    config = build_settings(BenchConfig, config_file, flags)
+    if out is not None:
+        make_folder(out)
+    result, rows = run_bench(config, say=say_on_stderr)
+    shown = Console(width=max(BENCH_WIDTH, console().width), record=True)
+    for table in bench_tables(result):
+        shown.print(table)
+    for line in bench_lines(result):
+        shown.print(line, highlight=False, markup=False)
+    if out is not None:
+        write_bench(out, result, rows, shown.export_text())
+    click.echo(json.dumps(result.to_json()))
+    sys.exit(result.exit_code)

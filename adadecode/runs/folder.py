@@ -121,7 +121,7 @@ class RunFolder:
             self.storage.delete(commit_name(shard_idx))
         return len(failed)
 
-    def sweep(self, named: Collection[str]) -> int:
+    def delete_leftovers(self, named: Collection[str]) -> int:
         """Deletes data files that are not among those the commits name, and temporary files; returns how many.
 
         Only for a run that is complete: a late attempt may still be about to commit what looks left over.
@@ -207,7 +207,10 @@ def read_samples(location: str | Path) -> pa.Table:
 
 
 def committed_tables(location: str | Path, commits: Mapping[int, dict[str, Any]]) -> Iterator[pa.Table]:
-    """The rows of `commits` shard by shard, few files in memory at a time; raises as `read_samples` does."""
+    """The rows of `commits` shard by shard, few files in memory at a time.
+
+    Raises RunFolderError when a commit is another run's, or a committed file is missing or altered.
+    """
     storage = open_storage(location)
     fingerprint = _run_in(storage)["fingerprint"]
     foreign = [shard_idx for shard_idx, commit in commits.items() if commit["fingerprint"] != fingerprint]

@@ -92,6 +92,13 @@ class RunResult:
         return [f"{row['method']} on {row['task']}" for row in self.summary.to_pylist() if row["n"] == 0]
 
 
+def read_report(location: str | Path) -> tuple[pa.Table, list[str]]:
+    """The SUMMARY table of the run at `location` and the lines under it, of what is committed; needs no plan."""
+    committed = read_committed(location, read_commits(location))
+    summary = summarise(committed.narrow, committed.verify)
+    return summary, finding_lines(summary, committed.verify, error_lines(committed.narrow))
+
+
 def read_result(location: str | Path) -> RunResult:
     """What the run at `location` comes to, recomputed from its tables alone; writes nothing."""
     config = read_run(location)["config"]

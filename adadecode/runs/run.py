@@ -97,5 +97,5 @@ def close_run(prepared: PreparedRun) -> RunResult:
     folder.write_table("summary.parquet", result.summary)
     folder.update_run(status="incomplete" if result.num_missing else "complete", workers=worker_processes(commits))
     if not result.num_missing:
-        folder.sweep({commit["file"] for commit in commits.values()})
+        folder.delete_leftovers({commit["file"] for commit in commits.values()})
     return result

@@ -9,6 +9,7 @@ import os
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -23,6 +24,7 @@ from adadecode.bench.calls import Call
 from adadecode.bench.subject import load_subject
 from adadecode.bench.synthetic import synthetic_lm
 from adadecode.bench.table import BENCH_ROWS, bench_tables
+from adadecode.evaluation.compare import compare
 from adadecode.settings import BenchConfig, build_settings
 from tests.json_keys import key_paths
 
@@ -171,7 +173,8 @@ def test_synthetic_weights_are_named_so_in_the_title_and_the_json(cli):
 def test_an_output_that_differs_from_vanillas_ends_with_exit_code_3(cli, monkeypatch):
     def differs(vanilla, other, dtype):
         wrong = other.generation.num_drafted > 0
-        return {"parity": "mismatch" if wrong else "exact", "logits_equal": not wrong}
+        found = compare(vanilla, other, dtype)
+        return replace(found, parity="mismatch" if wrong else "exact", logits_equal=not wrong)
 
     monkeypatch.setattr(bench_module, "compare", differs)
     result = cli("bench", "--shape", "llama-160m", "--limit", 1, "--max-new-tokens", 12, "--repeats", 1)

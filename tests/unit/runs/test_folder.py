@@ -339,14 +339,14 @@ def test_what_cannot_be_read_for_now_is_withdrawn_by_nobody(run):
     assert read_samples(run.location).num_rows == 4
 
 
-def test_a_sweep_deletes_losers_and_temporary_files_and_nothing_else(run):
+def test_leftovers_are_the_losers_and_temporary_files_and_nothing_else(run):
     commit(run, "first")
     commit(run, "second")
     (committed, loser) = data_files(Path(run.location))
     left = [committed.with_name(".part-00002-x.parquet.ab.tmp"), Path(run.location) / "commits" / ".00001.json.ab.tmp"]
     for file in left:
         file.write_bytes(b"half")
-    assert run.sweep({commit["file"] for commit in read_commits(run.location).values()}) == 3
+    assert run.delete_leftovers({commit["file"] for commit in read_commits(run.location).values()}) == 3
     assert committed.exists()
     assert not any(file.exists() for file in (loser, *left))
     assert list(read_commits(run.location)) == [0]

@@ -1,12 +1,17 @@
 """What a run comes to: the lines under its table, what is said on stderr, and the exit code."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from adadecode.errors import RunFolderError
 from adadecode.report.parity import recompute_parity
 from adadecode.report.summary import error_lines, summarise
-from adadecode.runs.result import RunResult, mixed_weights, worker_processes
+from adadecode.runs.result import RunResult, mixed_weights, read_report, read_result, worker_processes
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "run-0.1.0"
 
 
 @pytest.fixture
@@ -77,3 +82,19 @@ def test_every_worker_process_is_named_once_and_two_models_are_a_disagreement():
     assert mixed_weights(commits) == [], "a sample that was lost was decoded by no model"
     commits[4] = {"worker": worker | {"worker_id": "w1", "model_hash": "k"}}
     assert mixed_weights(commits) == ["shards were computed with different weights: k, m"]
+
+
+def test_a_stored_run_is_judged_from_its_tables():
+    complete, interrupted = read_result(GOLDEN / "complete"), read_result(GOLDEN / "interrupted")
+    assert complete.lines() == ["parity 12/12, logits 12/12", f"tables: {GOLDEN / 'complete'}"]
+    assert (complete.exit_code, complete.problem_lines()) == (0, [])
+    assert (interrupted.exit_code, interrupted.num_missing) == (4, 3 * 3 * 2)
+
+
+def test_a_report_is_of_what_is_committed_without_a_plan(tmp_path):
+    folder = Path(shutil.copytree(GOLDEN / "interrupted", tmp_path / "run"))
+    (folder / "plan.parquet").unlink()
+    summary, lines = read_report(folder)
+    assert (summary["n"].to_pylist(), lines) == ([6, 6, 6], ["parity 6/6, logits 6/6"])
+    with pytest.raises(RunFolderError, match=r"plan.parquet cannot be read"):
+        read_result(folder)
