@@ -119,9 +119,8 @@ def draft(step: DecodeStep, round_: Round, rules: Rules) -> None:
             if not may_draft or confidence <= drafter.gamma:
                 break
             if token_id in rules.eos:
-                may_draft = (
-                    drafter.boundary == 0
-                )  # looked up in the text alone, it does not keep the exits from drafting
+                # one that was looked up in the text alone does not keep the exits from drafting
+                may_draft = drafter.boundary == 0
                 break
             token_ids.append(token_id)
         if token_ids:
