@@ -48,7 +48,7 @@ class EagerStep:
         self._host = torch.zeros(width + 3, dtype=torch.long, pin_memory=device.type == "cuda")
 
     def prepare(self, boundaries: Sequence[int], tests: Iterable[ExitTest]) -> None:
-        """Nothing: torch operations run as they are called."""
+        """Does nothing: torch operations need no preparation."""
 
     def prefill(self, prompt_ids: list[int]) -> Tensor:
         return self._prefill(torch.tensor(prompt_ids, device=self.hidden.device), self.cache)

@@ -1,1 +1,1 @@
-"""transformers models seen as segments of layers at static step shapes; exit heads; the K/V cache."""
+"""What a frozen model is: weights read from transformers, families that are supported, exit heads and their files."""
