@@ -103,7 +103,9 @@ def test_a_folder_is_made_with_those_above_it_and_may_be_there(tmp_path):
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        RunFolderError, match=r"file/out' cannot be made a folder \(Not a directory\): choose another"
+        RunFolderError, match=r"^--out '.*file/out' cannot be made a folder \(Not a directory\): choose another"
     ) as caught:
         make_folder(tmp_path / "file" / "out")
     assert caught.value.exit_code == EXIT_USAGE
+    with pytest.raises(RunFolderError, match=r"^--outputs '.*file' cannot be made a folder \(File exists\)"):
+        make_folder(tmp_path / "file", "--outputs")
