@@ -13,9 +13,10 @@ from adadecode.evaluation.observer import QUIET, Counting, Limiting, Observer, T
 from adadecode.evaluation.stop import NEVER, StopRequest
 from adadecode.methods import METHODS
 from adadecode.records import Generation
-from adadecode.settings import EvalConfig, GenerateConfig, TrainConfig, TuneConfig, settings_of
+from adadecode.settings import BenchConfig, EvalConfig, GenerateConfig, TrainConfig, TuneConfig, settings_of
 
 if TYPE_CHECKING:
+    from adadecode.bench.result import BenchResult, BenchRow
     from adadecode.engine.policy import Policy
     from adadecode.evaluation.progress import RunProgress
     from adadecode.model.decoder import DecoderModel

@@ -20,13 +20,13 @@ def short_hash(*parts: str | bytes) -> str:
     return digest.hexdigest()[:16]
 
 
-def make_folder(folder: Path) -> None:
-    """Makes `folder` before work is done for it; raises RunFolderError when it cannot be made."""
+def make_folder(folder: Path, flag: str = "--out") -> None:
+    """Makes the `folder` that `flag` names, before work is done for it; raises RunFolderError when it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunFolderError(
-            f"{str(folder)!r} cannot be made a folder ({error.strerror}): choose another folder"
+            f"{flag} {str(folder)!r} cannot be made a folder ({error.strerror}): choose another folder"
         ) from error
 
 

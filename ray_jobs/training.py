@@ -11,16 +11,16 @@ import ray
 from ray.exceptions import RayError
 
 from adadecode.errors import AdaDecodeError
-from adadecode.files import make_folder
 from adadecode.model.head_files import HeadFacts
 from adadecode.model.load import load_tokenizer
 from adadecode.settings import TrainConfig
-from adadecode.training.outputs import OutputsProgress, Part, Say, find_part, make_part, part_path
+from adadecode.training.outputs import OutputsProgress, Part, Say, find_part, make_part
 from adadecode.training.prompts import Chunk, TaskPrompts, UsablePrompts
 from adadecode.training.train import (
     check_settings,
     distill_heads,
     load_base,
+    make_folders,
     out_of_memory_named,
     outputs_folder,
     use_threads,
@@ -102,10 +102,9 @@ def train_on_ray(config: TrainConfig, out: Path, say: Say) -> HeadFacts:
     """
     lm_config, tokenizer = load_tokenizer(config.model, config.revision)
     check_settings(config, lm_config)
-    make_folder(out)
+    make_folders(config, out)
     prompts = UsablePrompts(TaskPrompts(config, tokenizer), lm_config.max_position_embeddings)
     outputs = outputs_folder(config, out).resolve()
-    make_folder(part_path(outputs, 0).parent)
     config = with_absolute_paths(config).model_copy(update={"outputs": str(outputs)})
     parts = _make_outputs(config, prompts, outputs, say)
     return _train(config, parts, out.resolve(), say)

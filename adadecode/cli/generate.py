@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
 
-from adadecode.cli.console import console
+from adadecode.cli.console import console, say_on_stderr
 from adadecode.cli.options import settings_options
 from adadecode.errors import EXIT_MISMATCH, EXIT_OK
 from adadecode.methods import REFERENCE

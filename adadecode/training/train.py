@@ -78,8 +78,7 @@ def train_heads(
     progress. Raises UsageError, also as ExitHeadsError and RunFolderError, and NonFiniteLogitsError.
     """
     check_settings(config, model.config)
-    make_folder(out)
-    make_folder(part_path(outputs_folder(config, out), 0).parent)
+    make_folders(config, out)
     with out_of_memory_named():
         parts = make_outputs(model, prompts, config, outputs_folder(config, out), say)
         return distill_heads(model, parts, config, out, say, checkpoint_every_s=checkpoint_every_s)
@@ -186,6 +185,13 @@ def check_settings(config: TrainConfig, lm_config: Any) -> None:
 def outputs_folder(config: TrainConfig, out: Path) -> Path:
     """The heads' folder that holds the outputs to learn from: `out` unless the settings name another."""
     return out if config.outputs is None else Path(config.outputs)
+
+
+def make_folders(config: TrainConfig, out: Path) -> None:
+    """Makes the folders of the heads and of their outputs; raises RunFolderError when one cannot be made."""
+    make_folder(out)
+    flag = "--out" if config.outputs is None else "--outputs"
+    make_folder(part_path(outputs_folder(config, out), 0).parent, flag)
 
 
 def training_base(model: DecoderModel) -> DecoderModel:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from adadecode.tuning.space import hash_tokenizer
 
 from adadecode.errors import EXIT_USAGE, RunFolderError
 from adadecode.files import make_folder, short_hash, stored_beside, whole_file, write_whole
@@ -15,7 +16,6 @@ from adadecode.settings import EvalConfig, TrainConfig
 from adadecode.training.outputs import Part
 from adadecode.training.prompts import hash_ids
 from adadecode.training.train import fingerprint_of
-from adadecode.tuning.space import hash_tokenizer
 
 
 def test_a_short_hash_is_16_digits_of_the_sha256_of_its_parts_joined():
@@ -103,7 +103,9 @@ def test_a_folder_is_made_with_those_above_it_and_may_be_there(tmp_path):
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        RunFolderError, match=r"file/out' cannot be made a folder \(Not a directory\): choose another"
+        RunFolderError, match=r"^--out '.*file/out' cannot be made a folder \(Not a directory\): choose another"
     ) as caught:
         make_folder(tmp_path / "file" / "out")
     assert caught.value.exit_code == EXIT_USAGE
+    with pytest.raises(RunFolderError, match=r"^--outputs '.*file' cannot be made a folder \(File exists\)"):
+        make_folder(tmp_path / "file", "--outputs")

@@ -183,5 +183,5 @@ def test_outputs_of_other_settings_are_never_overwritten(tmp_path):
 def test_an_outputs_folder_that_is_a_file_is_refused_before_anything_is_generated(tmp_path):
     (tmp_path / "file").write_text("")
     config = CONFIG.model_copy(update={"outputs": str(tmp_path / "file")})
-    with pytest.raises(RunFolderError, match="cannot be made a folder"):
+    with pytest.raises(RunFolderError, match=r"--outputs .* cannot be made a folder"):
         train_heads(tiny_model(), PROMPTS, config, tmp_path / "out", lambda line: None)
