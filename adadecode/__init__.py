@@ -4,6 +4,8 @@ import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
+from adadecode.version import __version__
+
 if TYPE_CHECKING:
     from adadecode.api import LanguageModel, Output, evaluate, load, run_bench, train_heads, tune
     from adadecode.errors import AdaDecodeError, UsageError
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
         TrainConfig,
         TuneConfig,
     )
-
-__version__ = "0.1.0"
 
 # Where each public name is; its module is imported when the name is first used.
 _HOMES = {
@@ -54,6 +54,7 @@ __all__ = [
     "TrainConfig",
     "TuneConfig",
     "UsageError",
+    "__version__",
     "evaluate",
     "load",
     "run_bench",

@@ -65,14 +65,12 @@ class LanguageModel:
         from adadecode.engine.generate import Request
         from adadecode.records import Example
         from adadecode.tasks.encode import encode_prompt
+        from adadecode.tasks.heads import heads_folder
 
         if method not in METHODS:
             raise UsageError(f"method {method!r}: unknown; choose among {', '.join(METHODS)}")
         if METHODS[method].exits and self.heads is None:
-            raise UsageError(
-                f"method {method!r} needs heads, and {self.config.model!r} was loaded without: give load(heads=...), or "
-                'generate(method="vanilla")'
-            )
+            heads_folder(self.config, self.config.domain)  # says that there are none
         prompt_ids = encode_prompt(self.tokenizer, Example("prompt", prompt, prompt))
         request = Request(prompt_ids, max_new_tokens or self.config.decode.max_new_tokens)
         generation = decode(self.model, METHODS[method], request, self.policy, self.heads).generation
@@ -92,15 +90,12 @@ def load(model: str = "demo", heads: str | None = None, **settings: Any) -> Lang
 
 def load_configured(config: GenerateConfig) -> LanguageModel:
     """What `load` gives for settings that are resolved."""
-    import torch
-
     from adadecode.engine.invariance import check_rows_independent
     from adadecode.engine.policy import VANILLA, make_policy
     from adadecode.evaluation.worker import heads_for
-    from adadecode.model.load import load_model
+    from adadecode.model.load import load_model, use_threads
 
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     model, tokenizer = load_model(config)
     has_heads = config.heads is not None or config.model == "demo"
     heads = heads_for(config, config.domain, model) if has_heads else None

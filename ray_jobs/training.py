@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 
 from adadecode.errors import AdaDecodeError
 from adadecode.model.head_files import HeadFacts
-from adadecode.model.load import load_tokenizer
+from adadecode.model.load import load_tokenizer, use_threads
 from adadecode.settings import TrainConfig
 from adadecode.training.outputs import OutputsProgress, Part, Say, find_part, make_part
 from adadecode.training.prompts import Chunk, TaskPrompts, UsablePrompts
@@ -23,7 +23,6 @@ from adadecode.training.train import (
     make_folders,
     out_of_memory_named,
     outputs_folder,
-    use_threads,
 )
 from ray_jobs.actors import lost_device_ends_the_process
 from ray_jobs.cluster import actor_resources, with_absolute_paths
@@ -80,7 +79,7 @@ class TrainActor(ModelActor):
 
     def work(self, parts: list[Part]) -> Done:
         """Trains to the end; returns the facts of the heads, and what was said and not yet fetched."""
-        use_threads(self._task.config)  # a call may run in another thread than `load`
+        use_threads(self._task.config.threads)  # a call may run in another thread than `load`
         with out_of_memory_named():
             facts = distill_heads(self._model, parts, self._task.config, self._task.out, self._lines.put)
         return Done((facts, self.take_lines()))

@@ -22,6 +22,7 @@ from adadecode.evaluation.compare import compare
 from adadecode.files import whole_file, write_whole
 from adadecode.kernels.weights import Gate, Head
 from adadecode.methods import METHODS, REFERENCE, in_turn
+from adadecode.model.load import use_threads
 from adadecode.settings import BenchConfig
 
 Say = Callable[[str], None]
@@ -34,8 +35,7 @@ def run_bench(config: BenchConfig, say: Say) -> tuple[BenchResult, list[BenchRow
     The parts are timed between the repeats, so that a machine that is slower for a while is so for both. `say` is told
     what is going on.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     subject = load_subject(config)
     check_rows_independent(subject.model, subject.width)
     bandwidth = copy_bandwidth() if subject.model.device.type == "cuda" else None

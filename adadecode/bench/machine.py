@@ -4,13 +4,14 @@ import platform
 import resource
 import statistics
 import sys
+from typing import Any
 
 import torch
 
 from adadecode.bench.calls import used_tests
 from adadecode.bench.result import BenchMachine, Memory
 from adadecode.bench.subject import BenchSubject
-from adadecode.engine.policy import VANILLA
+from adadecode.engine.policy import VANILLA, Policy
 from adadecode.provenance import cpu_name, gpu_driver
 
 COPY_BYTES, NUM_COPIES, NUM_WARMUP_COPIES = 2 << 30, 20, 3
@@ -57,6 +58,11 @@ def peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def drafting_of(policy: Policy) -> dict[str, Any]:
+    """What is drafted when under `policy`, as bench.json has it."""
+    return {name: getattr(policy, name) for name in ("exits", "gammas", "max_drafts", "reject", "ngram")}
+
+
 def machine_of(subject: BenchSubject) -> BenchMachine:
     """Where and with what `subject` runs."""
     is_cuda = subject.model.device.type == "cuda"
@@ -72,5 +78,5 @@ def machine_of(subject: BenchSubject) -> BenchMachine:
         num_layers=subject.model.num_layers,
         model_hash=subject.model.model_hash,
         heads_hash={task: heads.content_hash for task, heads in subject.heads.items()},
-        policy=next(iter(subject.policies.values()), VANILLA),
+        policy=drafting_of(next(iter(subject.policies.values()), VANILLA)),
     )

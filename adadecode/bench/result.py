@@ -6,7 +6,6 @@ Field names are the keys and columns on disk.
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from adadecode.engine.policy import Policy
 from adadecode.errors import EXIT_MISMATCH, EXIT_OK
 
 
@@ -125,7 +124,7 @@ class BenchMachine:
     num_layers: int
     model_hash: str
     heads_hash: dict[str, str | None]
-    policy: Policy
+    policy: dict[str, Any]
 
 
 @dataclass(frozen=True)

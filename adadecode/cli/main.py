@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from adadecode import __version__
 from adadecode.cli.evaluate import eval_command, plan_command, report_command, submit_command, verify_command
 from adadecode.cli.generate import bench_command, generate_command
 from adadecode.cli.heads import train_heads_command, tune_command
 from adadecode.cli.sweep import sweep_command
 from adadecode.cli.tasks import tasks_command
 from adadecode.errors import AdaDecodeError
+from adadecode.version import __version__
 
 
 class OneLineErrors(click.Group):

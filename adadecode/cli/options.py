@@ -135,10 +135,6 @@ def integers(_: click.Context, parameter: click.Parameter, text: str | None) -> 
     return None if text is None else split(int, text, "whole numbers with commas, such as 4,8,12")
 
 
-def numbers(_: click.Context, parameter: click.Parameter, text: str | None) -> tuple[float, ...] | None:
-    return None if text is None else split(float, text, "numbers with commas, such as 0.5,0.75")
-
-
 def names(_: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...] | None:
     return None if text is None else split(str, text, "names with commas")
 

@@ -1,7 +1,7 @@
 """`sweep`: many evaluations, one table."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,35 +9,52 @@ import click
 
 from adadecode.cli.console import console, say_on_stderr
 from adadecode.cli.evaluate import evaluate, report_result, resume_command
-from adadecode.cli.options import integers, names, numbers, settings_options, split
-from adadecode.errors import EXIT_INCOMPLETE
+from adadecode.cli.options import settings_options, split
+from adadecode.errors import EXIT_INCOMPLETE, UsageError
 from adadecode.evaluation.stop import StopRequest
 from adadecode.settings import EvalConfig
 
 
-def exit_sets(_: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    return tuple(split(int, text, "whole numbers with commas, such as 4,8,12") for text in texts)
+def grid(kind: Callable[[str], Any], wanted: str) -> Callable[..., Any]:
+    """A callback for one flag of the grid, a text or several: the values in each. Raises UsageError."""
+
+    def parse(_: click.Context, parameter: click.Parameter, given: str | Sequence[str] | None) -> tuple[Any, ...]:
+        try:
+            if isinstance(given, str):
+                return split(kind, given, wanted)
+            return tuple(split(kind, text, wanted) for text in given or ())
+        except click.BadParameter as error:
+            raise UsageError(f"{parameter.opts[0]} {error.message}") from None
+
+    return parse
+
+
+WHOLE = (int, "whole numbers with commas, such as 4,8,12")
 
 
 @click.command("sweep")
 @settings_options(EvalConfig, leave_out=("gamma", "exits", "max_drafts"))
-@click.option("--gammas", callback=numbers, help="Gammas with commas.  [default: the policy's]")
+@click.option(
+    "--gammas",
+    callback=grid(float, "numbers with commas, such as 0.5,0.75"),
+    help="Gammas with commas.  [default: the policy's]",
+)
 @click.option(
     "--exits",
     "exit_sets",
     multiple=True,
-    callback=exit_sets,
+    callback=grid(*WHOLE),
     help="Exit layers, such as 4,8,12; repeat for more cells.",
 )
-@click.option("--max-drafts", callback=integers, help="Numbers with commas.  [default: the policy's]")
-@click.option("--tasks", callback=names, help="Tasks with commas.  [default: --task]")
+@click.option("--max-drafts", callback=grid(*WHOLE), help="Numbers with commas.  [default: the policy's]")
+@click.option("--tasks", callback=grid(str, "names with commas"), help="Tasks with commas.  [default: --task]")
 @click.option("--out", default="results/sweep", show_default=True, help="Folder, or s3:// or gs:// URL.")
 def sweep_command(
     config_file: Path | None,
-    gammas: tuple[float, ...] | None,
+    gammas: tuple[float, ...],
     exit_sets: tuple[tuple[int, ...], ...],
-    max_drafts: tuple[int, ...] | None,
-    tasks: tuple[str, ...] | None,
+    max_drafts: tuple[int, ...],
+    tasks: tuple[str, ...],
     out: str,
     **flags: Any,
 ) -> None:
@@ -48,7 +65,7 @@ def sweep_command(
     from adadecode.evaluation.sweep import Grid, check_heads_exist, plan_cells, sweep_table, write_sweep
     from adadecode.runs.storage import join
 
-    cells = plan_cells(config_file, Grid(tasks or (), gammas or (), exit_sets, max_drafts or ()), flags)
+    cells = plan_cells(config_file, Grid(tasks, gammas, exit_sets, max_drafts), flags)
     check_heads_exist(cells)
     codes, summaries = [], {}
     with StopRequest(max(cell.config.grace_s for cell in cells), say_on_stderr) as stop:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from adadecode import __version__
 from adadecode.evaluation.rows import SampleRow, commit_rows
 from adadecode.evaluation.worker import Worker, evaluate_sample, evaluate_shard
 from adadecode.evaluation.worker_log import shard_context
@@ -13,6 +12,7 @@ from adadecode.provenance import git_sha
 from adadecode.records import Shard, ShardOutcome
 from adadecode.runs.folder import RunFolder
 from adadecode.settings import EvalConfig
+from adadecode.version import __version__
 
 log = logging.getLogger(__name__)
 

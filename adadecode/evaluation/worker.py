@@ -23,7 +23,7 @@ from adadecode.methods import METHODS, REFERENCE, any_needs_heads
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads, original_heads
 from adadecode.model.head_files import load_heads
-from adadecode.model.load import chat_template_hash, load_model
+from adadecode.model.load import chat_template_hash, load_model, use_threads
 from adadecode.provenance import cpu_name, gpu_driver
 from adadecode.records import Shard
 from adadecode.settings import DecodingSettings, Domain, EvalConfig
@@ -79,8 +79,7 @@ class Worker:
 def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, threads: int | None) -> Worker:
     """Loads model and heads, checks that rows are independent at this width, and warms every method up."""
     started = time.perf_counter()
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     model, tokenizer = load_model(config)
     drafts = any_needs_heads(config.methods)
     heads = {task: heads_for(config, task_domain(task), model) for task in tasks} if drafts else {}

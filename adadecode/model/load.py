@@ -35,6 +35,12 @@ def load_model(settings: ModelSettings) -> tuple[DecoderModel, PreTrainedTokeniz
     return DecoderModel(lm.to(settings.device), settings.kernels), tokenizer
 
 
+def use_threads(threads: int | None) -> None:
+    """Has torch compute with `threads` CPU threads in the calling thread; None leaves it as it is."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
 def load_tokenizer(model: str, revision: str | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
     """transformers' configuration and the tokenizer of a model that `load_model` takes, without its weights."""
     source = resolve_model(model)

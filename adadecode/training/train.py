@@ -17,7 +17,7 @@ from adadecode.files import make_folder, short_hash
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import HeadTensors, Shortlist, check_exits
 from adadecode.model.head_files import HeadFacts, load_heads, read_facts, save_heads
-from adadecode.model.load import load_model
+from adadecode.model.load import load_model, use_threads
 from adadecode.model.shortlist import default_shortlist_len
 from adadecode.settings import TrainConfig
 from adadecode.training.base_pass import measure
@@ -52,14 +52,8 @@ def train_from_config(config: TrainConfig, out: Path, say: Say) -> HeadFacts:
 
 def load_base(config: TrainConfig) -> tuple[DecoderModel, PreTrainedTokenizerBase]:
     """The model that `config` names and its tokenizer, computing with its threads."""
-    use_threads(config)
+    use_threads(config.threads)
     return load_model(config)
-
-
-def use_threads(config: TrainConfig) -> None:
-    """Has torch compute with the threads of `config` in the calling thread."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
 
 
 def train_heads(

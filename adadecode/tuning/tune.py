@@ -18,7 +18,7 @@ from adadecode.engine.invariance import check_rows_independent
 from adadecode.engine.policy import Policy
 from adadecode.errors import PromptTooLongError, UsageError
 from adadecode.files import make_folder
-from adadecode.model.load import load_model
+from adadecode.model.load import load_model, use_threads
 from adadecode.provenance import cpu_name, provenance
 from adadecode.records import Prompt
 from adadecode.settings import TuneConfig
@@ -55,8 +55,7 @@ Say = Callable[[str], None]
 
 def tune_from_config(config: TuneConfig, out: Path, say: Say) -> TuneResult:
     """Tunes what `config` describes into `out`; returns what `tune.json` holds. Raises UsageError."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     tasks = expand_task(config.task)
     examples = {task: load_examples(task, config) for task in tasks}
     folders = {task: folder for task in tasks if (folder := heads_folder(config, task_domain(task))) is not None}

@@ -30,7 +30,7 @@ def added(monkeypatch):
 def test_the_worked_example_adds_a_task_and_a_method_that_every_room_knows(added, cli, tiny, tmp_path):
     file = tmp_path / "sums.jsonl"
     file.write_text("\n".join(map(json.dumps, SUMS)))
-    flags = tiny.flags(task="sums", data_file=file, methods="vanilla,adadecode,hasty")
+    flags = tiny.flags(task="sums", data_file=file, methods="vanilla,adadecode,hasty", gamma=0.9)
     result = cli("eval", "--local", *flags, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.stderr
     assert "parity 4/4, logits 4/4" in result.stdout

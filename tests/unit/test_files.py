@@ -5,7 +5,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from adadecode.tuning.space import hash_tokenizer
 
 from adadecode.errors import EXIT_USAGE, RunFolderError
 from adadecode.files import make_folder, short_hash, stored_beside, whole_file, write_whole
@@ -16,6 +15,7 @@ from adadecode.settings import EvalConfig, TrainConfig
 from adadecode.training.outputs import Part
 from adadecode.training.prompts import hash_ids
 from adadecode.training.train import fingerprint_of
+from adadecode.tuning.subject import hash_tokenizer
 
 
 def test_a_short_hash_is_16_digits_of_the_sha256_of_its_parts_joined():

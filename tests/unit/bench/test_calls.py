@@ -5,7 +5,8 @@ import torch
 
 from adadecode.bench.calls import RecordingModel, used_tests
 from adadecode.bench.synthetic import synthetic_heads, synthetic_lm, synthetic_prompts
-from adadecode.engine.generate import generate
+from adadecode.engine.drafters import drafters_of
+from adadecode.engine.generate import Request, generate
 from adadecode.engine.policy import VANILLA, Policy
 from adadecode.model.decoder import DecoderModel
 from tests.unit.bench.test_bench import SMALL
@@ -18,8 +19,9 @@ def test_a_recording_step_counts_every_layer_run_and_changes_no_output(kernels, 
     heads = synthetic_heads(model, (2, 4, 6), "shortlist", 0.5)
     recording = RecordingModel(model)
     prompt = synthetic_prompts(model.vocab_size, 1, 20)[0] * 2
-    common = {"width": 8, "max_new_tokens": 40, "policy": policy, "drafter": heads}
-    plain, watched = generate(model, prompt, **common).generation, generate(recording, prompt, **common).generation
+    plain, watched = (
+        generate(of, Request(prompt, 40), policy, drafters_of(policy, heads)).generation for of in (model, recording)
+    )
     assert watched.output_token_ids == plain.output_token_ids
     calls = recording.step.calls
     segments = {call: count for call, count in calls.items() if call.kind == "layers"}

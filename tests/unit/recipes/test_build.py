@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from adadecode.model.exit_heads import FACTS, read_facts
+from adadecode.model.head_files import FACTS, read_facts
 from adadecode.recipes.build import HeadBuilder, mixed_prompts
 from tests.folders import save_tiny_model
 

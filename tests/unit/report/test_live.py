@@ -45,16 +45,23 @@ def log() -> io.StringIO:
 
 
 @pytest.fixture
-def live(clock, log) -> LiveProgress:
-    """Of a run of 48 samples, into a log 40 columns wide."""
-    return LiveProgress(RunProgress(48, clock=clock), Console(file=log, width=40), clock)
+def progress(clock) -> RunProgress:
+    """Of a run of 48 samples."""
+    return RunProgress(48, clock=clock)
 
 
-def test_a_log_has_one_line_each_ten_seconds_and_one_at_the_end(live, clock, log):
+@pytest.fixture
+def live(progress, clock, log) -> LiveProgress:
+    """Of that run, into a log 40 columns wide."""
+    return LiveProgress(progress, Console(file=log, width=40), clock)
+
+
+def test_a_log_has_one_line_each_ten_seconds_and_one_at_the_end(live, progress, clock, log):
     with live:
         for _ in range(3):
             clock.now_s += 4
-            live.on_shard(FOUR)
+            progress.add(FOUR)
+            live.refresh()
         assert log.getvalue().splitlines() == ["12/48 samples, 175 tokens/s, ETA 36 s, parity 12/12, 0 errors"]
         clock.now_s += 9.9
         live.update(WORKERS)
@@ -80,11 +87,12 @@ def test_a_line_that_stays_is_printed_at_once_and_its_brackets_are_no_markup(liv
         assert log.getvalue() == "[bold]sample[/bold] [7] killed 2 workers in a row: it becomes an error row\n"
 
 
-def test_a_run_that_fails_says_how_far_it_came(live, clock, log):
+def test_a_run_that_fails_says_how_far_it_came(live, progress, clock, log):
     def fail_after_one_shard() -> None:
         with live:
             clock.now_s += 2
-            live.on_shard(FOUR)
+            progress.add(FOUR)
+            live.refresh()
             raise RuntimeError("no more room")
 
     with pytest.raises(RuntimeError, match="no more room"):
@@ -108,13 +116,14 @@ def test_durations_have_two_units(seconds, text):
     assert duration_text(seconds) == text
 
 
-def test_a_terminal_shows_figures_and_as_many_workers_as_it_has_room_for(clock):
+def test_a_terminal_shows_figures_and_as_many_workers_as_it_has_room_for(clock, progress):
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=100, height=10, color_system=None)
     workers = [WorkerState(f"worker-{i}", "[node]", "working", f"shard [{i}]", 61.0) for i in range(20)]
-    with LiveProgress(RunProgress(48, clock=clock), console, clock) as live:
+    with LiveProgress(progress, console, clock) as live:
         clock.now_s += 2
-        live.on_shard(FOUR)
+        progress.add(FOUR)
+        live.refresh()
         live.update(workers)
         screen.truncate(0)
         live.update(workers)
