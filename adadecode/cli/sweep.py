@@ -30,13 +30,14 @@ def grid(kind: Callable[[str], Any], wanted: str) -> Callable[..., Any]:
 
 
 WHOLE = (int, "whole numbers with commas, such as 4,8,12")
+DECIMAL = (float, "numbers with commas, such as 0.5,0.75")
 
 
 @click.command("sweep")
 @settings_options(EvalConfig, leave_out=("gamma", "exits", "max_drafts"))
 @click.option(
     "--gammas",
-    callback=grid(float, "numbers with commas, such as 0.5,0.75"),
+    callback=grid(*DECIMAL),
     help="Gammas with commas.  [default: the policy's]",
 )
 @click.option(

@@ -14,7 +14,7 @@ from adadecode.demo import HEADS_DIR, MODEL_DIR, POLICY_FILE, PROMPTS_DIR
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("adadecode", "ray_jobs")
-READ_BY_THE_BUILD = {"adadecode/__init__.py", "pyproject.toml", "README.md", "LICENSE"}
+READ_BY_THE_BUILD = {"adadecode/version.py", "pyproject.toml", "README.md", "LICENSE"}
 
 
 def files_of_the_packages() -> set[str]:
