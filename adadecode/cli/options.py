@@ -37,10 +37,14 @@ class Setting(NamedTuple):
 
 def settings_options(kind: type[Settings], leave_out: Collection[str] = ()) -> Decorator:
     """An option for every setting of `kind`, those of `decode` flat beside the others, and --config."""
-    options = [option_of(setting) for setting in settings_in(kind) if setting.name not in leave_out]
-    if "kernels" in kind.model_fields:
-        options.append(COMPILE)
-    return lambda function: functools.reduce(lambda decorated, option: option(decorated), (CONFIG, *options), function)
+    options = []
+    for setting in settings_in(kind):
+        if setting.name not in leave_out:
+            options += [option_of(setting), *([COMPILE] if setting.name == "kernels" else [])]
+    # click shows first what is applied last
+    return lambda function: functools.reduce(
+        lambda decorated, option: option(decorated), reversed([*options, CONFIG]), function
+    )
 
 
 def settings_in(kind: type[Settings]) -> Iterator[Setting]:
