@@ -2,7 +2,6 @@
 
 import ctypes
 import functools
-import hashlib
 import os
 import platform
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 
 from adadecode.errors import KernelsError
+from adadecode.files import short_hash, whole_file
 
 SOURCE = Path(__file__).with_name("native.cpp")
 # sums are fused where the source says so and nowhere else: else a compiler could do it for some numbers of rows only
@@ -63,27 +63,9 @@ def load_library() -> ctypes.CDLL:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         raise KernelsError("native kernels need a C++ compiler such as g++: install one, or use --kernels eager")
-    source = SOURCE.read_bytes()
-    key = hashlib.sha256(source + repr((FLAGS, compiler, _processor())).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adadecode"
-    path = folder / f"native-{key}.so"
+    path = _cached(f"native-{short_hash(SOURCE.read_bytes(), repr((FLAGS, compiler, _processor())))}.so")
     if not path.exists():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            can_write = os.access(folder, os.W_OK)
-        except OSError:
-            can_write = False
-        if not can_write:
-            path = Path(tempfile.mkdtemp(prefix="adadecode-")) / path.name
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-        try:
-            subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(unfinished)], check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            reason = " ".join(getattr(error, "stderr", b"").decode(errors="replace").split())[:200]
-            raise KernelsError(
-                f"{compiler} cannot compile the native kernels; use --kernels eager ({reason})"
-            ) from error
-        os.replace(unfinished, path)
+        _compile(compiler, path)
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
@@ -99,6 +81,31 @@ def load_library() -> ctypes.CDLL:
     library.adadecode_run_layers.restype = library.adadecode_head.restype = None
     library.adadecode_gate.restype = ctypes.c_float
     return library
+
+
+def _cached(name: str) -> Path:
+    """Where the library `name` is or goes: the user's cache folder, or a new folder where that cannot be written."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adadecode"
+    if (folder / name).exists():
+        return folder / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        can_write = os.access(folder, os.W_OK)
+    except OSError:
+        can_write = False
+    return (folder if can_write else Path(tempfile.mkdtemp(prefix="adadecode-"))) / name
+
+
+def _compile(compiler: str, path: Path) -> None:
+    """Compiles native.cpp to `path`, which other processes may do at the same time; raises KernelsError."""
+    with whole_file(path, many_writers=True) as unfinished:
+        try:
+            subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(unfinished)], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            reason = " ".join(getattr(error, "stderr", b"").decode(errors="replace").split())[:200]
+            raise KernelsError(
+                f"{compiler} cannot compile the native kernels; use --kernels eager ({reason})"
+            ) from error
 
 
 def _processor() -> str:

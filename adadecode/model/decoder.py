@@ -4,13 +4,13 @@ Shapes: T rows of a prompt, W rows of a step, d model width, V vocabulary, D hea
 """
 
 import functools
-import hashlib
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from adadecode.files import short_hash
 from adadecode.kernels.choose import Steps
 from adadecode.kernels.kv_cache import COLUMN_MULTIPLE, KVCache
 from adadecode.kernels.step import DecodeStep
@@ -125,9 +125,9 @@ def hash_weights(lm: Any) -> str:
 
     Every parameter adds its name, shape and up to 256 evenly spaced elements, rounded to multiples of 2**-10.
     """
-    digest = hashlib.sha256()
+    parts = []
     for name, parameter in sorted(lm.named_parameters()):
         flat = parameter.detach().flatten()
         picked = flat[:: max(1, flat.numel() // 256)][:256].to(torch.bfloat16).float().mul(1024).round().int()
-        digest.update(f"{name} {list(parameter.shape)} {picked.tolist()}".encode())
-    return digest.hexdigest()[:16]
+        parts.append(f"{name} {list(parameter.shape)} {picked.tolist()}")
+    return short_hash(*parts)

@@ -4,7 +4,6 @@ The tensors are those of the kind for each exit layer e, by the names of PART_NA
 or nothing - and, when the heads were reduced, `shortlist.ids`, `shortlist.<e>` and `gate.<e>`.
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
 from adadecode.errors import ExitHeadsError
+from adadecode.files import short_hash, write_whole
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads, HeadTensors
 from adadecode.settings import HeadKind, TrainedKind
@@ -42,7 +42,7 @@ def save_heads(folder: Path, tensors: HeadTensors, facts: HeadFacts) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FACTS).unlink(missing_ok=True)
     save_file(tensors.named(getattr(torch, facts.dtype)), folder / TENSORS)
-    (folder / FACTS).write_text(json.dumps(facts.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / FACTS, json.dumps(facts.model_dump(mode="json"), indent=2) + "\n")
 
 
 def read_facts(folder: Path) -> HeadFacts | None:
@@ -88,4 +88,4 @@ def load_heads(folder: Path, model: DecoderModel, head: HeadKind = "full", gate:
     for flag, (is_lacking, remedy) in lacking.items():
         if is_lacking:
             raise ExitHeadsError(f"{flag}: the heads in {str(folder)!r} were made without; use {remedy}, or {retrain}")
-    return tensors.on(model, head, gate, hashlib.sha256(raw).hexdigest()[:16])
+    return tensors.on(model, head, gate, short_hash(raw))

@@ -1,6 +1,5 @@
 """From a model's name to its decoder and tokenizer."""
 
-import hashlib
 import json
 from typing import Any
 
@@ -11,6 +10,7 @@ from transformers.utils import logging as transformers_logging
 
 from adadecode.demo import resolve_model
 from adadecode.errors import UsageError
+from adadecode.files import short_hash
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.families import check_supported
 from adadecode.settings import ModelSettings
@@ -64,4 +64,4 @@ def _not_loadable(model: str, error: Exception) -> UsageError:
 def chat_template_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """A 16-digit hash of the tokenizer's chat template, None when it has none."""
     template = tokenizer.chat_template
-    return None if template is None else hashlib.sha256(json.dumps(template).encode()).hexdigest()[:16]
+    return None if template is None else short_hash(json.dumps(template))
