@@ -139,6 +139,8 @@ class TuneConfig(ThreadSettings, DataSettings, HeadsSettings, ModelSettings):
 
 
 class BenchDecodeSettings(DecodeSettings):
+    """Decode settings of a measurement of speed, whose outputs are shorter by default."""
+
     max_new_tokens: int = Field(default=128, ge=1, description="Longest output, in tokens.")
 
 

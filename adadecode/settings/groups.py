@@ -32,6 +32,8 @@ class Flag:
 
 
 class Settings(BaseModel):
+    """Values that stay as they were checked; a name that is not a setting is refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
