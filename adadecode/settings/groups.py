@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeGuard
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -29,6 +29,11 @@ class Flag:
 
     name: str | None = None
     unset: str | None = None
+
+
+def is_mapping(value: object) -> TypeGuard[dict[str, Any]]:
+    """Whether `value` is a mapping, as settings in YAML are; its keys are taken for their names."""
+    return isinstance(value, dict)
 
 
 class Settings(BaseModel):
