@@ -12,7 +12,6 @@ from adadecode.errors import AdaDecodeError, StoppedError, UsageError
 from adadecode.evaluation.observer import QUIET, Counting, Limiting, Observer, Together
 from adadecode.evaluation.stop import NEVER, StopRequest
 from adadecode.methods import METHODS
-from adadecode.records import Generation
 from adadecode.settings import BenchConfig, EvalConfig, GenerateConfig, TrainConfig, TuneConfig, settings_of
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from adadecode.model.decoder import DecoderModel
     from adadecode.model.exit_heads import ExitHeads
     from adadecode.model.head_files import HeadFacts
+    from adadecode.records import Generation
     from adadecode.runs.result import RunResult
     from adadecode.runs.run import PreparedRun
     from adadecode.tuning.result import TuneResult

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from adadecode.errors import RunFolderError
@@ -37,7 +37,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, *, many_writers: bool = False) -> Iterator[Path]:
+def whole_file(path: Path, *, many_writers: bool = False) -> Generator[Path]:
     """Gives the name of a file to write, which becomes `path` when the block ends; a block that fails leaves nothing.
 
     What a killed process left is overwritten by the next, unless there are `many_writers` at once of the same path: then
@@ -45,11 +45,11 @@ def whole_file(path: Path, *, many_writers: bool = False) -> Iterator[Path]:
     """
     with _temporary(path, of_its_own=many_writers) as unfinished:
         yield unfinished
-        os.replace(unfinished, path)
+        unfinished.replace(path)
 
 
 @contextlib.contextmanager
-def stored_beside(path: Path, content: bytes) -> Iterator[Path]:
+def stored_beside(path: Path, content: bytes) -> Generator[Path]:
     """Gives a new file beside `path`, whose folder is made if missing, with `content` on disk; it is gone afterwards.
 
     To be renamed or linked to `path`, after which `sync_folder` makes that last.
@@ -73,7 +73,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path, *, of_its_own: bool) -> Iterator[Path]:
+def _temporary(path: Path, *, of_its_own: bool) -> Generator[Path]:
     """Gives a name beside `path`; what is there when the block ends is deleted."""
     unique = f".{uuid.uuid4().hex[:8]}" if of_its_own else ""
     temporary = path.with_name(f".{path.name}{unique}{TEMPORARY_SUFFIX}")

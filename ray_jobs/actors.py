@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -77,7 +77,7 @@ class Evaluator(PooledActor):
 
 
 @contextmanager
-def lost_device_ends_the_process() -> Iterator[None]:
+def lost_device_ends_the_process() -> Generator[None]:
     """Exits instead of raising: retries must not return to a process whose device is broken."""
     try:
         yield

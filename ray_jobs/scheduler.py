@@ -116,6 +116,8 @@ class Scheduler:
                 actions += self._stop_hung(now)
             case StopRequested():
                 self._is_stopped = True
+            case Started() | Loaded() | Cancelled() | Died():
+                pass  # late news of an actor that is no more
         return actions + (self._drain() if self._is_stopped else self._start_actors(now) + self._assign_items(now))
 
     # The events that change more than one field.

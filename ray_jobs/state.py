@@ -7,6 +7,8 @@ from ray_jobs.events import Item
 
 
 class Phase(StrEnum):
+    """How far an actor is: its process starts, it loads the model, it takes items."""
+
     STARTING = "starting"
     LOADING = "loading"
     READY = "ready"

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,7 +58,7 @@ def tiny_lm(
     vocab_size: int = 97,
     eos_token_id: int | list[int] | None = None,
     **config: Any,
-):
+) -> Any:
     """A random causal LM of `family`, float32, whose later layers add less and less, so that exits are often right.
 
     `config` replaces sizes of its configuration, such as `hidden_size`.
@@ -79,7 +80,7 @@ def tiny_lm(
         "pad_token_id": None,
     }
     torch.manual_seed(seed)
-    lm = lm_type(config_type(**(sizes | EXTRA.get(family, {}) | config)))
+    lm: Any = lm_type(config_type(**(sizes | EXTRA.get(family, {}) | config)))
     with torch.no_grad():
         for depth, layer in enumerate(lm.model.layers):
             layer.self_attn.o_proj.weight.mul_(0.6**depth)
@@ -121,7 +122,7 @@ def random_gates(model: DecoderModel, exits: tuple[int, ...], seed: int = 0) -> 
 
 
 def shortlist_of(
-    model: DecoderModel, transforms: dict[int, torch.Tensor], token_ids: list[int] | torch.Tensor
+    model: DecoderModel, transforms: dict[int, torch.Tensor], token_ids: Sequence[int] | torch.Tensor
 ) -> Shortlist:
     """The heads of `transforms` over `token_ids` alone."""
     token_ids = torch.as_tensor(token_ids)
@@ -138,7 +139,7 @@ class ScriptedExitHead:
     """
 
     exits: tuple[int, ...]
-    script: dict[int, dict[int, tuple[int, float] | None]]
+    script: Mapping[int, Mapping[int, tuple[int, float] | None]]
     asked: list[tuple[range, int]] = field(default_factory=list)
 
     def drafters(self, gamma: float = 0.5) -> tuple["ScriptedDrafter", ...]:

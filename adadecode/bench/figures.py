@@ -76,7 +76,8 @@ def read_bytes(subject: BenchSubject, call: Call, tests: Mapping[Call, Head | Ga
             return sum(tensor.nbytes for tensor in tests[call].tensors)
         case "verify":
             return sum(tensor.nbytes for tensor in model.weights.head.tensors)
-    return 0
+        case "enter":
+            return 0
 
 
 def bench_result(measured: Measured) -> BenchResult:

@@ -127,8 +127,9 @@ def synthetic_lm(
     (0.7, 1), and later ones on more. It has no EOS.
     """
     config_type, values = SHAPES[name]
-    no_ids: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    config: Any = config_type(**{"tie_word_embeddings": False, **no_ids, **values, **changed})
+    usual: dict[str, Any] = {"tie_word_embeddings": False}
+    usual |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    config: Any = config_type(**{**usual, **values, **changed})
     with torch.device("meta"):
         lm: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
     lm.to_empty(device=device)

@@ -136,7 +136,8 @@ def _part_name(part: PartTime) -> str:
             return f"layers {part.layers[0] + 1}-{part.layers[1]}"
         case "test":
             return f"{part.head}{'' if part.head == 'gate' else ' head'} at {part.exit_layer}"
-    return "verify"
+        case "verify":
+            return "verify"
 
 
 def _mib(num_bytes: int) -> str:

@@ -86,7 +86,8 @@ def _place(call: Call, num_layers: int) -> tuple[int, int]:
             return call.stop, 0
         case "test":
             return call.start, {"gate": 1, "shortlist": 2}.get(call.head or "", 3)
-    return num_layers, 1
+        case "verify":
+            return num_layers, 1
 
 
 class _Workbench:

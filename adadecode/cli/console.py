@@ -13,4 +13,5 @@ def console() -> Console:
 
 
 def say_on_stderr(line: str) -> None:
+    """Prints `line` on stderr."""
     click.echo(line, err=True)

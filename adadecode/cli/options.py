@@ -60,6 +60,7 @@ def settings_in(kind: type[Settings]) -> Iterator[Setting]:
 
 
 def flag_name(name: str, field: FieldInfo) -> str:
+    """The flag that gives setting `name`, such as `--max-drafts`: the name its `Flag` has, if any, else its own."""
     named = next((given.name for given in field.metadata if isinstance(given, Flag)), None)
     return "--" + (named or name).replace("_", "-")
 
@@ -136,16 +137,19 @@ def split(kind: Callable[[str], Any], text: str, wanted: str) -> tuple[Any, ...]
 
 
 def integers(_: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    """The whole numbers in `text`, with commas between; None when the flag is not given."""
     return None if text is None else split(int, text, "whole numbers with commas, such as 4,8,12")
 
 
 def names(_: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...] | None:
+    """The names in `text`, with commas between; None when the flag is not given."""
     return None if text is None else split(str, text, "names with commas")
 
 
 def number_or_numbers(
     _: click.Context, parameter: click.Parameter, text: str | None
 ) -> float | tuple[float, ...] | None:
+    """The number `text` is, or the several it has with commas between; None when the flag is not given."""
     if text is None:
         return None
     found = split(float, text, "a number or one per exit with commas, such as 0.5,0.6")

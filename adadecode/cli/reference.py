@@ -36,6 +36,7 @@ def section(name: str, command: click.Command) -> Iterator[str]:
 
 
 def row(option: click.Option) -> str:
+    """The table row of `option`, in Markdown: its flags, what it sets, and its default or `required`."""
     text, _, default = (option.help or "").partition("  [")
     if option.show_default and not default:
         default = f"default: {option.default}]"

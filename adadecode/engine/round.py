@@ -31,8 +31,8 @@ class Round:
     max_drafts: int
     token_ids: list[int]
     layers_run: list[int]
-    draft_exits: list[int] = field(default_factory=list)
-    dropped: list[int] = field(default_factory=list)
+    draft_exits: list[int] = field(default_factory=list[int])
+    dropped: list[int] = field(default_factory=list[int])
     layers_passed: int = 0
 
     def check(self) -> None:

@@ -129,6 +129,7 @@ def prompt_hashes(plan: pa.Table) -> dict[tuple[str, str], str]:
 
 
 def mean_cost(costs: Sequence[Cost]) -> Cost:
+    """The mean of `costs`, of which there is at least one, each part by itself."""
     return Cost(*(sum(parts) / len(costs) for parts in zip(*costs, strict=True)))
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import gc
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -88,7 +88,7 @@ def _is_rust_panic(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def broken_devices_named() -> Iterator[None]:
+def broken_devices_named() -> Generator[None]:
     """Raises DeviceLostError for an error of the device."""
     try:
         yield

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextvars import ContextVar
 
 NO_SHARD = "-"
@@ -48,7 +48,7 @@ def configure_worker_log(run_id: str, actor: str) -> None:
 
 
 @contextlib.contextmanager
-def shard_context(shard_idx: int) -> Iterator[None]:
+def shard_context(shard_idx: int) -> Generator[None]:
     """While it lasts, what this thread logs is about shard `shard_idx`."""
     token = _shard.set(str(shard_idx))
     try:

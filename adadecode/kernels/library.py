@@ -23,6 +23,8 @@ Pointer, Int = ctypes.c_void_p, ctypes.c_int32
 
 
 class LayerStruct(ctypes.Structure):
+    """The pointers to one layer's weights; null for those it does not have."""
+
     _fields_ = [
         (name, Pointer)
         for name in (
@@ -40,6 +42,8 @@ class LayerStruct(ctypes.Structure):
 
 
 class ShapeStruct(ctypes.Structure):
+    """The sizes of a model, which its layers have in common."""
+
     _fields_ = [
         *((name, Int) for name in ("d", "F", "H", "G", "D", "S", "is_bf16", "num_threads")),
         ("eps", ctypes.c_float),
@@ -48,6 +52,8 @@ class ShapeStruct(ctypes.Structure):
 
 
 class ExitTestStruct(ctypes.Structure):
+    """An exit's test: its head, its gate, and where what they say of each row is written."""
+
     _fields_ = [
         *((name, Pointer) for name in ("norm", "matrices", "sizes", "token_ids")),
         *((name, Pointer) for name in ("ids", "tops", "probabilities", "gate")),

@@ -12,16 +12,19 @@ from adadecode.kernels.weights import LayerWeights
 
 
 def biases(config: Any) -> str | None:
+    """Why `config` is refused when its attention or MLP has biases that a layer here does not add; else None."""
     if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
         return "biases of its attention or MLP are not added by the engine"
     return None
 
 
 def other_activation(config: Any) -> str | None:
+    """Why `config` is refused when its activation is not SiLU; else None."""
     return None if config.hidden_act == "silu" else f"its activation {config.hidden_act!r} is not silu"
 
 
 def short_window(config: Any) -> str | None:
+    """Why `config` is refused when its attention slides over less than the whole context; else None."""
     window = getattr(config, "sliding_window", None)
     if window is not None and window < config.max_position_embeddings:
         return f"sliding-window attention over {window} positions is not done by the engine"
@@ -29,6 +32,7 @@ def short_window(config: Any) -> str | None:
 
 
 def changing_rotary(config: Any) -> str | None:
+    """Why `config` is refused when its rotary frequencies depend on how long the sequence is; else None."""
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     return f"rotary type {rope!r} changes with the sequence length" if rope in ("dynamic", "longrope") else None
 

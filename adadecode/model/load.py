@@ -42,7 +42,7 @@ def use_threads(threads: int | None) -> None:
 
 
 def load_tokenizer(model: str, revision: str | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
-    """transformers' configuration and the tokenizer of a model that `load_model` takes, without its weights."""
+    """The configuration and the tokenizer of a model that `load_model` takes, without its weights."""
     source = resolve_model(model)
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)

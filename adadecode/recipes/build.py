@@ -107,7 +107,7 @@ class HeadBuilder:
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """The usable ones of the prompts `texts`."""
-        prompts: list[list[int]] = self._tokenizer(texts)["input_ids"]  # pyright: ignore
+        prompts: list[list[int]] = self._tokenizer(texts)["input_ids"]
         return [prompt for prompt in prompts if len(prompt) <= LONGEST_HEAD_PROMPT]
 
     def train(

@@ -31,10 +31,10 @@ CHECKPOINT_EVERY_S = 180.0
 def train_tokenizer(documents: list[Document], out: Path) -> PreTrainedTokenizerFast:
     """Byte-level BPE with every digit a token of its own; saved to `out`."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE,
         special_tokens=[BOS, EOS],
@@ -42,7 +42,7 @@ def train_tokenizer(documents: list[Document], out: Path) -> PreTrainedTokenizer
         show_progress=False,
     )
     tokenizer.train_from_iterator((document.text for document in documents), trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, model_max_length=2048)

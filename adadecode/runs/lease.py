@@ -169,7 +169,7 @@ def _boot_id() -> str | None:
 def _pid_space() -> str | None:
     """Which processes have numbers here: containers on one host count their own."""
     try:
-        return os.readlink("/proc/self/ns/pid")
+        return str(Path("/proc/self/ns/pid").readlink())
     except OSError:
         return None
 

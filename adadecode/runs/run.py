@@ -1,7 +1,7 @@
 """A run's beginning and end, the same for every executor: planned and opened before its shards, closed after them."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,7 +55,7 @@ def plan_run(config: EvalConfig) -> tuple[tuple[Shard, ...], pa.Table]:
 
 
 @contextlib.contextmanager
-def open_run(config: EvalConfig, out: str | Path | None) -> Iterator[PreparedRun]:
+def open_run(config: EvalConfig, out: str | Path | None) -> Generator[PreparedRun]:
     """Plans the run and opens its folder, `results/<task>-<fingerprint>` when `out` is None.
 
     While the context lasts this process is the folder's only driver. What is damaged in the folder is withdrawn, so that

@@ -3,7 +3,7 @@
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,6 +56,7 @@ def open_storage(location: str | Path) -> Storage:
 
 
 def is_url(location: str) -> bool:
+    """Whether `location` is a URL of object storage, not a path."""
     return "://" in location
 
 
@@ -90,7 +91,7 @@ class LocalStorage:
     def replace(self, name: str, content: bytes) -> None:
         path = self._path / name
         with _one_line(path), stored_beside(path, content) as temporary:
-            os.replace(temporary, path)
+            temporary.replace(path)
             sync_folder(path.parent)
 
     def create(self, name: str, content: bytes) -> bool:
@@ -100,7 +101,7 @@ class LocalStorage:
                 os.link(temporary, path)
             except FileExistsError:
                 # over NFS a request that was sent again after a lost answer finds its own link
-                return os.stat(temporary).st_nlink == 2
+                return temporary.stat().st_nlink == 2
             except OSError as error:
                 if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
                     raise
@@ -121,7 +122,7 @@ class LocalStorage:
 
 
 @contextlib.contextmanager
-def _one_line(path: Path) -> Iterator[None]:
+def _one_line(path: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:

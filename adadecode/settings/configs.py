@@ -19,6 +19,7 @@ from adadecode.settings.groups import (
     ModelSettings,
     PlacementSettings,
     ThreadSettings,
+    is_mapping,
 )
 from adadecode.settings.policy import with_policy
 
@@ -34,7 +35,7 @@ class DecodingSettings(HeadsSettings, ModelSettings):
     @model_validator(mode="before")
     @classmethod
     def _policy_comes_first(cls, values: Any) -> Any:
-        return with_policy(values) if isinstance(values, dict) else values
+        return with_policy(values) if is_mapping(values) else values
 
     @model_validator(mode="after")
     def _original_heads_are_full(self) -> Self:
@@ -110,7 +111,7 @@ class TrainConfig(ThreadSettings, DataSettings, ModelSettings):
             raise ValueError(f"--rank {self.rank}: only heads of --kind low-rank have one, not {self.kind}; drop it")
         if self.kl_top_k is not None and self.kind in ("shortlist", "original"):
             raise ValueError(f"--kl-top-k {self.kl_top_k}: --kind {self.kind} trains on no such KL; drop it")
-        unused = {"epochs", "learning_rate"} & self.model_fields_set if self.kind == "original" else set()
+        unused: set[str] = {"epochs", "learning_rate"} & self.model_fields_set if self.kind == "original" else set()
         if unused:
             raise ValueError(f"--kind original trains nothing: drop {flags_of(unused)}")
         if self.address is not None and self.workers is None:
@@ -139,6 +140,8 @@ class TuneConfig(ThreadSettings, DataSettings, HeadsSettings, ModelSettings):
 
 
 class BenchDecodeSettings(DecodeSettings):
+    """Decode settings of a measurement of speed, whose outputs are shorter by default."""
+
     max_new_tokens: int = Field(default=128, ge=1, description="Longest output, in tokens.")
 
 

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeGuard
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -31,7 +31,14 @@ class Flag:
     unset: str | None = None
 
 
+def is_mapping(value: object) -> TypeGuard[dict[str, Any]]:
+    """Whether `value` is a mapping, as settings in YAML are; its keys are taken for their names."""
+    return isinstance(value, dict)
+
+
 class Settings(BaseModel):
+    """Values that stay as they were checked; a name that is not a setting is refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 

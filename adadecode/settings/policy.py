@@ -7,7 +7,7 @@ import yaml
 
 from adadecode.demo import POLICY_FILE
 from adadecode.errors import UsageError
-from adadecode.settings.groups import DecodeSettings
+from adadecode.settings.groups import DecodeSettings, is_mapping
 
 
 def with_policy(values: dict[str, Any]) -> dict[str, Any]:
@@ -16,7 +16,7 @@ def with_policy(values: dict[str, Any]) -> dict[str, Any]:
     Unless `decode` names one it is `demo` for the demo's own weights, else `paper`. Raises UsageError as `read_policy`.
     """
     decode = values.get("decode", {})
-    if not isinstance(decode, dict):
+    if not is_mapping(decode):
         return values
     is_demo = values.get("model", "demo") == "demo" and values.get("shape") is None
     name = decode.get("policy", "demo" if is_demo else "paper")
@@ -34,7 +34,7 @@ def read_policy(name: str) -> dict[str, Any]:
         raise UsageError(
             f"--policy {name!r}: give paper, demo or a YAML file of decode settings ({' '.join(str(error).split())})"
         ) from error
-    if not isinstance(settings, dict):
+    if not is_mapping(settings):
         raise UsageError(f"--policy {name!r}: expected a mapping of decode settings, such as `gamma: 0.7`")
     settings.pop("tuned", None)  # what `tune` says of it; decides nothing
     unknown = set(settings) - set(DecodeSettings.model_fields)

@@ -1,13 +1,13 @@
 """Settings from flags and YAML files, each laid over those before it; a bad value becomes one line."""
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from pydantic import ValidationError
 
 from adadecode.errors import UsageError
-from adadecode.settings.groups import DecodeSettings, Settings
+from adadecode.settings.groups import DecodeSettings, Settings, is_mapping
 from adadecode.settings.policy import with_policy
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -32,7 +32,7 @@ def read_settings(config_file: Path) -> dict[str, Any]:
         loaded = yaml.safe_load(config_file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UsageError(f"{config_file}: cannot be read as YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(loaded, dict) or not isinstance(loaded.get("decode", {}), dict):
+    if not is_mapping(loaded) or not is_mapping(loaded.get("decode", {})):
         raise UsageError(f"{config_file}: expected a mapping of settings, such as `task: gsm8k`, and one in `decode`")
     return loaded
 
@@ -44,7 +44,7 @@ def settings_of(kind: type[SettingsT], *layers: dict[str, Any]) -> SettingsT:
     """
     values: dict[str, Any] = {}
     decode: dict[str, Any] = {}
-    flat = set(DecodeSettings.model_fields) if "decode" in kind.model_fields else set()
+    flat: set[str] = set(DecodeSettings.model_fields) if "decode" in kind.model_fields else set()
     for layer in layers:
         layer = dict(layer)
         decode |= layer.pop("decode", {}) if flat else {}
@@ -62,5 +62,5 @@ def _one_line(problem: Any) -> str:
     names = [part for part in problem["loc"] if isinstance(part, str)]  # the others count items of a list
     flag = "--" + names[-1].replace("_", "-") if names else "settings"
     value = problem["input"]
-    shown = ",".join(map(str, value)) if isinstance(value, tuple) else repr(value)
+    shown = ",".join(map(str, cast("tuple[object, ...]", value))) if isinstance(value, tuple) else repr(value)
     return f"{flag}{'' if isinstance(value, dict) else f' {shown}'}: {problem['msg'].removeprefix('Value error, ')}"

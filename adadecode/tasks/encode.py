@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from adadecode.records import Example
-
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from adadecode.records import Example
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[int]:

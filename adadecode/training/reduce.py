@@ -36,7 +36,7 @@ def fit_gates(
     batches: Iterable[list[GreedyOutput]],
     num_positions: int = GATE_POSITIONS,
 ) -> dict[int, Tensor]:
-    """Per exit a logistic regression `[d + 1]` on the normed hidden state: will the shortlist's top-1 be right?
+    """Per exit a logistic regression `[d + 1]` on the normed hidden state, for the shortlist's top-1 to be right.
 
     It is fitted on the first `num_positions` positions of `batches`.
     """

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def train_heads(
 
 
 @contextlib.contextmanager
-def out_of_memory_named() -> Iterator[None]:
+def out_of_memory_named() -> Generator[None]:
     """Turns a device's lack of memory into one line that says which settings need less."""
     try:
         yield

@@ -1,16 +1,19 @@
 """What each call of a decode step costs in isolation, in the layout of `Costs`. D is the most drafts of the space."""
 
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adadecode.bench.calls import Call, head_name
 from adadecode.bench.timer import CallTime, CallTimer
-from adadecode.kernels.weights import Gate, Head
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
 from adadecode.tuning.trace import TraceSpace
+
+if TYPE_CHECKING:
+    from adadecode.kernels.weights import Gate, Head
 
 
 class CallCosts:

@@ -27,7 +27,7 @@ def papers_policy(subject: TuneSubject) -> Policy | None:
     exits = paper_exits(subject.model.num_layers)
     if not exits or any(not set(exits) <= set(of_task.exits) for of_task in subject.heads.values()):
         return None
-    return make_policy(DecodeSettings(), exits, subject.model.num_layers)  # pyright: ignore[reportCallIssue]
+    return make_policy(DecodeSettings(), exits, subject.model.num_layers)
 
 
 def contenders_of(subject: TuneSubject, best: Candidate, paper: Policy | None) -> list[Contender]:

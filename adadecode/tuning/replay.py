@@ -6,7 +6,7 @@ So a replay makes the drafts, tests and accepts of the engine by construction, a
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,13 +16,15 @@ from adadecode.engine.generate import Request, generate
 from adadecode.engine.ngram import NgramDrafter
 from adadecode.engine.policy import Policy
 from adadecode.engine.round import Round
-from adadecode.kernels.kv_cache import KVCache
 from adadecode.kernels.step import DecodeStep, Proposals, Segment, run_probe_test
 from adadecode.kernels.weights import ExitTest, Gate, Head
 from adadecode.model.decoder import DecoderModel
 from adadecode.records import Generation
 from adadecode.tuning.costs import Calls
 from adadecode.tuning.trace import Node, SampleTrace, TraceSpace
+
+if TYPE_CHECKING:
+    from adadecode.kernels.kv_cache import KVCache
 
 
 class Candidate(NamedTuple):
@@ -74,8 +76,10 @@ def replay(trace: SampleTrace, space: TraceSpace, facts: ModelFacts, candidate: 
 
 
 def replay_oracle(trace: SampleTrace, space: TraceSpace, facts: ModelFacts, max_drafts: int, *, ngrams: bool) -> Calls:
-    """The calls of a perfect policy on the prompt of `trace`: each token exits at the first exit whose head agrees with
-    the last layer, and no draft is wrong. With `ngrams` boundary 0 is such an exit too."""
+    """The calls of a perfect policy on the prompt of `trace`: no draft is wrong, and none is made later than it could be.
+
+    Each token exits at the first exit whose head agrees with the last layer. With `ngrams` boundary 0 is such an exit.
+    """
     step = ReplayStep(trace, space, facts)
     gammas = (0.0,) * len(space.exits)
     policy = Policy(space.exits, gammas, max_drafts, ngram=0.0 if ngrams else None)

@@ -117,7 +117,7 @@ def _from(values: tuple[float | None, ...], floor: float) -> list[float]:
 
 
 def _with(candidate: Candidate, **settings: object) -> Candidate:
-    return candidate._replace(policy=replace(candidate.policy, **settings))  # pyright: ignore[reportArgumentType]
+    return candidate._replace(policy=replace(candidate.policy, **settings))
 
 
 def _with_exit_toggled(candidate: Candidate, exit_layer: int) -> Candidate:

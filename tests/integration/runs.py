@@ -9,6 +9,7 @@ import pyarrow as pa
 import yaml
 
 from adadecode.evaluation.local import run_local
+from adadecode.evaluation.observer import Quiet
 from adadecode.records import ShardOutcome, WorkerState
 from adadecode.report.schema import SAMPLES
 from adadecode.runs.folder import read_samples
@@ -26,7 +27,7 @@ TIMES_AND_PLACES = {
 DETERMINISTIC = [name for name in SAMPLES.names if name not in TIMES_AND_PLACES]
 
 
-class Recorder:
+class Recorder(Quiet):
     """An observer that keeps what it is told."""
 
     def __init__(self) -> None:

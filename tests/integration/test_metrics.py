@@ -62,7 +62,7 @@ def test_a_node_exports_how_the_run_stands(metrics_cluster):
     metrics.update(progress, workers)
     metrics.update(progress, workers)
     metrics.worker_restarted()
-    expected = {
+    expected: dict[str, float] = {
         "samples_planned": 48,
         "samples_done": 12,
         "error_samples": 2,
@@ -78,7 +78,7 @@ def test_a_node_exports_how_the_run_stands(metrics_cluster):
     RunMetrics("jsonl-3c4d").update(RunProgress(5), [])
     later = wait_for(
         "jsonl-3c4d",
-        expected=dict.fromkeys(expected.keys() - {"output_tokens_total", "worker_restarts_total"}, 0)
+        expected=dict.fromkeys(expected.keys() - {"output_tokens_total", "worker_restarts_total"}, 0.0)
         | {"samples_planned": 5},
     )
     assert later["samples_planned"] == 5

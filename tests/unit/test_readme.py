@@ -1,5 +1,6 @@
 import re
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -22,7 +23,7 @@ def name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-COMMANDS = [
+COMMANDS: list[Any] = [
     pytest.param(command, id=f"{name(path)}: {' '.join(command)[:60]}")
     for path in DOCUMENTS
     for block in shell_blocks(path.read_text(encoding="utf-8"))

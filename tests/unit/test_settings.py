@@ -7,7 +7,15 @@ import pytest
 from pydantic import ValidationError
 
 from adadecode.errors import UsageError
-from adadecode.settings import BenchConfig, DecodeSettings, EvalConfig, TrainConfig, build_settings, read_policy
+from adadecode.settings import (
+    BenchConfig,
+    DecodeSettings,
+    EvalConfig,
+    Settings,
+    TrainConfig,
+    build_settings,
+    read_policy,
+)
 
 
 def yaml(folder: Path, text: str | bytes) -> Path:
@@ -16,7 +24,7 @@ def yaml(folder: Path, text: str | bytes) -> Path:
     return file
 
 
-def refusal(kind=EvalConfig, file: Path | None = None, **flags: object) -> str:
+def refusal(kind: type[Settings] = EvalConfig, file: Path | None = None, **flags: object) -> str:
     with pytest.raises(UsageError) as caught:
         build_settings(kind, file, flags)
     assert "\n" not in str(caught.value)

@@ -42,7 +42,7 @@ def resolved(kind: type[Settings], name: str, **flags: Any) -> Any:
     """Setting `name` of `kind` when nothing but `flags` is given, as a flag would say it; None when it has no value."""
     if kind is TrainConfig:
         flags["task"] = "gsm8k"
-    config = build_settings(kind, None, flags)
+    config: Any = build_settings(kind, None, flags)
     value = getattr(config, name) if name in kind.model_fields else getattr(config.decode, name)
     if isinstance(value, bool):
         return "yes" if value else None

@@ -19,6 +19,7 @@ from adadecode.kernels.layers import layer_step
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads, HeadTensors
 from adadecode.records import Generation
+from adadecode.settings import Kernels
 from tests.models import (
     EAGER_DTYPES,
     FAMILIES,
@@ -66,7 +67,7 @@ DRAW = {
 }
 
 
-def assert_policy_keeps_bits(kernels: str, dtype: torch.dtype, drawn: dict) -> None:
+def assert_policy_keeps_bits(kernels: Kernels, dtype: torch.dtype, drawn: dict) -> None:
     """Decodes what `drawn` says, see DRAW; a small `prompt_vocab` gives the n-gram drafter something to find."""
     model = tiny_model(
         drawn["family"], dtype=dtype, kernels=kernels, seed=drawn["seed"], tied=drawn["tied"], num_layers=5

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def command(tiny, tmp_path) -> list[str]:
 
 
 @contextmanager
-def running(command: list[str], out: Path) -> Iterator[subprocess.Popen[str]]:
+def running(command: list[str], out: Path) -> Generator[subprocess.Popen[str]]:
     """The command in a process of its own, with a first shard committed."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:

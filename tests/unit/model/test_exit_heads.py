@@ -22,7 +22,9 @@ def propose(heads: ExitHeads, exit_layer: int, step: DecodeStep, lo: int, hi: in
 
 
 def gate_at(heads: ExitHeads, exit_layer: int) -> Gate:
-    return dict(zip(heads.exits, heads.tests, strict=True))[exit_layer].gate
+    gate = dict(zip(heads.exits, heads.tests, strict=True))[exit_layer].gate
+    assert gate is not None
+    return gate
 
 
 def step_with_random_rows(model: DecoderModel, width: int = 8) -> DecodeStep:

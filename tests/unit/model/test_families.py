@@ -1,5 +1,7 @@
 """Which models are decoded, as transformers does, and which are refused."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import (
@@ -127,7 +129,7 @@ class ToyConfig(Qwen2Config):
 def test_a_family_is_one_row(kernels, monkeypatch):
     sizes = tiny_lm("qwen2").config.to_dict() | {"model_type": "toy", "architectures": None}
     torch.manual_seed(0)
-    lm = Qwen2ForCausalLM(ToyConfig(**sizes))
+    lm: Any = Qwen2ForCausalLM(ToyConfig(**sizes))
     lm.model.layers[0].self_attn.q_proj.bias.data.fill_(1.0)  # a fresh one is zero
     with pytest.raises(
         UnsupportedModelError, match=r"'toy': its layers are not known .* llama, mistral, qwen2, qwen3$"

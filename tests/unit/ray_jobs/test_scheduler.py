@@ -327,6 +327,8 @@ class World:
                 self.accepted[item.name] += 1
             case GiveUp(item, _):
                 self.given_up[item.name] += 1
+            case Fail(reason):
+                pytest.fail(reason)
 
     def step(self, choice: int, kind: int) -> None:
         """One thing that can happen: an actor loads, ends its item, dies, is preempted; time passes."""

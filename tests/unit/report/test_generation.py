@@ -1,5 +1,7 @@
 """One generation as a person sees it: text coloured by draft depth, and its statistics."""
 
+from typing import Any
+
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -11,12 +13,10 @@ from tests.folders import word_tokenizer
 NUM_LAYERS = 8
 
 
-def generation(
-    token_ids: list[int], depths: list[int], exits: tuple[int, ...] = (2, 4), **changed: object
-) -> Generation:
+def generation(token_ids: list[int], depths: list[int], exits: tuple[int, ...] = (2, 4), **changed: Any) -> Generation:
     """`token_ids` given at `depths`, every draft accepted, in 1 + 4 seconds."""
     accepted = tuple(depths.count(e) for e in exits)
-    values = {
+    values: dict[str, Any] = {
         "output_token_ids": tuple(token_ids),
         "finish_reason": "length",
         "ttft_s": 1.0,

@@ -87,7 +87,7 @@ def test_a_bucket_that_is_not_there_is_one_line(s3_bucket):
 def test_locations_are_joined_and_urls_stay_as_they_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert join("s3://b/run/", "x") == "s3://b/run/x"
-    assert join("results", "x") == os.path.join("results", "x")
+    assert join("results", "x") == str(Path("results") / "x")
     assert absolute("s3://b/run") == "s3://b/run"
     assert absolute("run") == str(tmp_path / "run")
 

@@ -78,7 +78,7 @@ print(peak_of_training(int(sys.argv[3]), Path(sys.argv[2])))
 """
 
 
-class CountedPrompt(list):
+class CountedPrompt(list[int]):
     """A prompt that can be watched: a list has no weak references."""
 
     __slots__ = ("__weakref__",)
@@ -102,10 +102,11 @@ def peak_of_training(num_prompts: int, out: Path) -> str:
                 yield prompt
 
     def counted_read(folder, part):
-        outputs = [o._replace(prompt_ids=CountedPrompt(o.prompt_ids)) for o in read_part(folder, part)]
-        read.update({id(o.prompt_ids): o.prompt_ids for o in outputs})
+        outputs = read_part(folder, part)
+        prompts = [CountedPrompt(output.prompt_ids) for output in outputs]
+        read.update({id(prompt): prompt for prompt in prompts})
         most["outputs"] = max(most["outputs"], len(read))
-        return outputs
+        return [output._replace(prompt_ids=prompt) for output, prompt in zip(outputs, prompts, strict=True)]
 
     stream.read_part = counted_read
     config = TrainConfig(

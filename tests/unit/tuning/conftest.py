@@ -1,5 +1,5 @@
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ import torch
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
 from adadecode.records import Prompt
+from adadecode.settings import Kernels
 from adadecode.tuning.replay import ModelFacts
 from adadecode.tuning.trace import SampleTrace, TraceSpace, record
 from tests.models import needs_compiler, random_gates, random_heads, tiny_model
@@ -26,11 +27,11 @@ class Traced(NamedTuple):
 
 
 @functools.cache
-def trace_tiny(kernels: str, dtype: torch.dtype, max_new_tokens: int = 24, **space: float) -> Traced:
+def trace_tiny(kernels: Kernels, dtype: torch.dtype, max_new_tokens: int = 24, **space: Any) -> Traced:
     """Traces of `PROMPTS` with a tiny model, heads that are often wrong, and gates."""
     model = tiny_model(kernels=kernels, dtype=dtype, eos_token_id=EOS)
     heads = random_heads(model, EXITS, gates=random_gates(model, EXITS))
-    settings = {"max_drafts": 3, "gamma_floor": 0.1, "ngram_floor": 0.05} | space
+    settings: dict[str, Any] = {"max_drafts": 3, "gamma_floor": 0.1, "ngram_floor": 0.05} | space
     of = TraceSpace(exits=EXITS, max_new_tokens=max_new_tokens, **settings)
     traces = [record(model, heads, of, Prompt("tiny", str(idx), prompt)) for idx, prompt in enumerate(PROMPTS)]
     return Traced(model, heads, of, ModelFacts.of(model), traces)

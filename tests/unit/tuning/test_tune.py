@@ -49,7 +49,7 @@ def flags(folder, **changed) -> list[str]:
     return [str(part) for flag, value in settings.items() for part in (flag, value)]
 
 
-def run(*arguments: str):
+def run(*arguments: object):
     return CliRunner().invoke(main, list(map(str, arguments)))
 
 
