@@ -8,10 +8,13 @@ from adadecode.version import __version__
 
 if TYPE_CHECKING:
     from adadecode.api import LanguageModel, Output, evaluate, load, run_bench, train_heads, tune
+    from adadecode.bench.result import BenchResult
     from adadecode.errors import AdaDecodeError, UsageError
-    from adadecode.evaluation.observer import Observer
+    from adadecode.evaluation.observer import Observer, Quiet
+    from adadecode.evaluation.stop import StopRequest
     from adadecode.methods import METHODS, Method
     from adadecode.records import Generation
+    from adadecode.runs.result import RunResult
     from adadecode.settings import (
         BenchConfig,
         DecodeSettings,
@@ -20,12 +23,17 @@ if TYPE_CHECKING:
         TrainConfig,
         TuneConfig,
     )
+    from adadecode.tuning.result import TuneResult
 
 # Where each public name is; its module is imported when the name is first used.
 _HOMES = {
     "adadecode.api": ("LanguageModel", "Output", "evaluate", "load", "run_bench", "train_heads", "tune"),
     "adadecode.errors": ("AdaDecodeError", "UsageError"),
-    "adadecode.evaluation.observer": ("Observer",),
+    "adadecode.bench.result": ("BenchResult",),
+    "adadecode.evaluation.observer": ("Observer", "Quiet"),
+    "adadecode.evaluation.stop": ("StopRequest",),
+    "adadecode.runs.result": ("RunResult",),
+    "adadecode.tuning.result": ("TuneResult",),
     "adadecode.methods": ("METHODS", "Method"),
     "adadecode.records": ("Generation",),
     "adadecode.settings": (
@@ -43,6 +51,7 @@ __all__ = [
     "METHODS",
     "AdaDecodeError",
     "BenchConfig",
+    "BenchResult",
     "DecodeSettings",
     "EvalConfig",
     "GenerateConfig",
@@ -51,8 +60,12 @@ __all__ = [
     "Method",
     "Observer",
     "Output",
+    "Quiet",
+    "RunResult",
+    "StopRequest",
     "TrainConfig",
     "TuneConfig",
+    "TuneResult",
     "UsageError",
     "__version__",
     "evaluate",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from adadecode.errors import AdaDecodeError, StoppedError, UsageError
 from adadecode.evaluation.observer import QUIET, Counting, Limiting, Observer, Together
 from adadecode.evaluation.stop import NEVER, StopRequest
-from adadecode.methods import METHODS
+from adadecode.methods import METHODS, OURS
 from adadecode.settings import BenchConfig, EvalConfig, GenerateConfig, TrainConfig, TuneConfig, settings_of
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class LanguageModel:
     heads: ExitHeads | None
     policy: Policy
 
-    def generate(self, prompt: str, *, method: str = "adadecode", max_new_tokens: int | None = None) -> Output:
+    def generate(self, prompt: str, *, method: str = OURS, max_new_tokens: int | None = None) -> Output:
         """The greedy continuation of `prompt` by `method`, of at most `max_new_tokens` (the settings' when None).
 
         Raises UsageError for a method that is not there or that lacks heads, PromptTooLongError and NonFiniteLogitsError.
@@ -65,14 +65,17 @@ class LanguageModel:
         from adadecode.engine.generate import Request
         from adadecode.records import Example
         from adadecode.tasks.encode import encode_prompt
-        from adadecode.tasks.heads import heads_folder
+        from adadecode.tasks.heads import heads_missing
 
         if method not in METHODS:
             raise UsageError(f"method {method!r}: unknown; choose among {', '.join(METHODS)}")
         if METHODS[method].exits and self.heads is None:
-            heads_folder(self.config, self.config.domain)  # says that there are none
+            raise heads_missing(self.config)
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens {max_new_tokens}: give at least 1")
+        limit = self.config.decode.max_new_tokens if max_new_tokens is None else max_new_tokens
         prompt_ids = encode_prompt(self.tokenizer, Example("prompt", prompt, prompt))
-        request = Request(prompt_ids, max_new_tokens or self.config.decode.max_new_tokens)
+        request = Request(prompt_ids, limit)
         generation = decode(self.model, METHODS[method], request, self.policy, self.heads).generation
         ended = generation.finish_reason == "eos"
         return Output(self.tokenizer.decode(generation.output_token_ids[: -1 if ended else None]), generation)
@@ -94,11 +97,11 @@ def load_configured(config: GenerateConfig) -> LanguageModel:
     from adadecode.engine.policy import VANILLA, make_policy
     from adadecode.evaluation.worker import heads_for
     from adadecode.model.load import load_model, use_threads
+    from adadecode.tasks.heads import has_heads
 
     use_threads(config.threads)
     model, tokenizer = load_model(config)
-    has_heads = config.heads is not None or config.model == "demo"
-    heads = heads_for(config, config.domain, model) if has_heads else None
+    heads = heads_for(config, config.domain, model) if has_heads(config) else None
     policy = VANILLA if heads is None else make_policy(config.decode, heads.exits, model.num_layers)
     check_rows_independent(model, policy.width)
     return LanguageModel(config, model, tokenizer, heads, policy)
@@ -109,9 +112,10 @@ def evaluate(
 ) -> RunResult:
     """Runs or finishes the evaluation of `settings` in the folder or URL `out`, on Ray or in this process.
 
-    `out` is `results/<task>-<fingerprint>` when None. Whatever ends the run, its tables are written from what is
-    committed. Returns the closed run, with rows missing when `stop` was made. Raises StoppedError when it had not begun,
-    UsageError, TooManyErrorsError and other AdaDecodeErrors.
+    `out` is `results/<task>-<fingerprint>` when None. `stop`, a StopRequest that was entered, heeds Ctrl-C and SIGTERM:
+    what is in flight is finished then. Whether it was stopped, failed or is done, the run's tables are written from what
+    is committed; any other exception leaves that to the next call, which goes on from there. Returns the closed run.
+    Raises StoppedError when it was stopped before it began, UsageError, TooManyErrorsError and other AdaDecodeErrors.
     """
     stop.install()
     try:
@@ -131,23 +135,26 @@ def _evaluate(settings: EvalConfig, out: str | Path | None, observer: Observer, 
             observer.say(line)
         progress = RunProgress(prepared.plan.num_rows, total_outcome(prepared.committed.values()))
         limit = ErrorLimit.of(settings.max_errors, progress.num_planned)
+        watch = Together(Counting(progress), observer, Limiting(progress, limit))
         try:
             limit.check(progress.num_errors)
-            observer.on_start(progress)
+            watch.on_start(progress)
             try:
-                _execute(prepared, progress, Together(Counting(progress), observer, Limiting(progress, limit)), stop)
+                _execute(prepared, progress, watch, stop)
             finally:
-                observer.on_end()
+                watch.on_end()
         except KeyboardInterrupt:
             if not stop.is_made:
                 raise
-        except AdaDecodeError as error:
+        except AdaDecodeError:
             stop.end()
             with contextlib.suppress(AdaDecodeError):  # the first error is the one to tell
-                error.closed = close_run(prepared)
+                observer.on_closed(close_run(prepared))
             raise
         stop.end()
-        return close_run(prepared)
+        result = close_run(prepared)
+        observer.on_closed(result)
+        return result
 
 
 def _execute(prepared: PreparedRun, progress: RunProgress, observer: Observer, stop: StopRequest) -> None:

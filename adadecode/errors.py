@@ -1,18 +1,12 @@
 """Failures explained in one line: the value, the allowed range and the remedy. `exit_code` is the process's."""
 
-from typing import Any
-
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_MISMATCH, EXIT_INCOMPLETE = range(5)
 
 
 class AdaDecodeError(Exception):
-    """Any failure we explain in one line instead of a traceback.
-
-    `closed` is what the run that it ended comes to, where there is one.
-    """
+    """Any failure we explain in one line instead of a traceback."""
 
     exit_code = EXIT_FAILED
-    closed: Any = None
 
 
 class UsageError(AdaDecodeError, ValueError):

@@ -46,17 +46,18 @@ class Method:
 
 
 REFERENCE = "vanilla"
-DEFAULT_METHODS = (REFERENCE, "vanilla-w1", "adadecode")
+OURS = "adadecode"  # what a model generates by unless another is asked for
+DEFAULT_METHODS = (REFERENCE, "vanilla-w1", OURS)
 
 METHODS: dict[str, Method] = {
     row.name: row
     for row in (
         Method(REFERENCE, "full decoding at width W", "reference", is_baseline=True),
         Method("vanilla-w1", "full decoding at width 1", "reported", width=1, is_baseline=True),
-        Method("adadecode", "early exits, verified", "exact", exits=True, ngrams=True),
+        Method(OURS, "early exits, verified", "exact", exits=True, ngrams=True),
         Method(
             "adadecode-unverified",
-            "the same rounds, every draft kept: lossy, for the ablation only",
+            "early exits, every draft kept: lossy, for the ablation only",
             "lossy",
             exits=True,
             ngrams=True,

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from adadecode.cli.evaluate import with_absolute_out
 from adadecode.cli.main import main
+from adadecode.cli.submit import with_absolute_out
 from adadecode.settings import EvalConfig, TrainConfig, TuneConfig, build_settings
 
 FENCED_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)

@@ -1,8 +1,7 @@
-"""`eval`, `plan`, `report`, `verify` and `submit`: runs, what they would take, what they came to."""
+"""`eval`, `plan`, `report` and `verify`: runs, what they would take, what they came to."""
 
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from adadecode.runs.result import RunResult
 
 DEFAULT_GPUS = (1, 2, 4, 8)
-SUBMITTED = ("eval", "train-heads", "sweep", "tune")
 
 
 @click.command("eval")
@@ -39,13 +37,14 @@ def evaluate(config: EvalConfig, out: str | None, stop: StopRequest) -> "RunResu
     """`adadecode.evaluate`, shown as it goes; says how to go on when it ends early."""
     from adadecode import api
 
+    watcher = Watcher()
     try:
-        return api.evaluate(config, out, observer=Watcher(), stop=stop)
+        return api.evaluate(config, out, observer=watcher, stop=stop)
     except StoppedError as error:
         raise StoppedError(f"{error}; go on with: {resume_command()}") from error
     except AdaDecodeError as error:
-        if error.closed is not None and error.closed.num_missing and not isinstance(error, UsageError):
-            say_on_stderr(error.closed.missing_line(resume_command()))
+        if watcher.closed is not None and watcher.closed.num_missing and not isinstance(error, UsageError):
+            say_on_stderr(watcher.closed.missing_line(resume_command()))
         raise
 
 
@@ -125,36 +124,3 @@ def verify_command(run: str) -> None:
     from adadecode.runs.result import read_result
 
     sys.exit(report_result(read_result(run)))
-
-
-@click.command("submit", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("--address", default="http://127.0.0.1:8265", show_default=True, help="The head's dashboard.")
-@click.option("--working-dir", help="Folder sent to the cluster, where adadecode is not installed there.")
-@click.argument("command", type=click.Choice(SUBMITTED))
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def submit_command(address: str, working_dir: str | None, command: str, arguments: tuple[str, ...]) -> None:
-    """Run `adadecode COMMAND ARGUMENTS` as a Ray job; exits with the driver's own exit code.
-
-    --out must be on storage every node sees; a relative one is taken from this folder.
-    """
-    from ray_jobs.submit import submit_job
-
-    arguments = with_absolute_out(arguments)
-    sys.exit(submit_job(command, arguments, address, working_dir, lambda text: click.echo(text, nl=False)))
-
-
-def with_absolute_out(arguments: Sequence[str]) -> tuple[str, ...]:
-    """`arguments` with --out absolute or a URL: a job runs in a folder of its own; raises UsageError without one."""
-    from adadecode.runs.storage import absolute
-
-    given = list(arguments)
-    for idx, argument in enumerate(given):
-        if argument.startswith("--out="):
-            given[idx : idx + 1] = ["--out", argument.removeprefix("--out=")]
-    if "--out" not in given:
-        raise UsageError("--out is missing: a job needs a run folder on storage every node of the cluster sees")
-    value_idx = given.index("--out") + 1
-    if value_idx == len(given):
-        raise UsageError("--out needs a folder")
-    given[value_idx] = absolute(given[value_idx])
-    return tuple(given)

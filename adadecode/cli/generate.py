@@ -10,11 +10,11 @@ from rich.console import Console
 from adadecode.cli.console import console, say_on_stderr
 from adadecode.cli.options import settings_options
 from adadecode.errors import EXIT_MISMATCH, EXIT_OK
-from adadecode.methods import REFERENCE
-from adadecode.settings import BenchConfig, GenerateConfig, build_settings
+from adadecode.methods import OURS, REFERENCE
+from adadecode.settings import BenchConfig, EvalConfig, GenerateConfig, build_settings
 
 BENCH_WIDTH = 150
-SHOWN = "adadecode"
+WARMUP_TOKENS = 16
 
 
 @click.command("generate")
@@ -26,18 +26,18 @@ def generate_command(prompt: str, config_file: Path | None, compare: bool, **fla
     from adadecode.api import load_configured
     from adadecode.report.generation import coloured_text, statistics_lines
 
-    lm = load_configured(build_settings(GenerateConfig, config_file, flags))
-    methods = (REFERENCE, SHOWN) if compare else (SHOWN,)
+    lm = load_configured(build_settings(GenerateConfig, config_file, flags, beside=EvalConfig))
+    methods = (REFERENCE, OURS) if compare else (OURS,)
     for method in methods:
-        lm.generate(prompt, method=method)  # the first of each pays for what is new
+        lm.generate(prompt, method=method, max_new_tokens=WARMUP_TOKENS)  # the first of each pays for what is new
     generations = {method: lm.generate(prompt, method=method).generation for method in methods}
     out = console()
-    out.print(coloured_text(generations[SHOWN], lm.tokenizer, lm.model.num_layers))
+    out.print(coloured_text(generations[OURS], lm.tokenizer, lm.model.num_layers))
     for method, generation in generations.items():
         for line in statistics_lines(method, generation):
             out.print(line, highlight=False)
     if compare:
-        same = generations[SHOWN].output_token_ids == generations[REFERENCE].output_token_ids
+        same = generations[OURS].output_token_ids == generations[REFERENCE].output_token_ids
         click.echo("tokens equal to vanilla's" if same else "tokens DIFFER from vanilla's")
         sys.exit(EXIT_OK if same else EXIT_MISMATCH)
 

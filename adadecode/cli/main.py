@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from adadecode.cli.evaluate import eval_command, plan_command, report_command, submit_command, verify_command
+from adadecode.cli.evaluate import eval_command, plan_command, report_command, verify_command
 from adadecode.cli.generate import bench_command, generate_command
 from adadecode.cli.heads import train_heads_command, tune_command
+from adadecode.cli.submit import submit_command
 from adadecode.cli.sweep import sweep_command
 from adadecode.cli.tasks import tasks_command
 from adadecode.errors import AdaDecodeError

@@ -9,8 +9,9 @@ from adadecode.cli.console import console
 from adadecode.records import ShardOutcome, WorkerState
 
 if TYPE_CHECKING:
+    from adadecode.cli.live import LiveProgress
     from adadecode.evaluation.progress import RunProgress
-    from adadecode.report.live import LiveProgress
+    from adadecode.runs.result import RunResult
 
 
 class Watcher:
@@ -18,9 +19,10 @@ class Watcher:
 
     def __init__(self) -> None:
         self._live: LiveProgress | None = None
+        self.closed: RunResult | None = None
 
     def on_start(self, progress: "RunProgress") -> None:
-        from adadecode.report.live import LiveProgress
+        from adadecode.cli.live import LiveProgress
 
         self._live = LiveProgress(progress, console())
         self._live.__enter__()
@@ -29,6 +31,9 @@ class Watcher:
         if self._live is not None:
             self._live.__exit__(None, None, None)
             self._live = None
+
+    def on_closed(self, result: "RunResult") -> None:
+        self.closed = result
 
     def on_shard(self, outcome: ShardOutcome) -> None:
         if self._live is not None:

@@ -1,10 +1,13 @@
 """Who is told how a run goes."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from adadecode.evaluation.progress import ErrorLimit, RunProgress
 from adadecode.records import ShardOutcome, WorkerState
+
+if TYPE_CHECKING:
+    from adadecode.runs.result import RunResult
 
 
 class Observer(Protocol):
@@ -19,6 +22,9 @@ class Observer(Protocol):
     def on_end(self) -> None:
         """Called once after `on_start`, whatever ended the run."""
 
+    def on_closed(self, result: "RunResult") -> None:
+        """Takes what the run comes to, when it was closed; an error that ended it is raised after that."""
+
     def on_shard(self, outcome: ShardOutcome) -> None:
         """Takes what a shard came to, after its commit."""
 
@@ -29,26 +35,8 @@ class Observer(Protocol):
         """Takes a line about a worker that died or hung."""
 
 
-class Quiet:
-    """An observer that does nothing, and what those begin from who look at some things alone."""
-
-    def say(self, line: str) -> None:
-        pass
-
-    def on_start(self, progress: RunProgress) -> None:
-        pass
-
-    def on_end(self) -> None:
-        pass
-
-    def on_shard(self, outcome: ShardOutcome) -> None:
-        pass
-
-    def on_workers(self, states: Sequence[WorkerState]) -> None:
-        pass
-
-    def on_lost_worker(self, line: str) -> None:
-        pass
+class Quiet(Observer):
+    """An observer that does nothing; others begin from it and look at some things alone."""
 
 
 QUIET: Observer = Quiet()
@@ -67,6 +55,10 @@ class Together:
     def on_start(self, progress: RunProgress) -> None:
         for observer in self._observers:
             observer.on_start(progress)
+
+    def on_closed(self, result: "RunResult") -> None:
+        for observer in self._observers:
+            observer.on_closed(result)
 
     def on_end(self) -> None:
         for observer in self._observers:

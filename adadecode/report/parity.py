@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from adadecode.errors import RunFolderError
-from adadecode.methods import names_that_owe
+from adadecode.methods import REFERENCE, names_that_owe
 from adadecode.report.schema import VERIFY
 
 NEAR_TIE_MARGIN: dict[str, float] = {"float32": 1e-3, "float16": 0.0625, "bfloat16": 0.5}
@@ -149,7 +149,7 @@ def _parity(claim: dict, same_output: bool, row: dict) -> str:
 def _pair_with_vanilla(samples: pa.Table) -> tuple[pa.Array, pa.Array]:
     """Row positions of every ok row of another method, and of its ok vanilla row: null where there is none."""
     is_ok = pc.equal(samples["status"], "ok").to_numpy()
-    is_vanilla = pc.equal(samples["method"], "vanilla").to_numpy()
+    is_vanilla = pc.equal(samples["method"], REFERENCE).to_numpy()
     codes = pair_codes(samples)
     vanilla_rows = np.flatnonzero(is_ok & is_vanilla)
     vanilla_of_pair = np.full(codes.max(initial=-1) + 1, -1)

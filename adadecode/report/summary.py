@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from adadecode.methods import baselines, names_that_owe
+from adadecode.methods import REFERENCE, baselines, names_that_owe
 from adadecode.report.parity import pair_codes, recompute_parity
 from adadecode.report.schema import SUMMARY
 from adadecode.report.stats import paired_speedups, percentiles
@@ -34,7 +34,7 @@ def summarise(samples: pa.Table, verify: pa.Table | None = None) -> pa.Table:
     """A SUMMARY table: one row per task and method, tasks by first appearance, the vanillas first among the methods.
 
     Error rows are counted and measured nowhere. A speedup is over the (sample, repeat) pairs that both methods
-    finished, against whichever of `vanilla` and `vanilla-w1` took less time on the pairs both of those finished. Parity
+    finished, against whichever of the baselines that ran took least time on the pairs all of those finished. Parity
     is recomputed from the ids, so a summary cannot repeat a claim that the outputs contradict; given the VERIFY table
     of these samples, only the columns NARROW of them are needed.
     """
@@ -51,7 +51,7 @@ def summarise(samples: pa.Table, verify: pa.Table | None = None) -> pa.Table:
                 checked = parity.filter((pc.field("task") == task) & (pc.field("method") == method))
                 line = {"task": task, "method": method, "lossy": method in names_that_owe("lossy")}
                 line |= _measurements(rows) | timings.speedups(method) | _scores(rows)
-                if method != "vanilla":
+                if method != REFERENCE:
                     line |= _parity_counts(checked)
                 if line["lossy"]:
                     line["acceptance_rate"] = None  # its drafts are kept, not accepted
@@ -77,7 +77,7 @@ def parity_line(summary: pa.Table) -> str:
 def num_owed(summary: pa.Table) -> int:
     """How many outputs the methods under the parity contract owe: one for each of vanilla's on their tasks."""
     rows = summary.select(["task", "method", "n"]).to_pylist()
-    vanilla = {row["task"]: row["n"] for row in rows if row["method"] == "vanilla"}
+    vanilla = {row["task"]: row["n"] for row in rows if row["method"] == REFERENCE}
     return sum(vanilla.get(row["task"], 0) for row in rows if row["method"] in names_that_owe("exact"))
 
 

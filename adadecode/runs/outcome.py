@@ -3,14 +3,14 @@
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from adadecode.methods import names_that_owe
+from adadecode.methods import REFERENCE, names_that_owe
 from adadecode.records import ShardOutcome
 
 
 def outcome_of(table: pa.Table) -> ShardOutcome:
     """The outcome of a shard's rows, of the SAMPLES schema of any version."""
     is_error = pc.not_equal(table["status"], "ok")
-    is_vanilla = pc.and_(pc.equal(table["method"], "vanilla"), pc.invert(is_error))
+    is_vanilla = pc.and_(pc.equal(table["method"], REFERENCE), pc.invert(is_error))
     is_contract = pc.is_in(table["method"], pa.array(names_that_owe("exact")))
     num_contract_methods = len(set(names_that_owe("exact")) & set(table["method"].unique().to_pylist()))
     return ShardOutcome(

@@ -13,9 +13,12 @@ from adadecode.settings.groups import DecodeSettings, is_mapping
 def with_policy(values: dict[str, Any]) -> dict[str, Any]:
     """`values` of a configuration, those of its policy laid under `decode`.
 
-    Unless `decode` names one it is `demo` for the demo's own weights, else `paper`. Raises UsageError as `read_policy`.
+    Unless `decode` names one it is `demo` for the demo's own weights, else `paper`. Of DecodeSettings what was set in them
+    is given. Raises UsageError for a policy that cannot be read.
     """
     decode = values.get("decode", {})
+    if isinstance(decode, DecodeSettings):
+        decode = decode.model_dump(exclude_unset=True)
     if not is_mapping(decode):
         return values
     is_demo = values.get("model", "demo") == "demo" and values.get("shape") is None

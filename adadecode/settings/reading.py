@@ -13,12 +13,24 @@ from adadecode.settings.policy import with_policy
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
-def build_settings(kind: type[SettingsT], config_file: Path | None, flags: dict[str, Any]) -> SettingsT:
-    """`kind` from a YAML file overlaid with the flags that were given; a bad value becomes one line."""
+def build_settings(
+    kind: type[SettingsT], config_file: Path | None, flags: dict[str, Any], *, beside: type[Settings] | None = None
+) -> SettingsT:
+    """`kind` from a YAML file overlaid with the flags that were given; a bad value becomes one line.
+
+    What the file has that only a configuration of kind `beside` knows is left out: one file can serve both.
+    """
     values = {} if config_file is None else read_settings(config_file)
+    if beside is not None:
+        values = {name: value for name, value in values.items() if name not in others_alone(beside, kind)}
     if "cells" in values:
         raise UsageError(f"{config_file}: it has `cells`, which are a sweep's: run it with `adadecode sweep`")
     return settings_of(kind, values, given_flags(flags))
+
+
+def others_alone(other: type[Settings], kind: type[Settings]) -> set[str]:
+    """The settings that `other` has and `kind` has not."""
+    return set(other.model_fields) - set(kind.model_fields)
 
 
 def given_flags(flags: dict[str, Any]) -> dict[str, Any]:

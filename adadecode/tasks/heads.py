@@ -7,18 +7,26 @@ from adadecode.errors import UsageError
 from adadecode.settings import ORIGINAL_HEADS, DecodingSettings, Domain, TuneConfig
 
 
+def has_heads(config: DecodingSettings | TuneConfig) -> bool:
+    """Whether `config` names heads, or its model has its own."""
+    return config.heads is not None or config.model == "demo"
+
+
+def heads_missing(config: DecodingSettings | TuneConfig) -> UsageError:
+    """The error of a configuration without heads."""
+    return UsageError(
+        f"--heads is missing: model {config.model!r} has no heads of its own; make some with `adadecode train-heads`, "
+        "or choose methods that need none, such as vanilla"
+    )
+
+
 def heads_folder(config: DecodingSettings | TuneConfig, domain: Domain | None) -> Path | None:
     """Where the heads for prompts of `domain` lie: `--heads`, or the demo's own for it (those for math when None).
 
-    None for `--heads original`, which needs no folder.
+    None for `--heads original`, which needs no folder. Raises UsageError where there are none.
     """
+    if not has_heads(config):
+        raise heads_missing(config)
     if config.heads == ORIGINAL_HEADS:
         return None
-    if config.heads is not None:
-        return Path(config.heads)
-    if config.model == "demo":
-        return HEADS_DIR / (domain or "math")
-    raise UsageError(
-        f"--heads is missing: model {config.model!r} has no heads of its own; make some with `adadecode train-heads`, "
-        "or leave adadecode out of --methods"
-    )
+    return HEADS_DIR / (domain or "math") if config.heads is None else Path(config.heads)

@@ -15,7 +15,7 @@ class Task:
     """One data set. `rows` says where it lies, and so whether `--data-file` may, must not or must be given.
 
     `example` makes the example of a row; of the settings it may read `prompt_field`. `score` gives an output text and
-    its example's reference a number, 1.0 for as good as can be; `metric` names it.
+    its example's reference a number, and `metric` names it; in the tables an output counts as correct at 1.0.
     """
 
     name: str

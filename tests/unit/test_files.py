@@ -11,7 +11,7 @@ from adadecode.files import make_folder, short_hash, stored_beside, whole_file, 
 from adadecode.records import Example
 from adadecode.runs.fingerprint import hash_folder
 from adadecode.runs.plan import make_plan, plan_hash, plan_table
-from adadecode.settings import DecodeSettings, EvalConfig, TrainConfig
+from adadecode.settings import EvalConfig, TrainConfig
 from adadecode.training.outputs import Part
 from adadecode.training.prompts import hash_ids
 from adadecode.training.train import fingerprint_of
@@ -26,7 +26,7 @@ def test_a_short_hash_is_16_digits_of_the_sha256_of_its_parts_joined():
 
 def test_stored_hashes_are_those_of_version_0_1_0(tmp_path):
     """Written down from it: a run, its heads and a training that were begun then are found again."""
-    config = EvalConfig(task="gsm8k", limit=7, dtype="float32", decode=DecodeSettings())
+    config = EvalConfig(task="gsm8k", limit=7, dtype="float32", decode={"policy": "paper"})
     assert config.fingerprint(model_files="0123456789abcdef") == "34497514bfd4692b"
     (tmp_path / "a.json").write_text("{}")
     (tmp_path / "b.safetensors").write_bytes(bytes(range(256)))

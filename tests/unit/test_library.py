@@ -66,6 +66,13 @@ def test_without_heads_only_methods_that_need_none_generate(tiny):
         lm.generate("w5", method="medusa")
 
 
+@pytest.mark.parametrize("max_new_tokens", [0, -3])
+def test_an_output_has_at_least_one_token(tiny, max_new_tokens):
+    lm = adadecode.load(str(tiny.model), dtype="float32", threads=1)
+    with pytest.raises(UsageError, match=f"max_new_tokens {max_new_tokens}: give at least 1"):
+        lm.generate("w5", method="vanilla", max_new_tokens=max_new_tokens)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -89,6 +96,9 @@ def test_an_evaluation_tells_an_observer_and_prints_nothing(tiny, tmp_path, caps
 
         def on_end(self):
             self.marks.append("end")
+
+        def on_closed(self, result):
+            self.marks.append(result.exit_code)
 
         def on_shard(self, outcome):
             self.outcomes.append(outcome)
@@ -116,7 +126,7 @@ def test_an_evaluation_tells_an_observer_and_prints_nothing(tiny, tmp_path, caps
     )
     result = adadecode.evaluate(settings, tmp_path / "run", observer=heard)
     assert (result.exit_code, result.num_missing) == (0, 0)
-    assert (heard.marks, len(heard.outcomes)) == (["start", "end"], 3)
+    assert (heard.marks, len(heard.outcomes)) == (["start", "end", 0], 3)
     (heading,) = heard.lines
     assert "5 samples in 3 shards, 0 done before, 3 to do" in heading
     assert capsys.readouterr().out == ""

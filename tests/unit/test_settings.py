@@ -11,6 +11,7 @@ from adadecode.settings import (
     BenchConfig,
     DecodeSettings,
     EvalConfig,
+    GenerateConfig,
     Settings,
     TrainConfig,
     build_settings,
@@ -68,6 +69,31 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
     assert (config.task, config.repeats, config.limit) == ("gsm8k", 7, 3)
     assert config.methods == ("vanilla", "adadecode")
     assert (config.decode.gamma, config.decode.exits, config.decode.max_drafts) == (0.1, (1, 3), 5)
+
+
+def test_what_decode_settings_leave_open_comes_from_the_models_policy_however_they_are_given():
+    given = [
+        build_settings(EvalConfig, None, {"max_new_tokens": 96}),
+        EvalConfig(decode={"max_new_tokens": 96}),
+        EvalConfig(decode=DecodeSettings(max_new_tokens=96)),
+    ]
+    assert given[0] == given[1] == given[2]
+    assert (given[0].decode.policy, given[0].decode.max_new_tokens) == ("demo", 96)
+    assert EvalConfig(decode=DecodeSettings(policy="paper")).decode == DecodeSettings()
+    assert EvalConfig(model="another", decode=DecodeSettings(gamma=0.5)).decode.head == "full"
+
+
+def test_a_bench_takes_the_public_decode_settings_and_keeps_its_own_length():
+    config = BenchConfig(decode=DecodeSettings(gamma=0.5))
+    assert (config.decode.gamma, config.decode.max_new_tokens) == (0.5, 128)
+
+
+def test_one_file_serves_an_evaluation_and_a_single_prompt(tmp_path):
+    file = yaml(tmp_path, "task: demo\nworkers: 2\ngamma: 0.9\nmethods: [vanilla, adadecode]\n")
+    assert build_settings(GenerateConfig, file, {}, beside=EvalConfig).decode.gamma == 0.9
+    assert "--task 'demo': Extra inputs" in refusal(GenerateConfig, file)
+    with pytest.raises(UsageError, match="--domain 'art': "):
+        build_settings(GenerateConfig, file, {"domain": "art"}, beside=EvalConfig)
 
 
 def test_settings_cannot_be_changed():

@@ -189,6 +189,14 @@ def test_generate_refuses_what_eval_refuses(usage_error, tiny):
     assert "--heads is missing" in usage_error("generate", "w5", *generate_flags(tiny, heads=None))
 
 
+def test_generate_takes_a_file_of_an_evaluations_settings(cli, tiny, tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("task: jsonl\nworkers: 2\nlimit: 3\ngamma: 0.02\n")
+    result = cli("generate", "w10 w20", *generate_flags(tiny, gamma=None), "--config", file)
+    assert result.exit_code == 0, result.stderr
+    assert "adadecode: 10 tokens in " in result.stdout
+
+
 def test_generate_explains_a_prompt_of_no_tokens(cli, tiny):
     result = cli("generate", "", *generate_flags(tiny))
     assert result.exit_code == 1
@@ -290,6 +298,10 @@ def test_heads_trained_on_the_command_line_decode_exactly(cli, tiny, tmp_path):
         (["--kind", "shortlist", "--kl-top-k", "4"], "--kl-top-k 4: --kind shortlist trains on no such KL; drop it"),
         (["--kind", "original", "--epochs", "4"], "--kind original trains nothing: drop --epochs"),
         (["--kl-top-k", "4000"], "--kl-top-k 4000: the vocabulary has 97 tokens; give 1..97"),
+        (
+            ["--kernels", "compile"],
+            "--kernels compile: outputs are made by native kernels or by transformers; use auto",
+        ),
         (["--address", "127.0.0.1:1"], "--address 127.0.0.1:1: without --workers no cluster is used"),
     ],
     ids=lambda value: "".join(value) if isinstance(value, list) else "",

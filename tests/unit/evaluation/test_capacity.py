@@ -120,8 +120,8 @@ def test_a_run_without_rows_or_plan_is_refused(measured, tiny, tmp_path):
 
 
 def test_settings_that_change_the_time_are_told():
-    theirs = EvalConfig(dtype="float32", threads=1, decode=DecodeSettings()).model_dump(mode="json")
-    decode = DecodeSettings(exits=(4, 8), max_new_tokens=40)
+    theirs = EvalConfig(dtype="float32", threads=1, decode={"policy": "paper"}).model_dump(mode="json")
+    decode = DecodeSettings(policy="paper", exits=(4, 8), max_new_tokens=40)
     ours = EvalConfig(workers=4, limit=3, repeats=2, decode=decode).model_dump(mode="json")
     assert differences(theirs, theirs) == []
     assert differences(theirs, ours) == [

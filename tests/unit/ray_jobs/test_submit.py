@@ -7,8 +7,8 @@ import pytest
 from ray.dashboard.modules.job.pydantic_models import JobDetails, JobType
 from ray.job_submission import JobStatus
 
-from adadecode.cli.evaluate import with_absolute_out
 from adadecode.cli.main import main
+from adadecode.cli.submit import with_absolute_out
 from ray_jobs.submit import entrypoint, exit_code
 from tests.command_lines import parse, program_commands
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from adadecode.cli.live import LiveProgress, plain_line
 from adadecode.evaluation.progress import RunProgress
 from adadecode.records import ShardOutcome, WorkerState
 from adadecode.report.cells import duration_text
-from adadecode.report.live import LiveProgress, plain_line
 
 ROOT = Path(__file__).parents[3]
 FOUR = ShardOutcome(num_samples=4, num_error_samples=0, num_output_tokens=700, busy_s=2.0, num_exact=4, num_owed=4)

@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Protocol, Self
+from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from adadecode.evaluation.progress import RunProgress
 from adadecode.records import WorkerState
 from adadecode.report.cells import duration_text
 
@@ -20,34 +21,13 @@ MAX_NAMED_WORKERS = 8  # in a plain line; of more there are only counts
 LINES_BESIDE_WORKERS = 5  # of a terminal's height: bar, figures, heading, what is left out, the prompt
 
 
-class Progress(Protocol):
-    """What is shown of a run; `adadecode.evaluation.progress.RunProgress` is one."""
-
-    num_planned: int
-
-    @property
-    def num_done(self) -> int: ...
-
-    @property
-    def num_errors(self) -> int: ...
-
-    @property
-    def parity(self) -> str: ...
-
-    @property
-    def tokens_per_s(self) -> float | None: ...
-
-    @property
-    def eta_s(self) -> float | None: ...
-
-
 class LiveProgress:
     """A context in which a run shows how it goes, on `console`.
 
     Draws only from within its methods, never from a thread of its own: decoding in this process is being timed.
     """
 
-    def __init__(self, progress: Progress, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, progress: RunProgress, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._progress, self._console, self._clock = progress, console, clock
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._every_s = PLAIN_EVERY_S if self._live is None else DRAW_EVERY_S
@@ -91,7 +71,7 @@ class LiveProgress:
             self._live.update(drawing(self._progress, self._workers, self._console.size.height), refresh=True)
 
 
-def plain_line(progress: Progress, workers: Sequence[WorkerState]) -> str:
+def plain_line(progress: RunProgress, workers: Sequence[WorkerState]) -> str:
     """`12/48 samples, 350 tokens/s, ETA 1m40s, parity 12/12, 0 errors; 1 worker: worker-0 shard 7 (3 s)`."""
     line = f"{progress.num_done}/{progress.num_planned} samples, {', '.join(_figures(progress))}"
     return f"{line}; {workers_text(workers)}" if workers else line
@@ -106,7 +86,7 @@ def workers_text(workers: Sequence[WorkerState]) -> str:
     return f"{len(workers)} worker{'s'[: len(workers) > 1]}: {each}"
 
 
-def drawing(progress: Progress, workers: Sequence[WorkerState], height: int) -> Group:
+def drawing(progress: RunProgress, workers: Sequence[WorkerState], height: int) -> Group:
     """A bar, the figures under it and a table of the workers, as many as `height` lines have room for."""
     bar = Table.grid(padding=(0, 1))
     bar.add_row(
@@ -134,7 +114,7 @@ def _workers_table(workers: Sequence[WorkerState]) -> Table:
     return table
 
 
-def _figures(progress: Progress) -> list[str]:
+def _figures(progress: RunProgress) -> list[str]:
     rate, eta_s, num_errors = progress.tokens_per_s, progress.eta_s, progress.num_errors
     speed = [] if rate is None else [f"{rate:.0f} tokens/s"]
     left = [f"ETA {duration_text(eta_s)}"] if eta_s is not None and progress.num_done < progress.num_planned else []
