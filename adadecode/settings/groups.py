@@ -106,7 +106,8 @@ Address = Annotated[str | None, Flag(unset="RAY_ADDRESS, else a cluster started 
 LIMIT_TEXT = "Only the first N samples of each task, after --offset."
 MAX_NEW_TOKENS_TEXT = "Longest output, in tokens."
 HEAD_TEXT = "What an exit test runs: the whole vocabulary, or a shortlist of frequent tokens."
-ADDRESS_TEXT = "HOST:PORT of a running Ray head"  # with what each field adds
+ADDRESS_TEXT = "HOST:PORT of a running Ray head"  # each field adds its end
+
 METHODS_TEXT = "Methods with commas: " + "; ".join(f"{name}, {method.what}" for name, method in METHODS.items()) + "."
 
 
