@@ -7,7 +7,12 @@ from pydantic import Field, model_validator
 
 from adadecode.files import short_hash
 from adadecode.settings.groups import (
+    ADDRESS_TEXT,
+    HEAD_TEXT,
+    LIMIT_TEXT,
+    MAX_NEW_TOKENS_TEXT,
     ORIGINAL_HEADS,
+    Address,
     DataSettings,
     DecodeSettings,
     Domain,
@@ -72,9 +77,7 @@ class TrainConfig(ThreadSettings, DataSettings, ModelSettings):
 
     # no default: heads trained on the prompts they are judged by would look better than they are
     task: str = Field(description="A data set of `adadecode tasks`, other prompts than those the heads are judged by.")
-    limit: Annotated[int | None, Flag(unset="all")] = Field(
-        default=None, ge=2, description="Only the first N samples of each task, after --offset."
-    )
+    limit: Annotated[int | None, Flag(unset="all")] = Field(default=None, ge=2, description=LIMIT_TEXT)
     kind: TrainedKind = Field(default="transform", description="What a head is; transform is the paper's.")
     rank: Annotated[int | None, Flag(unset="32")] = Field(default=None, ge=1, description="Rank of low-rank heads.")
     exits: Annotated[Exits | None, Flag(unset="L/4, L/2, 3L/4")] = Field(
@@ -101,9 +104,7 @@ class TrainConfig(ThreadSettings, DataSettings, ModelSettings):
     workers: Annotated[int | None, Flag(unset="in this process, without Ray")] = Field(
         default=None, ge=1, description="Ray actors that generate."
     )
-    address: Annotated[str | None, Flag(unset="RAY_ADDRESS, else a cluster started on this machine")] = Field(
-        default=None, description="HOST:PORT of a running Ray head, with --workers."
-    )
+    address: Address = Field(default=None, description=f"{ADDRESS_TEXT}, with --workers.")
 
     @model_validator(mode="after")
     def _every_setting_has_an_effect(self) -> Self:
@@ -126,17 +127,15 @@ class TrainConfig(ThreadSettings, DataSettings, ModelSettings):
 class TuneConfig(ThreadSettings, DataSettings, HeadsSettings, ModelSettings):
     """One search for the best policy of a model on a machine."""
 
-    limit: Annotated[int | None, Flag(unset="all")] = Field(
-        default=96, ge=8, description="Only the first N samples of each task, after --offset."
-    )
+    limit: int | None = Field(default=96, ge=8, description=LIMIT_TEXT)
     exits: Annotated[Exits | None, Flag(unset="all that have heads")] = Field(
         default=None, description="Candidate exits, such as 4,8,12."
     )
     head: Annotated[HeadKind | None, Flag(unset="shortlist if there is one")] = Field(
-        default=None, description="What an exit test runs: the whole vocabulary, or a shortlist of frequent tokens."
+        default=None, description=HEAD_TEXT
     )
     max_drafts: int = Field(default=5, ge=1, le=7, description="Most drafts that are considered.")
-    max_new_tokens: int = Field(default=256, ge=2, description="Longest output, in tokens.")
+    max_new_tokens: int = Field(default=256, ge=2, description=MAX_NEW_TOKENS_TEXT)
     held_out: float = Field(default=0.25, gt=0.0, lt=1.0, description="Share of the prompts the search does not see.")
     folds: int = Field(default=5, ge=2, description="Folds of the cross-validation.")
     repeats: int = Field(default=3, ge=1, description="Measurements of each held-out prompt and policy.")
@@ -146,7 +145,7 @@ class TuneConfig(ThreadSettings, DataSettings, HeadsSettings, ModelSettings):
 class BenchDecodeSettings(DecodeSettings):
     """Decode settings of a measurement of speed, whose outputs are shorter by default."""
 
-    max_new_tokens: int = Field(default=128, ge=1, description="Longest output, in tokens.")
+    max_new_tokens: int = Field(default=128, ge=1, description=MAX_NEW_TOKENS_TEXT)
 
 
 class BenchConfig(ThreadSettings, MethodSettings, DataSettings, DecodingSettings):
@@ -156,7 +155,7 @@ class BenchConfig(ThreadSettings, MethodSettings, DataSettings, DecodingSettings
         default=None, description="Synthetic weights of a published size."
     )
     limit: Annotated[int | None, Flag(unset="2 of each task, or 3 synthetic prompts")] = Field(
-        default=None, ge=1, description="Only the first N samples of each task, after --offset."
+        default=None, ge=1, description=LIMIT_TEXT
     )
     decode: BenchDecodeSettings = BenchDecodeSettings()  # pyright: ignore[reportIncompatibleVariableOverride]  # frozen
     repeats: int = Field(default=5, ge=1, description="Measurements of each method, after one to warm up.")

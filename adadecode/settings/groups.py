@@ -100,6 +100,13 @@ def allowed_errors(max_errors: str, num_planned: int) -> int:
 Exits = Annotated[tuple[int, ...], AfterValidator(increasing)]
 MethodName = Annotated[str, AfterValidator(known)]
 MethodNames = Annotated[tuple[MethodName, ...], AfterValidator(with_reference)]
+Address = Annotated[str | None, Flag(unset="RAY_ADDRESS, else a cluster started on this machine")]
+
+# what several fields say that differ in their defaults or ranges
+LIMIT_TEXT = "Only the first N samples of each task, after --offset."
+MAX_NEW_TOKENS_TEXT = "Longest output, in tokens."
+HEAD_TEXT = "What an exit test runs: the whole vocabulary, or a shortlist of frequent tokens."
+ADDRESS_TEXT = "HOST:PORT of a running Ray head"  # each field adds its end
 
 METHODS_TEXT = "Methods with commas: " + "; ".join(f"{name}, {method.what}" for name, method in METHODS.items()) + "."
 
@@ -136,9 +143,7 @@ class DataSettings(Settings):
     )
     prompt_field: str = Field(default="prompt", description="Column of the prompt, for --task jsonl.")
     offset: int = Field(default=0, ge=0, description="Leave out the first N samples of each task.")
-    limit: Annotated[int | None, Flag(unset="all")] = Field(
-        default=None, ge=1, description="Only the first N samples of each task, after --offset."
-    )
+    limit: Annotated[int | None, Flag(unset="all")] = Field(default=None, ge=1, description=LIMIT_TEXT)
 
 
 class DecodeSettings(Settings):
@@ -157,9 +162,7 @@ class DecodeSettings(Settings):
         default=None, description="Exit layers, such as 4,8,12."
     )
     max_drafts: int = Field(default=5, ge=0, le=64, description="Drafts pending at once.")
-    head: HeadKind = Field(
-        default="full", description="What an exit test runs: the whole vocabulary, or a shortlist of frequent tokens."
-    )
+    head: HeadKind = Field(default="full", description=HEAD_TEXT)
     gate: float = Field(
         default=0.0,
         ge=0.0,
@@ -172,7 +175,7 @@ class DecodeSettings(Settings):
     ngram: Annotated[float | None, Flag(unset="no n-gram drafts")] = Field(
         default=None, ge=0.0, lt=1.0, description="Threshold of n-gram drafts in [0, 1)."
     )
-    max_new_tokens: int = Field(default=512, ge=1, description="Longest output, in tokens.")
+    max_new_tokens: int = Field(default=512, ge=1, description=MAX_NEW_TOKENS_TEXT)
 
 
 class MethodSettings(Settings):
@@ -197,9 +200,7 @@ class PlacementSettings(ThreadSettings):
         description="Ray actors: one GPU each, or an equal share of the CPUs; auto: what the cluster holds, also later.",
     )
     local: bool = Field(default=False, description="In this process, without Ray.")
-    address: Annotated[str | None, Flag(unset="RAY_ADDRESS, else a cluster started on this machine")] = Field(
-        default=None, description="HOST:PORT of a running Ray head."
-    )
+    address: Address = Field(default=None, description=f"{ADDRESS_TEXT}.")
     deadline_s: Annotated[float, Flag("deadline")] = Field(
         default=60.0,
         gt=0.0,

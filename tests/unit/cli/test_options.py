@@ -8,8 +8,11 @@ import pytest
 from click.testing import CliRunner
 from pydantic import Field
 
+from adadecode.bench.subject import PROMPTS_PER_TASK, SYNTHETIC_PROMPTS
+from adadecode.cli.evaluate import DEFAULT_GPUS
 from adadecode.cli.main import main
 from adadecode.cli.options import settings_in, settings_options
+from adadecode.model.shortlist import LONGEST_SHORTLIST, default_shortlist_len
 from adadecode.settings import (
     BenchConfig,
     EvalConfig,
@@ -20,6 +23,7 @@ from adadecode.settings import (
     TuneConfig,
     build_settings,
 )
+from adadecode.training.kinds import DEFAULT_RANK
 
 KINDS: dict[str, type[Settings]] = {
     "eval": EvalConfig,
@@ -76,6 +80,33 @@ def test_every_setting_is_a_flag_with_a_text(command):
         if setting.name not in grid:
             assert re.search(rf"{setting.flag}\b", shown), setting
         assert setting.field.description, setting
+
+
+def help_of(command: str, name: str) -> str:
+    """The help text of the flag of `command` that gives `name`."""
+    (option,) = (option for option in main.commands[command].params if option.name == name)
+    assert isinstance(option, click.Option)
+    return option.help or ""
+
+
+def test_a_default_that_another_room_decides_is_stated_as_that_room_has_it():
+    """Settings import no other room, so these defaults are words in a Flag; the values are where they are used."""
+    assert help_of("train-heads", "rank").endswith(f"[default: {DEFAULT_RANK}]")
+    assert help_of("train-heads", "shortlist_len").endswith(f"[default: V / 4, at most {LONGEST_SHORTLIST}]")
+    assert [default_shortlist_len(vocab_size) for vocab_size in (400, 8 * LONGEST_SHORTLIST)] == [
+        400 // 4,
+        LONGEST_SHORTLIST,
+    ]
+    stated = f"[default: {PROMPTS_PER_TASK} of each task, or {SYNTHETIC_PROMPTS} synthetic prompts]"
+    assert help_of("bench", "limit").endswith(stated)
+
+
+def test_the_defaults_of_flags_that_are_no_settings_are_the_stated_ones():
+    gpus = ",".join(map(str, DEFAULT_GPUS))
+    assert help_of("plan", "gpus").endswith(f"[default: {gpus}]")
+    (out,) = (option for option in main.commands["sweep"].params if option.name == "out")
+    shown = " ".join(CliRunner().invoke(main, ["sweep", "--help"]).stdout.split())
+    assert f"--out TEXT {help_of('sweep', 'out')} [default: {out.default}]" in shown
 
 
 class ToySettings(Settings):
