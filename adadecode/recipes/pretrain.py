@@ -7,7 +7,6 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from adadecode.files import whole_file
 from adadecode.recipes.corpus import Document
+from adadecode.records import Say
 
 VOCAB_SIZE = 2048
 BOS, EOS = "<|bos|>", "<|eos|>"
@@ -99,7 +99,7 @@ def learning_rate(progress: float, step: int) -> float:
 
 
 def train_model(
-    rows: dict[str, list[list[int]]], config: LlamaConfig, work: Path, seed: int, say: Callable[[str], None]
+    rows: dict[str, list[list[int]]], config: LlamaConfig, work: Path, seed: int, say: Say
 ) -> tuple[LlamaForCausalLM, dict[str, Any]]:
     """The model trained on token id `rows` per domain, and facts about its training; resumes from `work`.
 
