@@ -67,6 +67,7 @@ METHODS: dict[str, Method] = {
         Method("transformers", "transformers' own greedy `generate`", "reported", by="transformers"),
     )
 }
+NEVER_FIRES = "adadecode-never"  # what testing exits costs: it tests them all and drafts at none
 
 NameT = TypeVar("NameT", bound=str)
 

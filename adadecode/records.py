@@ -1,7 +1,10 @@
-"""The dataclasses that cross a boundary between folders."""
+"""The values that cross a boundary between rooms."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
+
+Say = Callable[[str], None]  # takes a line of progress
 
 
 @dataclass(frozen=True)

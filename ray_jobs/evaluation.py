@@ -10,7 +10,7 @@ from ray.exceptions import RayError
 from adadecode.errors import AdaDecodeError
 from adadecode.evaluation.observer import QUIET, Observer
 from adadecode.evaluation.rows import SampleRow, commit_rows, lost_rows
-from adadecode.records import Shard, ShardOutcome, WorkerState
+from adadecode.records import Say, Shard, ShardOutcome, WorkerState
 from adadecode.runs.plan import longest_first
 from adadecode.runs.run import PreparedRun
 from ray_jobs.actors import EvalActor, EvalTask, ShardWork, SplitSample
@@ -101,7 +101,7 @@ class EvaluationDriver(Driver):
 class Waiting:
     """Says now and then that no node has room for an actor, while every actor waits for one."""
 
-    def __init__(self, resources: dict[str, float], say: Callable[[str], None]) -> None:
+    def __init__(self, resources: dict[str, float], say: Say) -> None:
         self._needs = ", ".join(f"{amount:g} {name.removeprefix('num_')}" for name, amount in resources.items())
         self._say, self._due_s = say, WAITING_S
 

@@ -2,21 +2,20 @@
 
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ray.dashboard.modules.job.pydantic_models import JobDetails
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from adadecode.errors import EXIT_FAILED, EXIT_OK, UsageError
+from adadecode.records import Say
 
 POLL_S = 0.5
 AGENT_TIMEOUT_S = 60.0
 
 
-def submit_job(
-    command: str, arguments: Sequence[str], address: str, working_dir: str | None, say: Callable[[str], None]
-) -> int:
+def submit_job(command: str, arguments: Sequence[str], address: str, working_dir: str | None, say: Say) -> int:
     """Runs `adadecode COMMAND ARGUMENTS` on the cluster whose dashboard is at `address`; returns its exit code.
 
     The log is passed on to `say` piece by piece. Ray itself tells SUCCEEDED from FAILED only; the driver's exit code

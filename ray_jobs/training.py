@@ -13,8 +13,9 @@ from ray.exceptions import RayError
 from adadecode.errors import AdaDecodeError
 from adadecode.model.head_files import HeadFacts
 from adadecode.model.load import load_tokenizer, use_threads
+from adadecode.records import Say
 from adadecode.settings import TrainConfig
-from adadecode.training.outputs import OutputsProgress, Part, Say, find_part, make_part
+from adadecode.training.outputs import OutputsProgress, Part, find_part, make_part
 from adadecode.training.prompts import Chunk, TaskPrompts, UsablePrompts
 from adadecode.training.train import (
     check_settings,
@@ -96,8 +97,9 @@ class TrainActor(ModelActor):
 def train_on_ray(config: TrainConfig, out: Path, say: Say) -> HeadFacts:
     """Trains the heads `config` describes into `out` on the cluster this process is connected to; returns their facts.
 
-    The outputs are the same parts for any number of workers. Raises as `train_heads` does, ResourcesError, and
-    AdaDecodeError when a part or the training keeps killing its actors.
+    The outputs are the same parts for any number of workers. Raises UsageError, also as ExitHeadsError and
+    RunFolderError, NonFiniteLogitsError, ResourcesError, and AdaDecodeError when a part or the training keeps killing its
+    actors.
     """
     lm_config, tokenizer = load_tokenizer(config.model, config.revision)
     check_settings(config, lm_config)

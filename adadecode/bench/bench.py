@@ -5,14 +5,13 @@ All methods decode the same prompts in turns, in one process. Prefill is exclude
 
 import dataclasses
 import json
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 
 from adadecode.bench.calls import Call, RecordingModel, used_tests
-from adadecode.bench.figures import CountedPass, Measured, Parity, bench_result
+from adadecode.bench.figures import CountedPass, Measurements, Parity, bench_result
 from adadecode.bench.machine import copy_bandwidth, memory_used
 from adadecode.bench.result import BenchResult, BenchRow
 from adadecode.bench.subject import BenchSubject, load_subject
@@ -23,9 +22,9 @@ from adadecode.files import whole_file, write_whole
 from adadecode.kernels.weights import Gate, Head
 from adadecode.methods import METHODS, REFERENCE, in_turn
 from adadecode.model.load import use_threads
+from adadecode.records import Say
 from adadecode.settings import BenchConfig
 
-Say = Callable[[str], None]
 PARTS_BUDGET_S = 8.0
 
 
@@ -52,7 +51,7 @@ def run_bench(config: BenchConfig, say: Say) -> tuple[BenchResult, list[BenchRow
         rows += measure(subject, counted, repeat)
         timer.measure(PARTS_BUDGET_S / config.repeats)
         say(f"repeat {repeat + 1} of {config.repeats}")
-    return bench_result(Measured(subject, counted, rows, timer.times(), memory, bandwidth)), rows
+    return bench_result(Measurements(subject, counted, rows, timer.times(), memory, bandwidth)), rows
 
 
 def count_calls(subject: BenchSubject) -> CountedPass:
@@ -62,7 +61,7 @@ def count_calls(subject: BenchSubject) -> CountedPass:
         reference = None
         for method in sorted(subject.methods, key=lambda name: name != REFERENCE):
             recording = RecordingModel(subject.model)
-            decoded = subject.decode(method, prompt, model=recording, record_logits=True)
+            decoded = subject.decode_prompt(method, prompt, model=recording, record_logits=True)
             if recording.step is not None:
                 counted.calls[method] += recording.step.calls
                 counted.tests |= recording.step.tests
@@ -81,7 +80,7 @@ def measure(subject: BenchSubject, counted: CountedPass, repeat: int) -> list[Be
     rows = []
     for prompt_idx, prompt in enumerate(subject.prompts):
         for order_idx, method in enumerate(in_turn(subject.methods, repeat + prompt_idx)):
-            generation = subject.decode(method, prompt).generation
+            generation = subject.decode_prompt(method, prompt).generation
             if generation.output_token_ids != counted.outputs[method][prompt_idx]:
                 before = counted.parity[method][prompt_idx]
                 counted.parity[method][prompt_idx] = before._replace(parity="mismatch")

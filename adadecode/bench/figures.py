@@ -10,10 +10,10 @@ from typing import NamedTuple
 from adadecode.bench.calls import Call
 from adadecode.bench.machine import machine_of
 from adadecode.bench.result import BenchResult, BenchRow, Memory, MethodSpeed, PartTime, Roofline
-from adadecode.bench.subject import NEVER_FIRES, BenchSubject
+from adadecode.bench.subject import BenchSubject
 from adadecode.bench.timer import CallTime
 from adadecode.kernels.weights import Gate, Head
-from adadecode.methods import METHODS, REFERENCE
+from adadecode.methods import METHODS, NEVER_FIRES, REFERENCE
 from adadecode.model.decoder import DecoderModel
 from adadecode.provenance import provenance
 
@@ -36,7 +36,7 @@ class CountedPass:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurements:
     """All that was measured of `subject`; `copy_bandwidth`, in bytes per second, is known on a CUDA device only."""
 
     subject: BenchSubject
@@ -80,7 +80,7 @@ def read_bytes(subject: BenchSubject, call: Call, tests: Mapping[Call, Head | Ga
             return 0
 
 
-def bench_result(measured: Measured) -> BenchResult:
+def bench_result(measured: Measurements) -> BenchResult:
     """What `measured` comes to."""
     subject = measured.subject
     step = (Call("layers", 1, 1, 0, subject.model.num_layers), Call("verify", 1, 1))
@@ -131,7 +131,7 @@ class Repeats(NamedTuple):
     decode_s: tuple[float, ...]
 
     @classmethod
-    def of(cls, measured: Measured, method: str) -> "Repeats":
+    def of(cls, measured: Measurements, method: str) -> "Repeats":
         by_repeat: dict[int, list[BenchRow]] = {}
         for row in measured.rows:
             if row.method == method:
@@ -155,7 +155,7 @@ class Repeats(NamedTuple):
         return Spread.of([1e3 * decode_s / self.num_rounds for decode_s in self.decode_s] if self.num_rounds else [])
 
 
-def _speed(measured: Measured, method: str, repeats: Repeats, faster: str, roofline: Roofline) -> MethodSpeed:
+def _speed(measured: Measurements, method: str, repeats: Repeats, faster: str, roofline: Roofline) -> MethodSpeed:
     """The row of `method`, beside the `faster` vanilla and the `roofline`."""
     calls, parity, row = measured.counted.calls[method], measured.counted.parity[method], METHODS[method]
     rate, round_ms = repeats.tokens_per_s, repeats.ms_per_round
@@ -225,7 +225,7 @@ def _over(part: float | None, whole: float | None) -> float | None:
     return part / whole if part is not None and whole else None
 
 
-def _part(call: Call, time: CallTime, measured: Measured, methods: Mapping[str, MethodSpeed]) -> PartTime:
+def _part(call: Call, time: CallTime, measured: Measurements, methods: Mapping[str, MethodSpeed]) -> PartTime:
     """A call, its time, and how often a round of each of `methods` makes it."""
     return PartTime(
         part=call.kind,

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 
 from adadecode.bench.synthetic import synthetic_heads, synthetic_lm, synthetic_prompts
-from adadecode.engine import decode as engine
+from adadecode.engine.decode import decode
 from adadecode.engine.generate import Request
 from adadecode.engine.policy import Policy, make_policy, step_width
 from adadecode.engine.tally import Decoded
 from adadecode.errors import UsageError
 from adadecode.evaluation.worker import heads_for
-from adadecode.methods import METHODS, any_needs_heads
+from adadecode.methods import METHODS, NEVER_FIRES, any_needs_heads
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
 from adadecode.model.load import load_model
@@ -23,9 +23,6 @@ from adadecode.tasks.encode import encode_prompt
 
 PROMPTS_PER_TASK = 2
 SYNTHETIC_PROMPTS, SYNTHETIC_PROMPT_LEN = 3, 64
-
-# What testing exits costs: the method that tests them all and drafts at none.
-NEVER_FIRES = next(name for name, method in METHODS.items() if method.exits and not method.drafts)
 
 
 @dataclass(frozen=True)
@@ -55,11 +52,11 @@ class BenchSubject:
         longest = self.model.context_len - len(prompt.token_ids)
         return len(prompt.token_ids) + min(self.config.decode.max_new_tokens, longest)
 
-    def decode(self, variant: str, prompt: Prompt, *, model: Any = None, record_logits: bool = False) -> Decoded:
-        """One generation; `model` stands in for the bench's own where it is to be watched."""
+    def decode_prompt(self, method: str, prompt: Prompt, *, model: Any = None, record_logits: bool = False) -> Decoded:
+        """The generation of `method` on `prompt`; `model` stands in for the bench's own where it is to be watched."""
         request = Request(prompt.token_ids, self.config.decode.max_new_tokens, record_logits=record_logits)
         policy = self.policies.get(prompt.task) or make_policy(self.config.decode, None, self.model.num_layers)
-        return engine.decode(model or self.model, METHODS[variant], request, policy, self.heads.get(prompt.task))
+        return decode(model or self.model, METHODS[method], request, policy, self.heads.get(prompt.task))
 
 
 def load_subject(config: BenchConfig) -> BenchSubject:

@@ -92,7 +92,8 @@ def plan_command(config_file: Path | None, rates: str | None, gpus: tuple[int, .
         f"{plan.num_rows * rows_per_sample} rows; plan hash {plan_hash(plan)}"
     )
     if rates is not None:
-        from adadecode.evaluation.capacity import capacity_lines, methods_table, plan_capacity, read_rates, times_table
+        from adadecode.evaluation.capacity import plan_capacity, read_rates
+        from adadecode.evaluation.capacity_table import capacity_lines, methods_table, times_table
 
         capacity = plan_capacity(shards, plan, config, read_rates(rates), gpus or DEFAULT_GPUS)
         console().print(methods_table(capacity))

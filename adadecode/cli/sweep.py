@@ -63,7 +63,8 @@ def sweep_command(
 
     One run folder per cell under --out, and sweep.parquet over all of them.
     """
-    from adadecode.evaluation.sweep import Grid, check_heads_exist, plan_cells, sweep_table, write_sweep
+    from adadecode.evaluation.sweep import Grid, check_heads_exist, plan_cells, write_sweep
+    from adadecode.evaluation.sweep_table import sweep_table
     from adadecode.runs.storage import join
 
     cells = plan_cells(config_file, Grid(tasks, gammas, exit_sets, max_drafts), flags)

@@ -114,7 +114,7 @@ def accept_all(step: DecodeStep, round_: Round) -> Verdict:
     """Every draft, compared with nothing: the final head runs on the current slot alone.
 
     The paper's ablation `without verification`. What a wrong draft led to stays in the output, so it is not lossless.
-    Raises NonFiniteLogitsError as `verify` does.
+    Raises NonFiniteLogitsError when the current slot's maximum is NaN or infinite.
     """
     [next_id], tops = step.verify(round_.current, round_.current + 1)
     check_finite(tops, round_.first_position + round_.current)

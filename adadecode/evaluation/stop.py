@@ -1,8 +1,9 @@
 """Ctrl-C and SIGTERM: the first asks a run to finish what is in flight, a second or the end of the grace period ends it."""
 
 import signal
-from collections.abc import Callable
 from types import FrameType, TracebackType
+
+from adadecode.records import Say
 
 ASKING = (signal.SIGINT, signal.SIGTERM)
 
@@ -14,7 +15,7 @@ class StopRequest:
     signals is never made and touches no handler.
     """
 
-    def __init__(self, grace_s: float, say: Callable[[str], None], *, heeds_signals: bool = True) -> None:
+    def __init__(self, grace_s: float, say: Say, *, heeds_signals: bool = True) -> None:
         self._grace_s, self._say, self._heeds_signals = grace_s, say, heeds_signals
         self.is_made = False
 

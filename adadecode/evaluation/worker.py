@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from adadecode.engine import decode as engine
+from adadecode.engine.decode import decode
 from adadecode.engine.generate import Request
 from adadecode.engine.invariance import check_rows_independent
 from adadecode.engine.policy import Policy, make_policy, paper_exits, step_width
@@ -28,7 +28,7 @@ from adadecode.provenance import cpu_name, gpu_driver
 from adadecode.records import Shard
 from adadecode.settings import DecodingSettings, Domain, EvalConfig
 from adadecode.tasks import score, task_domain
-from adadecode.tasks.encode import encode_prompt
+from adadecode.tasks.encode import decode_output, encode_prompt
 from adadecode.tasks.heads import heads_folder
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, thre
     warmup_ids = [i % model.vocab_size for i in range(1, min(17, model.context_len))]
     for task in tasks:
         for method in config.methods * config.warmup:
-            decode(worker, method, task, warmup_ids, max_new_tokens=WARMUP_TOKENS)
+            decode_prompt(worker, method, task, warmup_ids, max_new_tokens=WARMUP_TOKENS)
     log.info(
         "loaded and warmed up %s in %.1f s, %s kernels", config.model, time.perf_counter() - started, model.kernels
     )
@@ -106,11 +106,13 @@ def heads_for(config: DecodingSettings, domain: Domain | None, model: DecoderMod
     return load_heads(folder, model, decode.head, decode.gate)
 
 
-def decode(worker: Worker, method: str, task: str, prompt_ids: list[int], max_new_tokens: int | None = None) -> Decoded:
+def decode_prompt(
+    worker: Worker, method: str, task: str, prompt_ids: list[int], max_new_tokens: int | None = None
+) -> Decoded:
     """One generation of `prompt_ids` by `method`."""
     config = worker.config
     request = Request(prompt_ids, max_new_tokens or config.decode.max_new_tokens, record_logits=config.check_logits)
-    return engine.decode(worker.model, METHODS[method], request, worker.policy(task), worker.heads.get(task))
+    return decode(worker.model, METHODS[method], request, worker.policy(task), worker.heads.get(task))
 
 
 def evaluate_shard(worker: Worker, shard: Shard) -> list[SampleRow]:
@@ -155,13 +157,11 @@ def _measure(worker: Worker, turn: Turn) -> tuple[SampleRow, Decoded]:
     turn.begin()
     task, example = turn.shard.task, turn.shard.examples[turn.sample_idx]
     prompt_ids = turn.prompt_token_ids = encode_prompt(worker.tokenizer, example)
-    decoded = decode(worker, turn.method, task, prompt_ids)
-    generation = decoded.generation
-    ended = generation.finish_reason == "eos"
-    text = worker.tokenizer.decode(generation.output_token_ids[: -1 if ended else None])
+    decoded = decode_prompt(worker, turn.method, task, prompt_ids)
+    text = decode_output(worker.tokenizer, decoded.generation)
     scored = score(task, text, example.reference)
     row = turn.generation_row(
-        generation,
+        decoded.generation,
         text=text,
         correct=None if scored is None else scored == 1.0,
         logits_digest=logits_digest(decoded.logits),

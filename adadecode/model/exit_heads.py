@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from adadecode.errors import ExitHeadsError
-from adadecode.kernels.step import DecodeStep, Proposals, Segment
 from adadecode.kernels.weights import ExitTest, Gate, Head
 from adadecode.model.decoder import DecoderModel
 from adadecode.settings import HeadKind, TrainedKind
@@ -29,7 +28,7 @@ PART_NAMES: dict[TrainedKind, tuple[str, ...]] = {
 
 
 class ExitHeads:
-    """The exit heads of one model; proposes tokens with their top-1 probability at an exit layer.
+    """The exit heads of one model: what a round tests at each exit layer, and the logits to train and report by.
 
     With a shortlist a test costs K d instead of V d + d d multiplications; its probabilities are over the shortlist.
     With gates a test is skipped when the gate gives less than it must for the head being right.
@@ -77,13 +76,6 @@ class ExitHeads:
         for matrix in self._full[exit_layer].matrices:
             outputs = linear(outputs, matrix)
         return outputs
-
-    def propose(self, step: DecodeStep, segment: Segment, first_tested: int, first_position: int) -> Proposals | None:
-        """Runs `segment`, which ends at an exit layer, and tests slots [first_tested, hi) there.
-
-        The most likely next token of each and its probability; None when the gate skips the test of one slot alone.
-        """
-        return step.run_to_exit(segment, self._tests[segment.stop], first_tested)
 
 
 def gated(heads: dict[int, Head], gates: dict[int, Gate], gate: float) -> dict[int, ExitTest]:

@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from adadecode.files import whole_file
 from adadecode.recipes.corpus import Document
+from adadecode.records import Say
 
 VOCAB_SIZE = 2048
 BOS, EOS = "<|bos|>", "<|eos|>"
@@ -26,6 +27,9 @@ BATCH_TOKENS = 6144
 GSM8K_EPOCHS, CODE_EPOCHS = 3, 1
 PEAK_LR, WARMUP_STEPS, DECAY_FROM = 1.5e-3, 150, 0.4
 CHECKPOINT_EVERY_S = 180.0
+HELD_OUT_ROWS = 96  # of each domain
+
+LossOf = Callable[[list[list[int]]], Tensor]  # the loss on a batch of rows
 
 
 def train_tokenizer(documents: list[Document], out: Path) -> PreTrainedTokenizerFast:
@@ -98,36 +102,71 @@ def learning_rate(progress: float, step: int) -> float:
     return PEAK_LR * min(1.0, (step + 1) / WARMUP_STEPS) * decay
 
 
+class Checkpoint(NamedTuple):
+    """A training and the file `path` that holds where it stands: weights, optimizers and the next step."""
+
+    path: Path
+    model: LlamaForCausalLM
+    optimizers: list[torch.optim.Optimizer]
+
+    def restore(self) -> int:
+        """Takes over what is stored; returns the step to go on from, 0 where nothing is."""
+        if not self.path.exists():
+            return 0
+        state = torch.load(self.path, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        return state["step"]
+
+    def save(self, next_step: int) -> None:
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        with whole_file(self.path) as unfinished:
+            torch.save({"model": self.model.state_dict(), "optimizers": optimizers, "step": next_step}, unfinished)
+
+
 def train_model(
-    rows: dict[str, list[list[int]]], config: LlamaConfig, work: Path, seed: int, say: Callable[[str], None]
+    rows: dict[str, list[list[int]]], config: LlamaConfig, work: Path, seed: int, say: Say
 ) -> tuple[LlamaForCausalLM, dict[str, Any]]:
     """The model trained on token id `rows` per domain, and facts about its training; resumes from `work`.
 
-    Muon for the matrices, AdamW elsewhere. The first 96 rows of each domain are held out.
+    Muon for the matrices, AdamW elsewhere. The first HELD_OUT_ROWS rows of each domain are held out.
     """
     torch.manual_seed(seed)
-    rng = random.Random(seed)
     config._attn_implementation = "eager"  # on CPU its backward is twice as fast as the fused kernel's
     model = LlamaForCausalLM(config)
-    held_out = {domain: group[:96] for domain, group in rows.items()}
-    epochs = [make_batches(rows["math"][96:], rng) for _ in range(GSM8K_EPOCHS)]
-    epochs += [make_batches(rows["code"][96:], rng) for _ in range(CODE_EPOCHS)]
+    batches = training_batches(rows, random.Random(seed))
+    checkpoint = Checkpoint(work / "checkpoint.pt", model, new_optimizers(model))
+    first_step = checkpoint.restore()
+    loss_of = compiled_loss(model)
+    take_steps(checkpoint, batches, first_step, loss_of, say)
+    facts: dict[str, Any] = {"num_steps": len(batches), "num_tokens": sum(len(row) for b in batches for row in b)}
+    for domain, group in rows.items():
+        facts[f"held_out_perplexity_{domain}"] = perplexity(group[:HELD_OUT_ROWS], loss_of)
+    return model, facts
+
+
+def training_batches(rows: dict[str, list[list[int]]], rng: random.Random) -> list[list[list[int]]]:
+    """The batches of all epochs over what is not held out of `rows`, shuffled together."""
+    epochs = [make_batches(rows["math"][HELD_OUT_ROWS:], rng) for _ in range(GSM8K_EPOCHS)]
+    epochs += [make_batches(rows["code"][HELD_OUT_ROWS:], rng) for _ in range(CODE_EPOCHS)]
     batches = list(itertools.chain.from_iterable(epochs))
     rng.shuffle(batches)
+    return batches
 
+
+def new_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of `model`, AdamW for its embedding and its norms."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    optimizers: list[torch.optim.Optimizer] = [
+    return [
         torch.optim.Muon(matrices, lr=PEAK_LR, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]
-    checkpoint, first_step = work / "checkpoint.pt", 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        first_step = state["step"]
+
+
+def compiled_loss(model: LlamaForCausalLM) -> LossOf:
+    """The mean next-token loss of `model` on a batch, in nats; its layers are compiled in place."""
     for layer in model.model.layers:
         layer.compile(dynamic=False)
 
@@ -141,19 +180,21 @@ def train_model(
             hidden = model.model(input_ids=inputs, use_cache=False).last_hidden_state
             return cross_entropy(hidden, model.lm_head.weight, labels)
 
-    def save(step: int) -> None:
-        state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step}
-        with whole_file(checkpoint) as unfinished:
-            torch.save(state, unfinished)
+    return loss_of
 
+
+def take_steps(
+    checkpoint: Checkpoint, batches: list[list[list[int]]], first_step: int, loss_of: LossOf, say: Say
+) -> None:
+    """Trains on `batches` from `first_step` on, one step each, and saves now and then and at the end."""
     started = last_saved = time.monotonic()
     num_tokens = 0
     for step in range(first_step, len(batches)):
         rate = learning_rate(step / len(batches), step)
         loss = loss_of(batches[step])
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
+        torch.nn.utils.clip_grad_norm_(checkpoint.model.parameters(), 1.0)
+        for optimizer in checkpoint.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()
@@ -163,16 +204,17 @@ def train_model(
             per_s = num_tokens / (time.monotonic() - started)
             say(f"step {step}/{len(batches)} loss {loss.item():.3f} lr {rate:.2e} {per_s:.0f} tokens/s")
         if time.monotonic() - last_saved > CHECKPOINT_EVERY_S:
-            save(step + 1)
+            checkpoint.save(step + 1)
             last_saved = time.monotonic()
-    save(len(batches))
-    facts: dict[str, Any] = {"num_steps": len(batches), "num_tokens": sum(len(row) for b in batches for row in b)}
-    with torch.no_grad():
-        for domain, group in held_out.items():
-            held_out_batches = make_batches(group, random.Random(0))
-            mean = sum(loss_of(batch).item() for batch in held_out_batches) / max(1, len(held_out_batches))
-            facts[f"held_out_perplexity_{domain}"] = round(math.exp(mean), 3)
-    return model, facts
+    checkpoint.save(len(batches))
+
+
+@torch.no_grad()
+def perplexity(rows: list[list[int]], loss_of: LossOf) -> float:
+    """The perplexity on `rows`, to three digits."""
+    batches = make_batches(rows, random.Random(0))
+    mean = sum(loss_of(batch).item() for batch in batches) / max(1, len(batches))
+    return round(math.exp(mean), 3)
 
 
 def encode(tokenizer: Any, documents: list[Document]) -> list[list[int]]:

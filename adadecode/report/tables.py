@@ -31,6 +31,7 @@ COLUMNS = (
 
 # The columns that give way on a terminal narrower than the table; the others keep every digit.
 FOLDING: dict[str, Any] = {
+    "cell": {"overflow": "fold", "min_width": 8},
     "task": {"overflow": "fold", "min_width": 6},
     "method": {"overflow": "fold", "min_width": 10},
     "speedup\n(95 % CI)": {"min_width": 11},
@@ -45,19 +46,24 @@ def summary_table(summary: pa.Table) -> Table:
     The column of errors is there when there are any. The table wants up to 110 columns; where the output is no
     terminal, give the Console that width.
     """
-    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, caption=CAPTION, caption_justify="left")
     rows = summary.to_pylist()
     has_errors = any(row["num_errors"] for row in rows)
-    for name in COLUMNS if has_errors else [name for name in COLUMNS if name != "errors"]:
-        table.add_column(
-            name, justify="left" if name in COLUMNS[:2] else "right", **FOLDING.get(name, {"no_wrap": True})
-        )
+    table = figures_table([name for name in COLUMNS if has_errors or name != "errors"], num_names=2)
     shown_task = None
     for row in rows:
         task = row["task"] if row["task"] != shown_task else ""
         shown_task = row["task"]
         # Text, because a string would have its brackets read as markup
         table.add_row(*(Text(cell) for cell in (task, method_label(row), *_cells(row, has_errors))))
+    return table
+
+
+def figures_table(columns: Sequence[str], num_names: int) -> Table:
+    """An empty rich table of `columns` with the caption on speedups; after the first `num_names` they hold figures."""
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, caption=CAPTION, caption_justify="left")
+    for idx, name in enumerate(columns):
+        justify = "left" if idx < num_names else "right"
+        table.add_column(name, justify=justify, **FOLDING.get(name, {"no_wrap": True}))
     return table
 
 

@@ -47,8 +47,8 @@ def load_examples(task: str, data: DataSettings) -> list[Example]:
 def iterate_examples(task: str, data: DataSettings) -> Iterator[Example]:
     """Yields the examples of `task` that `data` names, to train on: they need not fit in memory.
 
-    They are of the training split, and that sample ids are distinct is not checked. Raises as `load_examples` does,
-    what the data is to blame for when it gets there.
+    They are of the training split, and that sample ids are distinct is not checked. Raises UsageError for an unknown task
+    or a setting it does not use, and TaskDataError for unusable data, when it gets there.
     """
     rows = islice(find_task(task).iterate(data, for_training=True), _num_read(data))
     yield from _after_offset((example for _, example in rows), task, data.offset)

@@ -1,4 +1,4 @@
-"""Token ids of a task's prompts."""
+"""Token ids of a task's prompts, and the text of its outputs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from adadecode.records import Example
+    from adadecode.records import Example, Generation
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[int]:
@@ -20,3 +20,9 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[
     turns = [{"role": "user", "content": example.chat_prompt}]
     token_ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
     return cast("list[int]", token_ids)
+
+
+def decode_output(tokenizer: PreTrainedTokenizerBase, generation: Generation) -> str:
+    """The text of what was generated, without the end-of-sequence token that may end it."""
+    ends = generation.finish_reason == "eos"
+    return cast("str", tokenizer.decode(list(generation.output_token_ids[: -1 if ends else None])))

@@ -1,6 +1,5 @@
 """Loss and agreement over a training: a table for machines and a picture for people."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adadecode.files import whole_file
+from adadecode.records import Say
 
 CURVES, PICTURE = "curves.parquet", "curves.svg"
 
@@ -28,7 +28,7 @@ SCHEMA = pa.schema(
 )
 
 
-def write_curves(out: Path, points: list[dict[str, Any]], say: Callable[[str], None]) -> None:
+def write_curves(out: Path, points: list[dict[str, Any]], say: Say) -> None:
     """Writes `points`, rows of SCHEMA, to `out` as a table, and as a picture where matplotlib is installed."""
     with whole_file(out / CURVES) as unfinished:
         pq.write_table(pa.Table.from_pylist(points, schema=SCHEMA), unfinished, compression="zstd")
@@ -59,4 +59,5 @@ def write_curves(out: Path, points: list[dict[str, Any]], say: Callable[[str], N
             axes.set_ylabel(label)
             axes.grid(alpha=0.3)
         figure.axes[0].legend(fontsize="small")
-        figure.savefig(out / PICTURE, metadata={"Date": None})
+        with whole_file(out / PICTURE) as unfinished:
+            figure.savefig(unfinished, format="svg", metadata={"Date": None})

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from adadecode.errors import NonFiniteLogitsError
 from adadecode.files import whole_file
 from adadecode.model.decoder import DecoderModel
+from adadecode.records import Say
 from adadecode.settings import TrainConfig
 from adadecode.training.base_pass import run_base
 from adadecode.training.kinds import TrainedHead
 from adadecode.training.loss import kl_sum, make_target
-from adadecode.training.outputs import GreedyOutput, Say
+from adadecode.training.outputs import GreedyOutput
 from adadecode.training.stream import OutputStream
 
 CHECKPOINT = "checkpoint.pt"

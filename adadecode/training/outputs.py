@@ -15,20 +15,18 @@ import pyarrow.parquet as pq
 import torch
 from transformers import GenerationConfig
 
-from adadecode.engine.decode import decode
-from adadecode.engine.generate import Request, room_for_output
+from adadecode.engine.generate import Request, generate, room_for_output
+from adadecode.engine.policy import Policy
 from adadecode.errors import DeviceLostError, RunFolderError
 from adadecode.files import whole_file
-from adadecode.methods import METHODS
 from adadecode.model.decoder import DecoderModel
+from adadecode.records import Say
 from adadecode.settings import TrainConfig
 from adadecode.training.prompts import Chunk, UsablePrompts, hash_ids
 
 OUTPUTS_DIR = "outputs"
 BATCH_PROMPTS = 64  # of transformers' generate
 PROGRESS_EVERY_S = 10.0
-
-Say = Callable[[str], None]
 
 
 class GreedyOutput(NamedTuple):
@@ -59,7 +57,7 @@ def greedy_continuations(
     """
     if model.kernels == "native":
         for i, prompt in enumerate(prompts):
-            decoded = decode(model, METHODS["vanilla-w1"], Request(prompt, max_new_tokens))
+            decoded = generate(model, Request(prompt, max_new_tokens), Policy(rows=1))
             yield {i: list(decoded.generation.output_token_ids)}
         return
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -149,6 +147,7 @@ def find_part(model: DecoderModel, chunk: Chunk, config: TrainConfig, out: Path,
         say(f"{path.name} is damaged: generating again")
         return None
     stored = {key.decode(): value.decode() for key, value in (found.metadata or {}).items()}
+    stored.setdefault("kernels", "auto")  # parts that earlier versions stored do not say
     differing = [name for name, value in _made_from(model, chunk, config).items() if stored.get(name) != value]
     if differing and config.outputs is not None:
         raise RunFolderError(
@@ -217,6 +216,7 @@ def _made_from(model: DecoderModel, chunk: Chunk, config: TrainConfig) -> dict[s
         "base_model_hash": model.model_hash,
         "dtype": str(model.dtype).removeprefix("torch."),
         "eos_token_ids": json.dumps(sorted(model.eos_token_ids)),
+        "kernels": config.kernels,  # at a near tie others may choose the other token
         "max_new_tokens": str(config.max_new_tokens),
         "prompts_hash": hash_ids(chunk.prompts),
     }

@@ -19,12 +19,13 @@ from adadecode.model.exit_heads import HeadTensors, Shortlist, check_exits
 from adadecode.model.head_files import HeadFacts, load_heads, read_facts, save_heads
 from adadecode.model.load import load_model, use_threads
 from adadecode.model.shortlist import default_shortlist_len
+from adadecode.records import Say
 from adadecode.settings import TrainConfig
 from adadecode.training.base_pass import measure
 from adadecode.training.curves import write_curves
 from adadecode.training.distill import CHECKPOINT, Distillation
 from adadecode.training.kinds import new_heads
-from adadecode.training.outputs import Part, Say, make_outputs, part_path
+from adadecode.training.outputs import Part, make_outputs, part_path
 from adadecode.training.prompts import TaskPrompts
 from adadecode.training.reduce import fit_gates, frequent_tokens
 from adadecode.training.stream import OutputStream

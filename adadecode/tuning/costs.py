@@ -25,7 +25,7 @@ class Calls:
         return np.array([*self.layers[1:], *self.tests[1:], *self.verifies[1:], *rest], dtype=np.float64)
 
 
-class Measured(NamedTuple):
+class MeasuredGeneration(NamedTuple):
     """One real generation: its calls [3 W + 3] and the seconds its decoding took."""
 
     calls: NDArray[np.float64]
@@ -51,7 +51,7 @@ class Costs:
         return calls @ self.seconds
 
 
-def fit_costs(isolated: NDArray[np.float64], measured: list[Measured]) -> Costs:
+def fit_costs(isolated: NDArray[np.float64], measured: list[MeasuredGeneration]) -> Costs:
     """Costs that add up to what was `measured`, in proportion to the `isolated` seconds of each call [3 W + 3]."""
     calls = np.array([one.calls for one in measured])
     decode_s = np.array([one.decode_s for one in measured])

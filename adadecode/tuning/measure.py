@@ -6,17 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 from adadecode.bench.calls import RecordingModel, RecordingStep
-from adadecode.engine import decode as engine
 from adadecode.engine.drafters import drafters_of
-from adadecode.engine.generate import Request, room_for_output
+from adadecode.engine.generate import Request, generate, room_for_output
 from adadecode.engine.policy import VANILLA, Policy
-from adadecode.methods import METHODS
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
 from adadecode.records import Generation
 from adadecode.tuning.call_costs import CallCosts
 from adadecode.tuning.contenders import Contender, gated_heads
-from adadecode.tuning.costs import Costs, Measured, fit_costs
+from adadecode.tuning.costs import Costs, MeasuredGeneration, fit_costs
 from adadecode.tuning.replay import Candidate, ModelFacts, ReplayStep, TracedHeads, generate_over, replay
 from adadecode.tuning.result import TuneRow
 from adadecode.tuning.search import GAMMAS, GATES, NGRAMS, REJECTS
@@ -26,11 +24,11 @@ COST_PROMPTS, COST_CANDIDATES, COST_REPEATS = 8, 12, 2
 CALLS_BUDGET_S = 6.0
 
 
-def decode(model: Any, variant: Contender, trace: SampleTrace, space: TraceSpace) -> Generation:
-    """One generation of the prompt of `trace`."""
+def decode_traced(model: Any, contender: Contender, trace: SampleTrace, space: TraceSpace) -> Generation:
+    """The generation of `contender` on the prompt of `trace`."""
     request = Request(trace.prompt_ids, space.max_new_tokens)
-    policy = replace(variant.policy, rows=variant.width)  # which "adadecode" follows to the letter
-    return engine.decode(model, METHODS["adadecode"], request, policy, variant.heads.get(trace.task)).generation
+    policy = replace(contender.policy, rows=contender.width)
+    return generate(model, request, policy, drafters_of(policy, contender.heads.get(trace.task))).generation
 
 
 def measure_costs(
@@ -53,17 +51,17 @@ def measure_costs(
     calls = CallCosts(model, heads[longest.task], space, prompt_ids, num_positions)
     facts = ModelFacts.of(model)
     for contender in contenders:
-        decode(model, contender, chosen[0], space)  # the first may compile or pack weights
+        decode_traced(model, contender, chosen[0], space)  # the first may compile or pack weights
     least_s: dict[tuple[int, int], float] = {}
     for _ in range(COST_REPEATS):
         calls.measure(CALLS_BUDGET_S / COST_REPEATS)
         for prompt_idx, trace in enumerate(chosen):
             for idx in rng.sample(range(len(contenders)), len(contenders)):
-                decode_s = decode(model, contenders[idx], trace, space).decode_s
+                decode_s = decode_traced(model, contenders[idx], trace, space).decode_s
                 key = (prompt_idx, idx)
                 least_s[key] = min(decode_s, least_s.get(key, decode_s))
     measured = [
-        Measured(replay(chosen[prompt_idx], space, facts, candidates[idx]).calls.vector(), decode_s)
+        MeasuredGeneration(replay(chosen[prompt_idx], space, facts, candidates[idx]).calls.vector(), decode_s)
         for (prompt_idx, idx), decode_s in least_s.items()
     ]
     return fit_costs(calls.seconds(), measured)
@@ -87,7 +85,7 @@ def measure_contenders(
     for repeat in range(-1, repeats):
         for trace in traces:
             for order_idx, contender in enumerate(rng.sample(contenders, len(contenders))):
-                generation = decode(model, contender, trace, space)
+                generation = decode_traced(model, contender, trace, space)
                 if repeat >= 0:
                     rows.append(
                         TuneRow(
@@ -118,7 +116,7 @@ def replays_alike(model: DecoderModel, contender: Contender, trace: SampleTrace,
     """
     assert contender.candidate is not None, contender.name
     recording = RecordingModel(model)
-    decode(recording, contender, trace, space)
+    decode_traced(recording, contender, trace, space)
     facts = ModelFacts.of(model)
     replayed = RecordingStep(ReplayStep(trace, space, facts))
     drafters = drafters_of(contender.policy, TracedHeads(contender.policy.exits, contender.candidate.gate))

@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from adadecode.files import write_whole
 from adadecode.settings import HeadKind
 from adadecode.tuning.replay import Candidate
 from adadecode.tuning.result import TuneResult
@@ -42,4 +43,4 @@ def write_policy(path: Path, result: TuneResult) -> None:
     settings = yaml.safe_dump(result.policy, sort_keys=False, default_flow_style=None)
     about = yaml.safe_dump({"tuned": known}, sort_keys=False, default_flow_style=False, width=1000)
     comment = "# Found by `adadecode tune`. Decoding speedups over the faster vanilla, geometric means over prompts.\n"
-    path.write_text(comment + settings + about, encoding="utf-8")
+    write_whole(path, comment + settings + about)

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from adadecode.engine.invariance import check_rows_independent
 from adadecode.engine.policy import Policy
 from adadecode.errors import PromptTooLongError, UsageError
-from adadecode.files import make_folder
+from adadecode.files import make_folder, whole_file, write_whole
 from adadecode.model.load import load_model, use_threads
 from adadecode.provenance import cpu_name, provenance
-from adadecode.records import Prompt
+from adadecode.records import Prompt, Say
 from adadecode.settings import TuneConfig
 from adadecode.tasks import expand_task, load_examples, task_domain
 from adadecode.tasks.encode import encode_prompt
@@ -49,8 +49,6 @@ from adadecode.tuning.trace_table import read_traces, write_traces
 TRACE, POLICY, RESULT, ROWS = "trace.parquet", "policy.yaml", "tune.json", "tune.parquet"
 MIN_TUNED, MIN_HELD_OUT = 4, 2
 SECONDS_BETWEEN_LINES = 10.0
-
-Say = Callable[[str], None]
 
 
 def tune_from_config(config: TuneConfig, out: Path, say: Say) -> TuneResult:
@@ -88,7 +86,7 @@ def tune(subject: TuneSubject, prompts: list[Prompt], out: Path, say: Say) -> Tu
     paper = papers_policy(subject)
     best, predicted = find_policy(subject, tuned_on, costs, paper, say)
     unseen = Simulator(held_out, subject.space, ModelFacts.of(subject.model))
-    variants, rows = measure_held_out(subject, contenders_of(subject, best, paper), unseen, costs, say)
+    contenders, rows = measure_held_out(subject, contenders_of(subject, best, paper), unseen, costs, say)
     result = TuneResult(
         settings=subject.config.model_dump(mode="json"),
         made_from=subject.made_from(prompts),
@@ -99,7 +97,7 @@ def tune(subject: TuneSubject, prompts: list[Prompt], out: Path, say: Say) -> Tu
             heads_alone=speedup_of(unseen.oracle_gains(costs, ngrams=False)),
             with_ngrams=speedup_of(unseen.oracle_gains(costs, ngrams=True)),
         ),
-        variants=variants,
+        variants=contenders,
         costs=costs,
         machine=TuneMachine(
             device=torch.cuda.get_device_name() if subject.config.device == "cuda" else cpu_name(),
@@ -160,8 +158,9 @@ def measure_held_out(
 def write_tune(out: Path, result: TuneResult, rows: list[TuneRow]) -> None:
     """Writes `result` as tune.json and policy.yaml, and `rows` as tune.parquet, to the folder `out`."""
     columns = [asdict(row) for row in rows]
-    pq.write_table(pa.Table.from_pylist(columns, schema=TUNE_ROWS), out / ROWS, compression="zstd")
-    (out / RESULT).write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
+    with whole_file(out / ROWS) as unfinished:
+        pq.write_table(pa.Table.from_pylist(columns, schema=TUNE_ROWS), unfinished, compression="zstd")
+    write_whole(out / RESULT, json.dumps(result.to_json(), indent=2) + "\n")
     write_policy(out / POLICY, result)
 
 

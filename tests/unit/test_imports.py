@@ -15,7 +15,7 @@ FILES = sorted(file.relative_to(ROOT) for top in ("adadecode", "ray_jobs") for f
 # Where each heavy or framework package may be imported; what only type checkers read does not count.
 ALLOWED = {
     "ray": ("ray_jobs/",),
-    "click": ("adadecode/cli/", "adadecode/recipes/", "ray_jobs/"),
+    "click": ("adadecode/cli/", "adadecode/recipes/"),
     "transformers": (
         "adadecode/model/",
         "adadecode/training/",

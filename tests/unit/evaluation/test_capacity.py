@@ -7,10 +7,18 @@ from pathlib import Path
 import pytest
 
 from adadecode.errors import RunFolderError, UsageError
-from adadecode.evaluation.capacity import Capacity, differences, list_schedule, plan_capacity, read_rates
+from adadecode.evaluation.capacity import (
+    DECISIVE_FIELDS,
+    Capacity,
+    differences,
+    list_schedule,
+    plan_capacity,
+    read_rates,
+)
 from adadecode.runs.folder import read_samples
 from adadecode.runs.run import plan_run
 from adadecode.settings import DecodeSettings, EvalConfig
+from adadecode.settings.groups import PlacementSettings
 from tests.folders import write_prompts
 from tests.unit.conftest import PROMPTS
 
@@ -130,6 +138,14 @@ def test_settings_that_change_the_time_are_told():
         "exits not given (here 4,8)",
         "max_new_tokens 512 (here 40)",
     ]
+
+
+def test_every_setting_changes_the_time_of_a_sample_or_is_known_not_to():
+    which_samples = {"task", "data_file", "prompt_field", "offset", "limit", "repeats", "warmup", "shard_size"}
+    where_and_how_patiently = set(PlacementSettings.model_fields) - {"threads"}
+    groups = ({*DECISIVE_FIELDS, "decode"}, which_samples, where_and_how_patiently)
+    assert sum(map(len, groups)) == len(set().union(*groups)), "each setting stands once"
+    assert set().union(*groups) == set(EvalConfig.model_fields)
 
 
 def test_plan_prints_tokens_times_and_what_they_rest_on(measured, tiny, cli):

@@ -18,11 +18,15 @@ CLOSE = {torch.float32: 1e-4, torch.float16: 0.01, torch.bfloat16: 0.06}
 
 def propose(heads: ExitHeads, exit_layer: int, step: DecodeStep, lo: int, hi: int) -> Proposals | None:
     """What `heads` propose for slots [lo, hi), which stand at `exit_layer` already."""
-    return heads.propose(step, Segment(lo, hi, exit_layer, exit_layer), lo, 0)
+    return step.run_to_exit(Segment(lo, hi, exit_layer, exit_layer), exit_test(heads, exit_layer), lo)
+
+
+def exit_test(heads: ExitHeads, exit_layer: int) -> ExitTest:
+    return dict(zip(heads.exits, heads.tests, strict=True))[exit_layer]
 
 
 def gate_at(heads: ExitHeads, exit_layer: int) -> Gate:
-    gate = dict(zip(heads.exits, heads.tests, strict=True))[exit_layer].gate
+    gate = exit_test(heads, exit_layer).gate
     assert gate is not None
     return gate
 

@@ -54,10 +54,10 @@ def test_the_report_counts_what_the_heads_themselves_propose():
     final_ids = base.final_logits.argmax(-1).tolist()
     step = model.new_step(len(final_ids), 20)
     proposals = []
-    for exit_layer, hidden in zip(heads.exits, base.hidden, strict=True):
+    for exit_layer, test, hidden in zip(heads.exits, heads.tests, base.hidden, strict=True):
         step.hidden.copy_(hidden)
         segment = Segment(0, len(final_ids), exit_layer, exit_layer)
-        proposals.append(heads.propose(step, segment, 0, 0))
+        proposals.append(step.run_to_exit(segment, test, 0))
     hits = [[token == final for (token, _), final in zip(p, final_ids, strict=True)] for p in proposals]
     assert report["num_held_out_tokens"] == len(final_ids) == 7
     assert report["agreement"] == {str(e): sum(hit) / 7 for e, hit in zip(heads.exits, hits, strict=True)}

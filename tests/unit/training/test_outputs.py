@@ -121,6 +121,19 @@ def test_outputs_of_another_model_or_limit_are_generated_again(tmp_path):
     assert lines[0] == "part-00000.parquet was made with another max_new_tokens: generating again"
 
 
+def test_outputs_of_other_kernels_are_generated_again_and_parts_that_do_not_say_count_as_auto(tmp_path):
+    outputs_of(tiny_model(), tmp_path)
+    for i in range(3):
+        table = pq.read_table(part_path(tmp_path, i))
+        kept = {name: value for name, value in table.schema.metadata.items() if name != b"kernels"}
+        pq.write_table(table.replace_schema_metadata(kept), part_path(tmp_path, i))
+    assert outputs_of(tiny_model(), tmp_path)[1][0] == "outputs: reusing 5 of part-00000.parquet"
+    eager = CONFIG.model_copy(update={"kernels": "eager"})
+    _, lines = outputs_of(tiny_model(), tmp_path, config=eager)
+    assert lines[0] == "part-00000.parquet was made with another kernels: generating again"
+    assert outputs_of(tiny_model(), tmp_path, config=eager)[1][0] == "outputs: reusing 5 of part-00000.parquet"
+
+
 @pytest.mark.parametrize("content", [b"PAR1 but not really", b""])
 def test_a_damaged_part_is_generated_again(content, tmp_path):
     first, _ = outputs_of(tiny_model(), tmp_path)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from adadecode.tuning.call_costs import CallCosts
-from adadecode.tuning.costs import Calls, Measured, fit_costs
+from adadecode.tuning.costs import Calls, MeasuredGeneration, fit_costs
 from adadecode.tuning.measure import measure_costs
 
 WIDTH = 8
@@ -21,7 +21,7 @@ def test_costs_that_are_a_sum_of_parts_are_found_again():
     isolated[-2:] = 0.0
     true = 1.3 * isolated
     true[-2:] = 2e-4, 3e-5
-    measured = [Measured(calls, float(calls @ true)) for calls in (random_calls(rng) for _ in range(20))]
+    measured = [MeasuredGeneration(calls, float(calls @ true)) for calls in (random_calls(rng) for _ in range(20))]
     costs = fit_costs(isolated, measured)
     np.testing.assert_allclose(costs.seconds, true, rtol=1e-6)
     assert costs.error < 1e-9

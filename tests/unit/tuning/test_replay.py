@@ -5,7 +5,7 @@ import pytest
 from adadecode.bench.calls import RecordingModel
 from adadecode.engine.policy import VANILLA, Policy
 from adadecode.tuning.contenders import Contender
-from adadecode.tuning.measure import decode, random_candidate, replays_alike
+from adadecode.tuning.measure import decode_traced, random_candidate, replays_alike
 from adadecode.tuning.replay import Candidate, replay, replay_oracle
 from tests.unit.tuning.conftest import EOS, EXITS
 
@@ -52,7 +52,7 @@ def test_a_replay_counts_the_calls_the_engine_makes(traced):
     for candidate in candidates(traced)[:6]:
         for trace in traced.traces[:3]:
             watched = RecordingModel(traced.model)
-            decode(watched, contender_of(traced, candidate), trace, traced.space)
+            decode_traced(watched, contender_of(traced, candidate), trace, traced.space)
             calls = replay(trace, traced.space, traced.facts, candidate).calls
             counted = watched.step.calls
             for rows in range(1, traced.space.width + 1):

@@ -1,0 +1,48 @@
+"""What a person reads of a sweep: the figures of all of its cells as one rich table."""
+
+from typing import Any
+
+import pyarrow as pa
+from rich.table import Table
+from rich.text import Text
+
+from adadecode.report.cells import fraction_text, number_text
+from adadecode.report.tables import figures_table, method_label, speedup_text
+
+COLUMNS = (
+    "cell",
+    "task",
+    "method",
+    "n",
+    "tokens\n/s",
+    "speedup\n(95 % CI)",
+    "accept\nrate",
+    "layers\n/token",
+    "parity",
+    "consis-\ntency",
+)
+
+
+def sweep_table(sweep: pa.Table) -> Table:
+    """A rich table with one line per row of a SWEEP table; `-` stands for not measured. It wants up to 120 columns."""
+    table = figures_table(COLUMNS, num_names=3)
+    shown_cell = None
+    for row in sweep.to_pylist():
+        cell = row["cell"] if row["cell"] != shown_cell else ""
+        shown_cell = row["cell"]
+        # Text, because a string would have its brackets read as markup
+        table.add_row(*(Text(text) for text in (cell, row["task"], method_label(row), *_figures(row))))
+    return table
+
+
+def _figures(row: dict[str, Any]) -> tuple[str, ...]:
+    """What the table shows of a SWEEP row after its cell, task and method."""
+    return (
+        str(row["n"]) + (f" ({row['num_errors']} err)" if row["num_errors"] else ""),
+        number_text(row["tokens_per_s"], ".1f"),
+        speedup_text(row),
+        number_text(row["acceptance_rate"], ".1%"),
+        number_text(row["layers_per_token"], ".2f"),
+        fraction_text(row["num_parity_exact"], row["num_parity_checked"]),
+        number_text(row["consistency"], ".3f"),
+    )
