@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,18 +14,18 @@ from adadecode.methods import METHODS, OURS
 from adadecode.settings import BenchConfig, EvalConfig, GenerateConfig, TrainConfig, TuneConfig, settings_of
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from adadecode.bench.result import BenchResult, BenchRow
     from adadecode.engine.policy import Policy
     from adadecode.evaluation.progress import RunProgress
     from adadecode.model.decoder import DecoderModel
     from adadecode.model.exit_heads import ExitHeads
     from adadecode.model.head_files import HeadFacts
-    from adadecode.records import Generation
+    from adadecode.records import Generation, Say
     from adadecode.runs.result import RunResult
     from adadecode.runs.run import PreparedRun
     from adadecode.tuning.result import TuneResult
-
-Say = Callable[[str], None]
 
 
 def silent(line: str) -> None:
@@ -52,7 +51,7 @@ class LanguageModel:
 
     config: GenerateConfig
     model: DecoderModel
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     heads: ExitHeads | None
     policy: Policy
 
@@ -64,7 +63,7 @@ class LanguageModel:
         from adadecode.engine.decode import decode
         from adadecode.engine.generate import Request
         from adadecode.records import Example
-        from adadecode.tasks.encode import encode_prompt
+        from adadecode.tasks.encode import decode_output, encode_prompt
         from adadecode.tasks.heads import heads_missing
 
         if method not in METHODS:
@@ -77,8 +76,7 @@ class LanguageModel:
         prompt_ids = encode_prompt(self.tokenizer, Example("prompt", prompt, prompt))
         request = Request(prompt_ids, limit)
         generation = decode(self.model, METHODS[method], request, self.policy, self.heads).generation
-        ended = generation.finish_reason == "eos"
-        return Output(self.tokenizer.decode(generation.output_token_ids[: -1 if ended else None]), generation)
+        return Output(decode_output(self.tokenizer, generation), generation)
 
 
 def load(model: str = "demo", heads: str | None = None, **settings: Any) -> LanguageModel:

@@ -79,7 +79,7 @@ def number_or_auto(workers: Any) -> Any:
 
 
 def number_or_share(max_errors: Any) -> Any:
-    """`max_errors` as text: YAML reads a bare number as one. Raises ValueError as `allowed_errors` does."""
+    """`max_errors` as text: YAML reads a bare number as one. Raises ValueError unless it says how many samples may fail."""
     text = str(max_errors) if type(max_errors) is int else max_errors
     if isinstance(text, str):
         allowed_errors(text, 0)
