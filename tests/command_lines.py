@@ -38,8 +38,8 @@ def program_commands(shell_text: str) -> Iterator[list[str]]:
                 words = words[1:]
             if words[:1] == ["adadecode"]:
                 yield words[1:]
-            elif (idx := index_of(["python", "-m", "adadecode"], words)) is not None:
-                yield words[idx + 3 :]
+            elif (idx := index_of(["-m", "adadecode"], words)) is not None:
+                yield words[idx + 2 :]
 
 
 def index_of(part: Sequence[str], words: Sequence[str]) -> int | None:

@@ -38,7 +38,7 @@ check() {
 bench() {
     local name=$1
     shift
-    check "$name" 200 "$python" -c 'from adadecode.cli import main; main()' bench --device cuda --dtype bfloat16 \
+    check "$name" 200 "$python" -m adadecode bench --device cuda --dtype bfloat16 \
         --limit 2 --repeats 3 --out "$out/$name" "$@"
 }
 
@@ -51,7 +51,7 @@ bench llama-3.1-8b-compile-shortlist-gate --shape llama-3.1-8b --kernels compile
 bench llama-3.2-1b-eager --shape llama-3.2-1b --kernels eager
 bench llama-3.2-1b-compile --shape llama-3.2-1b --kernels compile
 bench llama-3.2-1b-compile-shortlist-gate --shape llama-3.2-1b --kernels compile --head shortlist --gate 0.5
-check tune-demo 300 "$python" -c 'from adadecode.cli import main; main()' tune --device cuda --task demo --limit 12 \
+check tune-demo 300 "$python" -m adadecode tune --device cuda --task demo --limit 12 \
     --max-new-tokens 96 --repeats 2 --out "$out/tune-demo"
 tail -n 20 "$out/tune-demo/log"
 for text in "$out"/*/bench.txt; do

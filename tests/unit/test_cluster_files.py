@@ -44,6 +44,19 @@ def test_commands_in_comments_are_ones_the_program_takes(path, monkeypatch):
         parse(command)
 
 
+def test_the_commands_that_check_a_gpu_are_ones_the_program_takes(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    script = (ROOT / "tests" / "gpu" / "check.sh").read_text(encoding="utf-8")
+    commands = list(program_commands(script.replace('"$@"', "")))
+    assert [command[0] for command in commands] == ["bench", "tune"]
+    for command in commands:
+        parse(command)
+    shapes = re.findall(r"^bench \S+ (.*)$", script, re.MULTILINE)
+    assert len(shapes) == 7
+    for flags in shapes:
+        parse(["bench", *flags.split()])
+
+
 def test_the_demo_config_runs_all_embedded_prompts_on_two_workers():
     config = build_settings(EvalConfig, ROOT / "adadecode" / "recipes" / "demo.yaml", {})
     assert (config.task, config.limit, config.workers, config.local) == ("demo", None, 2, False)
