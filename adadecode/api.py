@@ -92,7 +92,7 @@ def load(model: str = "demo", heads: str | None = None, **settings: Any) -> Lang
 def load_configured(config: GenerateConfig) -> LanguageModel:
     """What `load` gives for settings that are resolved."""
     from adadecode.engine.invariance import check_rows_independent
-    from adadecode.engine.policy import VANILLA, make_policy
+    from adadecode.engine.policy import make_policy
     from adadecode.evaluation.worker import heads_for
     from adadecode.model.load import load_model, use_threads
     from adadecode.tasks.heads import has_heads
@@ -100,7 +100,7 @@ def load_configured(config: GenerateConfig) -> LanguageModel:
     use_threads(config.threads)
     model, tokenizer = load_model(config)
     heads = heads_for(config, config.domain, model) if has_heads(config) else None
-    policy = VANILLA if heads is None else make_policy(config.decode, heads.exits, model.num_layers)
+    policy = make_policy(config.decode, None if heads is None else heads.exits, model.num_layers)
     check_rows_independent(model, policy.width)
     return LanguageModel(config, model, tokenizer, heads, policy)
 
