@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs-ready
 
-.PHONY: demo test test-slow test-gpu chaos efficiency lint docs clean
+.PHONY: demo test test-slow test-gpu chaos fuzz efficiency lint docs clean
 
 demo: $(READY)
 	$(BIN)/adadecode eval --config adadecode/recipes/demo.yaml
@@ -21,6 +21,9 @@ test-slow: $(READY)
 
 chaos: $(READY)
 	$(BIN)/python -m pytest tests/integration/chaos tests/integration/test_ray_run.py -m ''
+
+fuzz: $(READY)
+	ADADECODE_FUZZ=whole $(BIN)/python -m pytest tests/fuzz --numprocesses 2
 
 efficiency: $(READY)
 	PYTHONPATH=. $(BIN)/python tests/efficiency/simulate_makespan.py
