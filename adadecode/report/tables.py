@@ -37,7 +37,10 @@ FOLDING: dict[str, Any] = {
     "speedup\n(95 % CI)": {"min_width": 11},
 }
 
-CAPTION = "speedup: geometric mean of per-prompt e2e ratios over the faster vanilla (`baseline`); BCa bootstrap"
+CAPTION = (
+    "speedup: geometric mean of n prompts' e2e ratios over `baseline`, the vanilla that is faster by it, and its 95 % "
+    "interval"
+)
 
 
 def summary_table(summary: pa.Table) -> Table:
@@ -119,14 +122,14 @@ def _cells(row: dict[str, Any], has_errors: bool) -> Iterator[str]:
 
 
 def speedup_text(row: dict[str, Any]) -> str:
-    """The geometric mean of a SUMMARY row with its interval."""
+    """The geometric mean of a SUMMARY row with its interval and the number of prompts behind it."""
     if row["method"] == row["baseline"]:
         return "baseline"
     if row["speedup_geomean"] is None:
         return ABSENT
     low, high = row["speedup_geomean_low"], row["speedup_geomean_high"]
-    interval = "(no CI)" if low is None else f"({low:.2f}-{high:.2f})"
-    return f"{row['speedup_geomean']:.2f}x {interval}"
+    interval = "no CI" if low is None else f"{low:.2f}-{high:.2f}"
+    return f"{row['speedup_geomean']:.2f}x ({interval}, n={row['num_prompts']})"
 
 
 def _lossy_line(rows: list[dict[str, Any]], method: str) -> str:
