@@ -10,6 +10,7 @@ from adadecode.settings.configs import (
     TrainedKind,
     TuneConfig,
 )
+from adadecode.settings.files import FileSettings
 from adadecode.settings.groups import (
     ORIGINAL_HEADS,
     DataSettings,
@@ -24,9 +25,11 @@ from adadecode.settings.groups import (
     ModelSettings,
     Settings,
     allowed_errors,
+    flag_name,
+    members,
 )
 from adadecode.settings.policy import read_policy
-from adadecode.settings.reading import build_settings, given_flags, read_settings, settings_of
+from adadecode.settings.reading import build_settings, checked_decode, given_flags, read_settings, settings_of
 
 __all__ = [
     "ORIGINAL_HEADS",
@@ -37,6 +40,7 @@ __all__ = [
     "Domain",
     "Dtype",
     "EvalConfig",
+    "FileSettings",
     "Flag",
     "GenerateConfig",
     "HeadKind",
@@ -51,7 +55,10 @@ __all__ = [
     "TuneConfig",
     "allowed_errors",
     "build_settings",
+    "checked_decode",
+    "flag_name",
     "given_flags",
+    "members",
     "read_policy",
     "read_settings",
     "settings_of",
