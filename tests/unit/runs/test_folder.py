@@ -53,7 +53,7 @@ def open_run(path: Path, fingerprint: str = "f00d", facts: dict[str, Any] = FACT
 
 
 def commit(run: RunFolder, attempt: str = "one", shard_idx: int = 0) -> bool:
-    return run.commit_shard("jsonl", shard_idx, shard_rows(shard_idx), {"worker_id": "w"}, attempt)
+    return run.commit_shard(shard_idx, shard_rows(shard_idx), {"worker_id": "w"}, attempt)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def refusal(path: Path) -> str:
 def test_a_shard_is_committed_once_and_the_first_attempts_rows_stay(run):
     assert commit(run, "first") is True
     assert commit(run, "second") is False
-    assert len(data_files(Path(run.location))) == 2, "the second attempt's data is there, but nobody reads it"
+    assert [file.name for file in data_files(Path(run.location))] == ["part-00000.parquet"], "the second leaves nothing"
     samples = read_samples(Path(run.location))
     assert samples["attempt"].to_pylist() == ["first"] * 4
     assert read_commits(Path(run.location))[0]["attempt"] == "first"
@@ -97,7 +97,7 @@ def test_attempts_have_names_of_their_own():
 def test_a_commit_names_its_file_rows_fingerprint_and_worker(run):
     commit(run, "one", shard_idx=7)
     stored = read_commits(Path(run.location))[7]
-    assert stored["file"] == "samples/task=jsonl/part-00007-one.parquet"
+    assert stored["file"] == "samples/part-00007.parquet"
     assert (stored["shard"], stored["task"], stored["num_rows"]) == (7, "jsonl", 4)
     assert (stored["fingerprint"], stored["attempt"], stored["worker"]) == ("f00d", "one", {"worker_id": "w"})
 
@@ -113,6 +113,8 @@ def test_a_data_file_has_the_samples_schema_its_metadata_and_rows_in_key_order(r
         "run_id": "run",
         "fingerprint": "f00d",
         "git_sha": "abc123",
+        "attempt": "one",
+        "worker": '{"worker_id": "w"}',
     }
     assert pq.ParquetFile(file).metadata.row_group(0).column(0).compression == "ZSTD"
     keys = pq.ParquetFile(file).read(["sample_id", "method"]).to_pylist()
@@ -155,7 +157,7 @@ def test_a_missing_committed_file_is_refused_and_says_to_run_again(run):
     commit(run, "one")
     commit(run, "one", shard_idx=3)
     data_files(Path(run.location))[1].unlink()
-    assert "part-00003-one.parquet: a committed file is missing; run the same command again" in refusal(
+    assert "part-00003.parquet: a committed file is missing; run the same command again" in refusal(
         Path(run.location)
     )
 
@@ -294,7 +296,7 @@ def test_shards_of_schema_version_1_are_read_beside_new_ones(run, monkeypatch):
         patch.setattr("adadecode.runs.folder.SAMPLES", old)
         assert commit(run, "old")
     lossless = [row | {"lossy": False} for row in shard_rows(1)]
-    assert run.commit_shard("jsonl", 1, lossless, {"worker_id": "w"}, "new")
+    assert run.commit_shard(1, lossless, {"worker_id": "w"}, "new")
     samples = read_samples(Path(run.location))
     assert samples.schema == SAMPLES
     assert samples["lossy"].to_pylist() == [None] * 4 + [False] * 4
@@ -356,7 +358,7 @@ def test_a_commit_tells_its_outcome_and_one_without_is_computed_from_its_file(ru
     rows = [row | {"output_len": 3, "e2e_s": 0.5} for row in shard_rows()]
     rows = [row | ({"parity": "exact"} if row["method"] == "adadecode" else {}) for row in rows]
     failed = [row | {"sample_id": "0-2", "status": "error", "output_len": None, "e2e_s": None} for row in rows[2:]]
-    run.commit_shard("jsonl", 0, rows + [row | {"parity": None} for row in failed], {"worker_id": "w"}, "one")
+    run.commit_shard(0, rows + [row | {"parity": None} for row in failed], {"worker_id": "w"}, "one")
     expected = {
         "num_samples": 3,
         "num_error_samples": 1,
