@@ -17,6 +17,7 @@ import pytest
 from adadecode.errors import RunFolderError
 from adadecode.report.schema import SAMPLES, SCHEMA_VERSION
 from adadecode.report.summary import summarise
+from adadecode.runs.editions import Edition, commit_of
 from adadecode.runs.folder import (
     RunFolder,
     new_attempt,
@@ -157,9 +158,7 @@ def test_a_missing_committed_file_is_refused_and_says_to_run_again(run):
     commit(run, "one")
     commit(run, "one", shard_idx=3)
     data_files(Path(run.location))[1].unlink()
-    assert "part-00003.parquet: a committed file is missing; run the same command again" in refusal(
-        Path(run.location)
-    )
+    assert "part-00003.parquet: a committed file is missing; run the same command again" in refusal(Path(run.location))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"task": "jsonl"}', "\x00"])
@@ -270,21 +269,22 @@ def test_a_run_killed_between_data_and_commit_is_finished_exactly_once_by_its_re
         [sys.executable, "-c", KILLED_BEFORE_THE_COMMIT, *command], cwd=ROOT, env=os.environ, capture_output=True
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    orphans = [file.name for file in data_files(out) if file.name.startswith("part-00001-")]
-    assert len(orphans) == 1, "the data was written"
-    assert list(read_commits(out)) == [0], "and its commit was not"
+    written = out / "samples" / "part-00001.parquet"
+    content = written.read_bytes()
+    assert list(read_commits(out)) == [0], "the data was written, and its commit was not"
     assert json.loads((out / "run.json").read_text())["status"] == "running"
     first_commit = (out / "commits" / "00000.json").read_bytes()
 
     result = cli(*command)
     assert result.exit_code == 0, result.stderr
-    assert "5 samples in 3 shards, 1 done before, 2 to do" in result.stdout
+    assert f"{written}: found whole, and committed now" in result.stdout
+    assert "5 samples in 3 shards, 2 done before, 1 to do" in result.stdout
     assert (out / "commits" / "00000.json").read_bytes() == first_commit
-    assert list(read_commits(out)) == [0, 1, 2]
-    assert [Path(commit["file"]) for commit in read_commits(out).values()] == [
-        file.relative_to(out) for file in data_files(out)
-    ], "the data without a commit was swept"
-    assert Path(read_commits(out)[1]["file"]).name not in orphans
+    assert written.read_bytes() == content
+    commits = read_commits(out)
+    assert list(commits) == [0, 1, 2]
+    assert commits[1]["worker"] == commits[0]["worker"] | {"pid": commits[1]["worker"]["pid"]}, "of who wrote the data"
+    assert [Path(commit["file"]) for commit in commits.values()] == [file.relative_to(out) for file in data_files(out)]
     keys = [tuple(row.values()) for row in read_samples(out).select(["sample_id", "method"]).to_pylist()]
     assert len(keys) == len(set(keys)) == 5 * 3
     assert read_run(out)["status"] == "complete"
@@ -341,17 +341,71 @@ def test_what_cannot_be_read_for_now_is_withdrawn_by_nobody(run):
     assert read_samples(run.location).num_rows == 4
 
 
-def test_leftovers_are_the_losers_and_temporary_files_and_nothing_else(run):
+def test_a_sweep_deletes_what_older_versions_left_and_temporary_files_and_nothing_else(run):
     commit(run, "first")
     commit(run, "second")
-    (committed, loser) = data_files(Path(run.location))
-    left = [committed.with_name(".part-00002-x.parquet.ab.tmp"), Path(run.location) / "commits" / ".00001.json.ab.tmp"]
+    (committed,) = data_files(Path(run.location))
+    loser = Path(run.location) / "samples" / "task=jsonl" / "part-00000-0123456789ab.parquet"
+    loser.parent.mkdir()
+    left = [
+        loser,
+        Path(run.location) / ".part-00002.parquet.ab.tmp",
+        Path(run.location) / "commits" / ".00001.json.ab.tmp",
+    ]
     for file in left:
         file.write_bytes(b"half")
-    assert run.delete_leftovers({commit["file"] for commit in read_commits(run.location).values()}) == 3
-    assert committed.exists()
-    assert not any(file.exists() for file in (loser, *left))
+    before = committed.read_bytes()
+    run.sweep({commit["file"] for commit in read_commits(run.location).values()})
+    assert committed.read_bytes() == before
+    assert not any(file.exists() for file in left)
     assert list(read_commits(run.location)) == [0]
+
+
+def test_a_withdrawn_edition_stays_empty_whoever_comes_late_and_the_next_has_names_of_its_own(run):
+    rows = [row | {"status": "error"} for row in shard_rows()]
+    assert run.commit_shard(0, rows, {"worker_id": "w"}, "failed")
+    assert run.withdraw_errors() == 1
+    late = json.dumps(commit_of(Edition(0), (Path(run.location) / "samples/part-00000.parquet").read_bytes(), "f00d"))
+    assert run.storage.create("samples/part-00000.parquet", b"of a late writer") is False
+    assert run.storage.create("commits/00000.json", late.encode()) is False
+    assert commit(run, "again") is True
+    assert commit(run, "late") is False
+    assert [file.name for file in data_files(Path(run.location))] == ["part-00000-1.parquet", "part-00000.parquet"]
+    (stored,) = read_commits(run.location).values()
+    assert (stored["file"], stored["attempt"]) == ("samples/part-00000-1.parquet", "again")
+    assert pq.read_table(Path(run.location) / "samples")["attempt"].to_pylist() == ["again"] * 4
+
+
+@pytest.mark.parametrize("found", ["truncated", "another shard's", "another run's", "not Parquet", "deleted"])
+def test_a_data_file_that_no_commit_can_be_made_of_is_withdrawn_and_the_shard_is_done_again(run, tmp_path, found):
+    other = open_run(tmp_path / "other", "beef")
+    for shard_idx, of in ((0, run), (1, run), (0, other)):
+        commit(of, shard_idx=shard_idx)
+    first, second = data_files(Path(run.location))
+    content = {
+        "truncated": first.read_bytes()[:-20],
+        "another shard's": second.read_bytes(),
+        "another run's": data_files(Path(other.location))[0].read_bytes(),
+        "not Parquet": b"",
+        "deleted": None,
+    }[found]
+    (Path(run.location) / "commits" / "00000.json").unlink()
+    first.unlink()
+    if content is not None:
+        first.write_bytes(content)
+    assert commit(run, "again") is True
+    assert read_commits(run.location)[0]["file"] == f"samples/part-00000{'-1' if content is not None else ''}.parquet"
+    assert pq.read_table(Path(run.location) / "samples").num_rows == 8
+    assert run.check_commits() == []
+
+
+def test_a_second_commit_of_a_shard_that_somebody_added_is_refused(run):
+    commit(run)
+    folder = Path(run.location) / "commits"
+    (folder / "00000-1.json").write_bytes((folder / "00000.json").read_bytes())
+    assert "shard 0 has two commits, of samples/part-00000.parquet and samples/part-00000.parquet" in refusal(
+        Path(run.location)
+    )
 
 
 def test_a_commit_tells_its_outcome_and_one_without_is_computed_from_its_file(run):
