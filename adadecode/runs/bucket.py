@@ -8,6 +8,9 @@ from adadecode.runs.patience import NUM_TRIES, REMEDY, PassingError, patiently
 
 EXTRAS = {"s3": "s3", "gs": "gcs"}  # what to install for a URL's protocol
 
+# `patiently` asks again: botocore's own tries within each of ours would take minutes
+CLIENTS: dict[str, dict[str, Any]] = {"s3": {"config_kwargs": {"retries": {"total_max_attempts": 1}}}, "gs": {}}
+
 
 class ObjectStorage:
     """A prefix of a bucket. An object is written by one request, so it is there whole or not at all."""
@@ -21,7 +24,9 @@ class ObjectStorage:
         protocol, _, path = url.partition("://")
         self.location, self._root = url, path.strip("/")
         try:
-            self._files: Any = fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True)
+            self._files: Any = fsspec.filesystem(
+                protocol, use_listings_cache=False, skip_instance_cache=True, **CLIENTS[protocol]
+            )
         except ImportError as error:
             extra = EXTRAS[protocol]
             raise UsageError(f"{url!r}: pip install 'adadecode[{extra}]' to use {protocol}:// locations") from error
