@@ -13,8 +13,8 @@ from adadecode.errors import ExitHeadsError, UsageError
 from adadecode.model.head_files import read_facts
 from adadecode.provenance import git_sha
 from adadecode.report.schema import SWEEP
+from adadecode.runs.editions import parquet_bytes
 from adadecode.runs.fingerprint import heads_folders
-from adadecode.runs.folder import store_table
 from adadecode.runs.storage import open_storage
 from adadecode.settings import EvalConfig, FileSettings, checked_decode, given_flags, read_settings, settings_of
 from adadecode.tasks import expand_task
@@ -119,7 +119,7 @@ def check_heads_exist(cells: Sequence[Cell]) -> None:
 def write_sweep(out: str, summaries: Mapping[str, pa.Table]) -> pa.Table:
     """Writes `out`/sweep.parquet, the SUMMARY tables of all cells under each other; returns the table."""
     table = join_cells(summaries)
-    store_table(open_storage(out), SWEEP_FILE, table, {"git_sha": git_sha() or ""})
+    open_storage(out).replace(SWEEP_FILE, parquet_bytes(table, {"git_sha": git_sha() or ""}))
     return table
 
 

@@ -1,4 +1,4 @@
-"""A commit and the data file it names: one JSON marker per shard, under `commits/`, with the SHA-256 of the file.
+"""A commit and the data file it names: a JSON marker for each shard, under `commits/`, with the SHA-256 of the file.
 
 A marker or file that is not what was written raises DamagedError; what cannot be read now, RunFolderError.
 """
@@ -13,22 +13,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adadecode.errors import DamagedError
+from adadecode.runs.editions import WITHDRAWN
 from adadecode.runs.storage import Storage, join
 
 T = TypeVar("T")
 U = TypeVar("U")
 
 REQUIRED = ("shard", "file", "sha256", "fingerprint", "worker")  # of a commit of any version
+REQUIRED_OF_WITHDRAWN = ("shard", "file")
 AGAIN = "run the same command again: it computes the shard again"
 
 
-def commit_name(shard_idx: int) -> str:
-    """The name of a shard's commit."""
-    return f"commits/{shard_idx:05d}.json"
-
-
 def commit_names(storage: Storage) -> list[str]:
-    """The names of all commits, sorted."""
+    """The names of all commits, those withdrawn too, sorted."""
     return [name for name in storage.list("commits") if name.endswith(".json")]
 
 
@@ -40,7 +37,7 @@ def read_commit(storage: Storage, name: str) -> dict[str, Any] | None:
         return None
     try:
         commit = json.loads(content)
-        for field in REQUIRED:
+        for field in REQUIRED_OF_WITHDRAWN if WITHDRAWN in commit else REQUIRED:
             commit[field]
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{join(storage.location, name)}: the commit is damaged; {AGAIN}") from error

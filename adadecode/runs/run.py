@@ -87,15 +87,17 @@ def open_run(config: EvalConfig, out: str | Path | None) -> Generator[PreparedRu
 def close_run(prepared: PreparedRun) -> RunResult:
     """Writes verify.parquet and summary.parquet from the committed rows and sets the run's status.
 
-    What attempts that lost left behind is deleted once no planned row is missing.
+    What attempts that lost left behind is deleted once no planned row is missing. Raises LeaseError, and writes nothing,
+    when another driver has taken the run over.
     """
     prepared.lease.check()
     folder = prepared.folder
     commits = read_commits(folder.location)
     result = judge_run(folder.location, commits, prepared.plan, prepared.config.methods, prepared.config.repeats)
+    prepared.lease.confirm()
     folder.write_table("verify.parquet", result.verify)
     folder.write_table("summary.parquet", result.summary)
     folder.update_run(status="incomplete" if result.num_missing else "complete", workers=worker_processes(commits))
     if not result.num_missing:
-        folder.delete_leftovers({commit["file"] for commit in commits.values()})
+        folder.sweep({commit["file"] for commit in commits.values()})
     return result
