@@ -11,7 +11,7 @@ from torch.nn.functional import embedding
 
 from adadecode.kernels.kv_cache import KVCache
 from adadecode.kernels.layers import gate_step, head_step, layer_step, top1
-from adadecode.kernels.step import Proposals, Segment, run_probe_test
+from adadecode.kernels.step import Proposals, Segment, check_slots, check_token_ids, run_probe_test
 from adadecode.kernels.weights import ExitTest, Gate, Head, Weights
 
 LayerStep = Callable[..., Tensor]  # `layer_step`, as written or compiled
@@ -51,12 +51,15 @@ class EagerStep:
         """Does nothing: torch operations need no preparation."""
 
     def prefill(self, prompt_ids: list[int]) -> Tensor:
+        check_token_ids(prompt_ids, self.weights.vocab_size)
         return self._prefill(torch.tensor(prompt_ids, device=self.hidden.device), self.cache)
 
     def begin(self, first_position: int) -> None:
         self._host[-1] = first_position
 
     def put(self, slot: int, token_ids: list[int]) -> None:
+        check_slots(slot, slot + len(token_ids), self.width)
+        check_token_ids(token_ids, self.weights.vocab_size)
         self._host[slot : slot + len(token_ids)] = torch.tensor(token_ids)
 
     def run(self, lo: int, hi: int, start: int, stop: int) -> None:
