@@ -17,10 +17,9 @@ from adadecode.kernels.packed import PackedHead, PackedWeights
 from adadecode.kernels.step import Proposals, Segment, check_slots, check_token_ids
 from adadecode.kernels.weights import ExitTest, Gate, Head, Weights
 
-
-BLOCK_LEN = (
-    256  # rows of a prompt that are run at once: what they work in stays small, and weights are read seldom enough
-)
+# Rows of a prompt that are run at once: few enough that what they work in stays small, and so many that the weights,
+# which each block reads anew, are read seldom.
+BLOCK_LEN = 256
 
 
 class NativeStep:

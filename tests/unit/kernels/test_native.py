@@ -228,27 +228,28 @@ def test_what_earlier_calls_left_in_the_scratch_leaves_no_trace(dtype, num_threa
     model = tiny_model("qwen3", kernels="native", dtype=dtype, num_layers=2, **SIZES["rests"])
     head = Head((torch.randn(43, model.width, generator=torch.Generator().manual_seed(2)).to(dtype),))
     gate = Gate(torch.ones(model.width), 0.0)
-    found = []
-    for left in (0.0, float("nan")):
+
+    def outcome(left: float) -> list[torch.Tensor]:
         step = model.new_step(len(TOKENS), 40)
         assert isinstance(step, NativeStep)
 
-        def spoil(step: NativeStep = step, left: float = left) -> None:
+        def after(call):
             step._scratch.fill_(left)
+            return call()
 
-        spoil()
-        outcome = [step.prefill(PROMPT)]
+        found = [after(lambda: step.prefill(PROMPT))]
         step.begin(len(PROMPT))
         step.put(0, TOKENS)
-        for lo, hi in ((0, 1), (1, 3), (3, 17)):
-            spoil()
-            step.run(lo, hi, 0, 2)
-        outcome += [step.hidden.clone(), step.cache.kv.clone()]
-        for call in (lambda: step.verify(0, 17), lambda: step.test(head, 0, 17), lambda: step.probe(gate, 3)):
-            spoil()
-            outcome.append(torch.tensor(call()))
-        found.append([*outcome, step.logits.clone()])
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        after(lambda: step.run(0, 1, 0, 2))
+        after(lambda: step.run(1, 3, 0, 2))
+        after(lambda: step.run(3, 17, 0, 2))
+        found += [step.hidden, step.cache.kv]
+        found.append(torch.tensor(after(lambda: step.verify(0, 17))))
+        found.append(torch.tensor(after(lambda: step.test(head, 0, 17))))
+        found.append(torch.tensor(after(lambda: step.probe(gate, 3))))
+        return [*found, step.logits]
+
+    assert all(torch.equal(a, b) for a, b in zip(outcome(0.0), outcome(float("nan")), strict=True))
 
 
 @needs_compiler
