@@ -71,7 +71,7 @@ class Tally:
         return now
 
     def _keep(self, logits: Tensor, now: int) -> None:
-        """Copies `logits` `[n, V]` to the host, when they are wanted; the clock stands still from `now` on until it is done."""
+        """Copies `logits` `[n, V]` to the host, where they are wanted; the clock stands still from `now` to its end."""
         if self._logits is not None:
             self._logits.append(logits.to("cpu", copy=True))
             self._still_ns += clock_ns(self._device) - now

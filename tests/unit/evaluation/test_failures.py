@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Regex, pre_tokenizers
 
 from adadecode.engine.drafters import HeadDrafter
-from adadecode.errors import DeviceLostError
+from adadecode.errors import DeviceLostError, RowsDependentError
 from adadecode.evaluation.failures import MAX_MESSAGE_LEN, Failure, failure_of, result_or_failure
 from adadecode.evaluation.worker import Worker, evaluate_shard
 from adadecode.records import Example, Shard
@@ -324,3 +324,56 @@ def test_native_kernels_that_find_no_memory_are_an_error_row_and_the_next_sample
         status, _, error_type, *message = words["60000", method]
         assert (status, error_type) == ("error", "RuntimeError")
         assert "can't allocate memory" in " ".join(message)
+
+
+def test_rows_that_depend_on_each_other_at_the_columns_of_one_prompt_end_the_run(cli, tiny, tmp_path, monkeypatch):
+    """The check at load has no prompt yet; that of 500 tokens needs a step of 512 columns."""
+
+    def check(model, width, num_positions):
+        if model.num_columns(num_positions[0]) == 512:
+            raise RowsDependentError("a row's bits depend on its slot")
+
+    monkeypatch.setattr("adadecode.evaluation.worker.check_rows_independent", check)
+    data = write_prompts(tmp_path / "p.jsonl", ["w5 w6", " ".join(["w7"] * 500)])
+    flags = tiny.flags(data_file=data, max_new_tokens=6, kernels="eager")
+    result = cli("eval", "--local", *flags, "--out", tmp_path / "run")
+    assert result.exit_code == 1
+    assert "a row's bits depend on its slot" in result.stderr
+
+
+@pytest.mark.parametrize("kernels", ["eager", pytest.param("native", marks=needs_compiler)])
+def test_each_number_of_columns_a_run_needs_is_checked_once(monkeypatch, kernels):
+    model, seen = tiny_model(kernels=kernels), list[int]()
+    decode = DecodeSettings(max_new_tokens=20)
+    config = EvalConfig(model="tiny", task="jsonl", methods=("vanilla", "vanilla-w1"), decode=decode, dtype="float32")
+    worker = Worker("w0", config, model, word_tokenizer(97), {}, 8)
+    monkeypatch.setattr(
+        "adadecode.evaluation.worker.check_rows_independent",
+        lambda model, width, num_positions: seen.append(model.num_columns(*num_positions)),
+    )
+    prompts = [" ".join(["w7"] * length) for length in (2, 5, 90, 200, 95, 2)]
+    rows = evaluate_shard(worker, Shard(0, "jsonl", tuple(Example(str(i), p, p) for i, p in enumerate(prompts))))
+    assert {row.status for row in rows} == {"ok"}
+    assert seen == ([64, 128, 256] if kernels == "eager" else [64]), "to native kernels columns are no shape"
+
+
+@pytest.mark.parametrize("command", ["eval", "bench", "tune", "generate"])
+def test_a_model_without_finite_logits_is_one_line_in_every_command(cli, tiny, tmp_path, command):
+    model = save_tiny_model(tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = math.nan
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    heads = save_tiny_heads(tmp_path / "heads", model, (1, 2))
+    common = ["--model", model, "--heads", heads, "--dtype", "float32", "--threads", 1]
+    data = ["--task", "jsonl", "--data-file", tiny.prompts]
+    flags = {
+        "eval": [*common, *data, "--local", "--out", tmp_path / "out"],
+        "bench": [*common, *data],
+        "tune": [*common, *data, "--out", tmp_path / "out"],
+        "generate": [*common, "w5 w6"],
+    }
+    result = cli(command, *flags[command])
+    assert result.exit_code == 2
+    [line] = [line for line in result.stderr.splitlines() if "not finite" in line]
+    assert "in float32" in line
+    assert "model.layers.1.mlp.up_proj.weight holds NaN or infinity; check the checkpoint" in line
