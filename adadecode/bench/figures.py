@@ -67,8 +67,7 @@ def layer_bytes(model: DecoderModel, start: int, stop: int) -> int:
 def read_bytes(subject: BenchSubject, call: Call, tests: Mapping[Call, Head | Gate], num_columns: int) -> int:
     """Bytes a call must read: weights, and keys and values of `num_columns` positions in its layers."""
     model = subject.model
-    shape = model.weights.shape
-    per_column = 2 * shape.num_kv_heads * shape.head_dim * model.dtype.itemsize
+    per_column = model.weights.column_bytes // model.num_layers
     match call.kind:
         case "layers":
             return layer_bytes(model, call.start, call.stop) + (call.stop - call.start) * num_columns * per_column

@@ -42,12 +42,13 @@ class LayerStruct(ctypes.Structure):
 
 
 class ShapeStruct(ctypes.Structure):
-    """The sizes of a model, which its layers have in common."""
+    """The sizes of a model, which its layers have in common, and the scratch of a decode step."""
 
     _fields_ = [
         *((name, Int) for name in ("d", "F", "H", "G", "D", "S", "is_bf16", "num_threads")),
         ("eps", ctypes.c_float),
         ("scale", ctypes.c_float),
+        ("scratch", Pointer),
     ]
 
 
@@ -84,6 +85,8 @@ def load_library() -> ctypes.CDLL:
     ]  # fmt: skip
     library.adadecode_run_to_exit.argtypes = [*library.adadecode_run_layers.argtypes, Pointer, Int]
     library.adadecode_gate.argtypes = [Pointer, Pointer, Pointer, Pointer, ctypes.c_float]
+    library.adadecode_scratch_len.argtypes = [Pointer, Int, Int, Int]
+    library.adadecode_scratch_len.restype = ctypes.c_int64
     library.adadecode_run_layers.restype = library.adadecode_head.restype = None
     library.adadecode_gate.restype = ctypes.c_float
     return library

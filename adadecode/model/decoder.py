@@ -61,12 +61,16 @@ class DecoderModel:
     def new_step(self, width: int, num_positions: int) -> DecodeStep:
         """The decode step of one request: W = `width` rows over columns for `num_positions` positions.
 
-        On a CUDA device steps of one shape share their buffers and graphs: one request decodes at a time.
+        On a CUDA device requests share steps and the cache of their S: one request decodes at a time.
         """
         return self.steps.new(width, num_positions)
 
+    def num_columns(self, num_positions: int) -> int:
+        """S, the cache columns that `new_step` gives a request of `num_positions` positions."""
+        return self.steps.num_columns(num_positions)
+
     def drop_steps(self) -> None:
-        """Lets go of the steps that requests of one shape share, with their buffers and graphs."""
+        """Lets go of the steps that requests share, with their buffers and graphs."""
         self.steps.drop()
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -96,6 +100,7 @@ def read_weights(lm: Any) -> Weights:
         head=Head((head,)),
         rotary=(cos[0], sin[0]),
         shape=LayerShape(config.num_attention_heads, config.num_key_value_heads, head_dim, config.rms_norm_eps),
+        context_len=config.max_position_embeddings,
     )
 
 
