@@ -60,6 +60,7 @@ class Worker:
             "cuda": torch.version.cuda if gpu else None,
             "threads": torch.get_num_threads(),
             "kernels": self.model.kernels,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
             "python": sys.version.split()[0],
             "torch": torch.__version__,
             "width": self.width,

@@ -22,6 +22,7 @@ from adadecode.settings.groups import (
     Kernels,
     MethodName,
     ModelSettings,
+    PlacementSettings,
     Settings,
     allowed_errors,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "Kernels",
     "MethodName",
     "ModelSettings",
+    "PlacementSettings",
     "Settings",
     "ShapeName",
     "TrainConfig",
