@@ -150,7 +150,8 @@ def _described(facts: Facts) -> str:
     """`native kernels, bfloat16, AMD EPYC, 2 threads, torch 2.13.0, Python 3.11.7`; what is not known is left out."""
     gpu = [f"{facts['gpu']} (driver {facts.get('gpu_driver')}, CUDA {facts.get('cuda')})"] if facts.get("gpu") else []
     form = {"kernels": "{} kernels", "dtype": "{}", "cpu": "{}"}
-    form |= {"threads": "{} threads", "torch": "torch {}", "python": "Python {}"}
+    form |= {"threads": "{} thread" if facts.get("threads") == 1 else "{} threads"}
+    form |= {"torch": "torch {}", "python": "Python {}"}
     told = [(fact, text.format(facts[fact])) for fact, text in form.items() if facts.get(fact) is not None]
     return ", ".join([text for fact, text in told if not (gpu and fact == "cpu")] + gpu)
 

@@ -12,7 +12,7 @@ from adadecode.provenance import code_hash, git_sha, provenance
 from adadecode.records import Shard, ShardOutcome
 from adadecode.runs.engines import changed_code_notes, worker_facts
 from adadecode.runs.fingerprint import source_hashes
-from adadecode.runs.folder import RunFolder, read_commits, read_run, refuse_others_results
+from adadecode.runs.folder import RunFolder, read_commits, refuse_others_results
 from adadecode.runs.kernels import resume_kernels
 from adadecode.runs.lease import Lease
 from adadecode.runs.plan import make_plan, plan_hash, plan_table
@@ -62,7 +62,7 @@ def open_run(config: EvalConfig, out: str | Path | None, command: str | None = N
     """Plans the run and opens its folder, `results/<task>-<fingerprint>` when `out` is None.
 
     While the context lasts this process is the folder's only driver. What is damaged in the folder is withdrawn, so that
-    the run computes it again. run.json stores every start, with the `command` a person would type for it. Raises
+    the run computes it again. run.json stores every start that computes, with the `command` a person would type for it. Raises
     LeaseError when another driver is at work there, and RunFolderError when the folder holds another run's results.
     """
     shards, plan = plan_run(config)
@@ -79,14 +79,15 @@ def open_run(config: EvalConfig, out: str | Path | None, command: str | None = N
     refuse_others_results(location, fingerprint, facts)
     with Lease(open_storage(location)) as lease:
         folder = RunFolder.open(location, fingerprint, facts)
-        folder.update_run(status="running", starts=[*starts_of(read_run(location)), new_start(config, command)])
+        run = folder.update_run(status="running")
         notes = folder.check_commits()
         if config.retry_errors and (num_withdrawn := folder.withdraw_errors()):
             notes.append(f"{num_withdrawn} shards with samples that failed are computed again")
         folder.write_table("plan.parquet", plan)
         commits = read_commits(location)
         resume_kernels(folder.storage, commits)
-        if len(commits) < len(shards):
+        if len(commits) < len(shards):  # a start that computes nothing is none
+            folder.update_run(starts=[*starts_of(run), new_start(config, command)])
             notes += changed_code_notes(commits, code_hash(), git_sha())
         committed = {idx: ShardOutcome(**commit["outcome"]) for idx, commit in commits.items()}
         yield PreparedRun(config, folder, tasks, shards, plan, lease, tuple(notes), committed)
