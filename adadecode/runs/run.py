@@ -62,8 +62,8 @@ def open_run(config: EvalConfig, out: str | Path | None, command: str | None = N
     """Plans the run and opens its folder, `results/<task>-<fingerprint>` when `out` is None.
 
     While the context lasts this process is the folder's only driver. What is damaged in the folder is withdrawn, so that
-    the run computes it again. run.json stores every start that computes, with the `command` a person would type for it. Raises
-    LeaseError when another driver is at work there, and RunFolderError when the folder holds another run's results.
+    the run computes it again. run.json stores every start that computes, with the `command` a person would type for it.
+    Raises LeaseError when another driver is at work there, and RunFolderError when the folder holds another run's results.
     """
     shards, plan = plan_run(config)
     tasks = tuple(dict.fromkeys(shard.task for shard in shards))

@@ -18,7 +18,7 @@ def new_start(config: EvalConfig, command: str | None) -> dict[str, Any]:
     """The start of now; `command` is what a person would type for it, None where a program called."""
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": None if command is None else PASSWORD.sub("***@", command),
+        "command": None if command is None else PASSWORD.sub("HIDDEN@", command),
         "adadecode": __version__,
         "code_hash": code_hash(),
         "git_sha": git_sha(),
