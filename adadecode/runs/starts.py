@@ -46,7 +46,8 @@ def start_lines(run: dict[str, Any]) -> list[str]:
 def _lines(starts: list[dict[str, Any]]) -> Iterator[str]:
     for idx, start in enumerate(starts):
         command = start["command"] or "command not stored"
-        placement = ", ".join(f"{name}={value}" for name, value in start["placement"].items() if value is not None)
+        settings = start["placement"]
+        placement = ", ".join(f"{name}={settings[name]}" for name in PLACEMENT if settings.get(name) is not None)
         code = start.get("code_hash") or start.get("git_sha") or "not stored"
         version = start.get("adadecode", "unknown")
         yield f"start {idx + 1}, {start['at']}: {command} ({placement}; adadecode {version}, code {code[:16]})"
