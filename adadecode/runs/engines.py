@@ -12,6 +12,7 @@ from adadecode.report.schema import LOST_BY
 
 Commits = Mapping[int, dict[str, Any]]
 Facts = dict[str, Any]  # of a worker
+Engine = tuple[str, ...]  # the values of the facts of speed
 
 # Facts that decide which tokens come out or which rounds a method takes: with two of one, the rows are of two experiments.
 DECISIVE = {
@@ -60,9 +61,9 @@ def mixed_experiments(commits: Commits) -> list[str]:
 def num_engines(commits: Commits) -> dict[str, int]:
     """How many engines computed the rows of each task; a task whose every sample was lost has 0."""
     known = _known(commits)
-    engines: dict[str, set[tuple[Any, ...]]] = {}
+    engines: dict[str, set[Engine]] = {}
     for commit in commits.values():
-        of_task = engines.setdefault(commit["task"], set())
+        of_task = engines.setdefault(commit.get("task", ""), set())
         of_task |= {_engine(facts, known) for facts in _that_decoded(_of_commit(commit))}
     return {task: len(of_task) for task, of_task in engines.items()}
 
@@ -70,8 +71,8 @@ def num_engines(commits: Commits) -> dict[str, int]:
 def engine_lines(commits: Commits) -> list[str]:
     """What computed the rows: a line per engine, the busiest first, and one that says what is mixed."""
     known = _known(commits)
-    examples: dict[tuple[Any, ...], Facts] = {}
-    num_shards = Counter[tuple[Any, ...]]()
+    examples: dict[Engine, Facts] = {}
+    num_shards = Counter[Engine]()
     for commit in commits.values():
         for facts in _that_decoded(_of_commit(commit)):
             examples.setdefault(_engine(facts, known), facts)
@@ -121,7 +122,7 @@ def _of_commit(commit: dict[str, Any]) -> list[Facts]:
 
 def _that_decoded(workers: Iterable[Facts]) -> list[Facts]:
     """`workers` less the driver, which commits a sample that nobody survived."""
-    return [facts for facts in workers if facts["worker_id"] != LOST_BY]
+    return [facts for facts in workers if facts.get("worker_id") != LOST_BY]
 
 
 def _known(commits: Commits) -> list[str]:
@@ -130,8 +131,8 @@ def _known(commits: Commits) -> list[str]:
     return [fact for fact in OF_SPEED if all(fact in facts for facts in decoding)]
 
 
-def _engine(facts: Facts, known: Sequence[str]) -> tuple[Any, ...]:
-    return tuple(facts[fact] for fact in known)
+def _engine(facts: Facts, known: Sequence[str]) -> Engine:
+    return tuple(_text(facts[fact]) for fact in known)
 
 
 def _values(workers: Iterable[Facts], fact: str) -> list[str]:

@@ -1,5 +1,6 @@
 """The kernels of a run: the worker that has loaded first settles what `auto` comes to, for all that load after it."""
 
+import contextlib
 import json
 import socket
 from collections import Counter
@@ -28,9 +29,11 @@ def settled_kernels(storage: Storage) -> ChosenKernels | None:
 
 
 def kernels_lines(storage: Storage) -> list[str]:
-    """A line for a person when the run's kernels are slower than they could be; none otherwise."""
-    settled = settled_kernels(storage)
-    return [] if settled is None else settled.lines()
+    """A line for a person when the run's kernels are slower than they could be; none otherwise, or when it cannot be read."""
+    with contextlib.suppress(RunFolderError):
+        settled = settled_kernels(storage)
+        return [] if settled is None else settled.lines()
+    return []
 
 
 def settle_kernels(storage: Storage, chosen: ChosenKernels, worker_id: str) -> ChosenKernels:

@@ -160,6 +160,23 @@ def test_a_worker_that_is_overtaken_and_cannot_have_those_kernels_is_refused(mon
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("command", ["generate", "bench", "train-heads", "tune"])
+def test_every_command_that_decodes_says_why_kernels_are_slow(command, tiny, cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "/nowhere/no-such-g++")
+    model = ("--model", tiny.model, "--dtype", "float32", "--max-new-tokens", 2)
+    data = ("--task", "jsonl", "--data-file", tiny.prompts)
+    arguments = {
+        "generate": ("w10 w20", *model, "--heads", tiny.heads),
+        "bench": (*model, *data, "--limit", 1, "--repeats", 1, "--methods", "vanilla"),
+        "train-heads": (*model, *data, "--exits", 1, "--epochs", 1, "--out", tmp_path / "heads"),
+        "tune": (*model, *data, "--heads", tiny.heads, "--out", tmp_path / "tuned"),  # too few prompts, it finds then
+    }
+    result = cli(command, *arguments[command])
+    assert result.exit_code == (2 if command == "tune" else 0), result.stderr
+    (line,) = [line for line in result.output.splitlines() if line.startswith("kernels: ")]
+    assert line.startswith(f"kernels: eager, because {NO_COMPILER}")
+
+
 def plant(out: Path, **facts: object) -> None:
     """Has one commit say that its worker was another."""
     file = out / "commits" / "00001.json"

@@ -55,3 +55,4 @@ def test_kernels_that_cannot_be_read_are_one_line(tmp_path):
         (tmp_path / KERNELS_FILE).write_text(content)
         with pytest.raises(RunFolderError, match=r"kernels.json: damaged; delete it"):
             settled_kernels(open_storage(tmp_path))
+        assert kernels_lines(open_storage(tmp_path)) == []
