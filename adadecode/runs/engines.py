@@ -94,6 +94,12 @@ def engine_lines(commits: Commits) -> list[str]:
     ]
 
 
+def published_engine_lines(run: dict[str, Any]) -> list[str]:
+    """The same from run.json alone, of a run whose commits are not there: one line for each engine."""
+    workers = _that_decoded(run.get("workers", ()))
+    return list(dict.fromkeys(f"engine: {_described(facts)}" for facts in workers))
+
+
 def changed_code_notes(commits: Commits, code: str, revision: str | None) -> list[str]:
     """What to say before more shards are computed by `code` of `revision`: a line when `commits` are of other code."""
     decoding = _that_decoded(worker_facts(commits))

@@ -29,7 +29,7 @@ def settled_kernels(storage: Storage) -> ChosenKernels | None:
 
 
 def kernels_lines(storage: Storage) -> list[str]:
-    """A line for a person when the run's kernels are slower than they could be; none otherwise, or when it cannot be read."""
+    """A line for a person when the run's kernels are slower than they could be; none otherwise or when it is not known."""
     with contextlib.suppress(RunFolderError):
         settled = settled_kernels(storage)
         return [] if settled is None else settled.lines()

@@ -20,7 +20,7 @@ from adadecode.report.parity import (
 from adadecode.report.schema import SAMPLES, VERIFY
 from adadecode.report.summary import ERROR_COLUMNS, NARROW, error_lines, num_owed, summarise
 from adadecode.report.tables import finding_lines
-from adadecode.runs.engines import engine_lines, mixed_experiments, num_engines
+from adadecode.runs.engines import engine_lines, mixed_experiments, num_engines, published_engine_lines
 from adadecode.runs.folder import committed_tables, read_commits, read_run
 from adadecode.runs.plan import num_missing, num_unplanned
 from adadecode.runs.storage import open_storage
@@ -100,7 +100,8 @@ def read_report(location: str | Path) -> tuple[pa.Table, list[str]]:
     committed = read_committed(location, commits)
     summary = summarise(committed.narrow, committed.verify, num_engines(commits))
     found = finding_lines(summary, committed.verify, error_lines(committed.narrow))
-    return summary, [*found, *mixed_experiments(commits), *engine_lines(commits)]
+    engines = engine_lines(commits) if commits else published_engine_lines(read_run(location))
+    return summary, [*found, *mixed_experiments(commits), *engines]
 
 
 def read_result(location: str | Path) -> RunResult:

@@ -48,6 +48,7 @@ def _lines(starts: list[dict[str, Any]]) -> Iterator[str]:
         command = start["command"] or "command not stored"
         settings = start["placement"]
         placement = ", ".join(f"{name}={settings[name]}" for name in PLACEMENT if settings.get(name) is not None)
-        code = start.get("code_hash") or start.get("git_sha") or "not stored"
-        version = start.get("adadecode", "unknown")
-        yield f"start {idx + 1}, {start['at']}: {command} ({placement}; adadecode {version}, code {code[:16]})"
+        code, revision = start.get("code_hash"), start.get("git_sha")
+        made_by = [f"adadecode {start.get('adadecode', 'unknown')}"]
+        made_by += [f"code {code}"] if code else [f"revision {revision[:12]}"] if revision else []
+        yield f"start {idx + 1}, {start['at']}: {command} ({placement}; {', '.join(made_by)})"

@@ -4,7 +4,14 @@ from typing import Any
 
 import pytest
 
-from adadecode.runs.engines import changed_code_notes, engine_lines, mixed_experiments, num_engines, worker_facts
+from adadecode.runs.engines import (
+    changed_code_notes,
+    engine_lines,
+    mixed_experiments,
+    num_engines,
+    published_engine_lines,
+    worker_facts,
+)
 
 FACTS = {
     "worker_id": "worker-0",
@@ -87,6 +94,13 @@ def test_two_engines_in_one_table_are_told_and_counted(other, says):
     assert num_engines(commits) == {"math": 2}
     (fact,) = list(other)[:1]
     assert num_engines(commits_of(FACTS, without(fact))) == {"math": 1}, "what one does not say is no difference"
+
+
+def test_a_published_run_names_the_engines_of_its_run_file():
+    one = engine_lines(commits_of(FACTS))
+    assert published_engine_lines({"workers": [FACTS, FACTS | {"pid": 8}, LOST]}) == one
+    assert len(published_engine_lines({"workers": [FACTS, FACTS | {"threads": 1}]})) == 2
+    assert published_engine_lines({}) == []
 
 
 def test_a_gpu_stands_in_place_of_the_processor():
