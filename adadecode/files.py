@@ -53,12 +53,15 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def whole_file(path: Path, *, many_writers: bool = False) -> Generator[Path]:
     """Gives the name of a file to write, which becomes `path` when the block ends; a block that fails leaves nothing.
 
-    What a killed process left is overwritten by the next, unless there are `many_writers` at once of the same path: then
-    each has a name of its own, and the last to end wins.
+    It is on disk then: a power cut leaves the old content or the new one. What a killed process left is overwritten by the
+    next, unless there are `many_writers` at once of the same path: then each has a name of its own, and the last to end
+    wins.
     """
     with _temporary(path, of_its_own=many_writers) as unfinished:
         yield unfinished
+        _sync(unfinished)
         unfinished.replace(path)
+        _sync(path.parent)
 
 
 @contextlib.contextmanager
@@ -86,11 +89,7 @@ def make_lasting(folder: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Makes the names in `folder` last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _sync(folder)
 
 
 @contextlib.contextmanager
@@ -103,3 +102,12 @@ def _temporary(path: Path, *, of_its_own: bool) -> Generator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _sync(path: Path) -> None:
+    """Returns when the file's content, or the folder's names, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -39,7 +39,7 @@ def evaluate(config: EvalConfig, out: str | None, stop: StopRequest) -> "RunResu
 
     watcher = Watcher()
     try:
-        return api.evaluate(config, out, observer=watcher, stop=stop)
+        return api.evaluate(config, out, observer=watcher, stop=stop, command=resume_command())
     except StoppedError as error:
         raise StoppedError(f"{error}; go on with: {resume_command()}") from error
     except AdaDecodeError as error:
@@ -109,8 +109,10 @@ def report_command(run: str) -> None:
     from adadecode.report.tables import provenance_lines, summary_table
     from adadecode.runs.folder import read_run
     from adadecode.runs.result import read_report
+    from adadecode.runs.starts import start_lines
 
-    for line in provenance_lines(read_run(run)):
+    stored = read_run(run)
+    for line in (*provenance_lines(stored), *start_lines(stored)):
         click.echo(line)
     summary, lines = read_report(run)
     console().print(summary_table(summary))

@@ -62,6 +62,7 @@ class Worker:
             "cuda": torch.version.cuda if gpu else None,
             "threads": torch.get_num_threads(),
             "kernels": self.model.kernels,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
             "attention": self.model.steps.attention,
             **arithmetic(),
             "python": sys.version.split()[0],

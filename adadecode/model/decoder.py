@@ -16,6 +16,7 @@ from adadecode.kernels.kv_cache import COLUMN_MULTIPLE, KVCache
 from adadecode.kernels.step import DecodeStep
 from adadecode.kernels.weights import Head, LayerShape, Weights
 from adadecode.model.families import check_supported, read_layers
+from adadecode.records import ChosenKernels
 from adadecode.settings import Kernels
 
 
@@ -41,9 +42,14 @@ class DecoderModel:
         self.steps = Steps(self.weights, functools.partial(prefill, lm), kernels)
 
     @property
-    def kernels(self) -> Kernels:
+    def kernels(self) -> str:
         """What computes its decode steps; never `auto`."""
-        return self.steps.kernels
+        return self.chosen_kernels.kernels
+
+    @property
+    def chosen_kernels(self) -> ChosenKernels:
+        """What computes its decode steps, and why `auto` came to slower kernels than there can be."""
+        return self.steps.chosen
 
     @property
     def device(self) -> torch.device:

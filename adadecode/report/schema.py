@@ -126,6 +126,7 @@ SUMMARY = pa.schema(
         pa.field("num_scored", pa.int32()),
         pa.field("consistency", pa.float64()),  # mean over samples of verify's; null for `vanilla`
         pa.field("lossy", pa.bool_(), nullable=False),
+        pa.field("num_engines", pa.int32()),  # that computed the task's rows: past 1 speeds are averages over them
     ]
 )
 

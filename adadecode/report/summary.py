@@ -1,7 +1,7 @@
 """What a run's rows come to: a line per task and method with its speed and parity, and a line about what failed."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -40,13 +40,15 @@ ERROR_COLUMNS = ("task", "sample_id", "method", "status", "error_type", "error_m
 MAX_SHOWN_LEN = 200  # of the first error's message, in characters
 
 
-def summarise(samples: pa.Table, verify: pa.Table | None = None) -> pa.Table:
+def summarise(
+    samples: pa.Table, verify: pa.Table | None = None, num_engines: Mapping[str, int] | None = None
+) -> pa.Table:
     """A SUMMARY table: one row per task and method, tasks by first appearance, the vanillas first among the methods.
 
     Error rows are counted and measured nowhere. A speedup is over the (sample, repeat) pairs that both methods
     finished, against whichever of the baselines that ran does best by the same statistic on the pairs all of those
     finished. Parity is recomputed from the ids, so a summary cannot repeat a claim that the outputs contradict; given the
-    VERIFY table of these samples, only the columns NARROW of them are needed.
+    VERIFY table of these samples, only the columns NARROW of them are needed. `num_engines` by task is passed through.
     """
     parity = recompute_parity(samples) if verify is None else verify
     flat = samples.select(NARROW)
@@ -60,6 +62,7 @@ def summarise(samples: pa.Table, verify: pa.Table | None = None) -> pa.Table:
             if rows.num_rows:
                 checked = parity.filter((pc.field("task") == task) & (pc.field("method") == method))
                 line = {"task": task, "method": method, "lossy": method in names_that_owe("lossy")}
+                line["num_engines"] = None if num_engines is None else num_engines.get(task)
                 line |= _measurements(rows) | timings.speedups(method) | _scores(rows)
                 if method != REFERENCE:
                     line |= _parity_counts(checked)

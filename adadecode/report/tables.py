@@ -12,7 +12,9 @@ from rich.text import Text
 from adadecode.methods import names_that_owe
 from adadecode.report.cells import ABSENT, fraction_text, number_text
 from adadecode.report.summary import parity_line
+from adadecode.settings import PlacementSettings
 
+PLACEMENT = set(PlacementSettings.model_fields)
 COLUMNS = (
     "task",
     "method",
@@ -95,14 +97,20 @@ def method_label(row: dict[str, Any]) -> str:
 
 
 def provenance_lines(run: dict[str, Any]) -> list[str]:
-    """The essentials of run.json, one `name: value` per line; what is missing is left out."""
+    """The essentials of run.json, one `name: value` per line; what is missing is left out.
+
+    So are settings that are no fact of its rows: placement, which each start has its own of, and kernels left to `auto`.
+    """
     lines = [
         f"{name}: {_plain(run[name])}" for name in ("run_id", "status", "fingerprint") if run.get(name) is not None
     ]
     for section in ("config", "provenance"):
         values = run.get(section)
         if isinstance(values, dict):
-            lines += [f"{section}.{name}: {_plain(value)}" for name, value in values.items() if value is not None]
+            told = {name: value for name, value in values.items() if value is not None and name not in PLACEMENT}
+            if told.get("kernels") == "auto":
+                del told["kernels"]
+            lines += [f"{section}.{name}: {_plain(value)}" for name, value in told.items()]
     return lines
 
 

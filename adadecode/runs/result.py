@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from adadecode.report.parity import (
     reject_duplicates,
     stored_disagreements,
 )
-from adadecode.report.schema import LOST_BY, SAMPLES, VERIFY
+from adadecode.report.schema import SAMPLES, VERIFY
 from adadecode.report.summary import ERROR_COLUMNS, NARROW, error_lines, num_owed, summarise
 from adadecode.report.tables import finding_lines
+from adadecode.runs.engines import engine_lines, mixed_experiments, num_engines, published_engine_lines
 from adadecode.runs.folder import committed_tables, read_commits, read_run
 from adadecode.runs.plan import num_missing, num_unplanned
 from adadecode.runs.storage import open_storage
@@ -37,11 +38,12 @@ class RunResult:
     disagreements: list[str]
     errors: list[str]  # a line that says how many samples failed, and how; none without
     num_missing: int
+    engines: list[str] = field(default_factory=list)  # lines that say what computed the rows, and what is mixed
 
     def lines(self) -> list[str]:
-        """What stands under the table of the summary: parity, errors, what differs, and where the tables are."""
+        """What stands under the table: parity, errors, what differs, what computed it, and where the tables are."""
         found = finding_lines(self.summary, self.verify, self.errors)
-        return [*found, *self.disagreements, f"tables: {self.folder}"]
+        return [*found, *self.disagreements, *self.engines, f"tables: {self.folder}"]
 
     def problem_lines(self, resume: str | None = None) -> list[str]:
         """Why the exit code is not 0; none when it is. `resume` is the command that goes on, when it is known."""
@@ -94,9 +96,12 @@ class RunResult:
 
 def read_report(location: str | Path) -> tuple[pa.Table, list[str]]:
     """The SUMMARY table of the run at `location` and the lines under it, of what is committed; needs no plan."""
-    committed = read_committed(location, read_commits(location))
-    summary = summarise(committed.narrow, committed.verify)
-    return summary, finding_lines(summary, committed.verify, error_lines(committed.narrow))
+    commits = read_commits(location)
+    committed = read_committed(location, commits)
+    summary = summarise(committed.narrow, committed.verify, num_engines(commits))
+    found = finding_lines(summary, committed.verify, error_lines(committed.narrow))
+    engines = engine_lines(commits) if commits else published_engine_lines(read_run(location))
+    return summary, [*found, *mixed_experiments(commits), *engines]
 
 
 def read_result(location: str | Path) -> RunResult:
@@ -125,26 +130,13 @@ def judge_run(
         )
     return RunResult(
         folder=str(location),
-        summary=summarise(committed.narrow, committed.verify),
+        summary=summarise(committed.narrow, committed.verify, num_engines(commits)),
         verify=committed.verify,
-        disagreements=mixed_weights(commits) + committed.disagreements,
+        disagreements=mixed_experiments(commits) + committed.disagreements,
         errors=error_lines(committed.narrow),
         num_missing=num_missing(plan, committed.narrow, methods, repeats),
+        engines=engine_lines(commits),
     )
-
-
-def mixed_weights(commits: Mapping[int, dict[str, Any]]) -> list[str]:
-    """A line that names the models behind `commits` when there are several; none for one."""
-    workers = [worker for worker in worker_processes(commits) if worker["worker_id"] != LOST_BY]
-    hashes = sorted({worker.get("model_hash", "unknown") for worker in workers})
-    return [f"shards were computed with different weights: {', '.join(hashes)}"] if len(hashes) > 1 else []
-
-
-def worker_processes(commits: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The facts of every worker process that made one of `commits`, each once."""
-    keys = ("worker_id", "host", "pid")
-    found = {tuple(commit["worker"].get(key) for key in keys): commit["worker"] for commit in commits.values()}
-    return list(found.values())
 
 
 @dataclass(frozen=True)

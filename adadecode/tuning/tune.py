@@ -63,6 +63,8 @@ def tune_from_config(config: TuneConfig, out: Path, say: Say) -> TuneResult:
             "make some with `adadecode train-heads --kind original`"
         )
     model, tokenizer = load_model(config)
+    for line in model.chosen_kernels.lines():
+        say(line)
     prompts = [
         Prompt(task, example.sample_id, encode_prompt(tokenizer, example))
         for task, found in examples.items()
