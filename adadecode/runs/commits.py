@@ -10,10 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from adadecode.errors import DamagedError
+from adadecode.errors import DamagedError, RunFolderError
+from adadecode.report.schema import SAMPLES
 from adadecode.runs.storage import Storage, join
+from adadecode.runs.typed import typed_table
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -68,8 +69,16 @@ def committed_content(storage: Storage, commit: dict[str, Any]) -> bytes:
 
 
 def committed_table(storage: Storage, commit: dict[str, Any]) -> pa.Table:
-    """The rows of a committed file; raises DamagedError when it is not what was committed."""
-    return pq.read_table(pa.BufferReader(committed_content(storage, commit))).replace_schema_metadata(None)
+    """The rows of a committed file; raises DamagedError when it is not what was committed.
+
+    What was committed and holds no rows of SAMPLES raises RunFolderError.
+    """
+    content = committed_content(storage, commit)
+    try:
+        return typed_table(content, SAMPLES)
+    except ValueError as error:
+        file, marker = (join(storage.location, name) for name in (commit["file"], commit_name(commit["shard"])))
+        raise RunFolderError(f"{file}: no rows of a shard ({error}); delete {marker} and {AGAIN}") from error
 
 
 def each(storage: Storage, function: Callable[[T], U], arguments: Sequence[T]) -> Iterator[U]:

@@ -9,6 +9,7 @@ from adadecode.settings.configs import (
     TrainConfig,
     TrainedKind,
     TuneConfig,
+    fingerprint_of,
 )
 from adadecode.settings.groups import (
     ORIGINAL_HEADS,
@@ -51,6 +52,7 @@ __all__ = [
     "TuneConfig",
     "allowed_errors",
     "build_settings",
+    "fingerprint_of",
     "given_flags",
     "read_policy",
     "read_settings",
