@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
+RTOL = 1e-9  # of sums and quotients of float64, which are equal but for rounding
 Wrong = tuple[str, Mask]  # what is wrong, and in which rows
 
 
@@ -110,6 +111,13 @@ def differs(a: NDArray, b: NDArray, rtol: float = 0.0) -> Mask:
     with np.errstate(invalid="ignore"):  # infinity less infinity
         apart = np.abs(a - b) > rtol * np.maximum(np.abs(a), np.abs(b))
     return (missing[0] != missing[1]) | (apart & ~missing[0])
+
+
+def any_value(wrong: Mask, of_row: NDArray[np.int64], columns: Columns) -> Mask:
+    """The rows in which any value of their lists is `wrong`."""
+    found = np.zeros(columns.table.num_rows, bool)
+    found[of_row[wrong]] = True
+    return found
 
 
 def first_of_group(groups: NDArray[np.int64], is_there: Mask) -> NDArray[np.int64]:

@@ -14,20 +14,19 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from adadecode.methods import METHODS, REFERENCE
-from adadecode.report.findings import Columns, Mask, Wrong, differs
+from adadecode.report.draft_checks import DRAFTING, draft_findings
+from adadecode.report.findings import RTOL, Columns, Mask, Wrong, any_value, differs
 from adadecode.report.parity import NEAR_TIE_MARGIN
 
-RTOL = 1e-9  # of sums and quotients of float64
 GAPS_RTOL = 1e-5  # of the sum of step_gaps_s, which are float32
 
 TIMES = ("ttft_s", "decode_s", "e2e_s", "tpot_s")
 MEASURED = (
     *("output_len", "output_token_ids", "output_text", "correct", *TIMES, "step_gaps_s", "num_rounds"),
-    *("num_drafted", "num_accepted", "exits", "drafted_per_exit", "accepted_per_exit", "draft_depths"),
+    *DRAFTING,
     *("layers_per_token", "parity", "logits_equal", "first_diff_idx", "logits_digest"),
 )  # null in a row with an error
 PARITIES = ("exact", "near_tie", "mismatch")
-DRAFTING = ("num_drafted", "num_accepted", "exits", "drafted_per_exit", "accepted_per_exit", "draft_depths")
 
 
 @dataclass(frozen=True)
@@ -57,11 +56,9 @@ def row_findings(columns: Columns, rules: Rules) -> Iterator[Wrong]:
     yield from _labels(columns)
     yield from _lengths(columns)
     yield from _times(columns)
-    yield from _rounds(columns, rules)
-    yield from _drafts(columns)
-    yield from _layers(columns)
     yield from _endings(columns, rules)
     yield from _claims(columns, rules)
+    yield from draft_findings(columns, rules.max_drafts)
 
 
 def impossible_times(samples: pa.Table) -> Mask:
@@ -123,7 +120,7 @@ def _times(columns: Columns) -> Iterator[Wrong]:
     gaps, of_row = columns.values("step_gaps_s")
     yield (
         "step_gaps_s has values that are no finite numbers from 0 on",
-        is_ok & _any_value(~(np.isfinite(gaps) & (gaps >= 0)), of_row, columns),
+        is_ok & any_value(~(np.isfinite(gaps) & (gaps >= 0)), of_row, columns),
     )
     real = is_ok & _is_positive(e2e_s) & np.isfinite(ttft_s) & np.isfinite(decode_s)
     yield "e2e_s is not ttft_s + decode_s", real & differs(e2e_s, ttft_s + decode_s, RTOL)
@@ -132,99 +129,6 @@ def _times(columns: Columns) -> Iterator[Wrong]:
     with np.errstate(divide="ignore", invalid="ignore"):
         quotient = decode_s / num_later
     yield "tpot_s is not decode_s / (output_len - 1)", real & has_later & differs(tpot_s, quotient, RTOL)
-
-
-def _rounds(columns: Columns, rules: Rules) -> Iterator[Wrong]:
-    num_rounds, num_accepted = columns.numbers("num_rounds"), np.nan_to_num(columns.numbers("num_accepted"))
-    given = num_rounds + num_accepted
-    yield (
-        "num_rounds + num_accepted are not the tokens after the first",
-        columns.is_ok & differs(columns.numbers("output_len") - 1, given),
-    )
-    if rules.max_drafts is not None:
-        yield "more drafts were accepted than max_drafts a round", num_accepted > num_rounds * rules.max_drafts
-
-
-def _drafts(columns: Columns) -> Iterator[Wrong]:
-    is_ok, has = columns.is_ok, {name: columns.has(name) for name in DRAFTING}
-    drafts = columns.among("method", [name for name, method in METHODS.items() if method.drafts])
-    yield "a method that drafts has no counts of drafts", is_ok & drafts & ~np.all(list(has.values()), axis=0)
-    yield "a method that drafts nothing has counts of drafts", is_ok & ~drafts & np.any(list(has.values()), axis=0)
-    counted = is_ok & np.all(list(has.values()), axis=0)
-    num_drafted, num_accepted = columns.numbers("num_drafted"), columns.numbers("num_accepted")
-    yield "num_accepted is more than num_drafted", counted & ~(num_accepted <= num_drafted)
-    for name, per_exit in (("num_drafted", "drafted_per_exit"), ("num_accepted", "accepted_per_exit")):
-        yield f"{name} is not the sum of {per_exit}", counted & differs(columns.numbers(name), columns.sums(per_exit))
-    num_exits = columns.lengths("exits")
-    unlike = differs(num_exits, columns.lengths("drafted_per_exit"))
-    unlike |= differs(num_exits, columns.lengths("accepted_per_exit"))
-    yield "exits, drafted_per_exit and accepted_per_exit are not of one length", counted & unlike
-    yield from _per_exit(columns, counted & ~unlike)
-
-
-def _per_exit(columns: Columns, counted: Mask) -> Iterator[Wrong]:
-    """The lists of `counted` rows, in which those per exit have one length: value beside value."""
-    if not counted.any():
-        return
-    some = Columns(columns.table.filter(pa.array(counted)))
-    exits, of_row = some.values("exits")
-    drafted, accepted = some.values("drafted_per_exit")[0], some.values("accepted_per_exit")[0]
-    yield (
-        "accepted_per_exit has more than drafted_per_exit, or less than none",
-        _spread(_any_value(~((accepted <= drafted) & (accepted >= 0)), of_row, some), counted),
-    )
-    disorder = (np.diff(exits) <= 0) & (np.diff(of_row) == 0)
-    yield (
-        "exits do not increase from 0 on",
-        _spread(_any_value(np.append(disorder, False)[: len(exits)] | (exits < 0), of_row, some), counted),
-    )
-    depths, of_token = some.values("draft_depths")
-    found = _counts_beside(of_token, depths, of_row, exits)
-    yield (
-        "accepted_per_exit is not how often draft_depths has each exit",
-        _spread(_any_value(found != accepted, of_row, some), counted),
-    )
-    by_the_model = np.bincount(of_token[depths == model_layers(some)[of_token]], minlength=some.table.num_rows)
-    yield (
-        "draft_depths has other depths than exits and the model's last layer",
-        _spread(by_the_model != some.numbers("num_rounds") + 1, counted),
-    )
-
-
-def _layers(columns: Columns) -> Iterator[Wrong]:
-    """The model has L layers: what vanilla runs per token, and what the first token of any output ran."""
-    per_token, num_later = columns.numbers("layers_per_token"), columns.numbers("output_len") - 1
-    yield (
-        "layers_per_token is missing, or there below two tokens",
-        columns.is_ok & (np.isnan(per_token) != (num_later < 1)),
-    )
-    num_layers = model_layers(columns)
-    known = columns.is_ok & (num_later > 0) & ~np.isnan(per_token) & ~np.isnan(num_layers)
-    num_rounds, num_drafted = columns.numbers("num_rounds"), np.nan_to_num(columns.numbers("num_drafted"))
-    layers_run = per_token * num_later
-    low, high = num_layers * num_rounds, num_layers * (num_rounds + num_drafted)
-    impossible = (layers_run < low * (1 - RTOL)) | (layers_run > high * (1 + RTOL)) | ~np.isfinite(per_token)
-    impossible |= np.abs(layers_run - np.round(layers_run)) > 1e-6 * np.abs(layers_run)
-    yield "layers_per_token is none that these rounds and drafts can have run", known & impossible
-    of_vanilla = columns.numbers("layers_per_token")[columns.is_ok & columns.equal("method", REFERENCE)]
-    usual = _commonest(of_vanilla[~np.isnan(of_vanilla)])
-    if usual is not None:
-        own = np.where(columns.has("draft_depths"), num_layers, np.where(columns.has("num_drafted"), np.nan, per_token))
-        yield (
-            "the number of the model's layers is not that of the others",
-            columns.is_ok & ~np.isnan(own) & (own != usual),
-        )
-
-
-def model_layers(columns: Columns) -> NDArray[np.float64]:
-    """The model's layers by each row: the depth of its first token, which is never drafted; else vanilla's usual."""
-    depths, of_token = columns.values("draft_depths")
-    own = np.full(columns.table.num_rows, np.nan)
-    rows, first = np.unique(of_token, return_index=True)
-    own[rows] = depths[first]
-    per_token = columns.numbers("layers_per_token")[columns.is_ok & columns.equal("method", REFERENCE)]
-    usual = _commonest(per_token[~np.isnan(per_token)])
-    return np.where(np.isnan(own), np.nan if usual is None else usual, own)
 
 
 def _endings(columns: Columns, rules: Rules) -> Iterator[Wrong]:
@@ -244,7 +148,7 @@ def _endings(columns: Columns, rules: Rules) -> Iterator[Wrong]:
         "finish_reason is length, but the output ends in a token that ends others",
         is_ok & is_length & np.isin(last, eos_ids),
     )
-    inside = _any_value(np.isin(ids, eos_ids) & ~is_last, of_token, columns)
+    inside = any_value(np.isin(ids, eos_ids) & ~is_last, of_token, columns)
     yield "the output goes on after a token that ends others", is_ok & inside
     output_len, prompt_len = columns.numbers("output_len"), columns.numbers("prompt_len")
     if rules.max_new_tokens is not None:
@@ -281,37 +185,6 @@ def _claims(columns: Columns, rules: Rules) -> Iterator[Wrong]:
 
 def _is_positive(numbers: NDArray) -> Mask:
     return np.isfinite(numbers) & (numbers > 0)
-
-
-def _any_value(wrong: Mask, of_row: NDArray[np.int64], columns: Columns) -> Mask:
-    """The rows in which any value of their lists is `wrong`."""
-    found = np.zeros(columns.table.num_rows, bool)
-    found[of_row[wrong]] = True
-    return found
-
-
-def _spread(of_some: Mask, some: Mask) -> Mask:
-    """A mask over all rows from one over those in `some`."""
-    spread = np.zeros(len(some), bool)
-    spread[np.flatnonzero(some)] = of_some
-    return spread
-
-
-def _counts_beside(rows: NDArray, values: NDArray, of_rows: NDArray, of_values: NDArray) -> NDArray[np.int64]:
-    """How often each pair (`of_rows[i]`, `of_values[i]`) is among the pairs of `rows` and `values`."""
-    codes = np.unique(np.concatenate([values, of_values]), return_inverse=True)[1]
-    base = codes.max(initial=0) + 1
-    keys, counts = np.unique(rows * base + codes[: len(values)], return_counts=True)
-    wanted = of_rows * base + codes[len(values) :]
-    if not len(keys):
-        return np.zeros(len(wanted), np.int64)
-    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[places] == wanted, counts[places], 0)
-
-
-def _commonest(values: NDArray) -> float | None:
-    found, counts = np.unique(values, return_counts=True)
-    return float(found[np.argmax(counts)]) if len(found) else None
 
 
 def _typed(value: Any, kind: type) -> Any:

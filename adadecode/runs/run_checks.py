@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 
 from adadecode.methods import METHODS, in_turn
 from adadecode.records import ShardOutcome
-from adadecode.report.findings import Columns, Findings, Mask, differs
-from adadecode.report.row_checks import RTOL, Rules, row_findings
+from adadecode.report.findings import RTOL, Columns, Findings, Mask, differs
+from adadecode.report.row_checks import Rules, row_findings
 from adadecode.report.sample_checks import sample_findings
 from adadecode.runs.fingerprint import recomputed_fingerprint, stored_hashes
 from adadecode.runs.outcome import outcome_of

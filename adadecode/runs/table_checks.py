@@ -6,8 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from adadecode.report.findings import RTOL
 from adadecode.report.parity import KEY
-from adadecode.report.row_checks import RTOL
 from adadecode.runs.storage import Storage
 from adadecode.runs.typed import typed_table
 
@@ -55,7 +55,7 @@ def verify_lines(stored: pa.Table, found: pa.Table) -> list[str]:
 
 
 def _lines(file: str, stored: pa.Table, found: pa.Table, key: Sequence[str], names: Sequence[str]) -> list[str]:
-    """One line for each column that differs, one for rows that only one of the tables has."""
+    """One line where the tables differ in the columns `names` or in the `key` of a row; none where they do not."""
     missing = [name for name in key if name not in stored.schema.names]
     if missing:
         return [f"{file}: it has no column {missing[0]}"]
@@ -65,16 +65,19 @@ def _lines(file: str, stored: pa.Table, found: pa.Table, key: Sequence[str], nam
     theirs, ours = ({tuple(row[name] for name in key): row for row in table.to_pylist()} for table in (stored, found))
     if theirs.keys() != ours.keys() or stored.num_rows != found.num_rows:
         return [f"{file}: it has {stored.num_rows} rows, and not those of the {found.num_rows} that the samples give"]
-    lines: list[str] = []
-    for name in names:
-        wrong = [of for of, row in ours.items() if _differ(name, theirs[of], row)]
-        if wrong:
-            first = wrong[0]
-            lines.append(
-                f"{file}: {name} is not what the samples give: {len(wrong)} rows, first {' '.join(map(str, first))} "
-                f"with {theirs[first][name]}, recomputed {ours[first][name]}"
-            )
-    return lines
+    wrong = {of: differing for of, row in ours.items() if (differing := _differing(names, theirs[of], row))}
+    if not wrong:
+        return []
+    first, (name, *_) = next(iter(wrong.items()))
+    columns = ", ".join(dict.fromkeys(name for differing in wrong.values() for name in differing))
+    return [
+        f"{file}: {len(wrong)} rows are not what the samples give, in {columns}; first {' '.join(map(str, first))}: "
+        f"{name} is stored as {theirs[first][name]} and recomputed as {ours[first][name]}"
+    ]
+
+
+def _differing(names: Sequence[str], stored: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    return [name for name in names if _differ(name, stored, found)]
 
 
 def _differ(name: str, stored: dict[str, Any], found: dict[str, Any]) -> bool:
