@@ -89,7 +89,8 @@ def _layers(columns: Columns) -> Iterator[Wrong]:
     layers_run = per_token * num_later
     low, high = num_layers * num_rounds, num_layers * (num_rounds + num_drafted)
     impossible = (layers_run < low * (1 - RTOL)) | (layers_run > high * (1 + RTOL)) | ~np.isfinite(per_token)
-    impossible |= np.abs(layers_run - np.round(layers_run)) > 1e-6 * np.abs(layers_run)
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        impossible |= np.abs(layers_run - np.round(layers_run)) > 1e-6 * np.abs(layers_run)
     yield "layers_per_token is none that these rounds and drafts can have run", known & impossible
     of_vanilla = columns.numbers("layers_per_token")[columns.is_ok & columns.equal("method", REFERENCE)]
     usual = _commonest(of_vanilla[~np.isnan(of_vanilla)])

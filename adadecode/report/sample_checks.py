@@ -11,24 +11,23 @@ from adadecode.report.findings import Columns, Mask, Wrong, first_of_group
 
 def sample_findings(columns: Columns) -> Iterator[Wrong]:
     """What is wrong between rows, each kind with a mask of its rows; all rows of a sample are in the table."""
-    samples = columns.codes("task", "sample_id")
-    prompts = columns.list_codes("prompt_token_ids")
-    yield "prompt_token_ids are not those of the sample's other rows", _unlike_first(prompts, samples, prompts >= 0)
-    everywhere = np.ones(columns.table.num_rows, bool)
-    yield (
-        "reference is not that of the sample's other rows",
-        _unlike_first(columns.codes("reference"), samples, everywhere),
-    )
+    samples, is_vanilla = columns.codes("task", "sample_id"), columns.equal("method", REFERENCE)
+    prompts, references = columns.list_codes("prompt_token_ids"), columns.codes("reference")
     outputs = np.where(columns.is_ok, columns.list_codes("output_token_ids"), -1)
-    same_output = np.unique(np.column_stack([samples, outputs]), axis=0, return_inverse=True)[1].reshape(-1)
+    texts, same_output = columns.codes("output_text"), _joint(samples, outputs)
+    everywhere = np.ones(len(samples), bool)
+    yield (
+        "prompt_token_ids are not those of the sample's other rows",
+        _unlike(prompts, samples, prompts >= 0, is_vanilla),
+    )
+    yield "reference is not that of the sample's other rows", _unlike(references, samples, everywhere, is_vanilla)
     yield (
         "output_text is not that of the same output in another row",
-        _unlike_first(columns.codes("output_text"), same_output, outputs >= 0),
+        _unlike(texts, same_output, outputs >= 0, is_vanilla),
     )
-    is_vanilla = columns.equal("method", REFERENCE)
     yield (
         "vanilla's output is not that of its other repeats",
-        _unlike_first(outputs, samples, is_vanilla & (outputs >= 0)),
+        _unlike(outputs, samples, is_vanilla & (outputs >= 0), is_vanilla),
     )
     yield from _turns(columns)
     yield from _owed(columns)
@@ -57,7 +56,13 @@ def _owed(columns: Columns) -> Iterator[Wrong]:
     yield "logits_equal is claimed, but there are no two digests", columns.has("logits_equal") & ~both
 
 
-def _unlike_first(codes: NDArray[np.int64], groups: NDArray[np.int64], is_there: Mask) -> Mask:
-    """The rows that have another code than the first row of their group, of those that are there."""
-    first = first_of_group(groups, is_there)
+def _joint(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
+    """One integer per row, equal exactly where both are equal; dense from 0."""
+    return np.unique(a * (b.max(initial=0) + 2) + b, return_inverse=True)[1]
+
+
+def _unlike(codes: NDArray[np.int64], groups: NDArray[np.int64], is_there: Mask, is_vanilla: Mask) -> Mask:
+    """The rows that have another code than the first row of vanilla in their group, else than the first, if there."""
+    of_vanilla = first_of_group(groups, is_there & is_vanilla)
+    first = np.where(of_vanilla >= 0, of_vanilla, first_of_group(groups, is_there))
     return is_there & (codes != codes[first])
