@@ -10,7 +10,7 @@ import click
 from adadecode.cli.console import console, say_on_stderr
 from adadecode.cli.options import integers, settings_options
 from adadecode.cli.watch import Watcher
-from adadecode.errors import AdaDecodeError, StoppedError, UsageError
+from adadecode.errors import EXIT_MISMATCH, EXIT_OK, AdaDecodeError, StoppedError, UsageError
 from adadecode.evaluation.stop import StopRequest
 from adadecode.settings import EvalConfig, build_settings
 
@@ -113,19 +113,24 @@ def report_command(run: str) -> None:
     """Print a run's settings and its tables, recomputed and judged as `verify` does; or list the runs in a folder."""
     from adadecode.report.tables import provenance_lines, summary_table
     from adadecode.runs.folder import read_run
-    from adadecode.runs.listing import listing_table, published_summary, runs_below
+    from adadecode.runs.listing import listing_table, read_published, runs_below
     from adadecode.runs.result import read_result
 
     if (listed := runs_below(run)) is not None:
         console().print(listing_table(listed))
         return
     facts = read_run(run)
-    if (published := published_summary(run)) is not None:
+    if (published := read_published(run)) is not None:
+        summary, contradictions = published
         for line in provenance_lines(facts):
             click.echo(line)
-        console().print(summary_table(published))
-        click.echo("its rows are not here: the table is as it was published, and nothing was recomputed")
-        return
+        console().print(summary_table(summary))
+        for line in (
+            *contradictions,
+            "its rows are not here: the table is as it was published, nothing was recomputed",
+        ):
+            click.echo(line)
+        sys.exit(EXIT_MISMATCH if contradictions else EXIT_OK)
     result = read_result(run)
     for line in provenance_lines(facts | {"status": result.status}):
         click.echo(line)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from adadecode.errors import DamagedError, RunFolderError
+from adadecode.records import ShardOutcome
 from adadecode.report.schema import SAMPLES
 from adadecode.runs.storage import Storage, join
 from adadecode.runs.typed import typed_table
@@ -19,7 +20,8 @@ from adadecode.runs.typed import typed_table
 T = TypeVar("T")
 U = TypeVar("U")
 
-REQUIRED = ("shard", "file", "sha256", "fingerprint", "worker")  # of a commit of any version
+REQUIRED = {"shard": int, "file": str, "sha256": str, "fingerprint": str, "worker": dict}  # of a commit of any version
+OPTIONAL = {"task": str, "attempt": str, "num_rows": int}
 AGAIN = "run the same command again: it computes the shard again"
 
 
@@ -41,11 +43,21 @@ def read_commit(storage: Storage, name: str) -> dict[str, Any] | None:
         return None
     try:
         commit = json.loads(content)
-        for field in REQUIRED:
-            commit[field]
+        _check_types(commit)
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{join(storage.location, name)}: the commit is damaged; {AGAIN}") from error
     return commit
+
+
+def _check_types(commit: Any) -> None:
+    """Raises KeyError or TypeError where `commit` is none."""
+    for field, kind in {**REQUIRED, **{name: kind for name, kind in OPTIONAL.items() if name in commit}}.items():
+        if type(commit[field]) is not kind:
+            raise TypeError(field)
+    if "outcome" in commit and not all(
+        type(count) in (int, float) for count in vars(ShardOutcome(**commit["outcome"])).values()
+    ):
+        raise TypeError("outcome")
 
 
 def listed_commit(storage: Storage, name: str) -> dict[str, Any]:

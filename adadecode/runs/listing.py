@@ -14,14 +14,16 @@ from rich.text import Text
 from adadecode.errors import RunFolderError
 from adadecode.methods import REFERENCE, baselines
 from adadecode.report.cells import ABSENT
-from adadecode.report.schema import SUMMARY
+from adadecode.report.schema import SUMMARY, VERIFY
 from adadecode.report.summary import parity_line
 from adadecode.report.tables import speedup_text
 from adadecode.runs.folder import RUN_FILE
 from adadecode.runs.storage import Storage, open_storage
+from adadecode.runs.table_checks import published_lines
 from adadecode.runs.typed import typed_table
 
 COLUMNS = ("run", "task", "status", "samples", "method", "speedup\n(95 % CI)", "parity")
+NEEDED = ("task", "method", "n", "num_errors")  # columns of a summary of any version
 CAPTION = "as stored when each run ended; `adadecode verify RUN` recomputes a run's tables and judges them"
 
 
@@ -54,18 +56,27 @@ def runs_below(location: str | Path) -> list[ListedRun] | None:
 
 def stored_summary(storage: Storage, folder: str = "") -> pa.Table | None:
     """The SUMMARY table that the run in `folder` keeps, null in columns its version lacks; None where it has none."""
-    optional = pa.schema([field.with_nullable(True) for field in SUMMARY])
+    optional = pa.schema([field.with_nullable(field.name not in NEEDED) for field in SUMMARY])
     try:
         return typed_table(storage.read(f"{folder}summary.parquet"), optional).select(SUMMARY.names)
     except (FileNotFoundError, ValueError):
         return None
 
 
-def published_summary(location: str | Path) -> pa.Table | None:
-    """The SUMMARY table of a run that was published without its plan and rows, as those in results/reference; else None."""
+def read_published(location: str | Path) -> tuple[pa.Table, list[str]] | None:
+    """The SUMMARY table of a run that was published without plan and rows, and what contradicts it; None for any other."""
     storage = open_storage(location)
     has_rows = any(name == "plan.parquet" or name.startswith(("commits/", "samples/")) for name in storage.list(""))
-    return None if has_rows else stored_summary(storage)
+    summary = None if has_rows else stored_summary(storage)
+    if summary is None:
+        return None
+    try:
+        verify = typed_table(storage.read("verify.parquet"), VERIFY)
+    except FileNotFoundError:
+        return summary, []
+    except ValueError as error:
+        return summary, [f"verify.parquet: it cannot be read ({error})"]
+    return summary, published_lines(summary, verify)
 
 
 def listing_table(runs: list[ListedRun]) -> Table:
@@ -84,7 +95,7 @@ def _lines(listed: ListedRun) -> Iterator[tuple[str, ...]]:
     """Task, status, samples, method, its speedup and the parity of each task of a run."""
     config = listed.run.get("config")
     config = config if isinstance(config, dict) else {}
-    status = str(listed.run.get("status", ABSENT))
+    status, repeats = str(listed.run.get("status", ABSENT)), config.get("repeats")
     rows = [] if listed.summary is None else listed.summary.to_pylist()
     if listed.summary is None or not rows:
         yield (str(config.get("task", ABSENT)), status, *[ABSENT] * 4)
@@ -93,7 +104,7 @@ def _lines(listed: ListedRun) -> Iterator[tuple[str, ...]]:
         of_task = {row["method"]: row for row in rows if row["task"] == task}
         shown = next((row for name, row in of_task.items() if name not in baselines()), None)
         first = of_task.get(REFERENCE) or next(iter(of_task.values()))
-        num_samples = (first["n"] + first["num_errors"]) // max(1, config.get("repeats", 1))
+        num_samples = (first["n"] + first["num_errors"]) // (repeats if isinstance(repeats, int) and repeats > 0 else 1)
         parity = parity_line(listed.summary.filter(pa.array([row["task"] == task for row in rows])))
         headline = (ABSENT, ABSENT) if shown is None else (shown["method"], speedup_text(shown))
         yield (task, status, str(num_samples), *headline, parity.removeprefix("parity "))

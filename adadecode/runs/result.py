@@ -20,6 +20,7 @@ from adadecode.report.row_checks import without_impossible_times
 from adadecode.report.schema import LOST_BY, PLAN, SAMPLES, VERIFY
 from adadecode.report.summary import ERROR_COLUMNS, NARROW, error_lines, num_owed, summarise
 from adadecode.report.tables import finding_lines
+from adadecode.runs.commits import commit_names
 from adadecode.runs.folder import committed_tables, read_commits, read_run
 from adadecode.runs.plan import num_missing, num_unplanned
 from adadecode.runs.run_checks import RunChecks, folder_lines
@@ -108,7 +109,12 @@ def read_result(location: str | Path) -> RunResult:
     try:
         plan = typed_table(storage.read("plan.parquet"), PLAN)
     except (FileNotFoundError, ValueError) as error:
-        raise RunFolderError(f"{str(location)!r}: plan.parquet cannot be read; run the same command again") from error
+        how = (
+            "run the same command again"
+            if commit_names(storage)
+            else "its rows are not here; run its command to have them"
+        )
+        raise RunFolderError(f"{str(location)!r}: plan.parquet cannot be read; {how}") from error
     return judge_run(location, read_commits(location), plan)
 
 
@@ -150,7 +156,8 @@ def _run_with_settings(location: str | Path) -> dict[str, Any]:
     config = run.get("config")
     methods, repeats = (config.get("methods"), config.get("repeats")) if isinstance(config, dict) else (None, None)
     has_methods = isinstance(methods, list) and methods and all(isinstance(name, str) for name in methods)
-    if not has_methods or type(repeats) is not int or repeats < 1:
+    is_named = isinstance(run["run_id"], str) and isinstance(run["fingerprint"], str)
+    if not has_methods or type(repeats) is not int or repeats < 1 or not is_named:
         raise RunFolderError(
             f"{str(location)!r}: its run.json has no settings with `methods` and `repeats`; restore it, or choose another "
             "--out"

@@ -42,11 +42,9 @@ class RunChecks:
                 wrong = pc.not_equal(rows[name], pa.scalar(value, rows[name].type)).to_numpy()
                 of = "run.json" if name == "run_id" else "their commit"
                 self._findings.add_rows([(f"{name} is not that of {of}", wrong)], rows)
-        ok = rows.filter(pc.equal(rows["status"], "ok"))
-        self._findings.add_rows([("width is not that of the method and the worker", _other_width(ok, commit))], ok)
-        self._findings.add_rows(
-            [("exits are not those of the method and the worker", self._other_exits(ok, commit))], ok
-        )
+        self._findings.add_rows([("width is not that of the method and the worker", _other_width(rows, commit))], rows)
+        exits = ("exits are not those of the method and the worker", self._other_exits(rows, commit))
+        self._findings.add_rows([exits], rows)
         self._see_counts(commit, rows)
 
     def see_samples(self, samples: pa.Table) -> None:
@@ -70,18 +68,18 @@ class RunChecks:
         if not _same_outcome(commit["outcome"], outcome_of(rows)):
             self._findings.add("outcome of a commit is not what its rows come to", 1, where)
 
-    def _other_exits(self, ok: pa.Table, commit: Mapping[str, Any]) -> Mask:
+    def _other_exits(self, rows: pa.Table, commit: Mapping[str, Any]) -> Mask:
         """Where drafts came from other exits than the worker had for the task; 0 stands for the n-gram drafter."""
-        exits = (commit["worker"].get("exits") or {}).get(commit.get("task"))
-        decode = self._config.get("decode")
-        if exits is None or not isinstance(decode, dict) or "ngram" not in decode:
-            return np.zeros(ok.num_rows, bool)
+        of_tasks, decode = commit["worker"].get("exits"), self._config.get("decode")
+        exits = of_tasks.get(commit.get("task")) if isinstance(of_tasks, dict) else None
+        if not isinstance(exits, list) or not isinstance(decode, dict) or "ngram" not in decode:
+            return np.zeros(rows.num_rows, bool)
         ngrams = [0] if decode["ngram"] is not None else []
         expected = {
-            name: (ngrams if method.ngrams else []) + (list(exits) if method.exits else [])
+            name: (ngrams if method.ngrams else []) + (exits if method.exits else [])
             for name, method in METHODS.items()
         }
-        pairs = zip(ok["method"].to_pylist(), ok["exits"].to_pylist(), strict=True)
+        pairs = zip(rows["method"].to_pylist(), rows["exits"].to_pylist(), strict=True)
         return np.array([found is not None and found != expected.get(name, found) for name, found in pairs], bool)
 
     def _other_turn(self, samples: pa.Table) -> Mask:
@@ -155,13 +153,14 @@ def _places(plan: pa.Table) -> dict[tuple[str, str], int]:
     return places
 
 
-def _other_width(ok: pa.Table, commit: Mapping[str, Any]) -> Mask:
+def _other_width(rows: pa.Table, commit: Mapping[str, Any]) -> Mask:
+    """Where an ok row's steps were not as wide as its method's are on the worker of `commit`."""
     width = commit["worker"].get("width")
-    if width is None:
-        return np.zeros(ok.num_rows, bool)
+    if not isinstance(width, int):
+        return np.zeros(rows.num_rows, bool)
     expected = {name: method.step_width(width) for name, method in METHODS.items()}
-    pairs = zip(ok["method"].to_pylist(), ok["width"].to_pylist(), strict=True)
-    return np.array([found != expected.get(name, found) for name, found in pairs], bool)
+    found = zip(*(rows[name].to_pylist() for name in ("status", "method", "width")), strict=True)
+    return np.array([status == "ok" and w != expected.get(method, w) for status, method, w in found], bool)
 
 
 def _same_outcome(stored: Mapping[str, Any], found: ShardOutcome) -> bool:

@@ -54,6 +54,31 @@ def verify_lines(stored: pa.Table, found: pa.Table) -> list[str]:
     return _lines("verify.parquet", stored, found, KEY, shared)
 
 
+def published_lines(summary: pa.Table, verify: pa.Table) -> list[str]:
+    """Where a SUMMARY and a VERIFY table that were published without their rows contradict each other, of any version."""
+    checked: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in verify.to_pylist():
+        checked.setdefault((row["task"], row["method"]), []).append(row)
+    lines: list[str] = []
+    for line in summary.to_pylist():
+        of_verify = checked.pop((line["task"], line["method"]), [])
+        logits = [row["logits_equal"] for row in of_verify if row["logits_equal"] is not None]
+        found = {
+            "num_parity_exact": sum(row["parity"] == "exact" for row in of_verify),
+            "num_parity_checked": sum(row["parity"] is not None for row in of_verify),
+            "num_logits_equal": sum(logits) if logits else None,
+            "num_logits_checked": len(logits) or None,
+        }
+        if line["num_parity_checked"] is None and not of_verify:
+            continue  # vanilla has nothing to be compared with
+        lines += [
+            f"summary.parquet: {name} of {line['task']} {line['method']} is {line[name]}, by verify.parquet {count}"
+            for name, count in found.items()
+            if line[name] != count
+        ]
+    return lines + [f"verify.parquet: {task} {method} is not in summary.parquet" for task, method in checked]
+
+
 def _lines(file: str, stored: pa.Table, found: pa.Table, key: Sequence[str], names: Sequence[str]) -> list[str]:
     """One line where the tables differ in the columns `names` or in the `key` of a row; none where they do not."""
     missing = [name for name in key if name not in stored.schema.names]
