@@ -25,7 +25,8 @@ def plant(run: Path, change: Callable[[list[Row]], object], *, fits: bool = True
     rows = {file: table.to_pylist() for file, table in tables.items()}
     change([row for of_shard in rows.values() for row in of_shard])
     for file, commit in commits.items():
-        table = pa.Table.from_pylist(rows[file], schema=tables[file].schema)
+        optional = pa.schema([field.with_nullable(True) for field in tables[file].schema])
+        table = pa.Table.from_pylist(rows[file], schema=optional)
         pq.write_table(table, run / commit["file"])
         commit["sha256"] = hashlib.sha256((run / commit["file"]).read_bytes()).hexdigest()
         if fits:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from adadecode.report.schema import SAMPLES
 from adadecode.runs.folder import read_commits, read_run
 from adadecode.runs.result import read_result
 from tests.folders import save_tiny_heads, save_tiny_model, write_prompts
@@ -529,3 +530,41 @@ def test_outputs_that_end_by_eos_by_the_context_and_at_the_first_token_contradic
     rows = [row for row in result.summary.to_pylist() if row["method"] == "vanilla"]
     assert rows[0]["num_errors"] == 2
     assert (list(result.contradictions), result.disagreements, result.exit_code) == ([], [], 0)
+
+
+MAY_BE_NULL = {
+    *("lossy", "first_diff_idx", "vanilla_token_id", "method_token_id", "vanilla_margin", "method_margin"),
+    *("error_type", "error_message"),
+}  # in an ok row that equals vanilla's; lossy in files of version 1
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLES.names if name not in MAY_BE_NULL])
+def test_a_value_missing_in_any_column_of_one_row_is_never_passed_over(run, cli, name):
+    def forget(rows: list[Row]) -> None:
+        next(row for row in rows if row["method"] == OURS)[name] = None
+
+    nullable = all(field.nullable for field in SAMPLES if field.name == name)
+    plant(run, forget, fits=nullable)
+    result = cli("verify", run)
+    assert result.exit_code == (3 if nullable else 2), result.output
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"shard": "0"},
+        {"file": None},
+        {"sha256": 1},
+        {"fingerprint": []},
+        {"worker": "local"},
+        {"attempt": 7},
+        {"num_rows": "six"},
+        {"outcome": {}},
+        {"outcome": {"num_samples": "one"}},
+    ],
+    ids=str,
+)
+def test_a_commit_of_odd_values_is_one_line(run, usage_error, edit):
+    edit_json(run / "commits" / "00000.json", lambda commit: commit.update(edit))
+    for command in ("verify", "report"):
+        assert "00000.json: the commit is damaged; run the same command again" in usage_error(command, run)
