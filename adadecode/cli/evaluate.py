@@ -10,7 +10,7 @@ import click
 from adadecode.cli.console import console, say_on_stderr
 from adadecode.cli.options import integers, settings_options
 from adadecode.cli.watch import Watcher
-from adadecode.errors import AdaDecodeError, StoppedError, UsageError
+from adadecode.errors import EXIT_MISMATCH, EXIT_OK, AdaDecodeError, StoppedError, UsageError
 from adadecode.evaluation.stop import StopRequest
 from adadecode.settings import EvalConfig, build_settings
 
@@ -50,14 +50,19 @@ def evaluate(config: EvalConfig, out: str | None, stop: StopRequest) -> "RunResu
 
 def report_result(result: "RunResult", resume: str | None = None) -> int:
     """Prints the summary, the parity and what is wrong; returns the exit code. `resume` is the command that goes on."""
+    print_result(result, result.lines(), resume)
+    return result.exit_code
+
+
+def print_result(result: "RunResult", lines: list[str], resume: str | None = None) -> None:
+    """Prints the summary with `lines` under it, and why the exit code is not 0 on stderr."""
     from adadecode.report.tables import summary_table
 
     console().print(summary_table(result.summary))
-    for line in result.lines():
+    for line in lines:
         click.echo(line)
     for line in result.problem_lines(resume):
         say_on_stderr(line)
-    return result.exit_code
 
 
 def resume_command() -> str:
@@ -105,25 +110,41 @@ def plan_command(config_file: Path | None, rates: str | None, gpus: tuple[int, .
 @click.command("report")
 @click.argument("run")
 def report_command(run: str) -> None:
-    """Print a run's tables, from its committed rows."""
+    """Print a run's settings and its tables, recomputed and judged as `verify` does; or list the runs in a folder."""
     from adadecode.report.tables import provenance_lines, summary_table
+    from adadecode.runs.engines import published_engine_lines
     from adadecode.runs.folder import read_run
-    from adadecode.runs.result import read_report
+    from adadecode.runs.listing import listing_table, read_published, runs_below
+    from adadecode.runs.result import read_result
     from adadecode.runs.starts import start_lines
 
-    stored = read_run(run)
-    for line in (*provenance_lines(stored), *start_lines(stored)):
+    if (listed := runs_below(run)) is not None:
+        console().print(listing_table(listed))
+        return
+    facts = read_run(run)
+    if (published := read_published(run)) is not None:
+        summary, lines = published
+        for line in (*provenance_lines(facts), *start_lines(facts)):
+            click.echo(line)
+        console().print(summary_table(summary))
+        for line in (
+            *lines,
+            *published_engine_lines(facts),
+            "its rows are not here: the table is as it was published, nothing was recomputed",
+        ):
+            click.echo(line)
+        sys.exit(EXIT_MISMATCH if lines else EXIT_OK)
+    result = read_result(run)
+    for line in (*provenance_lines(facts | {"status": result.status}), *start_lines(facts)):
         click.echo(line)
-    summary, lines = read_report(run)
-    console().print(summary_table(summary))
-    for line in lines:
-        click.echo(line)
+    print_result(result, result.findings())
+    sys.exit(result.exit_code)
 
 
 @click.command("verify")
 @click.argument("run")
 def verify_command(run: str) -> None:
-    """Recompute the parity of a run from its tables alone: token ids, lengths, digests, stored claims, planned rows."""
+    """Recompute a run from its tables alone: parity, and whether rows, plan, settings and tables contradict each other."""
     from adadecode.runs.result import read_result
 
     sys.exit(report_result(read_result(run)))

@@ -33,7 +33,7 @@ class OneLineErrors(click.Group):
 def main() -> None:
     """Lossless early-exit decoding, evaluated over whole data sets on Ray.
 
-    Exit codes: 0 ok, 1 the run failed, 2 usage, 3 parity mismatch, 4 planned rows missing.
+    Exit codes: 0 ok, 1 the run failed, 2 usage, 3 parity mismatch or contradictory tables, 4 planned rows missing.
     """
 
 

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from adadecode.methods import names_that_owe
+from adadecode.methods import REFERENCE, names_that_owe
 from adadecode.report.cells import ABSENT, fraction_text, number_text
 from adadecode.report.summary import parity_line
 from adadecode.settings import PlacementSettings
@@ -54,12 +54,15 @@ def summary_table(summary: pa.Table) -> Table:
     rows = summary.to_pylist()
     has_errors = any(row["num_errors"] for row in rows)
     table = figures_table([name for name in COLUMNS if has_errors or name != "errors"], num_names=2)
+    num_vanilla = {row["task"]: row["n"] for row in rows if row["method"] == REFERENCE}
     shown_task = None
     for row in rows:
         task = row["task"] if row["task"] != shown_task else ""
         shown_task = row["task"]
         # Text, because a string would have its brackets read as markup
-        table.add_row(*(Text(cell) for cell in (task, method_label(row), *_cells(row, has_errors))))
+        table.add_row(
+            *(Text(cell) for cell in (task, method_label(row), *_cells(row, has_errors, num_vanilla.get(row["task"]))))
+        )
     return table
 
 
@@ -114,7 +117,7 @@ def provenance_lines(run: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _cells(row: dict[str, Any], has_errors: bool) -> Iterator[str]:
+def _cells(row: dict[str, Any], has_errors: bool, num_vanilla: int | None) -> Iterator[str]:
     yield str(row["n"])
     if has_errors:
         yield str(row["num_errors"])
@@ -125,7 +128,7 @@ def _cells(row: dict[str, Any], has_errors: bool) -> Iterator[str]:
     yield number_text(row["tokens_per_round"], ".2f")
     yield number_text(row["layers_per_token"], ".2f")
     yield speedup_text(row)
-    yield fraction_text(row["num_parity_exact"], row["num_parity_checked"])
+    yield parity_text(row, num_vanilla)
     yield fraction_text(row["num_correct"], row["num_scored"])
 
 
@@ -138,6 +141,15 @@ def speedup_text(row: dict[str, Any]) -> str:
     low, high = row["speedup_geomean_low"], row["speedup_geomean_high"]
     interval = "no CI" if low is None else f"{low:.2f}-{high:.2f}"
     return f"{row['speedup_geomean']:.2f}x ({interval}, n={row['num_prompts']})"
+
+
+def parity_text(row: dict[str, Any], num_vanilla: int | None) -> str:
+    """The exact outputs of a SUMMARY row, of as many as the line under the table counts.
+
+    Those are the `num_vanilla` of vanilla on its task where one is owed for each, else those that were compared.
+    """
+    owed = num_vanilla if row["method"] in names_that_owe("exact") else None
+    return fraction_text(row["num_parity_exact"], row["num_parity_checked"] if owed is None else owed)
 
 
 def _lossy_line(rows: list[dict[str, Any]], method: str) -> str:

@@ -102,7 +102,7 @@ def close_run(prepared: PreparedRun) -> RunResult:
     prepared.lease.check()
     folder = prepared.folder
     commits = read_commits(folder.location)
-    result = judge_run(folder.location, commits, prepared.plan, prepared.config.methods, prepared.config.repeats)
+    result = judge_run(folder.location, commits, prepared.plan)
     prepared.lease.confirm()
     folder.write_table("verify.parquet", result.verify)
     folder.write_table("summary.parquet", result.summary)

@@ -9,6 +9,7 @@ from adadecode.settings.configs import (
     TrainConfig,
     TrainedKind,
     TuneConfig,
+    fingerprint_of,
 )
 from adadecode.settings.files import FileSettings
 from adadecode.settings.groups import (
@@ -58,6 +59,7 @@ __all__ = [
     "allowed_errors",
     "build_settings",
     "checked_decode",
+    "fingerprint_of",
     "flag_name",
     "given_flags",
     "members",

@@ -29,8 +29,12 @@ def main(wanted: list[str]) -> int:
         for idx, mutation in enumerate(chosen):
             started = time.monotonic()
             is_caught = run_tests_with(mutation, copy)
-            verdict = "caught" if is_caught else "SURVIVED" if mutation.why_not is None else f"survived: {mutation.why_not}"
-            print(f"{idx + 1}/{len(chosen)} {mutation.name}: {verdict} ({time.monotonic() - started:.0f} s)", flush=True)
+            verdict = (
+                "caught" if is_caught else "SURVIVED" if mutation.why_not is None else f"survived: {mutation.why_not}"
+            )
+            print(
+                f"{idx + 1}/{len(chosen)} {mutation.name}: {verdict} ({time.monotonic() - started:.0f} s)", flush=True
+            )
             if not is_caught:
                 survivors.append(mutation)
     num_caught = len(chosen) - len(survivors)

@@ -196,7 +196,12 @@ def test_the_run_json_of_a_run_repeats_it(tmp_path):
     config = EvalConfig(
         decode={"exits": (1, 2), "gamma": 0.3, "ngram": None}, methods=("vanilla",), limit=4, local=True
     )
-    run: dict[str, Any] = {"run_id": "r", "fingerprint": "f", "config": config.model_dump(mode="json"), "workers": [{"pid": 1}]}
+    run: dict[str, Any] = {
+        "run_id": "r",
+        "fingerprint": "f",
+        "config": config.model_dump(mode="json"),
+        "workers": [{"pid": 1}],
+    }
     file = written(tmp_path, json.dumps(run), "run.json")
     assert build_settings(EvalConfig, file, {}) == config
     assert build_settings(EvalConfig, file, {"limit": 2}).limit == 2
