@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from adadecode.errors import UnsupportedModelError
 from adadecode.files import short_hash
 from adadecode.kernels.choose import Steps
 from adadecode.kernels.kv_cache import COLUMN_MULTIPLE, KVCache
@@ -22,12 +23,14 @@ from adadecode.settings import Kernels
 class DecoderModel:
     """A frozen causal LM: its weights, facts about it, and the steps that decode with it. Holds no decoding state."""
 
-    def __init__(self, lm: Any, kernels: Kernels = "eager") -> None:
+    def __init__(self, lm: Any, kernels: Kernels = "eager", notes: tuple[str, ...] = ()) -> None:
         """Wraps `lm`, a loaded transformers causal LM, to decode with `kernels`; `auto` takes the fastest there are.
 
-        Raises UnsupportedModelError when the engine cannot decode it, KernelsError when it cannot do so with `kernels`.
+        `notes` say what was odd about its files. Raises UnsupportedModelError when the engine cannot decode it,
+        KernelsError when it cannot do so with `kernels`.
         """
         check_supported(lm.config)
+        self.notes = notes
         self.lm = lm.eval().requires_grad_(False)
         self.config = config = lm.config
         self.num_layers: int = config.num_hidden_layers
@@ -89,6 +92,10 @@ def read_weights(lm: Any) -> Weights:
     positions = torch.arange(config.max_position_embeddings + COLUMN_MULTIPLE + 1, device=head.device)
     like = torch.zeros(1, dtype=head.dtype, device=head.device)
     cos, sin = lm.model.rotary_emb(like, position_ids=positions[None])
+    if cos.shape[-1] != head_dim:
+        raise UnsupportedModelError(
+            f"rotary embeddings turn {cos.shape[-1]} numbers of each head, its width is {head_dim}: the engine turns all"
+        )
     return Weights(
         embedding=lm.model.embed_tokens.weight,
         layers=read_layers(lm),
