@@ -1,5 +1,6 @@
 """The tensors of a checkpoint against those of the model its configuration describes."""
 
+import os
 import re
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
+from adadecode.errors import on_one_line
 from adadecode.model.config_file import quantised_reason
 from adadecode.model.files import damage, read_object, reason, shown
 
@@ -90,7 +92,7 @@ def lacking(names: Iterator[str]) -> Iterator[str]:
 
 def few(names: Collection[str]) -> str:
     """`names`, or the first of them and how many more there are."""
-    first = ", ".join(list(names)[:3])
+    first = ", ".join(on_one_line(name, 80) for name in list(names)[:3])
     return first if len(names) <= 3 else f"{first} and {len(names) - 3} more"
 
 
@@ -109,11 +111,11 @@ def _indexed_files(index: Path) -> list[Path]:
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not isinstance(content.get("metadata"), dict):
         raise ValueError(f"{index.name} lacks its `weight_map` or `metadata`: download it again")
-    named = list(dict.fromkeys(weight_map.values()))  # of a hashable kind, or no name
-    odd = next((name for name in named if not isinstance(name, str) or Path(name).name != name), None)
-    if odd is not None:
-        raise ValueError(f"{index.name} names {shown(odd)}, which is no file beside it")
-    missing = [name for name in named if not (index.parent / name).is_file()]
+    for name in weight_map.values():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ValueError(f"{index.name} names {shown(name)}, which is no file beside it")
+    named = list(dict.fromkeys(weight_map.values()))
+    missing = [name for name in named if not os.path.isfile(index.parent / name)]  # noqa: PTH113  # any text may be given
     if missing:
         raise ValueError(f"{index.name} names {few(missing)}, missing here: download what is missing")
     return [index.parent / name for name in named]

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from adadecode.errors import UnsupportedModelError
 from adadecode.files import short_hash
 from adadecode.kernels.choose import Steps
 from adadecode.kernels.kv_cache import COLUMN_MULTIPLE, KVCache
@@ -92,10 +91,6 @@ def read_weights(lm: Any) -> Weights:
     positions = torch.arange(config.max_position_embeddings + COLUMN_MULTIPLE + 1, device=head.device)
     like = torch.zeros(1, dtype=head.dtype, device=head.device)
     cos, sin = lm.model.rotary_emb(like, position_ids=positions[None])
-    if cos.shape[-1] != head_dim:
-        raise UnsupportedModelError(
-            f"rotary embeddings turn {cos.shape[-1]} numbers of each head, its width is {head_dim}: the engine turns all"
-        )
     return Weights(
         embedding=lm.model.embed_tokens.weight,
         layers=read_layers(lm),

@@ -100,10 +100,10 @@ def provenance_lines(run: dict[str, Any]) -> list[str]:
         values = run.get(section)
         if isinstance(values, dict):
             lines += [f"{section}.{name}: {_plain(value)}" for name, value in values.items() if value is not None]
-    return lines + [f"model: {note}" for note in _model_notes(run)]
+    return lines + [f"model: {note}" for note in model_notes(run)]
 
 
-def _model_notes(run: dict[str, Any]) -> list[str]:
+def model_notes(run: dict[str, Any]) -> list[str]:
     """What the workers of a run noted of the model's files, each once."""
     return list(dict.fromkeys(note for worker in run.get("workers") or [] for note in worker.get("model_notes", [])))
 
