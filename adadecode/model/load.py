@@ -48,10 +48,8 @@ def load_model(settings: ModelSettings) -> tuple[DecoderModel, PreTrainedTokeniz
     lm, unused = _read_weights(files, config, getattr(torch, settings.dtype))
     notes = [*ends.notes]
     if unused:
-        notes.append(
-            f"{len(unused)} tensors of the checkpoint are in no layer that config.json describes ({few(unused)}): "
-            "its outputs may be another model's"
-        )
+        where = "in the checkpoint and in no layer that config.json describes"
+        notes.append(f"{where}: {few(unused)}; its outputs may be another model's")
     for note in notes:
         log.warning("--model %r: %s", files.name, note)
     return DecoderModel(lm.to(settings.device), settings.kernels, tuple(notes)), tokenizer
