@@ -1,5 +1,9 @@
 """Where lines and tables go: a terminal, or a log that is no terminal."""
 
+import contextlib
+import logging
+from collections.abc import Generator
+
 import click
 from rich.console import Console
 
@@ -15,3 +19,21 @@ def console() -> Console:
 def say_on_stderr(line: str) -> None:
     """Prints `line` on stderr."""
     click.echo(line, err=True)
+
+
+class StderrHandler(logging.Handler):
+    """Prints what is logged on stderr, as the program's lines are printed there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say_on_stderr(f"adadecode: {record.getMessage()}")
+
+
+@contextlib.contextmanager
+def model_notes_on_stderr() -> Generator[None]:
+    """While it lasts, what is odd about a model that this process loads is printed on stderr."""
+    logger, handler = logging.getLogger("adadecode.model"), StderrHandler(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

@@ -36,10 +36,19 @@ def eval_command(config_file: Path | None, out: str | None, **flags: Any) -> Non
 def evaluate(config: EvalConfig, out: str | None, stop: StopRequest) -> "RunResult":
     """`adadecode.evaluate`, shown as it goes; says how to go on when it ends early."""
     from adadecode import api
+    from adadecode.report.tables import model_notes
+    from adadecode.runs.folder import read_run
 
     watcher = Watcher()
     try:
+<<<<<<< HEAD
         return api.evaluate(config, out, observer=watcher, stop=stop, command=resume_command())
+=======
+        result = api.evaluate(config, out, observer=watcher, stop=stop)
+        for note in [] if config.local else model_notes(read_run(result.folder)):  # else said when it was loaded
+            say_on_stderr(f"adadecode: --model {config.model!r}: {note}")
+        return result
+>>>>>>> h-models
     except StoppedError as error:
         raise StoppedError(f"{error}; go on with: {resume_command()}") from error
     except AdaDecodeError as error:

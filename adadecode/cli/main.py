@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from adadecode.cli.console import model_notes_on_stderr
 from adadecode.cli.evaluate import eval_command, plan_command, report_command, verify_command
 from adadecode.cli.generate import bench_command, generate_command
 from adadecode.cli.heads import train_heads_command, tune_command
@@ -22,7 +23,8 @@ class OneLineErrors(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with model_notes_on_stderr():
+                return super().invoke(ctx)
         except AdaDecodeError as error:
             click.echo(f"adadecode: {error}", err=True)
             ctx.exit(error.exit_code)

@@ -69,6 +69,7 @@ class Worker:
             "torch": torch.__version__,
             "width": self.width,
             "model_hash": self.model.model_hash,
+            "model_notes": list(self.model.notes),  # what was odd about its files
             "model_commit": getattr(self.model.config, "_commit_hash", None),  # of a hub model
             "heads_hash": {task: heads.content_hash for task, heads in self.heads.items()},
             "exits": {task: list(self.policy(task).exits) for task in self.heads},

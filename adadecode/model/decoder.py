@@ -23,12 +23,14 @@ from adadecode.settings import Kernels
 class DecoderModel:
     """A frozen causal LM: its weights, facts about it, and the steps that decode with it. Holds no decoding state."""
 
-    def __init__(self, lm: Any, kernels: Kernels = "eager") -> None:
+    def __init__(self, lm: Any, kernels: Kernels = "eager", notes: tuple[str, ...] = ()) -> None:
         """Wraps `lm`, a loaded transformers causal LM, to decode with `kernels`; `auto` takes the fastest there are.
 
-        Raises UnsupportedModelError when the engine cannot decode it, KernelsError when it cannot do so with `kernels`.
+        `notes` say what was odd about its files. Raises UnsupportedModelError when the engine cannot decode it,
+        KernelsError when it cannot do so with `kernels`.
         """
         check_supported(lm.config)
+        self.notes = notes
         self.lm = lm.eval().requires_grad_(False)
         self.config = config = lm.config
         self.num_layers: int = config.num_hidden_layers

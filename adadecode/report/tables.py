@@ -110,11 +110,21 @@ def provenance_lines(run: dict[str, Any]) -> list[str]:
     for section in ("config", "provenance"):
         values = run.get(section)
         if isinstance(values, dict):
+<<<<<<< HEAD
             told = {name: value for name, value in values.items() if value is not None and name not in PLACEMENT}
             if told.get("kernels") == "auto":
                 del told["kernels"]
             lines += [f"{section}.{name}: {_plain(value)}" for name, value in told.items()]
     return lines
+=======
+            lines += [f"{section}.{name}: {_plain(value)}" for name, value in values.items() if value is not None]
+    return lines + [f"model: {note}" for note in model_notes(run)]
+
+
+def model_notes(run: dict[str, Any]) -> list[str]:
+    """What the workers of a run noted of the model's files, each once."""
+    return list(dict.fromkeys(note for worker in run.get("workers") or [] for note in worker.get("model_notes", [])))
+>>>>>>> h-models
 
 
 def _cells(row: dict[str, Any], has_errors: bool, num_vanilla: int | None) -> Iterator[str]:

@@ -23,6 +23,7 @@ ALLOWED = {
         "adadecode/engine/transformers.py",
         "adadecode/bench/synthetic.py",
     ),
+    "huggingface_hub": ("adadecode/model/",),
     "datasets": ("adadecode/tasks/", "adadecode/recipes/"),
     "matplotlib": ("adadecode/training/",),
     "scipy": ("adadecode/report/", "adadecode/tuning/"),
@@ -211,7 +212,7 @@ def run_python(code: str, *arguments: str) -> str:
 def test_importing_the_program_loads_no_heavy_package():
     code = "import sys, adadecode, adadecode.cli.main; print(*sys.modules)"
     loaded = {name.split(".")[0] for name in run_python(code).split()}
-    heavy = {"torch", "transformers", "ray", "datasets", "pyarrow", "scipy", "numpy", "ray_jobs"}
+    heavy = {"torch", "transformers", "huggingface_hub", "ray", "datasets", "pyarrow", "scipy", "numpy", "ray_jobs"}
     assert not loaded & heavy
 
 
