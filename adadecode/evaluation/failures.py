@@ -12,6 +12,7 @@ import torch
 from adadecode.errors import DeviceLostError
 from adadecode.evaluation.rows import MAX_MESSAGE_LEN
 from adadecode.model.decoder import DecoderModel
+from adadecode.tasks.encode import is_rust_panic
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def _caught(function: Callable[[], ResultT]) -> ResultT | Failure:
     except torch.AcceleratorError as error:
         raise _device_lost(error) from error
     except BaseException as error:
-        if not isinstance(error, Exception) and not _is_rust_panic(error):
+        if not isinstance(error, Exception) and not is_rust_panic(error):
             raise
         return failure_of(error)
 
@@ -80,11 +81,6 @@ def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in HOST_MEMORY_WORDS)
-
-
-def _is_rust_panic(error: BaseException) -> bool:
-    """Whether a tokenizer's Rust code panicked: no Exception, and of a class of its own in every extension."""
-    return (type(error).__module__, type(error).__name__) == ("pyo3_runtime", "PanicException")
 
 
 @contextlib.contextmanager
