@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adadecode.cli.console import console, say_on_stderr
+from adadecode.cli.console import console, say, say_on_stderr
 from adadecode.cli.options import integers, settings_options
 from adadecode.cli.watch import Watcher
 from adadecode.errors import AdaDecodeError, StoppedError, UsageError
@@ -54,7 +54,7 @@ def report_result(result: "RunResult", resume: str | None = None) -> int:
 
     console().print(summary_table(result.summary))
     for line in result.lines():
-        click.echo(line)
+        say(line)
     for line in result.problem_lines(resume):
         say_on_stderr(line)
     return result.exit_code
@@ -86,8 +86,8 @@ def plan_command(config_file: Path | None, rates: str | None, gpus: tuple[int, .
     for task in dict.fromkeys(shard.task for shard in shards):
         of_task = [shard for shard in shards if shard.task == task]
         num_samples = sum(len(shard.examples) for shard in of_task)
-        click.echo(f"{task}: {num_samples} samples in {len(of_task)} shards of at most {config.shard_size}")
-    click.echo(
+        say(f"{task}: {num_samples} samples in {len(of_task)} shards of at most {config.shard_size}")
+    say(
         f"{plan.num_rows} samples x {len(config.methods)} methods x {config.repeats} repeats = "
         f"{plan.num_rows * rows_per_sample} rows; plan hash {plan_hash(plan)}"
     )
@@ -99,7 +99,7 @@ def plan_command(config_file: Path | None, rates: str | None, gpus: tuple[int, .
         console().print(methods_table(capacity))
         console().print(times_table(capacity, "GPU" if config.device == "cuda" else "worker"))
         for line in capacity_lines(capacity):
-            click.echo(line)
+            say(line)
 
 
 @click.command("report")
@@ -111,11 +111,11 @@ def report_command(run: str) -> None:
     from adadecode.runs.result import read_report
 
     for line in provenance_lines(read_run(run)):
-        click.echo(line)
+        say(line)
     summary, lines = read_report(run)
     console().print(summary_table(summary))
     for line in lines:
-        click.echo(line)
+        say(line)
 
 
 @click.command("verify")

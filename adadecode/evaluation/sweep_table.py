@@ -4,9 +4,8 @@ from typing import Any
 
 import pyarrow as pa
 from rich.table import Table
-from rich.text import Text
 
-from adadecode.report.cells import fraction_text, number_text
+from adadecode.report.cells import cell, fraction_text, number_text
 from adadecode.report.tables import figures_table, method_label, speedup_text
 
 COLUMNS = (
@@ -28,10 +27,9 @@ def sweep_table(sweep: pa.Table) -> Table:
     table = figures_table(COLUMNS, num_names=3)
     shown_cell = None
     for row in sweep.to_pylist():
-        cell = row["cell"] if row["cell"] != shown_cell else ""
+        name = row["cell"] if row["cell"] != shown_cell else ""
         shown_cell = row["cell"]
-        # Text, because a string would have its brackets read as markup
-        table.add_row(*(Text(text) for text in (cell, row["task"], method_label(row), *_figures(row))))
+        table.add_row(cell(name), cell(row["task"]), method_label(row), *map(cell, _figures(row)))
     return table
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adadecode.methods import names_that_owe
-from adadecode.report.cells import ABSENT, fraction_text, number_text
+from adadecode.report.cells import ABSENT, cell, fraction_text, number_text
 from adadecode.report.summary import parity_line
 
 COLUMNS = (
@@ -53,8 +53,7 @@ def summary_table(summary: pa.Table) -> Table:
     for row in rows:
         task = row["task"] if row["task"] != shown_task else ""
         shown_task = row["task"]
-        # Text, because a string would have its brackets read as markup
-        table.add_row(*(Text(cell) for cell in (task, method_label(row), *_cells(row, has_errors))))
+        table.add_row(cell(task), method_label(row), *map(cell, _cells(row, has_errors)))
     return table
 
 
@@ -86,9 +85,10 @@ def mismatch_lines(verify: pa.Table) -> list[str]:
     ]
 
 
-def method_label(row: dict[str, Any]) -> str:
+def method_label(row: dict[str, Any]) -> Text:
     """The method of a SUMMARY row, with a mark when it is lossy."""
-    return f"{row['method']}\n(lossy)" if row["lossy"] else row["method"]
+    label = cell(row["method"])
+    return label.append("\n(lossy)") if row["lossy"] else label
 
 
 def provenance_lines(run: dict[str, Any]) -> list[str]:

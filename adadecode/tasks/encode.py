@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from adadecode.errors import PromptError, PromptTooLongError
+from adadecode.printable import is_unicode
 from adadecode.tasks.data_files import one_line
-from adadecode.tasks.rows import is_unicode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from adadecode.errors import PromptError, TaskDataError
+from adadecode.printable import is_unicode
 from adadecode.tasks.data_files import PlacedRow, file_rows, shown
 
 MAX_NAMES_LEN = 200  # of the names of a row's fields in a message, in characters
@@ -87,12 +88,3 @@ def _hub_rows(source: HubDataset) -> Iterator[PlacedRow]:
         ) from error
     for row_idx, fields in enumerate(rows):
         yield PlacedRow(f"{source} row {row_idx}", dict(fields), list(fields))
-
-
-def is_unicode(text: str) -> bool:
-    """False for a lone surrogate (JSON can escape one): no tokenizer or Parquet file takes it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
