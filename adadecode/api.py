@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adadecode.errors import AdaDecodeError, StoppedError, UsageError
+from adadecode.errors import AdaDecodeError, StoppedError, TooManyErrorsError, UsageError
 from adadecode.evaluation.observer import QUIET, Counting, Limiting, Observer, Together
 from adadecode.evaluation.stop import NEVER, StopRequest
 from adadecode.methods import METHODS, OURS
@@ -145,10 +145,15 @@ def _evaluate(settings: EvalConfig, out: str | Path | None, observer: Observer, 
         except KeyboardInterrupt:
             if not stop.is_made:
                 raise
-        except AdaDecodeError:
+        except AdaDecodeError as error:
             stop.end()
+            reasons: list[str] = []
             with contextlib.suppress(AdaDecodeError):  # the first error is the one to tell
-                observer.on_closed(close_run(prepared))
+                result = close_run(prepared)
+                reasons = result.errors
+                observer.on_closed(result)
+            if isinstance(error, TooManyErrorsError):
+                raise TooManyErrorsError("; ".join([str(error), *reasons])) from error
             raise
         stop.end()
         result = close_run(prepared)

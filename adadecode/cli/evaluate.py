@@ -44,7 +44,8 @@ def evaluate(config: EvalConfig, out: str | None, stop: StopRequest) -> "RunResu
         raise StoppedError(f"{error}; go on with: {resume_command()}") from error
     except AdaDecodeError as error:
         if watcher.closed is not None and watcher.closed.num_missing and not isinstance(error, UsageError):
-            say_on_stderr(watcher.closed.missing_line(resume_command()))
+            line = watcher.closed.missing_line(resume_command())
+            click.get_current_context().find_root().call_on_close(lambda: say_on_stderr(line))  # after the error
         raise
 
 

@@ -41,7 +41,7 @@ class OneLineErrors(click.Group):
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
-    """Raises UsageError when one of `arguments` is no text: the locale has no such characters, or it is not its encoding."""
+    """Raises UsageError when one of `arguments` is no text: the locale lacks its characters, or has another encoding."""
     for argument in arguments:
         if not is_unicode(argument):
             raise UsageError(
