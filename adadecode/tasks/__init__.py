@@ -41,13 +41,12 @@ def load_examples(task: str, data: DataSettings) -> list[Example]:
     Raises `UsageError` for an unknown task or a setting it does not use, `TaskDataError` for unusable data, also as the
     PromptError of the first row that cannot be used.
     """
-    return [_usable(found) for found in load_found(task, data)]
+    return [_usable(found) for found in _iterate_distinct(task, data)]
 
 
 def load_found(task: str, data: DataSettings) -> list[Found]:
     """What `load_examples` gives, and for a row that cannot be used the error that says why, at its place."""
-    rows = islice(find_task(task).iterate(data), _num_read(data))
-    return list(_after_offset(_with_distinct_ids(rows, find_task(task).id_remedy), task, data.offset))
+    return list(_iterate_distinct(task, data))
 
 
 def iterate_found(task: str, data: DataSettings) -> Iterator[Found]:
@@ -68,6 +67,11 @@ def score(task: str, output_text: str, reference: str | None) -> float | None:
         return None
     assert reference is not None, f"{task} example without a reference"
     return scored(output_text, reference)
+
+
+def _iterate_distinct(task: str, data: DataSettings) -> Iterator[Found]:
+    rows = islice(find_task(task).iterate(data), _num_read(data))
+    return _after_offset(_with_distinct_ids(rows, find_task(task).id_remedy), task, data.offset)
 
 
 def _usable(found: Found) -> Example:

@@ -344,3 +344,9 @@ print("loaded:", *{{"datasets", "pyarrow", "torch", "transformers"}} & set(sys.m
 """
     finished = run_python(code, tmp_path)
     assert (finished.stdout, finished.stderr) == ("loaded:\n", "")
+
+
+def test_the_first_row_that_cannot_be_used_is_told_before_any_other_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": 3}\nnot json\n')
+    assert "rows.jsonl line 1: field 'prompt' is 3, not text" in load_jsonl_error(path)
