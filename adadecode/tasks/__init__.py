@@ -81,7 +81,7 @@ def _usable(found: Found) -> Example:
 
 
 def _num_read(data: DataSettings) -> int | None:
-    """How many rows are looked at, so checked: those left out by the offset are, those past the limit are not."""
+    """How many rows are looked at: those left out by the offset are, those past the limit are not."""
     return None if data.limit is None else data.offset + data.limit
 
 

@@ -138,6 +138,9 @@ def _columns_read(path: Path, wanted: Collection[str]) -> Iterator[PlacedRow]:
         for name in found:
             if names.count(name) > 1:
                 raise TaskDataError(f"{path}: {names.count(name)} columns are called {name!r}; keep one of them")
+        if not found and file.metadata.num_rows:  # one row says it for all
+            yield PlacedRow(f"{path} row 0", {}, names)
+            return
         row_idx = 0
         for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=found):
             columns = {name: batch.column(name) for name in found}
