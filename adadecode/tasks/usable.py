@@ -37,8 +37,8 @@ class LeftOut:
 
     def lines(self) -> list[str]:
         """One line that counts them and says why the first cannot be used; none when all can."""
-        first = "" if self.num == 1 else "the first: "
-        return [f"{self.num} of {self.num_seen} prompts left out: {first}{self._first}"] if self.num else []
+        which = "" if self.num == 1 else ", the first"
+        return [f"{self.num} of {self.num_seen} prompts left out{which}: {self._first}"] if self.num else []
 
 
 def encode_found(

@@ -52,13 +52,13 @@ def test_prompts_that_cannot_be_used_are_left_out_and_the_first_is_named(cli, fo
     result = cli(*arguments(folder, command, "some", tmp_path / "out"))
     assert result.exit_code == 0, result.stderr
     said = (result.stderr if command == "bench" else result.stdout).splitlines()
-    assert said[0].startswith(f"3 of 11 prompts left out: the first: jsonl/00001: {REASON}")
+    assert said[0].startswith(f"3 of 11 prompts left out, the first: jsonl/00001: {REASON}")
 
 
 @pytest.mark.parametrize("command", ["train-heads", "tune", "bench"])
 def test_when_no_prompt_can_be_used_the_line_says_why(usage_error, folder, tmp_path, command):
     line = usage_error(*arguments(folder, command, "none", tmp_path / "out"))
-    assert f"2 of 2 prompts left out: the first: jsonl/00000: {REASON}" in line
+    assert f"2 of 2 prompts left out, the first: jsonl/00000: {REASON}" in line
 
 
 def test_an_evaluation_in_which_every_sample_fails_says_why_on_its_first_line(cli, folder, tmp_path):

@@ -78,7 +78,7 @@ def test_prompts_that_cannot_be_used_and_repeated_ones_are_left_out_with_a_line(
     outputs, lines = outputs_of(tiny_model(context_len=16), tmp_path, prompts)
     assert [output.prompt_ids for output in outputs] == [[1], [2]]
     assert lines[0].startswith(
-        "3 of 6 prompts left out: the first: prompt 2: the prompt has 16 tokens; the model's con"
+        "3 of 6 prompts left out, the first: prompt 2: the prompt has 16 tokens; the model's con"
     )
     assert lines[1] == "skipped 1 prompts that occur more than once"
 
@@ -90,7 +90,7 @@ def test_fewer_than_two_usable_prompts_are_refused(prompts, tmp_path):
 
 
 def test_when_no_prompt_can_be_used_the_line_says_why(tmp_path):
-    with pytest.raises(UsageError, match=r"0 of 2 prompts .* left out: the first: jsonl/0: the template raises"):
+    with pytest.raises(UsageError, match=r"0 of 2 prompts .* left out, the first: jsonl/0: the template raises"):
         outputs_of(tiny_model(), tmp_path, [PromptError("jsonl/0: the template raises"), []])
     assert not (tmp_path / OUTPUTS_DIR).exists()
 
