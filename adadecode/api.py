@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adadecode.errors import AdaDecodeError, StoppedError, UsageError
+from adadecode.errors import AdaDecodeError, StoppedError, TooManyErrorsError, UsageError
 from adadecode.evaluation.observer import QUIET, Counting, Limiting, Observer, Together
 from adadecode.evaluation.stop import NEVER, StopRequest
 from adadecode.methods import METHODS, OURS
@@ -58,12 +58,13 @@ class LanguageModel:
     def generate(self, prompt: str, *, method: str = OURS, max_new_tokens: int | None = None) -> Output:
         """The greedy continuation of `prompt` by `method`, of at most `max_new_tokens` (the settings' when None).
 
-        Raises UsageError for a method that is not there or that lacks heads, PromptTooLongError and NonFiniteLogitsError.
+        Raises UsageError for a method that is not there or that lacks heads, also as PromptError for a prompt that cannot
+        be used, and NonFiniteLogitsError.
         """
         from adadecode.engine.decode import decode
         from adadecode.engine.generate import Request
         from adadecode.records import Example
-        from adadecode.tasks.encode import decode_output, encode_prompt
+        from adadecode.tasks.encode import decode_output, usable_ids
         from adadecode.tasks.heads import heads_missing
 
         if method not in METHODS:
@@ -73,7 +74,7 @@ class LanguageModel:
         if max_new_tokens is not None and max_new_tokens < 1:
             raise UsageError(f"max_new_tokens {max_new_tokens}: give at least 1")
         limit = self.config.decode.max_new_tokens if max_new_tokens is None else max_new_tokens
-        prompt_ids = encode_prompt(self.tokenizer, Example("prompt", prompt, prompt))
+        prompt_ids = usable_ids(self.tokenizer, Example("prompt", prompt, prompt), self.model.context_len)
         request = Request(prompt_ids, limit)
         generation = decode(self.model, METHODS[method], request, self.policy, self.heads).generation
         return Output(decode_output(self.tokenizer, generation), generation)
@@ -152,10 +153,15 @@ def _evaluate(
         except KeyboardInterrupt:
             if not stop.is_made:
                 raise
-        except AdaDecodeError:
+        except AdaDecodeError as error:
             stop.end()
+            reasons: list[str] = []
             with contextlib.suppress(AdaDecodeError):  # the first error is the one to tell
-                observer.on_closed(close_run(prepared))
+                result = close_run(prepared)
+                reasons = result.errors
+                observer.on_closed(result)
+            if isinstance(error, TooManyErrorsError):
+                raise TooManyErrorsError("; ".join([str(error), *reasons])) from error
             raise
         stop.end()
         result = close_run(prepared)

@@ -105,7 +105,8 @@ def train_on_ray(config: TrainConfig, out: Path, say: Say) -> HeadFacts:
     lm_config, tokenizer = load_tokenizer(config.model, config.revision)
     check_settings(config, lm_config)
     make_folders(config, out)
-    prompts = UsablePrompts(TaskPrompts(config, tokenizer), lm_config.max_position_embeddings)
+    context_len = lm_config.max_position_embeddings
+    prompts = UsablePrompts(TaskPrompts(config, tokenizer, context_len), context_len)
     outputs = outputs_folder(config, out).resolve()
     config = with_absolute_paths(config).model_copy(update={"outputs": str(outputs)})
     parts = _make_outputs(config, prompts, outputs, say)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adadecode.cli.console import console, say_on_stderr
+from adadecode.cli.console import console, say, say_on_stderr
 from adadecode.cli.options import integers, settings_options
 from adadecode.cli.watch import Watcher
 from adadecode.errors import EXIT_MISMATCH, EXIT_OK, AdaDecodeError, StoppedError, UsageError
@@ -41,19 +41,16 @@ def evaluate(config: EvalConfig, out: str | None, stop: StopRequest) -> "RunResu
 
     watcher = Watcher()
     try:
-<<<<<<< HEAD
-        return api.evaluate(config, out, observer=watcher, stop=stop, command=resume_command())
-=======
-        result = api.evaluate(config, out, observer=watcher, stop=stop)
+        result = api.evaluate(config, out, observer=watcher, stop=stop, command=resume_command())
         for note in [] if config.local else model_notes(read_run(result.folder)):  # else said when it was loaded
             say_on_stderr(f"adadecode: --model {config.model!r}: {note}")
         return result
->>>>>>> h-models
     except StoppedError as error:
         raise StoppedError(f"{error}; go on with: {resume_command()}") from error
     except AdaDecodeError as error:
         if watcher.closed is not None and watcher.closed.num_missing and not isinstance(error, UsageError):
-            say_on_stderr(watcher.closed.missing_line(resume_command()))
+            line = watcher.closed.missing_line(resume_command())
+            click.get_current_context().find_root().call_on_close(lambda: say_on_stderr(line))  # after the error
         raise
 
 
@@ -69,7 +66,7 @@ def print_result(result: "RunResult", lines: list[str], resume: str | None = Non
 
     console().print(summary_table(result.summary))
     for line in lines:
-        click.echo(line)
+        say(line)
     for line in result.problem_lines(resume):
         say_on_stderr(line)
 
@@ -100,8 +97,8 @@ def plan_command(config_file: Path | None, rates: str | None, gpus: tuple[int, .
     for task in dict.fromkeys(shard.task for shard in shards):
         of_task = [shard for shard in shards if shard.task == task]
         num_samples = sum(len(shard.examples) for shard in of_task)
-        click.echo(f"{task}: {num_samples} samples in {len(of_task)} shards of at most {config.shard_size}")
-    click.echo(
+        say(f"{task}: {num_samples} samples in {len(of_task)} shards of at most {config.shard_size}")
+    say(
         f"{plan.num_rows} samples x {len(config.methods)} methods x {config.repeats} repeats = "
         f"{plan.num_rows * rows_per_sample} rows; plan hash {plan_hash(plan)}"
     )
@@ -113,7 +110,7 @@ def plan_command(config_file: Path | None, rates: str | None, gpus: tuple[int, .
         console().print(methods_table(capacity))
         console().print(times_table(capacity, "GPU" if config.device == "cuda" else "worker"))
         for line in capacity_lines(capacity):
-            click.echo(line)
+            say(line)
 
 
 @click.command("report")
@@ -134,18 +131,18 @@ def report_command(run: str) -> None:
     if (published := read_published(run)) is not None:
         summary, lines = published
         for line in (*provenance_lines(facts), *start_lines(facts)):
-            click.echo(line)
+            say(line)
         console().print(summary_table(summary))
         for line in (
             *lines,
             *published_engine_lines(facts),
             "its rows are not here: the table is as it was published, nothing was recomputed",
         ):
-            click.echo(line)
+            say(line)
         sys.exit(EXIT_MISMATCH if lines else EXIT_OK)
     result = read_result(run)
     for line in (*provenance_lines(facts | {"status": result.status}), *start_lines(facts)):
-        click.echo(line)
+        say(line)
     print_result(result, result.findings())
     sys.exit(result.exit_code)
 

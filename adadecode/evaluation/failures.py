@@ -9,11 +9,7 @@ from typing import TypeVar
 
 import torch
 
-<<<<<<< HEAD
-from adadecode.errors import DeviceLostError, RowsDependentError
-=======
-from adadecode.errors import DeviceLostError, is_rust_panic
->>>>>>> h-models
+from adadecode.errors import DeviceLostError, RowsDependentError, is_rust_panic
 from adadecode.evaluation.rows import MAX_MESSAGE_LEN
 from adadecode.model.decoder import DecoderModel
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from adadecode.methods import METHODS, in_turn
+from adadecode.printable import printable
 from adadecode.records import Generation, Shard, ShardOutcome
 from adadecode.report.schema import LOST_BY
 from adadecode.runs.folder import RunFolder, new_attempt
@@ -96,7 +97,7 @@ class Turn:
     @property
     def name(self) -> str:
         """`TASK/SAMPLE METHOD`, as a log names it."""
-        return f"{self.shard.task}/{self.shard.examples[self.sample_idx].sample_id} {self.method}"
+        return printable(f"{self.shard.task}/{self.shard.examples[self.sample_idx].sample_id} {self.method}")
 
     def begin(self) -> None:
         """Sets the time at which it began, which a second try does anew."""

@@ -4,10 +4,9 @@ from typing import Any
 
 import pyarrow as pa
 from rich.table import Table
-from rich.text import Text
 
 from adadecode.methods import REFERENCE
-from adadecode.report.cells import number_text
+from adadecode.report.cells import cell, number_text
 from adadecode.report.tables import figures_table, method_label, parity_text, speedup_text
 
 COLUMNS = (
@@ -30,11 +29,10 @@ def sweep_table(sweep: pa.Table) -> Table:
     shown_cell, rows = None, sweep.to_pylist()
     vanilla = {(row["cell"], row["task"]): row["n"] for row in rows if row["method"] == REFERENCE}
     for row in rows:
-        cell = row["cell"] if row["cell"] != shown_cell else ""
+        name = row["cell"] if row["cell"] != shown_cell else ""
         shown_cell = row["cell"]
         figures = _figures(row, vanilla.get((row["cell"], row["task"])))
-        # Text, because a string would have its brackets read as markup
-        table.add_row(*(Text(text) for text in (cell, row["task"], method_label(row), *figures)))
+        table.add_row(cell(name), cell(row["task"]), method_label(row), *map(cell, figures))
     return table
 
 

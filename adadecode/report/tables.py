@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adadecode.methods import REFERENCE, names_that_owe
-from adadecode.report.cells import ABSENT, fraction_text, number_text
+from adadecode.report.cells import ABSENT, cell, fraction_text, number_text
 from adadecode.report.summary import parity_line
 from adadecode.settings import PlacementSettings
 
@@ -59,10 +59,8 @@ def summary_table(summary: pa.Table) -> Table:
     for row in rows:
         task = row["task"] if row["task"] != shown_task else ""
         shown_task = row["task"]
-        # Text, because a string would have its brackets read as markup
-        table.add_row(
-            *(Text(cell) for cell in (task, method_label(row), *_cells(row, has_errors, num_vanilla.get(row["task"]))))
-        )
+        figures = _cells(row, has_errors, num_vanilla.get(row["task"]))
+        table.add_row(cell(task), method_label(row), *map(cell, figures))
     return table
 
 
@@ -94,9 +92,10 @@ def mismatch_lines(verify: pa.Table) -> list[str]:
     ]
 
 
-def method_label(row: dict[str, Any]) -> str:
+def method_label(row: dict[str, Any]) -> Text:
     """The method of a SUMMARY row, with a mark when it is lossy."""
-    return f"{row['method']}\n(lossy)" if row["lossy"] else row["method"]
+    label = cell(row["method"])
+    return label.append("\n(lossy)") if row["lossy"] else label
 
 
 def provenance_lines(run: dict[str, Any]) -> list[str]:
@@ -110,21 +109,16 @@ def provenance_lines(run: dict[str, Any]) -> list[str]:
     for section in ("config", "provenance"):
         values = run.get(section)
         if isinstance(values, dict):
-<<<<<<< HEAD
             told = {name: value for name, value in values.items() if value is not None and name not in PLACEMENT}
             if told.get("kernels") == "auto":
                 del told["kernels"]
             lines += [f"{section}.{name}: {_plain(value)}" for name, value in told.items()]
-    return lines
-=======
-            lines += [f"{section}.{name}: {_plain(value)}" for name, value in values.items() if value is not None]
     return lines + [f"model: {note}" for note in model_notes(run)]
 
 
 def model_notes(run: dict[str, Any]) -> list[str]:
     """What the workers of a run noted of the model's files, each once."""
     return list(dict.fromkeys(note for worker in run.get("workers") or [] for note in worker.get("model_notes", [])))
->>>>>>> h-models
 
 
 def _cells(row: dict[str, Any], has_errors: bool, num_vanilla: int | None) -> Iterator[str]:

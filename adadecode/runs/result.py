@@ -69,7 +69,7 @@ class RunResult:
                 f"{self._num_unproved} outputs of vanilla have none to compare with; see error_message in the samples"
             )
         if not lines and self._all_failed:
-            lines.append(f"every sample failed: {', '.join(self._all_failed)}; see error_message in the samples")
+            lines.append("; ".join([f"every sample failed: {', '.join(self._all_failed)}", *self.errors]))
         return lines
 
     def missing_line(self, resume: str | None = None) -> str:

@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 
 from adadecode.engine.generate import Request, generate, room_for_output
 from adadecode.engine.policy import Policy
-from adadecode.errors import DeviceLostError, RunFolderError
+from adadecode.errors import DeviceLostError, PromptError, RunFolderError
 from adadecode.files import whole_file
 from adadecode.model.decoder import DecoderModel
 from adadecode.records import Say
@@ -114,7 +114,7 @@ class OutputsProgress:
 
 
 def make_outputs(
-    model: DecoderModel, prompts: Iterable[list[int]], config: TrainConfig, out: Path, say: Say
+    model: DecoderModel, prompts: Iterable[list[int] | PromptError], config: TrainConfig, out: Path, say: Say
 ) -> list[Part]:
     """The parts of the outputs of the usable `prompts`, in their order, made in this process where they are missing.
 

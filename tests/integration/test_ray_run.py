@@ -8,14 +8,9 @@ from pathlib import Path
 
 import pytest
 
-<<<<<<< HEAD
-from adadecode.errors import AdaDecodeError, ExitHeadsError, ResourcesError
-from adadecode.kernels.library import load_library
-from adadecode.runs.folder import read_commits
-=======
 from adadecode.errors import AdaDecodeError, ExitHeadsError, ResourcesError, UsageError
+from adadecode.kernels.library import load_library
 from adadecode.runs.folder import read_commits, read_run
->>>>>>> h-models
 from adadecode.settings import DecodeSettings, EvalConfig
 from ray_jobs.scheduler import Limits
 from tests.integration.chaos.faults import evaluator_pids

@@ -17,6 +17,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from adadecode.api import silent
 from adadecode.bench import bench as bench_module
 from adadecode.bench import subject, timer
 from adadecode.bench.bench import count_calls, in_turn, run_bench
@@ -80,7 +81,7 @@ def test_only_broken_parity_is_a_mismatch(parity, code):
 
 
 def test_exits_that_never_fire_are_all_tested_in_every_round():
-    subject = load_subject(bench_config(exits=(2, 6), ngram=0.4))
+    subject = load_subject(bench_config(exits=(2, 6), ngram=0.4), silent)
     counted = count_calls(subject)
     never = counted.calls["adadecode-never"]
     (rounds,) = {count for call, count in never.items() if call.kind == "verify"}
@@ -185,7 +186,7 @@ def test_an_output_that_differs_from_vanillas_ends_with_exit_code_3(cli, monkeyp
 
 def test_tokens_that_change_between_repeats_break_parity(monkeypatch):
     config = bench_config(repeats=1)
-    subject = load_subject(config)
+    subject = load_subject(config, silent)
     counted = count_calls(subject)
     counted.outputs["adadecode"][0] = (1, 2, 3)
     bench_module.measure(subject, counted, 0)

@@ -259,7 +259,8 @@ def test_a_run_whose_every_sample_failed_exits_1(cli, tiny, tmp_path):
     flags = tiny.flags(model=model, heads=None, data_file=prompts, methods="vanilla")
     result = cli("eval", "--local", *flags, "--max-errors", "100%", "--out", tmp_path / "run")
     assert result.exit_code == 1
-    assert result.stderr == "every sample failed: vanilla on jsonl; see error_message in the samples\n"
+    assert result.stderr.startswith("every sample failed: vanilla on jsonl; errors: 2 of 2 samples failed: ")
+    assert "first: jsonl/00000: the prompt has 12 tokens; " in result.stderr
     assert read_samples(tmp_path / "run")["status"].to_pylist() == ["error", "error"]
 
 

@@ -172,8 +172,9 @@ def test_too_many_errors_stop_a_run_and_keep_what_is_committed(cli, tiny, tmp_pa
     flags = [*tiny.flags(data_file=prompts, shard_size=1, methods="vanilla"), "--out", tmp_path / "run"]
     result = cli("eval", "--local", *flags, "--max-errors", "1")
     assert result.exit_code == 1
-    assert "2 of 7 planned samples failed, and --max-errors 1 allows 1" in result.stderr
-    missing, _ = result.stderr.splitlines()
+    why, missing = result.stderr.splitlines()
+    assert why.startswith("adadecode: 2 of 7 planned samples failed, and --max-errors 1 allows 1: ")
+    assert "first: jsonl/00001: the prompt has 2000 tokens" in why
     assert missing.startswith("4 planned rows are missing; go on with: adadecode ")
     assert len(read_commits(tmp_path / "run")) == 3
     assert read_run(tmp_path / "run")["status"] == "incomplete"

@@ -72,7 +72,7 @@ def test_outputs_without_their_partner_exit_1(result_of, row, error_row):
 def test_a_method_that_never_finished_exits_1(result_of, row, error_row):
     result = result_of(row("vanilla"), error_row("vanilla-w1"))
     assert result.exit_code == 1
-    assert result.problem_lines() == ["every sample failed: vanilla-w1 on demo; see error_message in the samples"]
+    assert result.problem_lines() == [f"every sample failed: vanilla-w1 on demo; {result.errors[0]}"]
 
 
 def test_a_stored_run_is_judged_from_its_tables():
