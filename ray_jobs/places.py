@@ -1,0 +1,79 @@
+"""Places: where actors run, what was finished there and how often actors died there.
+
+A place is a host's GPU, or a host where actors compute on CPUs. A bad one loads a model and dies at work, and it is always
+free: what is not held against it is held against the items that it is given.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from ray_jobs.limits import Limits
+from ray_jobs.state import ActorState, ItemState, Phase
+
+
+@dataclass
+class Record:
+    """What happened at one place."""
+
+    num_failures: int = 0  # actors that died there since anything was finished there
+    has_finished: bool = False
+    rests_until: float = 0.0
+
+
+class Places:
+    """The record of every place at which an actor of the run has started.
+
+    A place at which an actor died rests, each time for twice as long until something is finished there, as long as
+    another place did better: nothing is lost by that, and a place that always fails is tried ever less often.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._records: defaultdict[str, Record] = defaultdict(Record)
+
+    def add(self, place: str) -> None:
+        """An actor has started there."""
+        self._records[place]  # makes its record
+
+    def finished(self, place: str) -> None:
+        """An actor has finished an item there."""
+        record = self._records[place]
+        record.num_failures, record.has_finished, record.rests_until = 0, True, 0.0
+
+    def failed(self, place: str, now: float) -> None:
+        """An actor has died there, or raised an error."""
+        record = self._records[place]
+        rest_s = self._limits.backoff_s * 2 ** min(record.num_failures, 30)
+        record.num_failures += 1
+        record.rests_until = now + min(rest_s, self._limits.longest_rest_s)
+
+    def blame(self, item: ItemState, place: str, reason: str) -> None:
+        """Holds the death of an actor at `place` against the item it had in flight."""
+        item.deaths[place] += 1
+        item.reason, item.is_quarantined = reason, True
+        if self._records[place].has_finished:
+            item.proofs.add(place)
+
+    def is_poison(self, item: ItemState, actors: Collection[ActorState], now: float) -> bool:
+        """Whether actors died of the item at enough places that had proved good; or often enough wherever there is one."""
+        if len(item.proofs) >= self._limits.max_deaths:
+            return True
+        return item.deaths.total() >= self._limits.max_deaths and not self._untried(item, actors, now)
+
+    def best_for(self, item: ItemState, actors: Collection[ActorState], now: float) -> Collection[ActorState]:
+        """Which of `actors` may try an item under suspicion: where none died of it, of these where none died lately."""
+        untried = self._untried(item, actors, now)
+        return [actor for actor in untried if not self._records[actor.place].num_failures] or untried or actors
+
+    def is_resting(self, place: str, now: float) -> bool:
+        """Whether an actor there shall wait: fewer have died elsewhere."""
+        mine = self._records[place]
+        return now < mine.rests_until and any(
+            other.num_failures < mine.num_failures for other in self._records.values()
+        )
+
+    def _untried(self, item: ItemState, actors: Collection[ActorState], now: float) -> list[ActorState]:
+        """Those of `actors`, loading or ready, that are where none died of the item, and do not rest."""
+        at_work = [actor for actor in actors if actor.phase is not Phase.STARTING]
+        return [actor for actor in at_work if actor.place not in item.deaths and not self.is_resting(actor.place, now)]
