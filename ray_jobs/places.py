@@ -21,6 +21,9 @@ class Record:
     rests_until: float = 0.0
 
 
+UNKNOWN = Record()  # of an actor that starts
+
+
 class Places:
     """The record of every place at which an actor of the run has started.
 
@@ -64,16 +67,24 @@ class Places:
     def best_for(self, item: ItemState, actors: Collection[ActorState], now: float) -> Collection[ActorState]:
         """Which of `actors` may try an item under suspicion: where none died of it, of these where none died lately."""
         untried = self._untried(item, actors, now)
-        return [actor for actor in untried if not self._records[actor.place].num_failures] or untried or actors
+        clean = [
+            actor for actor in untried if actor.place in self._records and not self._records[actor.place].num_failures
+        ]
+        return clean or untried or actors
 
     def is_resting(self, place: str, now: float) -> bool:
         """Whether an actor there shall wait: fewer have died elsewhere."""
-        mine = self._records[place]
+        mine = self._records.get(place, UNKNOWN)
         return now < mine.rests_until and any(
             other.num_failures < mine.num_failures for other in self._records.values()
         )
 
     def _untried(self, item: ItemState, actors: Collection[ActorState], now: float) -> list[ActorState]:
-        """Those of `actors`, loading or ready, that are where none died of the item, and do not rest."""
-        at_work = [actor for actor in actors if actor.phase is not Phase.STARTING]
-        return [actor for actor in at_work if actor.place not in item.deaths and not self.is_resting(actor.place, now)]
+        """Those of `actors` that do not rest and are where none died of the item, or may come to be."""
+        return [
+            actor
+            for actor in actors
+            if (actor.phase is not Phase.STARTING or now - actor.since < self._limits.start_s)
+            and actor.place not in item.deaths
+            and not self.is_resting(actor.place, now)
+        ]
