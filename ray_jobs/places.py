@@ -21,6 +21,7 @@ class Record:
     rests_until: float = 0.0
 
 
+SURELY = 8  # times the deaths of which an item is poison, wherever they were: no place is left that is any good
 UNKNOWN = Record()  # of an actor that starts
 
 
@@ -51,18 +52,20 @@ class Places:
         record.num_failures += 1
         record.rests_until = now + min(rest_s, self._limits.longest_rest_s)
 
-    def blame(self, item: ItemState, place: str, reason: str) -> None:
-        """Holds the death of an actor at `place` against the item it had in flight."""
-        item.deaths[place] += 1
-        item.reason, item.is_quarantined = reason, True
-        if self._records[place].has_finished:
-            item.proofs.add(place)
-
     def is_poison(self, item: ItemState, actors: Collection[ActorState], now: float) -> bool:
-        """Whether actors died of the item at enough places that had proved good; or often enough wherever there is one."""
-        if len(item.proofs) >= self._limits.max_deaths:
+        """Whether the item is to blame for the deaths, and not the places.
+
+        Once anything was finished, deaths count at places where something was; at one such place again only when none of
+        `actors` is where none died of it.
+        """
+        enough, proven = (
+            self._limits.max_deaths,
+            [place for place, found in self._records.items() if found.has_finished],
+        )
+        counting = [num for place, num in item.deaths.items() if place in proven or not proven]
+        if (proven and len(counting) >= enough) or item.deaths.total() >= SURELY * enough:
             return True
-        return item.deaths.total() >= self._limits.max_deaths and not self._untried(item, actors, now)
+        return sum(counting) >= enough and not self._untried(item, actors, now)
 
     def best_for(self, item: ItemState, actors: Collection[ActorState], now: float) -> Collection[ActorState]:
         """Which of `actors` may try an item under suspicion: where none died of it, of these where none died lately."""

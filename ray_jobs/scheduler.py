@@ -164,7 +164,8 @@ class Scheduler:
         elif death.error is not None:
             self._setbacks.raised(death.error, actor.place, others, now)
         if actor.in_flight and (blamed := self._items.get(actor.in_flight.name)):
-            self._places.blame(blamed, actor.place, death.reason)
+            blamed.deaths[actor.place] += 1
+            blamed.reason, blamed.is_quarantined = death.reason, True
         if actor.phase is not Phase.STARTING:
             self._places.failed(actor.place, now)
 

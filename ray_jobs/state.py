@@ -76,6 +76,5 @@ class ItemState:
     item: Item
     is_quarantined: bool = False  # an actor died of it, or of what it is a piece of: nothing is queued beside it
     deaths: Counter[str] = field(default_factory=Counter)  # by place
-    proofs: set[str] = field(default_factory=set)  # places it died at that had finished something before
     reason: str = ""  # of the last death
     actors: set[str] = field(default_factory=set)
