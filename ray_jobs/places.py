@@ -58,10 +58,8 @@ class Places:
         Once anything was finished, deaths count at places where something was; at one such place again only when none of
         `actors` is where none died of it.
         """
-        enough, proven = (
-            self._limits.max_deaths,
-            [place for place, found in self._records.items() if found.has_finished],
-        )
+        enough = self._limits.max_deaths
+        proven = [place for place, found in self._records.items() if found.has_finished]
         counting = [num for place, num in item.deaths.items() if place in proven or not proven]
         if (proven and len(counting) >= enough) or item.deaths.total() >= SURELY * enough:
             return True

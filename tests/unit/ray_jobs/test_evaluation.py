@@ -1,8 +1,14 @@
 """What the driver of an evaluation decides without a cluster."""
 
+from types import SimpleNamespace
+from typing import Any
+
+from adadecode.evaluation.rows import turns
 from adadecode.records import Example, Shard, WorkerState
-from ray_jobs.actors import ShardWork
-from ray_jobs.evaluation import Waiting, phase_of, shard_item, split_shard
+from adadecode.runs.folder import RunFolder, read_commits
+from adadecode.settings import EvalConfig
+from ray_jobs.actors import ShardWork, SplitSample
+from ray_jobs.evaluation import SplitShards, Waiting, phase_of, shard_item, split_shard
 from ray_jobs.events import Item
 from ray_jobs.state import ActorState, Phase
 
@@ -45,3 +51,38 @@ def test_nothing_is_said_while_any_worker_has_a_node():
     waiting.look_at([starting(100), WorkerState("worker-1", "a", "working", "shard 7", 3.0)])
     waiting.look_at([])
     assert lines == []
+
+
+def split_sample(sample_idx: int, worker_id: str) -> SplitSample:
+    (turn,) = turns(("vanilla",), SHARD, sample_idx, 0, worker_id)
+    return SplitSample([turn.error_row("ValueError", "odd")], {"worker_id": worker_id, "kernels": "native"})
+
+
+def committed_worker(folder: RunFolder, samples: list[SplitSample | None]) -> dict[str, Any]:
+    """Who the commit of SHARD says made its rows, each sample by itself; None is one that nobody survived."""
+    config = EvalConfig(model="tiny", task="jsonl", methods=("vanilla",))
+    prepared: Any = SimpleNamespace(config=config, folder=folder)
+    split = SplitShards(prepared)
+    for sample_idx, sample in enumerate(samples):
+        work = ShardWork(SHARD, sample_idx)
+        outcome = split.add_lost(work, "gone") if sample is None else split.add(work, sample)
+        assert (outcome is None) is (sample_idx < len(samples) - 1)
+    return read_commits(folder.location)[SHARD.shard_idx]["worker"]
+
+
+def test_a_shard_done_sample_by_sample_names_every_worker_that_made_rows(tmp_path):
+    folder = RunFolder.open(tmp_path / "run", "f00d", {})
+    worker = committed_worker(folder, [split_sample(0, "worker-3"), split_sample(1, "worker-5")])
+    assert worker == {
+        "worker_id": "worker-5",
+        "kernels": "native",
+        "others": [{"worker_id": "worker-3", "kernels": "native"}],
+    }
+
+
+def test_a_shard_done_sample_by_sample_by_one_worker_names_no_others(tmp_path):
+    one = {"worker_id": "worker-3", "kernels": "native"}
+    of_both = [split_sample(0, "worker-3"), split_sample(1, "worker-3")]
+    assert committed_worker(RunFolder.open(tmp_path / "both", "f00d", {}), of_both) == one
+    assert committed_worker(RunFolder.open(tmp_path / "lost", "f00d", {}), [of_both[0], None]) == one
+    assert committed_worker(RunFolder.open(tmp_path / "none", "f00d", {}), [None, None]) == {"worker_id": "driver"}
