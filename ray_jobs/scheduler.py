@@ -226,9 +226,9 @@ class Scheduler:
         return actions
 
     def _ready(self, now: float) -> list[ActorState]:
-        """The actors that may be assigned something: not those that have nothing at a place that rests."""
+        """The actors that may be assigned something: not those at a place that rests."""
         ready = [actor for actor in self.actors.values() if actor.phase is Phase.READY]
-        return [actor for actor in ready if actor.items or not self._places.is_resting(actor.place, now)]
+        return [actor for actor in ready if not self._places.is_resting(actor.place, now)]
 
     def _next_for(self, actor: ActorState, now: float) -> Item | None:
         """The first pending item that `actor` may be assigned; None when there is none."""

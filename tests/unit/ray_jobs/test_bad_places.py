@@ -117,6 +117,23 @@ def test_deaths_count_again_where_there_is_one_place():
     assert [item.name for item in scheduler.pending] == ["i0.0", "i0.1"]
 
 
+def test_an_item_that_ends_actor_after_actor_at_the_only_place_that_is_left_is_split_at_last():
+    scheduler = placed(30, "ab", Limits(first_deadline_s=None))
+    scheduler.handle(Finished("worker-1", "i2"), 1)
+    scheduler.handle(Died("worker-0", "gone"), 2)  # of i0
+    scheduler.handle(Died("worker-1", "gone"), 2)  # of i3, at a place that had proved good and never comes back
+    num_deaths, now, name = 1, 100.0, "worker-2"
+    while "i0.0" not in {item.name for item in scheduler.pending} and num_deaths < 100:
+        now += 4000
+        comes(scheduler, name, "a", now)
+        scheduler.handle(Tick(), now + 3000)  # it rested
+        num_deaths += held(scheduler)[name][:1] == ["i0"]
+        (name,) = (
+            action.actor for action in scheduler.handle(Died(name, "gone"), now + 3001) if isinstance(action, Start)
+        )
+    assert num_deaths == 16
+
+
 def test_two_places_that_proved_good_are_enough_to_split_an_item():
     scheduler = placed(20, "abcd")
     for idx in range(4):
@@ -199,6 +216,19 @@ def test_a_load_that_raises_waits_for_the_outcome_of_those_that_load():
     ]
 
 
+def test_loads_that_raise_too_often_in_a_row_end_the_run_with_the_first_error():
+    scheduler = Scheduler([Item(f"i{idx}", None) for idx in range(9)], Limits(max_load_failures=3, backoff_s=1))
+    scheduler.handle(Wanted(2), 0)
+    failed = 0
+    for now, name in ((1, "worker-0"), (10, "worker-2"), (20, "worker-3")):
+        scheduler.handle(Tick(), now)
+        scheduler.handle(Started(name, "a"), now)
+        actions = scheduler.handle(Died(name, "no compiler", error=NO_COMPILER), now)
+        failed += len(of_type(actions, Fail))
+    assert failed == 1
+    assert of_type(actions, Fail)[0].error is NO_COMPILER
+
+
 def test_a_load_that_raises_is_that_actors_failure_once_another_has_loaded():
     scheduler = Scheduler([Item(f"i{idx}", None) for idx in range(9)], LIMITS)
     scheduler.handle(Wanted(2), 0)
@@ -241,6 +271,36 @@ def test_an_error_of_one_actor_is_a_death_while_others_work():
     assert scheduler.num_deaths("i0") == 1
     comes(scheduler, "worker-3", "a", 20)
     assert not of_type(scheduler.handle(Died("worker-3", "stale", error=STALE), 21), Fail), "b and c raised none"
+
+
+def test_an_actor_that_worked_before_the_first_error_is_heard_even_at_the_same_place():
+    scheduler = placed(20, "aa")
+    for turn, name in enumerate(("worker-0", "worker-2", "worker-3")):
+        assert not of_type(scheduler.handle(Died(name, "stale", error=STALE), 10 * turn), Fail)
+        comes(scheduler, f"worker-{turn + 2}", "a", 10 * turn + 5)
+    actions = scheduler.handle(Died("worker-1", "stale", error=STALE), 40)
+    assert of_type(actions + scheduler.handle(Tick(), 60), Fail), "now every one has raised it"
+
+
+def test_a_place_whose_actor_was_preempted_is_heard_before_an_error_is_everybodys():
+    scheduler = placed(20, "ab")
+    scheduler.handle(Died("worker-0", "stale", error=STALE), 1)
+    scheduler.handle(Died("worker-1", "spot", preempted=True), 2)
+    comes(scheduler, "worker-2", "a", 3)
+    scheduler.handle(Started("worker-3", "b"), 4)
+    scheduler.handle(Tick(), 12)
+    assert held(scheduler)["worker-2"]
+    assert not of_type(scheduler.handle(Died("worker-2", "stale", error=STALE), 13), Fail)
+    assert held(scheduler).keys() > {"worker-3"}, "and one more is started"
+
+
+def test_an_error_that_ends_the_run_gives_nothing_up():
+    scheduler = Scheduler([Item("i0.0", None)], LIMITS, samples)
+    scheduler.handle(Wanted(1), 0)
+    for idx in range(2):
+        comes(scheduler, f"worker-{idx}", "a", idx)
+        actions = scheduler.handle(Died(f"worker-{idx}", "odd", error=STALE), idx)
+    assert actions == [Fail(str(STALE), STALE)]
 
 
 def test_an_error_that_every_actor_raises_ends_the_run_with_it():
