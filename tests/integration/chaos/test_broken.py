@@ -31,7 +31,7 @@ def test_a_place_at_which_actors_load_and_die_at_work_costs_no_sample(nodes, con
     assert deterministic(out).equals(undisturbed)
     num_deaths = len(out.with_name("shown").read_text())
     lines = [line for line in observer.lines if f"on {HOST} is gone" in line]
-    assert 1 <= len(lines) <= num_deaths <= 8, observer.lines  # it rests longer each time
+    assert 1 <= len(lines) <= num_deaths, observer.lines  # the last may have had no time to be told
 
 
 @pytest.mark.chaos
