@@ -297,6 +297,7 @@ def test_a_place_whose_actor_was_preempted_is_heard_before_an_error_is_everybody
 def test_an_error_that_ends_the_run_gives_nothing_up():
     scheduler = Scheduler([Item("i0.0", None)], LIMITS, samples)
     scheduler.handle(Wanted(1), 0)
+    actions = []
     for idx in range(2):
         comes(scheduler, f"worker-{idx}", "a", idx)
         actions = scheduler.handle(Died(f"worker-{idx}", "odd", error=STALE), idx)
