@@ -27,6 +27,7 @@ fuzz: $(READY)
 
 efficiency: $(READY)
 	PYTHONPATH=. $(BIN)/python tests/efficiency/simulate_makespan.py
+	PYTHONPATH=. $(BIN)/python tests/efficiency/simulate_bad_places.py
 	PYTHONPATH=. $(BIN)/python tests/efficiency/driver_memory.py --samples 100000
 
 lint: $(READY)

@@ -11,9 +11,11 @@ from ray_jobs.events import (
     Assign,
     Cancel,
     Died,
+    Event,
     Fail,
     GiveUp,
     Item,
+    Loaded,
     Start,
     Stop,
     StopRequested,
@@ -32,6 +34,8 @@ class Driver(ABC):
 
     def __init__(self, pool: Pool, scheduler: Scheduler) -> None:
         self._pool, self._scheduler = pool, scheduler
+        self._has_loaded = False  # any actor
+        self._unsaid: list[str] = []  # about loads that raised
 
     @abstractmethod
     def num_wanted(self) -> int:
@@ -43,7 +47,7 @@ class Driver(ABC):
 
     @abstractmethod
     def on_give_up(self, item: Item, reason: str) -> None:
-        """Takes that `item` ended every actor that tried it, the last for `reason`."""
+        """Takes that `item` ended the actors that tried it, the last for `reason`."""
 
     def is_stopping(self) -> bool:
         """Whether no more shall be begun."""
@@ -60,7 +64,8 @@ class Driver(ABC):
     def drive(self) -> None:
         """Has the pool do all that the scheduler holds, or what is in flight once stopping; then ends its actors.
 
-        Raises what an actor refused to do, a user's mistake, and AdaDecodeError when no actor can be had.
+        Raises what every actor that loads refuses, a user's mistake, what every actor raises at work, or AdaDecodeError
+        when no actor can be had.
         """
         try:
             self._drive()
@@ -81,10 +86,10 @@ class Driver(ABC):
                 is_stopped = True
                 happened.append((StopRequested(), None))
             for event, result in [*happened, (Tick(), None)]:
-                if isinstance(event, Died) and event.actor in self._pool.actors:
-                    self.on_lost_actor(f"{event.actor} is gone: {event.reason}")
-                    self._pool.stop(event.actor)
-                for action in self._scheduler.handle(event, now):
+                actions = self._scheduler.handle(event, now)
+                if not any(isinstance(action, Fail) for action in actions):  # what ends the run is said by its error
+                    self._take_note(event)
+                for action in actions:
                     self._carry_out(action, result)
             if self._scheduler.is_over:
                 return
@@ -101,11 +106,29 @@ class Driver(ABC):
                 self._pool.cancel(name, item)
             case Stop(name, reason):
                 if reason is not None:
-                    self.on_lost_actor(f"{name} is ended: {reason}")
+                    self.on_lost_actor(f"{self._named(name)} is ended: {reason}")
                 self._pool.stop(name)
             case Accept(item):
                 self.on_done(item, result)
             case GiveUp(item, reason):
                 self.on_give_up(item, reason)
+            case Fail(_, error) if error is not None:
+                raise error
             case Fail(reason):
                 raise AdaDecodeError(f"{reason}; what is committed stays, and the same command continues")
+
+    def _take_note(self, event: Event) -> None:
+        """Ends an actor that is lost and says so; of a load that raised only when another has loaded, as none else may."""
+        if isinstance(event, Died) and event.actor in self._pool.actors:
+            done = "is gone" if event.error is None else "failed"
+            self._unsaid.append(f"{self._named(event.actor)} {done}: {event.reason}")
+            self._pool.stop(event.actor)
+        self._has_loaded |= isinstance(event, Loaded)
+        if self._has_loaded or (isinstance(event, Died) and event.error is None):
+            while self._unsaid:
+                self.on_lost_actor(self._unsaid.pop(0))
+
+    def _named(self, actor: str) -> str:
+        """The actor and, when it is known, its place."""
+        place = self._pool.places.get(actor)
+        return actor if place is None else f"{actor} on {place}"

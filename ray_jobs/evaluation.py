@@ -18,8 +18,9 @@ from ray_jobs.actors import EvalActor, EvalTask, ShardWork, SplitSample
 from ray_jobs.cluster import actor_resources, num_places, with_absolute_paths
 from ray_jobs.driver import Driver
 from ray_jobs.events import Item
+from ray_jobs.limits import FIRST_DEADLINE_S, Limits
 from ray_jobs.pool import Pool
-from ray_jobs.scheduler import FIRST_DEADLINE_S, Limits, Scheduler
+from ray_jobs.scheduler import Scheduler
 from ray_jobs.state import ActorState, Phase
 
 WAITING_S = 30.0
@@ -34,9 +35,10 @@ def run_on_ray(
 ) -> None:
     """Evaluates every shard not yet committed on the actors of the run; tells `observer` how it goes.
 
-    An actor that dies or hangs is replaced and its shard assigned to another; a shard that keeps ending its actors is
-    split and done sample by sample, and a sample that does becomes error rows. Once `is_stopping`, only what is in flight
-    is finished. Raises what a worker refused to do (a user's mistake), and AdaDecodeError when no actor can be had.
+    An actor that dies, hangs or raises is replaced and its shard assigned to another; a shard that ends its actors at
+    several places is split and done sample by sample, and a sample that does becomes error rows. Once `is_stopping`, only
+    what is in flight is finished. Raises what every worker refuses when it loads (a user's mistake) or raises at work,
+    RunFolderError for a full disk, and AdaDecodeError when no actor can be had.
     """
     if not prepared.todo:
         return
@@ -45,7 +47,12 @@ def run_on_ray(
     task = EvalTask(with_absolute_paths(config), prepared.tasks, folder.location, folder.fingerprint, threads)
     scheduler = Scheduler(
         (shard_item(shard) for shard in longest_first(prepared.todo)),
-        limits or Limits(first_deadline_s=max(FIRST_DEADLINE_S, config.deadline_s), least_deadline_s=config.deadline_s),
+        limits
+        or Limits(
+            first_deadline_s=max(FIRST_DEADLINE_S, config.deadline_s),
+            least_deadline_s=config.deadline_s,
+            grace_s=config.grace_s,
+        ),
         split_shard,
     )
     pool = Pool(actor_class, task, threads, resources)
@@ -165,13 +172,13 @@ class SplitShards:
 
     prepared: PreparedRun
     _rows: dict[int, dict[int, list[SampleRow]]] = field(default_factory=dict)  # by shard and sample index
-    _facts: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  # by shard index, each worker's once
+    _facts: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  # of the workers, each once, by shard index
 
     def add(self, work: ShardWork, result: SplitSample) -> ShardOutcome | None:
         """Keeps the rows of a sample; returns the outcome of its shard when that made it whole."""
-        of_shard = self._facts.setdefault(work.shard.shard_idx, [])
-        if result.facts not in of_shard:
-            of_shard.append(result.facts)
+        facts = self._facts.setdefault(work.shard.shard_idx, [])
+        if result.facts not in facts:
+            facts.append(result.facts)
         return self._keep(work, result.rows)
 
     def add_lost(self, work: ShardWork, reason: str) -> ShardOutcome | None:
@@ -188,5 +195,5 @@ class SplitShards:
             return None
         all_rows = [row for sample_rows in self._rows.pop(shard.shard_idx).values() for row in sample_rows]
         *others, last = self._facts.pop(shard.shard_idx, [None])
-        facts = last | {"others": others} if last is not None and others else last
+        facts = {**last, "others": others} if last and others else last
         return commit_rows(self.prepared.folder, shard, all_rows, facts)

@@ -25,9 +25,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Started:
-    """The actor's process runs; it loads."""
+    """The actor's process runs at `place`, a name for its GPU or its node; it loads."""
 
     actor: str
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,15 @@ class Cancelled:
 
 @dataclass(frozen=True)
 class Died:
-    """The actor, its node or its environment is gone. A preempted one died for no fault of what it did."""
+    """The actor, its node or its environment is gone, or it raised `error` and is ended for that.
+
+    A preempted one died for no fault of what it did.
+    """
 
     actor: str
     reason: str
     preempted: bool = False
+    error: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -126,9 +131,10 @@ class GiveUp:
 
 @dataclass(frozen=True)
 class Fail:
-    """No actor can be had: the run is over."""
+    """The run cannot go on: no actor can be had, or all raise what `error` says."""
 
     reason: str
+    error: Exception | None = None
 
 
 Action = Start | Assign | Cancel | Stop | Accept | GiveUp | Fail

@@ -21,10 +21,20 @@ HELLO, LOAD = Item("starting", None), Item("loading the model", None)
 
 
 class Place(NamedTuple):
-    """Where an actor's process runs."""
+    """Where an actor's process runs: a process of a node, and the GPUs it was given there."""
 
     host: str
     pid: int
+    node_id: str
+    gpus: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """What stays the same for the next process there."""
+        return "/".join((self.host, self.node_id, *self.gpus))
+
+    def __str__(self) -> str:
+        return ", ".join((self.host, *(f"GPU {gpu}" for gpu in self.gpus)))
 
 
 class PooledActor:
@@ -32,7 +42,9 @@ class PooledActor:
 
     def hello(self) -> Place:
         """Where this process runs; answers as soon as it does."""
-        return Place(socket.gethostname(), os.getpid())
+        context = ray.get_runtime_context()
+        gpus = context.get_accelerator_ids().get("GPU", [])
+        return Place(socket.gethostname(), os.getpid(), context.get_node_id(), tuple(gpus))
 
 
 @dataclass(frozen=True)
@@ -86,10 +98,7 @@ class Pool:
                 self.stop(name)
 
     def poll(self, timeout_s: float) -> list[tuple[Event, Any]]:
-        """What happened, each event with the result of the work it ends; waits for the first for at most `timeout_s`.
-
-        Raises what an actor refused to do, a user's mistake, and AdaDecodeError for what it failed at.
-        """
+        """What happened, each event with the result of the work it ends; waits for the first for at most `timeout_s`."""
         refs = list(self._assigned)
         if not refs:
             time.sleep(timeout_s)
@@ -106,19 +115,24 @@ class Pool:
         except TaskCancelledError:
             return Cancelled(name, item.name), None
         except RayTaskError as error:
-            raise _user_error(error, item.name) from error
+            raised = _one_line_error(error, item.name)
+            return Died(name, _one_line(raised), error=raised), None
         except RayError as error:  # the actor, its node or its environment is gone
             preempted = isinstance(error, RayActorError) and error.preempted
-            return Died(name, " ".join(str(error).split())[:300], preempted), None
+            return Died(name, _one_line(error), preempted), None
         if item is HELLO:
             self.places[name] = result
-            return Started(name), None
+            return Started(name, result.name), None
         if item is LOAD:
             return Loaded(name), None
         return Finished(name, item.name, result.full_s), result.result
 
 
-def _user_error(error: RayTaskError, doing: str) -> Exception:
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _one_line_error(error: RayTaskError, doing: str) -> AdaDecodeError:
     """The worker's own one-line error when it made one, else a line that names what it was doing."""
     cause = error.cause
     if isinstance(cause, AdaDecodeError):

@@ -4,9 +4,9 @@ Events go in with the time they happened at, actions come out; `ray_jobs/driver.
 and has the actions carried out. An item is done once for the caller, however many actors worked on it.
 """
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
 from ray_jobs.events import (
     Accept,
@@ -16,7 +16,6 @@ from ray_jobs.events import (
     Cancelled,
     Died,
     Event,
-    Fail,
     Finished,
     GiveUp,
     Item,
@@ -28,43 +27,38 @@ from ray_jobs.events import (
     Tick,
     Wanted,
 )
+from ray_jobs.limits import Limits
+from ray_jobs.places import Places
+from ray_jobs.setbacks import Setbacks
 from ray_jobs.state import ActorState, ItemState, Phase
-
-FIRST_DEADLINE_S = 900.0
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When an actor counts as hung and an item as poison."""
-
-    max_deaths: int = 2  # actors an item may end before it is split, or given up where it cannot be
-    max_load_failures: int = 4  # in a row, without any that loaded, before the run fails
-    backoff_s: float = 10.0  # after a load that failed, doubled each time: a lost node looks alive for a while
-    load_deadline_s: float = 1800.0
-    first_deadline_s: float | None = FIRST_DEADLINE_S  # of an item before any was timed; None: items have no deadline
-    least_deadline_s: float = 60.0
-    slack: float = 4.0  # times the slowest time per size that was seen
 
 
 class Scheduler:
     """The state of a run between its events.
 
     Items are assigned in their order, those that come back first. An actor has at most one in flight and one queued; an
-    item that an actor died of is quarantined: nothing is queued behind it, nor it behind another. When none is pending,
-    an idle actor steals a queued one (work stealing), then runs the one that is in flight longest a second time
-    (speculative execution).
+    item that an actor died of is quarantined: nothing is queued behind it, nor it behind another, and it goes to a place
+    where it ended none. When none is pending, an idle actor steals a queued one (work stealing), then runs the one that
+    is in flight longest a second time (speculative execution).
     """
 
     def __init__(
-        self, items: Iterable[Item], limits: Limits, split: Callable[[Item], tuple[Item, ...]] = lambda item: ()
+        self,
+        items: Iterable[Item],
+        limits: Limits,
+        split: Callable[[Item], tuple[Item, ...]] = lambda item: (),
+        is_final: Callable[[Exception], bool] = lambda error: False,
     ) -> None:
-        """`split` gives what an item consists of, nothing when it is the smallest."""
+        """`split` gives what an item consists of, nothing when it is the smallest.
+
+        `is_final` says of an error that work raised whether every actor would raise it: it ends the run at once.
+        """
         self._limits, self._split = limits, split
         self._coming: Iterator[Item] = iter(items)
         self._pending: deque[Item] = deque()
         self._items: dict[str, ItemState] = {}  # every item that was ever assigned and is not done
-        self._num_wanted, self._num_started, self._num_load_failures = 0, 0, 0
-        self._backoff_until = 0.0  # no actor is started before
+        self._num_wanted, self._num_started = 0, 0
+        self._places, self._setbacks = Places(limits), Setbacks(limits, is_final)
         self._slowest_s: float | None = None  # per size
         self._is_stopped = False
         self.actors: dict[str, ActorState] = {}
@@ -83,7 +77,7 @@ class Scheduler:
 
     def num_deaths(self, item_name: str) -> int:
         """How many actors died of the item; 0 for one that was never assigned or is done."""
-        return state.deaths if (state := self._items.get(item_name)) else 0
+        return state.deaths.total() if (state := self._items.get(item_name)) else 0
 
     def deadline_s(self, item: Item) -> float | None:
         """How long `item` may take: `slack` times the slowest measured, doubled for each actor it ended."""
@@ -100,31 +94,39 @@ class Scheduler:
         actions: list[Action] = []
         match event:
             case Wanted(num_actors):
-                self._num_wanted, self._num_load_failures, self._backoff_until = num_actors, 0, now
-            case Started(name) if actor := self.actors.get(name):
-                actor.phase, actor.since = Phase.LOADING, now
+                self._num_wanted = num_actors
+                self._setbacks.begin_anew(now)
+            case Started(name, place) if actor := self.actors.get(name):
+                actor.phase, actor.since, actor.place = Phase.LOADING, now, place
+                self._places.add(place)
             case Loaded(name) if actor := self.actors.get(name):
                 actor.phase, actor.since = Phase.READY, now
-                self._num_load_failures, self._backoff_until = 0, now
+                self._setbacks.loaded(now)
             case Finished(name, item_name, full_s):
                 actions += self._on_finished(name, item_name, full_s, now)
             case Cancelled(name, item_name) if actor := self.actors.get(name):
                 actor.end(item_name, now)
-            case Died(name, reason, preempted) if name in self.actors:
-                actions += self._on_death(name, reason, preempted, now)
+            case Died(name) if name in self.actors:
+                actions += self._on_death(event, now)
             case Tick():
                 actions += self._stop_hung(now)
             case StopRequested():
                 self._is_stopped = True
             case Started() | Loaded() | Cancelled() | Died():
                 pass  # late news of an actor that is no more
-        return actions + (self._drain() if self._is_stopped else self._start_actors(now) + self._assign_items(now))
+        if (failure := self._setbacks.due(self.actors.values(), now)) is not None:
+            return [*actions, failure]
+        if self._is_stopped or self._setbacks.failure is not None:
+            return actions + self._drain()
+        return actions + self._start_actors(now) + self._assign_items(now)
 
     # The events that change more than one field.
 
     def _on_finished(self, name: str, item_name: str, full_s: float | None, now: float) -> list[Action]:
+        self._setbacks.finished()
         if actor := self.actors.get(name):
             actor.end(item_name, now)
+            self._places.finished(actor.place)
         state = self._items.pop(item_name, None)
         if state is None:
             return []  # another actor was first
@@ -138,32 +140,39 @@ class Scheduler:
                 actions.append(Cancel(other, state.item))
         return actions
 
-    def _on_death(self, name: str, reason: str, preempted: bool, now: float) -> list[Action]:
+    def _on_death(self, death: Died, now: float) -> list[Action]:
         """Forgets a dead actor; its items come back, and the death counts against the one in flight."""
-        actor = self.actors.pop(name)
-        if actor.phase is not Phase.READY and not preempted and now >= self._backoff_until:  # those at once count once
-            self._backoff_until = now + self._limits.backoff_s * 2**self._num_load_failures
-            self._num_load_failures += 1
-            if self._num_load_failures >= self._limits.max_load_failures:
-                self._num_wanted = len(self.actors)  # others go on; until a node joins no more are started
-                if all(other.phase is Phase.STARTING for other in self.actors.values()):
-                    return [Fail(f"{self._num_load_failures} workers ended while loading the model ({reason})")]
-        if actor.in_flight and not preempted and (blamed := self._items.get(actor.in_flight.name)):
-            blamed.deaths, blamed.reason, blamed.is_quarantined = blamed.deaths + 1, reason, True
+        actor = self.actors.pop(death.actor)
+        if not death.preempted:
+            self._count(actor, death, now)
         actions: list[Action] = []
         for item in reversed(actor.items):
             state = self._items.get(item.name)
             if state is None:
                 continue  # done by another
-            state.actors.discard(name)
+            state.actors.discard(actor.name)
             if not state.actors:
-                actions += self._requeue(state)
+                actions += self._requeue(state, now)
         return actions
 
-    def _requeue(self, state: ItemState) -> list[Action]:
+    def _count(self, actor: ActorState, death: Died, now: float) -> None:
+        """Holds a death against the place, against the item in flight and, when it failed to load or raised, the run."""
+        others = self.actors.values()
+        if actor.phase is not Phase.READY:
+            if self._setbacks.load_failed(death, others, now):
+                self._num_wanted = len(self.actors)  # others go on; until a node joins no more are started
+        elif death.error is not None:
+            self._setbacks.raised(death.error, actor.place, others, now)
+        if actor.in_flight and (blamed := self._items.get(actor.in_flight.name)):
+            blamed.deaths[actor.place] += 1
+            blamed.reason, blamed.is_quarantined = death.reason, True
+        if actor.phase is not Phase.STARTING:
+            self._places.failed(actor.place, now)
+
+    def _requeue(self, state: ItemState, now: float) -> list[Action]:
         """Makes an item that no actor has any more pending again, or its pieces, or gives it up."""
         item = state.item
-        if state.deaths < self._limits.max_deaths:
+        if self._setbacks.failure is not None or not self._places.is_poison(state, self.actors.values(), now):
             self._pending.appendleft(item)
             return []
         del self._items[item.name]
@@ -184,15 +193,15 @@ class Scheduler:
                 continue
             if deadline_s is not None and now - actor.since > deadline_s:
                 reason = f"{doing} took more than {deadline_s:.0f} s"
-                actions += [Stop(actor.name, reason), *self._on_death(actor.name, reason, preempted=False, now=now)]
+                actions += [Stop(actor.name, reason), *self._on_death(Died(actor.name, reason), now)]
         return actions
 
     # What follows from the state.
 
     def _start_actors(self, now: float) -> list[Action]:
-        if now < self._backoff_until:
+        if now < self._setbacks.start_from:
             return []
-        if any(actor.phase is Phase.READY and not actor.items for actor in self.actors.values()):
+        if any(not actor.items and self._next_for(actor, now) for actor in self._ready(now)):
             return []  # it does what came back, sooner than a new one could
         actions: list[Action] = []
         while len(self.actors) < self._num_wanted and self._has_pending():
@@ -203,20 +212,43 @@ class Scheduler:
         return actions
 
     def _assign_items(self, now: float) -> list[Action]:
-        ready = [actor for actor in self.actors.values() if actor.phase is Phase.READY]
+        ready = self._ready(now)
         actions: list[Action] = []
         for actor in ready:
-            if not actor.items and self._has_pending():
-                actions.append(self._assign(actor, self._pending.popleft(), now))
+            if not actor.items and (item := self._next_for(actor, now)):
+                actions.append(self._assign(actor, item, now))
         for actor in ready:
-            if len(actor.items) == 1 and self._has_pending() and self._may_queue(actor.items[0], self._pending[0]):
-                actions.append(self._assign(actor, self._pending.popleft(), now))
+            if len(actor.items) == 1 and (item := self._next_for(actor, now)) and self._may_queue(actor.items[0], item):
+                actions.append(self._assign(actor, item, now))
         for actor in ready:
             if not actor.items:
                 actions += self._steal(actor, now) or self._speculate(actor, now)
         return actions
 
+    def _ready(self, now: float) -> list[ActorState]:
+        """The actors that may be assigned something: not those at a place that rests."""
+        ready = [actor for actor in self.actors.values() if actor.phase is Phase.READY]
+        return [actor for actor in ready if not self._places.is_resting(actor.place, now)]
+
+    def _next_for(self, actor: ActorState, now: float) -> Item | None:
+        """The first pending item that `actor` may be assigned; None when there is none."""
+        if not self._has_pending():
+            return None
+        found = next((item for item in self._pending if self._may_try(actor, item, now)), None)
+        if found is None and (found := next(self._coming, None)) is not None:
+            self._pending.append(found)
+        return found
+
+    def _may_try(self, actor: ActorState, item: Item, now: float) -> bool:
+        """Whether the item is under no suspicion, or no actor is at a better place for it."""
+        state = self._items.get(item.name)
+        if state is None or not state.is_quarantined:
+            return True
+        return actor in self._places.best_for(state, self.actors.values(), now)
+
     def _assign(self, actor: ActorState, item: Item, now: float) -> Assign:
+        with contextlib.suppress(ValueError):  # it may be another's, in flight or queued
+            self._pending.remove(item)
         actor.assign(item, now)
         self._items.setdefault(item.name, ItemState(item)).actors.add(actor.name)
         return Assign(actor.name, item)

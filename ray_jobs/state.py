@@ -1,5 +1,6 @@
 """What a scheduler knows of each actor and of each item."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -33,6 +34,7 @@ class ActorState:
     name: str
     since: float
     phase: Phase = Phase.STARTING
+    place: str = ""  # not known while it starts
     queue: list[Assignment] = field(default_factory=list)
 
     @property
@@ -73,6 +75,6 @@ class ItemState:
 
     item: Item
     is_quarantined: bool = False  # an actor died of it, or of what it is a piece of: nothing is queued beside it
-    deaths: int = 0
+    deaths: Counter[str] = field(default_factory=Counter)  # by place
     reason: str = ""  # of the last death
     actors: set[str] = field(default_factory=set)

@@ -10,7 +10,7 @@ from typing import NoReturn
 import ray
 from ray.exceptions import RayError
 
-from adadecode.errors import AdaDecodeError
+from adadecode.errors import AdaDecodeError, RunFolderError
 from adadecode.model.head_files import HeadFacts
 from adadecode.model.load import load_tokenizer, use_threads
 from adadecode.records import Say
@@ -29,10 +29,12 @@ from ray_jobs.actors import lost_device_ends_the_process
 from ray_jobs.cluster import actor_resources, with_absolute_paths
 from ray_jobs.driver import Driver
 from ray_jobs.events import Item
+from ray_jobs.limits import Limits
 from ray_jobs.pool import Done, Pool, PooledActor
-from ray_jobs.scheduler import Limits, Scheduler
+from ray_jobs.scheduler import Scheduler
 
-LIMITS = Limits(max_deaths=3, first_deadline_s=None)  # how long a part or a training takes is not known beforehand
+# How long a part or a training takes is not known beforehand, and one that is alone does not try again for hours.
+LIMITS = Limits(max_deaths=3, max_errors=1, first_deadline_s=None)
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def _make_outputs(config: TrainConfig, prompts: UsablePrompts, out: Path, say: S
     assert config.workers is not None, config
     num_actors = min(config.workers, -(-num_prompts // config.part_prompts))
     pool = Pool(OutputsActor, TrainTask(config.model_copy(update={"threads": threads}), out), threads, resources)
-    scheduler = Scheduler(chunk_items(prompts, config.part_prompts), LIMITS)
+    scheduler = Scheduler(chunk_items(prompts, config.part_prompts), LIMITS, is_final=is_refusal)
     driver = OutputsDriver(pool, scheduler, num_actors, OutputsProgress(num_prompts, say), say)
     driver.drive()
     return [driver.parts[part_idx] for part_idx in range(len(driver.parts))]
@@ -133,7 +135,7 @@ def _train(config: TrainConfig, parts: list[Part], out: Path, say: Say) -> HeadF
     resources, threads = actor_resources(config.model_copy(update={"workers": 1}))
     resources |= {"max_concurrency": 2}  # so that it can tell what it says while it works
     pool = Pool(TrainActor, TrainTask(config.model_copy(update={"threads": threads}), out), threads, resources)
-    driver = TrainDriver(pool, Scheduler([Item("the training", parts)], LIMITS), say)
+    driver = TrainDriver(pool, Scheduler([Item("the training", parts)], LIMITS, is_final=is_refusal), say)
     driver.drive()
     assert driver.facts is not None
     return driver.facts
@@ -195,6 +197,11 @@ class TrainDriver(HeadsDriver):
     def on_done(self, item: Item, result: tuple[HeadFacts, list[str]]) -> None:
         self.facts, lines = result
         self.say_all(lines)
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether the settings, model or prompts are to blame for what an actor raised, not a disk or the machine."""
+    return type(error) is not AdaDecodeError and not isinstance(error, RunFolderError)
 
 
 def chunk_items(prompts: UsablePrompts, chunk_len: int) -> Iterator[Item]:

@@ -99,8 +99,12 @@ def test_more_workers_than_the_cluster_holds_are_refused_with_what_it_has(ray_cl
 
 def test_what_a_worker_refuses_reaches_the_driver_as_the_users_line(ray_cluster, config, tmp_path):
     (tmp_path / "no-heads").mkdir()
+    observer = Recorder()
     with pytest.raises(ExitHeadsError, match=r"no-heads.*train heads for this model"):
-        run_on_cluster(config.model_copy(update={"heads": str(tmp_path / "no-heads")}), tmp_path / "ray")
+        run_on_cluster(
+            config.model_copy(update={"heads": str(tmp_path / "no-heads")}), tmp_path / "ray", observer=observer
+        )
+    assert observer.lines == [], "that line is the only one"
 
 
 def test_a_model_that_cannot_be_used_is_the_users_line_from_a_worker_too(ray_cluster, config, model_folder, tmp_path):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from adadecode.evaluation.observer import Quiet
-from adadecode.evaluation.rows import lost_rows
+from adadecode.evaluation.rows import turns
 from adadecode.records import ChosenKernels, Example, Shard, WorkerState
 from adadecode.runs.folder import RunFolder, read_commits
 from adadecode.runs.kernels import settle_kernels
@@ -64,26 +64,6 @@ def prepared(tmp_path) -> Any:
     return SimpleNamespace(folder=folder, config=EvalConfig(), todo=(SHARD,), lease=SimpleNamespace(check=lambda: None))
 
 
-def test_a_shard_that_was_done_sample_by_sample_names_every_worker_that_took_part(prepared):
-    split = SplitShards(prepared)
-    rows = [lost_rows(prepared.config, SHARD, idx, "made up") for idx in range(2)]
-    facts = [{"worker_id": name, "kernels": kernels} for name, kernels in (("w0", "native"), ("w1", "eager"))]
-    assert split.add(ShardWork(SHARD, 0), SplitSample(rows[0], facts[0])) is None
-    assert split.add(ShardWork(SHARD, 1), SplitSample(rows[1], facts[1])) is not None
-    assert read_commits(prepared.folder.location)[7]["worker"] == facts[1] | {"others": [facts[0]]}
-
-
-def test_a_shard_of_one_worker_names_it_alone_and_one_of_none_the_driver(prepared):
-    facts = {"worker_id": "w0"}
-    for shard_idx, gives in ((7, [facts, facts]), (8, [facts, None]), (9, [None, None])):
-        split, shard = SplitShards(prepared), Shard(shard_idx, SHARD.task, SHARD.examples)
-        for idx, given in enumerate(gives):
-            work, rows = ShardWork(shard, idx), lost_rows(prepared.config, shard, idx, "made up")
-            _ = split.add_lost(work, "made up") if given is None else split.add(work, SplitSample(rows, given))
-    workers = {idx: commit["worker"] for idx, commit in read_commits(prepared.folder.location).items()}
-    assert workers == {7: facts, 8: facts, 9: {"worker_id": "driver"}}
-
-
 def test_the_driver_says_once_why_kernels_are_slow_when_an_actor_has_loaded(prepared):
     lines: list[str] = []
 
@@ -104,3 +84,38 @@ def test_the_driver_says_once_why_kernels_are_slow_when_an_actor_has_loaded(prep
     driver.on_wait()
     (line,) = lines
     assert line.startswith("kernels: eager, because there is no C++ compiler (on ")
+
+
+def split_sample(sample_idx: int, worker_id: str) -> SplitSample:
+    (turn,) = turns(("vanilla",), SHARD, sample_idx, 0, worker_id)
+    return SplitSample([turn.error_row("ValueError", "odd")], {"worker_id": worker_id, "kernels": "native"})
+
+
+def committed_worker(folder: RunFolder, samples: list[SplitSample | None]) -> dict[str, Any]:
+    """Who the commit of SHARD says made its rows, each sample by itself; None is one that nobody survived."""
+    config = EvalConfig(model="tiny", task="jsonl", methods=("vanilla",))
+    prepared: Any = SimpleNamespace(config=config, folder=folder)
+    split = SplitShards(prepared)
+    for sample_idx, sample in enumerate(samples):
+        work = ShardWork(SHARD, sample_idx)
+        outcome = split.add_lost(work, "gone") if sample is None else split.add(work, sample)
+        assert (outcome is None) is (sample_idx < len(samples) - 1)
+    return read_commits(folder.location)[SHARD.shard_idx]["worker"]
+
+
+def test_a_shard_done_sample_by_sample_names_every_worker_that_made_rows(tmp_path):
+    folder = RunFolder.open(tmp_path / "run", "f00d", {})
+    worker = committed_worker(folder, [split_sample(0, "worker-3"), split_sample(1, "worker-5")])
+    assert worker == {
+        "worker_id": "worker-5",
+        "kernels": "native",
+        "others": [{"worker_id": "worker-3", "kernels": "native"}],
+    }
+
+
+def test_a_shard_done_sample_by_sample_by_one_worker_names_no_others(tmp_path):
+    one = {"worker_id": "worker-3", "kernels": "native"}
+    of_both = [split_sample(0, "worker-3"), split_sample(1, "worker-3")]
+    assert committed_worker(RunFolder.open(tmp_path / "both", "f00d", {}), of_both) == one
+    assert committed_worker(RunFolder.open(tmp_path / "lost", "f00d", {}), [of_both[0], None]) == one
+    assert committed_worker(RunFolder.open(tmp_path / "none", "f00d", {}), [None, None]) == {"worker_id": "driver"}

@@ -292,10 +292,15 @@ def test_after_a_stop_request_nothing_is_assigned_and_what_is_in_flight_may_end(
 
 @dataclass
 class World:
-    """Actors as they are, beside what the scheduler believes: queues that run in order, and items that end them."""
+    """Actors as they are, beside what the scheduler believes: queues that run in order, items and places that end them.
+
+    Each actor is alone at its place, a letter; an actor at one in `bad` loads and dies of whatever it begins.
+    """
 
     scheduler: Scheduler
     poison: frozenset[str]
+    bad: frozenset[str] = frozenset()
+    places: dict[str, str] = field(default_factory=dict)
     queues: dict[str, list[str]] = field(default_factory=dict)
     accepted: Counter = field(default_factory=Counter)
     given_up: Counter = field(default_factory=Counter)
@@ -314,6 +319,9 @@ class World:
             case Start(name):
                 assert name not in self.queues
                 self.queues[name] = []
+                self.places[name] = min(
+                    set("abcdefgh") - {self.places[other] for other in self.queues if other != name}
+                )
             case Assign(name, item):
                 self.queues[name].append(item.name)
             case Cancel(name, item):
@@ -350,16 +358,21 @@ class World:
             self.now += 1000
             self.send(Tick())
         elif actor.phase is not Phase.READY:
-            self.send(Started(name))
+            self.send(Started(name, self.places[name]))
             self.send(Loaded(name))
         elif self.queues[name]:
             item = self.queues[name][0]
-            if item.split(".")[0] in self.poison and ("." not in item or item in self.poison):
+            if self.places[name] in self.bad:
+                del self.queues[name]
+                self.send(Died(name, "bad place"))
+            elif item.split(".")[0] in self.poison and ("." not in item or item in self.poison):
                 del self.queues[name]
                 self.send(Died(name, "poison"))
             else:
                 self.queues[name].pop(0)
                 self.send(Finished(name, item, 1.0))
+        else:
+            self.send(Tick())
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -367,17 +380,18 @@ class World:
     num_items=st.integers(1, 8),
     num_actors=st.integers(1, 4),
     poison=st.sampled_from([frozenset(), frozenset({"i0", "i0.1"}), frozenset({"i0", "i0.0", "i0.3", "i2", "i2.2"})]),
+    bad=st.sampled_from([frozenset(), frozenset("a"), frozenset("bc")]),
     steps=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 12)), max_size=60),
 )
-def test_whatever_happens_every_sample_is_accepted_once_or_given_up(num_items, num_actors, poison, steps):
+def test_whatever_happens_every_sample_is_accepted_once_or_given_up(num_items, num_actors, poison, bad, steps):
     limits = Limits(max_deaths=2, max_load_failures=10**9, backoff_s=0, load_deadline_s=500, first_deadline_s=500)
-    world = World(Scheduler(items(num_items), limits, halves), poison)
+    world = World(Scheduler(items(num_items), limits, halves), poison, bad)
     world.send(Wanted(num_actors))
     for choice, kind in steps:
         if world.scheduler.is_over:
             break
         world.step(choice, kind)
-    for turn in range(5000):  # and then nothing more goes wrong than the poison
+    for turn in range(5000):  # and then nothing more goes wrong than the poison and the bad places
         if world.scheduler.is_over:
             break
         if len(world.queues) < 1:
@@ -392,7 +406,7 @@ def test_whatever_happens_every_sample_is_accepted_once_or_given_up(num_items, n
         by_piece = [world.accepted[piece] + world.given_up[piece] for piece in pieces]
         assert whole + min(by_piece) == 1, (item, world)
         assert whole == 0 or max(by_piece) == 0, (item, world)
-    if not steps:
+    if not steps and not bad >= set("abcd"[:num_actors]):
         assert set(world.given_up) <= poison
 
 
