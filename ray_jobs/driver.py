@@ -22,6 +22,7 @@ from ray_jobs.events import (
 )
 from ray_jobs.pool import Pool
 from ray_jobs.scheduler import Scheduler
+from ray_jobs.watch import ClusterWatch
 
 WAIT_S = 0.25
 WANTED_EVERY_S = 2.0  # between two looks at how many actors the cluster can hold
@@ -30,8 +31,8 @@ WANTED_EVERY_S = 2.0  # between two looks at how many actors the cluster can hol
 class Driver(ABC):
     """A run's main loop, and what is the run's own: how many actors it uses, where results go, what is said."""
 
-    def __init__(self, pool: Pool, scheduler: Scheduler) -> None:
-        self._pool, self._scheduler = pool, scheduler
+    def __init__(self, pool: Pool, scheduler: Scheduler, cluster: ClusterWatch) -> None:
+        self._pool, self._scheduler, self._cluster = pool, scheduler, cluster
 
     @abstractmethod
     def num_wanted(self) -> int:
@@ -71,6 +72,7 @@ class Driver(ABC):
         num_wanted, next_look, is_stopped = 0, 0.0, False
         while True:
             happened = self._pool.poll(WAIT_S)
+            self._cluster.check()
             now = time.monotonic()
             if now >= next_look and not is_stopped:
                 next_look = now + WANTED_EVERY_S
