@@ -1,4 +1,4 @@
-"""A run whose cluster is lost while it works ends with its tables, one line and exit code 1, and the same command goes on."""
+"""A run whose cluster is lost while it works ends with its tables and one line, and the same command goes on."""
 
 import json
 import os
