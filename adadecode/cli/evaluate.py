@@ -108,9 +108,14 @@ def report_command(run: str) -> None:
     """Print a run's tables, from its committed rows."""
     from adadecode.report.tables import provenance_lines, summary_table
     from adadecode.runs.folder import read_run
+    from adadecode.runs.lease import driver_status
     from adadecode.runs.result import read_report
+    from adadecode.runs.storage import open_storage
 
-    for line in provenance_lines(read_run(run)):
+    facts = read_run(run)
+    if facts.get("status") == "running":
+        facts["status"] = driver_status(open_storage(run))
+    for line in provenance_lines(facts):
         click.echo(line)
     summary, lines = read_report(run)
     console().print(summary_table(summary))
