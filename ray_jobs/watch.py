@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from adadecode.errors import AdaDecodeError, ClusterLostError
+from adadecode.errors import ClusterLostError
 from ray_jobs.cluster import RECONNECT, disconnect, is_ours
 
 LOOK_EVERY_S = 1.0
@@ -81,7 +81,7 @@ class ClusterWatch:
 def watched_cluster(address: str | None) -> Generator[ClusterWatch]:
     """The cluster that was joined at `address` or started, watched while the context lasts.
 
-    When it is lost this process leaves it, for else Ray would end the process, and AdaDecodeError is raised.
+    When it is lost this process leaves it, before the run is closed, and ClusterLostError says so in one line.
     """
     watch = ClusterWatch(can_grow=not is_ours(address), patience_s=patience_s())
     threading.Thread(target=watch.keep_looking, name="cluster-watch", daemon=True).start()
@@ -91,7 +91,7 @@ def watched_cluster(address: str | None) -> Generator[ClusterWatch]:
         watch.end()
         disconnect()
         reason = " ".join(str(error).split())[:200]
-        raise AdaDecodeError(
+        raise ClusterLostError(
             f"the Ray cluster is gone ({reason}); what is committed stays, and the same command continues"
         ) from error
     finally:

@@ -3,7 +3,7 @@
 import pytest
 from ray.exceptions import RaySystemError
 
-from adadecode.errors import AdaDecodeError, ClusterLostError
+from adadecode.errors import ClusterLostError
 from ray_jobs import watch
 from ray_jobs.cluster import RECONNECT, outliving_the_head
 from ray_jobs.watch import ClusterWatch, patience_s, watched_cluster
@@ -93,7 +93,7 @@ def test_a_lost_cluster_is_left_before_the_run_is_closed_and_is_one_line(error, 
     left: list[str] = []
     monkeypatch.setattr(watch, "disconnect", lambda: left.append("left"))
     with (
-        pytest.raises(AdaDecodeError, match=r"the Ray cluster is gone \(.*\); .* same command continues") as caught,
+        pytest.raises(ClusterLostError, match=r"the Ray cluster is gone \(.*\); .* same command continues") as caught,
         watched_cluster("127.0.0.1:1"),
     ):
         raise error
