@@ -59,6 +59,10 @@ class ResourcesError(UsageError):
     """More workers were asked for than the cluster can hold."""
 
 
+class ClusterLostError(AdaDecodeError):
+    """The Ray cluster of a run is gone: its head, or the last node that it can have."""
+
+
 class PromptTooLongError(PromptError):
     """One sample's prompt leaves no room in the model's context: an error row, not the end of the run."""
 

@@ -1,18 +1,26 @@
 """The cluster a run is done on: joining or starting it, and what an actor may take of it."""
 
+import contextlib
 import logging
 import os
 import socket
+import threading
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayError
+from ray import _raylet
+from ray.exceptions import AuthenticationError, RayError
 
 from adadecode.errors import ResourcesError, UsageError
 from adadecode.settings import EvalConfig, TrainConfig
 
-PROBE_S = 5.0
+PROBE_S, ALIVE_S = 5.0, 20.0
+LEAVE_S = 20.0
+RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"  # after which Ray ends a process whose head is gone
+LONG_S = 1_000_000
+TOKEN_REMEDY = "set RAY_AUTH_MODE=token and, in RAY_AUTH_TOKEN, the token of that cluster"
 
 
 def connect(address: str | None) -> None:
@@ -20,43 +28,75 @@ def connect(address: str | None) -> None:
     if ray.is_initialized():
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if _is_ours(address):
-        ray.init(address="local", include_dashboard=False, **quiet)  # never a head somebody else left behind
-        return
-    try:
-        _probe(address)
-        ray.init(address=address, **quiet)
-    except (RayError, RuntimeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(
-            f"--address {address!r}: no Ray cluster answers there; give HOST:PORT of a running head, or leave it out to "
-            f"start one on this machine ({reason})"
-        ) from error
+    with outliving_the_head():
+        if is_ours(address):
+            ray.init(address="local", include_dashboard=False, **quiet)  # never a head somebody else left behind
+            return
+        try:
+            _probe(address or os.environ["RAY_ADDRESS"])
+            ray.init(address=address, **quiet)
+        except AuthenticationError as error:
+            raise UsageError(
+                f"--address {address!r}: the Ray cluster there asks for a token; {TOKEN_REMEDY} ({_reason(error)})"
+            ) from error
+        except (RayError, RuntimeError, ValueError, OSError) as error:
+            raise UsageError(
+                f"--address {address!r}: no Ray cluster answers there; give HOST:PORT of a running head, or leave it out "
+                f"to start one on this machine ({_reason(error)})"
+            ) from error
 
 
-def _is_ours(address: str | None) -> bool:
+def disconnect() -> None:
+    """Leaves the cluster, and ends the one that `connect` started; does not wait for ever for one that is gone."""
+    leaving = threading.Thread(target=ray.shutdown, name="leave-ray", daemon=True)
+    leaving.start()
+    leaving.join(LEAVE_S)
+
+
+def is_ours(address: str | None) -> bool:
     """Whether `connect` starts a cluster on this machine, which nobody can join."""
     return address is None and "RAY_ADDRESS" not in os.environ
 
 
-def _probe(address: str | None) -> None:
-    """Raises OSError when nothing listens at HOST:PORT: Ray itself would wait for minutes."""
-    host, _, port = (address or "").rpartition(":")
-    if host and "/" not in host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=PROBE_S).close()
+@contextlib.contextmanager
+def outliving_the_head() -> Generator[None]:
+    """Has a connection made meanwhile outlive a lost head: Ray would end this process after a minute, tables unwritten."""
+    is_given = RECONNECT in os.environ
+    os.environ.setdefault(RECONNECT, str(LONG_S))
+    try:
+        yield
+    finally:
+        if not is_given:
+            del os.environ[RECONNECT]
 
 
-def actor_resources(config: EvalConfig | TrainConfig) -> tuple[dict[str, float], int]:
+def _probe(address: str) -> None:
+    """Raises at once what Ray would try for long: OSError when nothing listens at HOST:PORT, else AuthenticationError."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdigit():
+        return
+    socket.create_connection((host, int(port)), timeout=PROBE_S).close()
+    internals: Any = _raylet  # no public call tells a token that is refused from a head that is silent
+    needs_token = internals.get_authentication_mode() == internals.AuthenticationMode.TOKEN
+    if not needs_token or internals.AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
+        internals.GcsClient(address=address).check_alive([], timeout=ALIVE_S)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def actor_resources(config: EvalConfig | TrainConfig, nodes: Sequence[dict[str, Any]]) -> tuple[dict[str, float], int]:
     """Ray's resource options of one actor and the threads it computes with: one GPU each, or an equal share of CPUs.
 
-    With `--workers auto` on the CPU an actor takes what the smallest node has. Raises ResourcesError when the cluster
-    cannot hold the workers asked for.
+    `nodes` are those alive. With `--workers auto` on the CPU an actor takes what the smallest node has. Raises
+    ResourcesError when the cluster cannot hold the workers asked for.
     """
-    cpus_per_node = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    num_cpus, num_gpus = sum(cpus_per_node), int(ray.cluster_resources().get("GPU", 0))
+    cpus_per_node = [int(node["Resources"].get("CPU", 0)) for node in nodes]
+    num_cpus, num_gpus = sum(cpus_per_node), sum(int(node["Resources"].get("GPU", 0)) for node in nodes)
     holds = f"the cluster has {num_cpus} CPUs and {num_gpus} GPUs"
     if config.workers == "auto":
-        if config.device == "cuda" and not num_gpus and _is_ours(config.address):
+        if config.device == "cuda" and not num_gpus and is_ours(config.address):
             raise ResourcesError(f"--device cuda --workers auto: {holds}, and no node can join it; use --device cpu")
         if config.device == "cuda":
             return {"num_gpus": 1, "num_cpus": 1}, config.threads or max(1, num_cpus // max(1, num_gpus))
@@ -79,14 +119,10 @@ def actor_resources(config: EvalConfig | TrainConfig) -> tuple[dict[str, float],
     return {"num_cpus": threads}, threads
 
 
-def num_places(resources: dict[str, float]) -> int:
-    """How many actors of `resources` (Ray's options) the nodes that are alive can hold at once."""
+def num_places(resources: dict[str, float], nodes: Sequence[dict[str, Any]]) -> int:
+    """How many actors of `resources` (Ray's options) `nodes` can hold at once."""
     needed = {name.removeprefix("num_").removesuffix("s").upper(): amount for name, amount in resources.items()}
-    return sum(
-        min(int(node["Resources"].get(name, 0) // amount) for name, amount in needed.items())
-        for node in ray.nodes()
-        if node["Alive"]
-    )
+    return sum(min(int(node["Resources"].get(name, 0) // amount) for name, amount in needed.items()) for node in nodes)
 
 
 def most_threads(workers: int, cpus_per_node: list[int]) -> int:

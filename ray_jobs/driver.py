@@ -24,6 +24,7 @@ from ray_jobs.events import (
 )
 from ray_jobs.pool import Pool
 from ray_jobs.scheduler import Scheduler
+from ray_jobs.watch import ClusterWatch
 
 WAIT_S = 0.25
 WANTED_EVERY_S = 2.0  # between two looks at how many actors the cluster can hold
@@ -32,8 +33,8 @@ WANTED_EVERY_S = 2.0  # between two looks at how many actors the cluster can hol
 class Driver(ABC):
     """A run's main loop, and what is the run's own: how many actors it uses, where results go, what is said."""
 
-    def __init__(self, pool: Pool, scheduler: Scheduler) -> None:
-        self._pool, self._scheduler = pool, scheduler
+    def __init__(self, pool: Pool, scheduler: Scheduler, cluster: ClusterWatch) -> None:
+        self._pool, self._scheduler, self._cluster = pool, scheduler, cluster
         self._has_loaded = False  # any actor
         self._unsaid: list[str] = []  # about loads that raised
 
@@ -76,6 +77,7 @@ class Driver(ABC):
         num_wanted, next_look, is_stopped = 0, 0.0, False
         while True:
             happened = self._pool.poll(WAIT_S)
+            self._cluster.check()
             now = time.monotonic()
             if now >= next_look and not is_stopped:
                 next_look = now + WANTED_EVERY_S

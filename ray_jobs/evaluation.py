@@ -5,9 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ray.exceptions import RayError
-
-from adadecode.errors import AdaDecodeError
 from adadecode.evaluation.observer import QUIET, Observer
 from adadecode.evaluation.rows import SampleRow, commit_rows, lost_rows
 from adadecode.records import Say, Shard, ShardOutcome, WorkerState
@@ -22,6 +19,7 @@ from ray_jobs.limits import FIRST_DEADLINE_S, Limits
 from ray_jobs.pool import Pool
 from ray_jobs.scheduler import Scheduler
 from ray_jobs.state import ActorState, Phase
+from ray_jobs.watch import ClusterWatch, watched_cluster
 
 WAITING_S = 30.0
 
@@ -42,8 +40,21 @@ def run_on_ray(
     """
     if not prepared.todo:
         return
+    with watched_cluster(prepared.config.address) as cluster:
+        _drive(prepared, observer, is_stopping, limits, actor_class, cluster)
+
+
+def _drive(
+    prepared: PreparedRun,
+    observer: Observer,
+    is_stopping: Callable[[], bool],
+    limits: Limits | None,
+    actor_class: Any,
+    cluster: ClusterWatch,
+) -> None:
+    """`run_on_ray` on a cluster that is watched."""
     config, folder = prepared.config, prepared.folder
-    resources, threads = actor_resources(config)
+    resources, threads = actor_resources(config, cluster.nodes())
     task = EvalTask(with_absolute_paths(config), prepared.tasks, folder.location, folder.fingerprint, threads)
     scheduler = Scheduler(
         (shard_item(shard) for shard in longest_first(prepared.todo)),
@@ -56,22 +67,22 @@ def run_on_ray(
         split_shard,
     )
     pool = Pool(actor_class, task, threads, resources)
-    try:
-        EvaluationDriver(pool, scheduler, prepared, observer, is_stopping).drive()
-    except RayError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise AdaDecodeError(
-            f"the Ray cluster is gone ({reason}); what is committed stays, and the same command continues"
-        ) from error
+    EvaluationDriver(pool, scheduler, cluster, prepared, observer, is_stopping).drive()
 
 
 class EvaluationDriver(Driver):
     """Tells an observer of shards, of workers and of those that are lost; commits the shards that were split."""
 
     def __init__(
-        self, pool: Pool, scheduler: Scheduler, prepared: PreparedRun, observer: Observer, stop: Callable[[], bool]
+        self,
+        pool: Pool,
+        scheduler: Scheduler,
+        cluster: ClusterWatch,
+        prepared: PreparedRun,
+        observer: Observer,
+        stop: Callable[[], bool],
     ) -> None:
-        super().__init__(pool, scheduler)
+        super().__init__(pool, scheduler, cluster)
         self._prepared, self._observer, self._stop = prepared, observer, stop
         self._split = SplitShards(prepared)
         self._waiting = Waiting(pool.resources, observer.say)
@@ -81,7 +92,9 @@ class EvaluationDriver(Driver):
     def num_wanted(self) -> int:
         """One even where no node has room: an actor that waits is what an autoscaler sees."""
         workers = self._prepared.config.workers
-        return min(max(1, num_places(self._pool.resources)) if workers == "auto" else workers, self._num_samples)
+        if workers == "auto":
+            workers = max(1, num_places(self._pool.resources, self._cluster.nodes()))
+        return min(workers, self._num_samples)
 
     def on_done(self, item: Item, result: ShardOutcome | SplitSample) -> None:
         outcome = self._split.add(item.work, result) if isinstance(result, SplitSample) else result

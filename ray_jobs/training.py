@@ -32,9 +32,12 @@ from ray_jobs.events import Item
 from ray_jobs.limits import Limits
 from ray_jobs.pool import Done, Pool, PooledActor
 from ray_jobs.scheduler import Scheduler
+from ray_jobs.watch import ClusterWatch, watched_cluster
 
 # How long a part or a training takes is not known beforehand, and one that is alone does not try again for hours.
 LIMITS = Limits(max_deaths=3, max_errors=1, first_deadline_s=None)
+
+LINES_S = 5.0  # an actor whose node is gone with the head never answers
 
 
 @dataclass(frozen=True)
@@ -111,13 +114,16 @@ def train_on_ray(config: TrainConfig, out: Path, say: Say) -> HeadFacts:
     prompts = UsablePrompts(TaskPrompts(config, tokenizer, context_len), context_len)
     outputs = outputs_folder(config, out).resolve()
     config = with_absolute_paths(config).model_copy(update={"outputs": str(outputs)})
-    parts = _make_outputs(config, prompts, outputs, say)
-    return _train(config, parts, out.resolve(), say)
+    with watched_cluster(config.address) as cluster:
+        parts = _make_outputs(config, prompts, outputs, say, cluster)
+        return _train(config, parts, out.resolve(), say, cluster)
 
 
-def _make_outputs(config: TrainConfig, prompts: UsablePrompts, out: Path, say: Say) -> list[Part]:
+def _make_outputs(
+    config: TrainConfig, prompts: UsablePrompts, out: Path, say: Say, cluster: ClusterWatch
+) -> list[Part]:
     """Has every worker make parts; returns all parts in the order of the prompts."""
-    resources, threads = actor_resources(config)
+    resources, threads = actor_resources(config, cluster.nodes())
     num_prompts, lines = prompts.count()
     for line in lines:
         say(line)
@@ -125,17 +131,18 @@ def _make_outputs(config: TrainConfig, prompts: UsablePrompts, out: Path, say: S
     num_actors = min(config.workers, -(-num_prompts // config.part_prompts))
     pool = Pool(OutputsActor, TrainTask(config.model_copy(update={"threads": threads}), out), threads, resources)
     scheduler = Scheduler(chunk_items(prompts, config.part_prompts), LIMITS, is_final=is_refusal)
-    driver = OutputsDriver(pool, scheduler, num_actors, OutputsProgress(num_prompts, say), say)
+    driver = OutputsDriver(pool, scheduler, cluster, num_actors, OutputsProgress(num_prompts, say), say)
     driver.drive()
     return [driver.parts[part_idx] for part_idx in range(len(driver.parts))]
 
 
-def _train(config: TrainConfig, parts: list[Part], out: Path, say: Say) -> HeadFacts:
+def _train(config: TrainConfig, parts: list[Part], out: Path, say: Say, cluster: ClusterWatch) -> HeadFacts:
     """Trains in one actor, with one GPU or all threads of a node; one that dies is replaced and resumes."""
-    resources, threads = actor_resources(config.model_copy(update={"workers": 1}))
+    resources, threads = actor_resources(config.model_copy(update={"workers": 1}), cluster.nodes())
     resources |= {"max_concurrency": 2}  # so that it can tell what it says while it works
     pool = Pool(TrainActor, TrainTask(config.model_copy(update={"threads": threads}), out), threads, resources)
-    driver = TrainDriver(pool, Scheduler([Item("the training", parts)], LIMITS, is_final=is_refusal), say)
+    scheduler = Scheduler([Item("the training", parts)], LIMITS, is_final=is_refusal)
+    driver = TrainDriver(pool, scheduler, cluster, say)
     driver.drive()
     assert driver.facts is not None
     return driver.facts
@@ -144,8 +151,8 @@ def _train(config: TrainConfig, parts: list[Part], out: Path, say: Say) -> HeadF
 class HeadsDriver(Driver):
     """A driver that gives nothing up: heads need all of it."""
 
-    def __init__(self, pool: Pool, scheduler: Scheduler, num_actors: int, say: Say) -> None:
-        super().__init__(pool, scheduler)
+    def __init__(self, pool: Pool, scheduler: Scheduler, cluster: ClusterWatch, num_actors: int, say: Say) -> None:
+        super().__init__(pool, scheduler, cluster)
         self._num_actors, self._say = num_actors, say
 
     def num_wanted(self) -> int:
@@ -167,8 +174,16 @@ class HeadsDriver(Driver):
 class OutputsDriver(HeadsDriver):
     """Collects the parts of the outputs, by index, and says how far they are."""
 
-    def __init__(self, pool: Pool, scheduler: Scheduler, num_actors: int, progress: OutputsProgress, say: Say) -> None:
-        super().__init__(pool, scheduler, num_actors, say)
+    def __init__(
+        self,
+        pool: Pool,
+        scheduler: Scheduler,
+        cluster: ClusterWatch,
+        num_actors: int,
+        progress: OutputsProgress,
+        say: Say,
+    ) -> None:
+        super().__init__(pool, scheduler, cluster, num_actors, say)
         self._progress = progress
         self.parts: dict[int, Part] = {}
 
@@ -185,14 +200,15 @@ class OutputsDriver(HeadsDriver):
 class TrainDriver(HeadsDriver):
     """Takes the facts of the trained heads, and passes on what the training says meanwhile."""
 
-    def __init__(self, pool: Pool, scheduler: Scheduler, say: Say) -> None:
-        super().__init__(pool, scheduler, 1, say)
+    def __init__(self, pool: Pool, scheduler: Scheduler, cluster: ClusterWatch, say: Say) -> None:
+        super().__init__(pool, scheduler, cluster, 1, say)
         self.facts: HeadFacts | None = None
 
     def on_wait(self) -> None:
         for actor in self._scheduler.actors.values():
             with contextlib.suppress(RayError):  # the loop that waits for the work finds out
-                self.say_all(ray.get(self._pool.actors[actor.name].take_lines.remote()) if actor.items else [])
+                lines = self._pool.actors[actor.name].take_lines.remote() if actor.items else None
+                self.say_all(ray.get(lines, timeout=LINES_S) if lines is not None else [])
 
     def on_done(self, item: Item, result: tuple[HeadFacts, list[str]]) -> None:
         self.facts, lines = result

@@ -120,14 +120,18 @@ def report_command(run: str) -> None:
     from adadecode.report.tables import provenance_lines, summary_table
     from adadecode.runs.engines import published_engine_lines
     from adadecode.runs.folder import read_run
+    from adadecode.runs.lease import driver_status
     from adadecode.runs.listing import listing_table, read_published, runs_below
     from adadecode.runs.result import read_result
     from adadecode.runs.starts import start_lines
+    from adadecode.runs.storage import open_storage
 
     if (listed := runs_below(run)) is not None:
         console().print(listing_table(listed))
         return
     facts = read_run(run)
+    if facts.get("status") == "running":
+        facts["status"] = driver_status(open_storage(run))
     if (published := read_published(run)) is not None:
         summary, lines = published
         for line in (*provenance_lines(facts), *start_lines(facts)):
@@ -141,7 +145,8 @@ def report_command(run: str) -> None:
             say(line)
         sys.exit(EXIT_MISMATCH if lines else EXIT_OK)
     result = read_result(run)
-    for line in (*provenance_lines(facts | {"status": result.status}), *start_lines(facts)):
+    status = facts["status"] if result.status == "running" else result.status
+    for line in (*provenance_lines(facts | {"status": status}), *start_lines(facts)):
         say(line)
     print_result(result, result.findings())
     sys.exit(result.exit_code)

@@ -13,7 +13,9 @@ SUBMITTED = ("eval", "train-heads", "sweep", "tune")
 
 @click.command("submit", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("--address", default="http://127.0.0.1:8265", show_default=True, help="The head's dashboard.")
-@click.option("--working-dir", help="Folder sent to the cluster, where adadecode is not installed there.")
+@click.option(
+    "--working-dir", help="Folder sent to a cluster without adadecode, less .gitignore, .git, .env and the like."
+)
 @click.argument("command", type=click.Choice(SUBMITTED))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def submit_command(address: str, working_dir: str | None, command: str, arguments: tuple[str, ...]) -> None:

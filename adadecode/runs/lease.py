@@ -24,6 +24,7 @@ STALE_S = 30.0
 FOLDER = "lease"
 POLLS_PER_HEARTBEAT = 5
 TAKING_PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
+DEAD = "interrupted: no driver is alive; the same command continues"
 
 
 class Lease:
@@ -151,6 +152,22 @@ class Lease:
             return content if {"owner", "since", "beat", "released"} <= content.keys() else None
         except (FileNotFoundError, ValueError, AttributeError):
             return None  # deleted by its successor, or damaged: no driver writes such a file
+
+
+def driver_status(storage: Storage) -> str:
+    """What a run that says it is running does: whether the driver that said so lives, and its last sign of life.
+
+    On another host that is judged by the age of the last heartbeat; clocks may differ by half a minute.
+    """
+    lease = Lease(storage)
+    seen = lease._read(max(lease._numbers(), default=0))
+    if seen is None or seen["released"]:
+        return DEAD
+    owner, last = seen["owner"], seen.get("beat_at", seen["since"])
+    age_s = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(last)).total_seconds())
+    if is_gone(owner) or (not is_here(owner) and age_s > 2 * STALE_S):
+        return f"{DEAD} (last sign of life {age_s:.0f} s ago)"
+    return f"running (process {owner['pid']} on {owner['host']}, last sign of life {age_s:.0f} s ago)"
 
 
 def this_owner() -> dict[str, Any]:

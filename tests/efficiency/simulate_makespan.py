@@ -10,6 +10,7 @@ heavy-tailed output lengths, which correlate with the prompt length that the dri
 import heapq
 import json
 import logging
+import math
 import os
 import tempfile
 import time
@@ -24,6 +25,7 @@ from ray_jobs.driver import Driver
 from ray_jobs.events import Item
 from ray_jobs.pool import Done, Pool, PooledActor
 from ray_jobs.scheduler import Limits, Scheduler
+from ray_jobs.watch import ClusterWatch
 
 MAX_OVER_LPT, MAX_DRIVER_MS = 1.05, 2.0
 TPOT_S, TTFT_S = 0.0016, 0.030  # GSM8K, embedded model, one worker of two threads: results/reference/gsm8k-bf16
@@ -67,7 +69,7 @@ class SimulationDriver(Driver):
     """Lets all actors begin once the last is there; notes what is done, and when it began and ended."""
 
     def __init__(self, pool: Pool, scheduler: Scheduler, num_actors: int, go: Path) -> None:
-        super().__init__(pool, scheduler)
+        super().__init__(pool, scheduler, ClusterWatch(can_grow=True, patience_s=math.inf))
         self._num_actors, self._go = num_actors, go
         self.done: list[str] = []
         self.began_s = self.began_cpu_s = self.ended_s = self.ended_cpu_s = 0.0

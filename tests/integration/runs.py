@@ -20,6 +20,7 @@ from ray_jobs.actors import EvalActor
 from ray_jobs.evaluation import run_on_ray
 from ray_jobs.scheduler import Limits
 
+REPOSITORY = Path(__file__).parents[2]
 TIMES_AND_PLACES = {
     *("run_id", "worker_id", "attempt", "started_at"),
     *("ttft_s", "decode_s", "e2e_s", "tpot_s", "step_gaps_s"),
@@ -73,12 +74,18 @@ def run_on_cluster(
     """The run on the cluster this process is connected to; asked to stop after `stop_after` shards."""
     observer = observer or Recorder()
     with open_run(config, out) as prepared:
-        run_on_ray(prepared, observer, lambda: len(observer.outcomes) == stop_after, limits, actor_class)
+        run_on_ray(
+            prepared,
+            observer,
+            lambda: stop_after is not None and len(observer.outcomes) >= stop_after,
+            limits,
+            actor_class,
+        )
         return close_run(prepared)
 
 
-def eval_command(config: EvalConfig, out: Path) -> list[str]:
-    """The command that runs `config` into `out`."""
+def eval_command(config: EvalConfig, out: Path, module: str = "adadecode") -> list[str]:
+    """The command that runs `config` into `out`, from the repository; `module` is `adadecode` or one with faults."""
     file = out.with_name(f"{out.name}-{config.workers}.yaml")
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
-    return [sys.executable, "-m", "adadecode", "eval", "--config", str(file), "--out", str(out)]
+    return [sys.executable, "-m", module, "eval", "--config", str(file), "--out", str(out)]

@@ -1,19 +1,17 @@
 """Evaluation runs on real actors: their tables, and what they refuse."""
 
-import os
 import shutil
-import signal
-import threading
 from pathlib import Path
 
 import pytest
+import ray
 
 from adadecode.errors import AdaDecodeError, ExitHeadsError, ResourcesError, UsageError
 from adadecode.kernels.library import load_library
 from adadecode.runs.folder import read_commits, read_run
 from adadecode.settings import DecodeSettings, EvalConfig
 from ray_jobs.scheduler import Limits
-from tests.integration.chaos.faults import evaluator_pids
+from tests.integration.chaos.faults import UnloadableEvaluator
 from tests.integration.runs import Recorder, deterministic, run_in_process, run_on_cluster
 from tests.models import needs_compiler
 
@@ -72,21 +70,9 @@ def test_workers_that_die_while_loading_end_the_run_with_one_line_and_the_same_c
     ray_cluster, config, tmp_path
 ):
     config = config.model_copy(update={"workers": 1})
-    stop = threading.Event()
-
-    def kill_all():
-        while not stop.wait(0.05):
-            for pid in evaluator_pids():
-                os.kill(pid, signal.SIGKILL)
-
-    killer = threading.Thread(target=kill_all)
-    killer.start()
-    try:
-        with pytest.raises(AdaDecodeError, match=r"2 workers ended while loading the model .* same command continues"):
-            run_on_cluster(config, tmp_path / "ray", limits=Limits(max_load_failures=2, backoff_s=0.1))
-    finally:
-        stop.set()
-        killer.join()
+    limits = Limits(max_load_failures=2, backoff_s=0.1)
+    with pytest.raises(AdaDecodeError, match=r"2 workers ended while loading the model .* same command continues"):
+        run_on_cluster(config, tmp_path / "ray", limits=limits, actor_class=ray.remote(UnloadableEvaluator))
     assert run_on_cluster(config, tmp_path / "ray").num_missing == 0
 
 

@@ -8,8 +8,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow.parquet as pq
 import pytest
@@ -33,9 +35,17 @@ def free_ports(count: int) -> list[int]:
             one.close()
 
 
+class Head(NamedTuple):
+    """Where a head's dashboard is, the environment to reach it, and where a driver joins it."""
+
+    address: str
+    environment: dict[str, str]
+    join_at: str
+
+
 @pytest.fixture(scope="module")
 def head():
-    """`ray start --head` in a process group of its own; yields its dashboard address and the environment to reach it."""
+    """`ray start --head` in a process group of its own."""
     assert not ray.is_initialized()
     port, dashboard, agent = free_ports(3)
     environment = {
@@ -55,7 +65,7 @@ def head():
     address = f"http://127.0.0.1:{dashboard}"
     try:
         wait_for_head(process, dashboard)
-        yield address, environment
+        yield Head(address, environment, f"127.0.0.1:{port}")
     finally:
         process.terminate()  # `--block` ends the processes it started
         try:
@@ -63,6 +73,44 @@ def head():
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+class Wire:
+    """A way to the port `to` that can be cut, with every connection that is on it, and mended."""
+
+    def __init__(self, to: int) -> None:
+        self._to, self._sockets = to, []
+        self._open()
+
+    def _open(self, port: int = 0) -> None:
+        self._listener = socket.create_server(("127.0.0.1", port))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # it was cut
+            while True:
+                near, _ = listener.accept()
+                far = socket.create_connection(("127.0.0.1", self._to))
+                self._sockets += [near, far]
+                for source, sink in ((near, far), (far, near)):
+                    threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while content := source.recv(65536):
+                sink.sendall(content)
+            sink.shutdown(socket.SHUT_WR)
+
+    def cut(self) -> None:
+        for one in (self._listener, *self._sockets):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+        self._sockets.clear()
+
+    def mend(self) -> None:
+        self._open(self.port)
 
 
 def wait_for_head(process: subprocess.Popen, dashboard_port: int) -> None:
@@ -85,7 +133,7 @@ def adadecode(*arguments: str, environment: dict[str, str]) -> subprocess.Comple
 def test_a_submitted_job_succeeds_with_the_tables_of_a_local_run(
     head, model_folder, heads_folder, prompts_file, tmp_path
 ):
-    address, environment = head
+    address, environment, _ = head
     run = ["--model", str(model_folder), "--heads", str(heads_folder), "--task", "jsonl"]
     run += ["--data-file", str(prompts_file), "--limit", "6", "--gamma", "0.05", "--max-new-tokens", "16"]
     run += ["--methods", "vanilla,adadecode", "--shard-size", "2", "--threads", "1"]
@@ -110,9 +158,58 @@ def test_a_submitted_job_succeeds_with_the_tables_of_a_local_run(
     assert refused.stderr.startswith("adadecode: --address")
 
 
+@pytest.mark.parametrize("tokens", [{"RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_MODE": "disabled"}, {}])
+def test_an_address_that_asks_for_another_token_is_one_line_that_says_so(head, tokens, tmp_path):
+    environment = {**head.environment, "HOME": str(tmp_path), **tokens}  # where Ray looks for a token too
+    if not tokens:
+        del environment["RAY_AUTH_TOKEN"]
+    refused = adadecode("eval", "--address", head.join_at, "--out", str(tmp_path / "run"), environment=environment)
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    (line,) = [line for line in refused.stderr.splitlines() if line.startswith("adadecode: ")]
+    assert f"--address '{head.join_at}': the Ray cluster there asks for a token; set RAY_AUTH_MODE=token and" in line
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_job_is_followed_across_a_lost_connection_and_its_log_is_there_once(head, model_folder, tmp_path):
+    wire = Wire(int(head.address.rpartition(":")[2]))
+    submit = ["submit", "--address", f"http://127.0.0.1:{wire.port}", "eval", "--model", str(model_folder)]
+    run = ["--task", "demo-math", "--limit", "4", "--methods", "vanilla", "--max-new-tokens", "4"]
+    run += ["--workers", "1", "--threads", "1", "--out", str(tmp_path / "job")]
+    command = [str(BIN / "adadecode"), *submit, *run]
+    with subprocess.Popen(
+        command,
+        env={**head.environment, "PYTHONUNBUFFERED": "1"},
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as submitted:
+        assert any(line.startswith("job raysubmit_") for line in submitted.stdout)  # reads up to it
+        wire.cut()
+        assert any("is lost; trying again for" in line for line in submitted.stdout)
+        wire.mend()
+        output = submitted.stdout.read()
+    assert submitted.returncode == 0, output
+    assert output.count("4 samples in 1 shards") == output.count("SUCCEEDED") == 1, output
+    assert output.count(f"tables: {tmp_path / 'job'}") == 1, output
+
+
+def test_a_working_folder_is_sent_without_what_may_be_secret(head, model_folder, prompts_file, tmp_path):
+    folder = tmp_path / "work"
+    folder.mkdir()
+    for name in ("prompts.jsonl", ".env.jsonl"):
+        (folder / name).write_bytes(prompts_file.read_bytes())
+    submit = ["submit", "--address", head.address, "--working-dir", str(folder), "eval", "--model", str(model_folder)]
+    run = ["--task", "jsonl", "--limit", "1", "--methods", "vanilla", "--max-new-tokens", "4", "--local"]
+    for name, expected in (("prompts.jsonl", 0), (".env.jsonl", 2)):
+        job = [*submit, *run, "--data-file", name, "--out", str(tmp_path / f"run{name}")]
+        done = adadecode(*job, environment=head.environment)
+        assert done.returncode == expected, done.stdout + done.stderr
+
+
 @pytest.mark.slow
 def test_a_submitted_sweep_ends_with_a_table_of_all_cells(head, model_folder, heads_folder, prompts_file, tmp_path):
-    address, environment = head
+    address, environment, _ = head
     run = ["--model", str(model_folder), "--heads", str(heads_folder), "--task", "jsonl", "--data-file"]
     run += [str(prompts_file), "--limit", "2", "--max-new-tokens", "8", "--methods", "vanilla,adadecode"]
     grid = ["--gammas", "0.05,0.5", "--workers", "2", "--threads", "1", "--out", str(tmp_path / "grid")]
@@ -125,7 +222,7 @@ def test_a_submitted_sweep_ends_with_a_table_of_all_cells(head, model_folder, he
 
 @pytest.mark.slow
 def test_a_submitted_training_makes_heads_that_a_submitted_tune_takes(head, model_folder, prompts_file, tmp_path):
-    address, environment = head
+    address, environment, _ = head
     submit = ["submit", "--address", address]
     data = ["--model", str(model_folder), "--task", "jsonl", "--data-file", str(prompts_file), "--max-new-tokens", "12"]
     heads = ["--exits", "1,2,3", "--epochs", "1", "--batch-tokens", "128", "--workers", "2", "--threads", "1"]

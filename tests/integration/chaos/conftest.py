@@ -1,4 +1,4 @@
-"""A run that is long enough to be disturbed, what it gives undisturbed, and a cluster of nodes that can be lost."""
+"""A run to disturb, what it gives undisturbed, and a cluster of nodes that can be lost."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ NUM_PROMPTS, NUM_NODES = 16, 2
 
 @pytest.fixture(scope="session")
 def config(model_folder, heads_folder, tmp_path_factory) -> EvalConfig:
-    """Eight shards of about a second each."""
+    """Eight shards."""
     prompts = [" ".join(f"w{3 + (7 * i + j) % 90}" for j in range(1 + i % 12)) for i in range(NUM_PROMPTS)]
     return EvalConfig(
         model=str(model_folder),
@@ -31,7 +31,7 @@ def config(model_folder, heads_folder, tmp_path_factory) -> EvalConfig:
         methods=("vanilla", "adadecode"),
         decode=DecodeSettings(gamma=0.05, max_new_tokens=20),
         shard_size=2,
-        repeats=16,
+        repeats=4,
         workers=2,
         threads=1,
         max_errors="100%",

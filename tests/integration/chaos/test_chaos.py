@@ -1,12 +1,14 @@
-"""Runs whose processes are killed, stopped and cut off at random moments end with the tables of an undisturbed run.
+"""Runs whose processes are killed, stopped and cut off while they work end with the tables of an undisturbed run.
 
-A few faults have a seed in the ordinary suite; `make chaos` runs all faults with all seeds.
+A fault strikes when actors wait for it, after a number of commits and at a point of their work that a seed draws. A few
+have a seed in the ordinary suite; `make chaos` runs all faults with all seeds.
 """
 
 import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,23 +18,26 @@ import ray
 
 from adadecode.errors import RunFolderError
 from adadecode.runs.folder import read_commits, read_run
+from adadecode.settings import EvalConfig
 from ray_jobs.events import Died, Event, Item, Loaded
 from ray_jobs.pool import Done, Pool, PooledActor
 from ray_jobs.scheduler import Limits
 from tests.integration.chaos.faults import (
+    GATED,
+    POINTS,
     POISON,
     ForgetfulEvaluator,
+    Gate,
     PoisonedEvaluator,
-    Saboteur,
     evaluator_pids,
     num_commits,
-    signal_one,
-    wait_for_commits,
 )
-from tests.integration.runs import Recorder, deterministic, eval_command, run_on_cluster
+from tests.integration.runs import REPOSITORY, Recorder, deterministic, eval_command, run_on_cluster
 
+PATIENT = Limits(max_deaths=4)
 HASTY = Limits(max_deaths=4, first_deadline_s=20.0, least_deadline_s=5.0)
 NUM_SHARDS = 8
+LAST_MOMENT = NUM_SHARDS - 2  # after so many commits two actors leave one a shard to wait with
 
 
 def seeds(num: int) -> list:
@@ -40,14 +45,29 @@ def seeds(num: int) -> list:
     return [0, *(pytest.param(seed, marks=pytest.mark.chaos) for seed in range(1, num))]
 
 
+def start_gated(config: EvalConfig, out: Path, address: str) -> subprocess.Popen[str]:
+    """A driver of its own whose actors wait at the gate of the run."""
+    command = eval_command(config.model_copy(update={"address": address}), out, "tests.integration.chaos.gated")
+    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def has_ended(driver: subprocess.Popen[str]) -> Callable[[], bool]:
+    return lambda: driver.poll() is not None
+
+
 @pytest.mark.parametrize("seed", seeds(6))
 def test_actors_killed_at_random_moments_cost_nothing(nodes, config, undisturbed, out, seed):
     rng = random.Random(seed)
-    moments = rng.choices(range(NUM_SHARDS - 1), k=rng.randint(1, 3))
-    with Saboteur(out, rng, moments, lambda: signal_one(rng, signal.SIGKILL)) as saboteur:
-        result = run_on_cluster(config, out, limits=HASTY)
-    assert saboteur.num_done, "nothing was killed"
-    assert result.num_missing == 0
+    moments = sorted(rng.choices(range(LAST_MOMENT + 1), k=rng.randint(1, 3)))
+    with ThreadPoolExecutor(1) as pool, Gate(out) as gate:
+        point = rng.choice(POINTS)
+        gate.close(moments[0], point)
+        running = pool.submit(run_on_cluster, config, out, limits=PATIENT, actor_class=GATED)
+        for moment in moments:
+            gate.close(moment, point)
+            gate.strike(rng.choice(gate.wait_for(1, running.done)), signal.SIGKILL)
+        gate.open()
+        assert running.result().num_missing == 0
     assert deterministic(out).equals(undisturbed)
 
 
@@ -56,54 +76,50 @@ def test_actors_killed_at_random_moments_cost_nothing(nodes, config, undisturbed
 def test_a_node_that_is_lost_and_another_that_joins_cost_nothing(nodes, config, undisturbed, out, seed):
     rng = random.Random(100 + seed)
     config = config.model_copy(update={"workers": rng.choice([2, "auto"])})
-    with ThreadPoolExecutor(1) as pool:  # the nodes are this thread's
-        running = pool.submit(run_on_cluster, config, out, limits=HASTY)
-        wait_for_commits(out, rng.randrange(NUM_SHARDS - 2), running)
-        assert not running.done()
+    with ThreadPoolExecutor(1) as pool, Gate(out) as gate:  # the nodes are this thread's
+        gate.close(rng.randrange(LAST_MOMENT + 1), rng.choice(POINTS))
+        running = pool.submit(run_on_cluster, config, out, limits=PATIENT, actor_class=GATED)
+        gate.wait_for(2, running.done)
         nodes.lose(rng.randrange(len(nodes.nodes)))
+        gate.wait_for_at_most(1)
         nodes.join()
-        result = running.result()
-    assert result.num_missing == 0
+        gate.wait_for(2, running.done)  # there is work for who joined
+        gate.open()
+        assert running.result().num_missing == 0
     assert deterministic(out).equals(undisturbed)
 
 
 @pytest.mark.chaos
-def test_a_node_that_joins_a_run_of_auto_workers_works(nodes, config, out):
+def test_a_node_that_joins_a_run_of_auto_workers_works(nodes, config, undisturbed, out):
     nodes.lose(0)
-    with ThreadPoolExecutor(1) as pool:
-        config = config.model_copy(update={"workers": "auto", "repeats": 240})
-        running = pool.submit(run_on_cluster, config, out, limits=HASTY)
-        wait_for_commits(out, 1, running)
+    with ThreadPoolExecutor(1) as pool, Gate(out) as gate:
+        gate.close(1, "begin")
+        config = config.model_copy(update={"workers": "auto"})
+        running = pool.submit(run_on_cluster, config, out, limits=PATIENT, actor_class=GATED)
+        gate.wait_for(1, running.done)
         nodes.join()
+        gate.wait_for(2, running.done)
+        gate.open()
         running.result()
-    workers = {commit["worker"]["worker_id"] for commit in read_commits(out).values()}
-    assert len(workers) == 2, workers  # by number: an actor may have been started on the node just lost
+    assert deterministic(out).equals(undisturbed)
 
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("seed", range(6))
 def test_a_killed_driver_is_followed_by_the_same_command_with_other_workers(nodes, config, undisturbed, out, seed):
     rng = random.Random(200 + seed)
-    driver = subprocess.Popen(
-        eval_command(config.model_copy(update={"workers": rng.choice([1, 2]), "address": nodes.address}), out),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-    def kill_driver() -> bool:
-        driver.send_signal(signal.SIGKILL)
-        return True
-
-    with Saboteur(out, rng, [rng.randrange(1, NUM_SHARDS - 1)], kill_driver):
-        driver.wait()
-    assert driver.returncode == -signal.SIGKILL
+    first, second = (config.model_copy(update={"workers": rng.choice([1, 2])}) for _ in range(2))
+    with Gate(out) as gate:
+        gate.close(rng.randrange(1, LAST_MOMENT + 1), rng.choice(POINTS))
+        driver = start_gated(first, out, nodes.address)
+        gate.wait_for(1, has_ended(driver))
+        driver.kill()
+        driver.communicate()
+        gate.wait_for_at_most(0)  # its actors end with it
     before = {idx: commit["attempt"] for idx, commit in read_commits(out).items()}
-    assert before
-    again = subprocess.run(
-        eval_command(config.model_copy(update={"workers": rng.choice([1, 2]), "address": nodes.address}), out),
-        capture_output=True,
-        text=True,
-    )
+    assert 0 < len(before) < NUM_SHARDS
+    command = eval_command(second.model_copy(update={"address": nodes.address}), out)
+    again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0, again.stdout + again.stderr
     after = {idx: commit["attempt"] for idx, commit in read_commits(out).items()}
     assert before.items() <= after.items(), "a committed shard was computed again"
@@ -130,13 +146,16 @@ def test_a_node_with_both_actors_is_lost_at_once(nodes, config, undisturbed, out
     while nodes.nodes:
         nodes.lose(0)
     nodes.join(num_cpus=2)
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(run_on_cluster, config, out, limits=HASTY)
-        wait_for_commits(out, 2, running)
-        assert not running.done()
+    with ThreadPoolExecutor(1) as pool, Gate(out) as gate:
+        gate.close(2, "generate")
+        running = pool.submit(run_on_cluster, config, out, limits=PATIENT, actor_class=GATED)
+        gate.wait_for(2, running.done)
         nodes.lose(0)
+        gate.wait_for_at_most(0)
         nodes.join()
         nodes.join()
+        gate.wait_for(2, running.done)
+        gate.open()
         running.result()
     assert deterministic(out).equals(undisturbed)
 
@@ -245,26 +264,18 @@ def test_damaged_files_are_computed_again(nodes, config, undisturbed, out, damag
 @pytest.mark.parametrize("seed", range(3))
 def test_of_two_drivers_at_once_one_runs_and_the_other_names_it(nodes, config, out, seed):
     rng = random.Random(400 + seed)
-    config = config.model_copy(update={"repeats": 40})  # so that the second finds the first at work
-    first = subprocess.Popen(
-        eval_command(config.model_copy(update={"address": nodes.address}), out),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    seen: list[subprocess.CompletedProcess[str]] = []
-
-    def start_a_second() -> bool:
+    with Gate(out) as gate:
+        gate.close(rng.randrange(LAST_MOMENT + 1), rng.choice(POINTS))
+        first = start_gated(config, out, nodes.address)
+        gate.wait_for(1, has_ended(first))
         command = eval_command(config.model_copy(update={"workers": 1, "address": nodes.address}), out)
-        seen.append(subprocess.run(command, capture_output=True, text=True))
-        return True
-
-    with Saboteur(out, rng, [rng.randrange(NUM_SHARDS - 3)], start_a_second):
+        second = subprocess.run(command, capture_output=True, text=True)
+        gate.open()
         output, _ = first.communicate()
     assert first.returncode == 0, output
-    assert seen[0].returncode == 2, seen[0].stdout
-    assert f"process {first.pid}" in seen[0].stderr
-    assert seen[0].stderr.count("\n") == 1
+    assert second.returncode == 2, second.stdout
+    assert f"process {first.pid}" in second.stderr
+    assert second.stderr.count("\n") == 1
     assert read_run(out)["status"] == "complete"
 
 
@@ -287,9 +298,12 @@ def test_a_hung_actor_is_replaced_within_its_deadline(nodes, config, undisturbed
     rng = random.Random(500 + seed)
     observer = Recorder()
     config = config.model_copy(update={"workers": 1 + seed % 2})
-    with Saboteur(out, rng, [rng.randrange(1, NUM_SHARDS - 4)], lambda: signal_one(rng, signal.SIGSTOP)) as saboteur:
-        result = run_on_cluster(config, out, limits=HASTY, observer=observer)
-    assert saboteur.num_done, "nothing was stopped"
+    with ThreadPoolExecutor(1) as pool, Gate(out) as gate:
+        gate.close(rng.randrange(1, NUM_SHARDS - 3), rng.choice(POINTS))
+        running = pool.submit(run_on_cluster, config, out, limits=HASTY, actor_class=GATED, observer=observer)
+        gate.strike(rng.choice(gate.wait_for(1, running.done)), signal.SIGSTOP)
+        gate.open()
+        result = running.result()
     assert config.workers == 2 or any("took more than" in line for line in observer.lines), observer.lines
     assert result.num_missing == 0
     assert deterministic(out).equals(undisturbed)
@@ -306,15 +320,13 @@ def test_tables_do_not_depend_on_the_number_of_workers(nodes, config, undisturbe
 @pytest.mark.chaos
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_asked_to_stop_says_how_to_go_on_and_does(nodes, config, out, number):
-    config = config.model_copy(update={"repeats": 60})
-    command = eval_command(config.model_copy(update={"address": nodes.address}), out)
-    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    def ask() -> bool:
+    with Gate(out) as gate:
+        gate.close(2, "generate")
+        driver = start_gated(config, out, nodes.address)
+        gate.wait_for(1, has_ended(driver))
         driver.send_signal(number)
-        return True
-
-    with Saboteur(out, random.Random(0), [2], ask):
+        assert any("no more shards are begun" in line for line in driver.stdout)  # reads up to it
+        gate.open()
         output, _ = driver.communicate()
     assert driver.returncode == 4, output
     last = output.strip().splitlines()[-1]
@@ -323,7 +335,8 @@ def test_a_run_that_is_asked_to_stop_says_how_to_go_on_and_does(nodes, config, o
     assert f"{num_missing} planned rows are missing" in last
     assert f"--out {out}" in last
     assert read_run(out)["status"] == "incomplete"
-    again = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True)
+    command = eval_command(config.model_copy(update={"address": nodes.address}), out)
+    again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0, again.stdout + again.stderr
     assert len(read_commits(out)) == NUM_SHARDS
     left = [psutil.Process(pid) for pid in evaluator_pids()]

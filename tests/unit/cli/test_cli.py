@@ -237,6 +237,14 @@ def test_report_prints_provenance_the_table_and_parity(cli, tiny, tmp_path):
     assert "parity 2/2, logits 2/2" in result.stdout
 
 
+def test_report_says_of_a_run_whose_driver_was_killed_that_it_is_interrupted(cli, tiny, tmp_path):
+    out = tmp_path / "run"
+    cli("eval", "--local", *tiny.flags(limit=2), "--out", out)
+    record = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps(record | {"status": "running"}))
+    assert "status: interrupted: no driver is alive; the same command continues\n" in cli("report", out).stdout
+
+
 @pytest.mark.parametrize("command", ["report", "verify"])
 def test_a_folder_that_is_no_run_is_one_line(usage_error, command, tiny, tmp_path):
     for folder in (tmp_path, tmp_path / "none", tiny.model):

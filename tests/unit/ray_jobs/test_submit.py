@@ -1,15 +1,19 @@
 """What a submitted job runs, and the exit code it ends with; no cluster."""
 
 import shlex
+from collections.abc import AsyncIterator
 from typing import Any
 
+import aiohttp
 import pytest
+import requests
 from ray.dashboard.modules.job.pydantic_models import JobDetails, JobType
 from ray.job_submission import JobStatus
 
 from adadecode.cli.main import main
 from adadecode.cli.submit import with_absolute_out
-from ray_jobs.submit import entrypoint, exit_code
+from adadecode.errors import AdaDecodeError
+from ray_jobs.submit import MOST_S, RETRY_S, entrypoint, exit_code, follow_job
 from tests.command_lines import parse, program_commands
 
 
@@ -52,6 +56,84 @@ def test_an_out_in_a_bucket_stays_as_it_is(out):
     ],
 )
 def test_the_exit_code_is_the_drivers_own_and_1_where_there_is_none(status, driver_exit_code, expected):
+    assert exit_code(record(status, driver_exit_code)) == expected
+
+
+def record(status: JobStatus, driver_exit_code: int | None = None) -> Any:
     details: Any = JobDetails  # most of its fields have defaults that types do not show
-    details = details(type=JobType.SUBMISSION, entrypoint="x", status=status, driver_exit_code=driver_exit_code)
-    assert exit_code(details) == expected
+    return details(type=JobType.SUBMISSION, entrypoint="x", status=status, driver_exit_code=driver_exit_code)
+
+
+LINES = [f"line {i} of the log\n" for i in range(6)]
+RESET, REFUSED = aiohttp.ServerDisconnectedError(), requests.ConnectionError("connection refused\nby the peer")
+GONE = RuntimeError("Request failed with status code 404: Job job-1 does not exist.")
+
+
+class Wire:
+    """A dashboard whose job has written all LINES and ends with the last of `cuts`, and the time.
+
+    Each connection breaks after as many lines as the next of `cuts` says, for its reason; None: it does not break.
+    """
+
+    def __init__(self, *cuts: tuple[int, Exception | None]) -> None:
+        self.cuts, self.said, self.pauses, self.num_whole = list(cuts), [], [], 0
+        self.now = 0.0
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        num_lines, error = self.cuts.pop(0) if len(self.cuts) > 1 else self.cuts[0]
+        for line in LINES[:num_lines]:
+            yield line
+        if error is not None:
+            raise error
+
+    def get_job_info(self, job_id: str) -> Any:
+        return record(JobStatus.SUCCEEDED if len(self.cuts) == 1 else JobStatus.RUNNING)
+
+    def get_job_logs(self, job_id: str) -> str:
+        self.num_whole += 1
+        return "".join(LINES)
+
+    def pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
+
+    def follow(self) -> Any:
+        client: Any = self
+        return follow_job(client, "job-1", self.said.append, "http://head:8265", lambda: self.now, self.pause)
+
+
+def test_a_log_is_shown_once_and_fetched_whole_once():
+    wire = Wire((6, None))
+    assert wire.follow().status == JobStatus.SUCCEEDED
+    assert "".join(wire.said) == "".join(LINES)
+    assert wire.num_whole == 1
+
+
+@pytest.mark.parametrize("error", [RESET, REFUSED, RuntimeError("Request failed with status code 503: starting")])
+def test_a_lost_connection_is_told_once_and_no_line_is_lost_or_there_twice(error):
+    wire = Wire((2, error), (0, REFUSED), (1, error), (4, None), (6, None))
+    assert wire.follow().status == JobStatus.SUCCEEDED
+    (told,) = [
+        line for line in wire.said if line.startswith("the connection to http://head:8265 is lost; trying again")
+    ]
+    assert told.count("\n") == 1
+    wire.said.remove(told)
+    assert "".join(wire.said) == "".join(LINES)
+
+
+def test_a_connection_that_stays_lost_is_given_up_after_five_minutes_with_how_to_follow_the_job():
+    wire = Wire((1, REFUSED), (0, REFUSED))
+    with pytest.raises(
+        AdaDecodeError, match=r"has not answered for 300 s; .* ray job logs --address .* --follow job-1"
+    ):
+        wire.follow()
+    assert RETRY_S < wire.now <= RETRY_S + MOST_S
+    assert wire.pauses == sorted(wire.pauses), "the pauses grow"
+    assert len(wire.said) == 2
+
+
+def test_a_job_that_the_head_no_longer_knows_is_one_line_at_once():
+    wire = Wire((2, GONE))
+    with pytest.raises(AdaDecodeError, match=r"knows no job job-1 any more: .* the same command continues"):
+        wire.follow()
+    assert wire.pauses == []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 from adadecode.errors import LeaseError, RunFolderError
 from adadecode.runs.folder import read_run
-from adadecode.runs.lease import Lease, is_gone, this_owner
+from adadecode.runs.lease import Lease, driver_status, is_gone, this_owner
 from adadecode.runs.run import close_run, open_run
 from adadecode.runs.storage import Storage, open_storage
 from adadecode.settings import EvalConfig
@@ -233,3 +234,30 @@ def test_a_run_that_was_taken_over_is_not_closed_by_its_former_driver(tiny, cli,
             close_run(prepared)
     assert read_run(out)["status"] == "of the next driver"
     assert all((out / name).read_bytes() == tables[name] for name in tables if name != "run.json")
+
+
+def test_a_run_that_says_it_is_running_is_told_from_one_whose_driver_was_killed(location, hold):
+    owner, storage = hold(location), open_storage(location)
+    assert re.fullmatch(rf"running \(process {owner.pid} on .+, last sign of life \d s ago\)", driver_status(storage))
+    owner.kill()
+    owner.wait()
+    dead = r"interrupted: no driver is alive; the same command continues \(last sign of life \d s ago\)"
+    assert re.fullmatch(dead, driver_status(storage))
+
+
+def test_a_driver_elsewhere_is_alive_while_its_last_heartbeat_is_young(location, hold):
+    hold(location, "elsewhere")
+    storage = open_storage(location)
+    assert driver_status(storage).startswith("running (process ")
+    (name,) = storage.list("lease")
+    content = json.loads(storage.read(name)) | {"beat_at": "2026-01-01T00:00:00+00:00"}
+    storage.replace("lease/00002.json", json.dumps(content).encode())  # of a driver that beats no more
+    assert driver_status(storage).startswith("interrupted: no driver is alive; the same command continues (last sign")
+
+
+@pytest.mark.parametrize("content", [None, b"{", b'{"owner": {}, "since": "x", "beat": 1, "released": true}'])
+def test_a_run_without_a_lease_that_is_held_is_interrupted(location, content):
+    storage = open_storage(location)
+    if content is not None:
+        storage.replace("lease/00001.json", content)
+    assert driver_status(storage) == "interrupted: no driver is alive; the same command continues"
