@@ -22,19 +22,30 @@ def short_hash(*parts: str | bytes) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_location(text: str) -> None:
-    """Raises UsageError when the path `text` is a URL that lacks a slash, or a flag where a folder's name was due."""
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", text) or re.match(r"(s3|gs):", text)
-    if scheme is not None:
-        right = f"{scheme[1]}://{text[len(scheme[1]) + 1 :].lstrip('/')}"
-        raise UsageError(f"{text!r} is neither a folder nor a URL: {right} is one, ./{text} a folder of that name")
-    if text.startswith("-"):
-        raise UsageError(f"{text!r} looks like a flag: give a folder, ./{text} if that is its name")
+def check_location(text: str, flag: str = "") -> None:
+    """Raises UsageError when the path `text`, given for `flag`, is a URL that lacks a slash, or a flag itself."""
+    named, path = f"{flag} {text!r}".lstrip(), str(Path(text))
+    if (scheme := _scheme(path)) is not None:
+        right = f"{scheme}://{path[len(scheme) + 1 :].lstrip('/')}"
+        raise UsageError(f"{named} is neither a folder nor a URL: give {right}, or a folder of another name")
+    if path.startswith("-"):
+        raise UsageError(f"{named} looks like a flag: give a folder of another name")
+
+
+def _scheme(path: str) -> str | None:
+    """The `s3` of `s3:/b`; a path with a colon elsewhere, as in `/s3:/b` or `at 12:30`, has none."""
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", path) or re.match(r"(s3|gs):", path)
+    return None if found is None else found[1]
 
 
 def make_folder(folder: Path, flag: str = "--out") -> None:
-    """Makes the `folder` that `flag` names, before work is done for it; raises RunFolderError when it cannot be made."""
-    check_location(str(folder))
+    """Makes the `folder` of this machine that `flag` names, before work is done for it.
+
+    Raises RunFolderError when it cannot be made, and UsageError for a URL and for a name like a flag's.
+    """
+    if _scheme(str(folder)) is not None:  # a Path of a URL has one slash
+        raise UsageError(f"{flag} {str(folder)!r}: give a folder of this machine; this command writes to no URL")
+    check_location(str(folder), flag)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -65,8 +65,9 @@ def sweep_command(
     """
     from adadecode.evaluation.sweep import Grid, check_heads_exist, plan_cells, write_sweep
     from adadecode.evaluation.sweep_table import sweep_table
-    from adadecode.runs.storage import join
+    from adadecode.runs.storage import join, open_storage
 
+    open_storage(out)  # a mistake in --out is told before anything else
     cells = plan_cells(config_file, Grid(tasks, gammas, exit_sets, max_drafts), flags)
     check_heads_exist(cells)
     codes, summaries = [], {}

@@ -58,7 +58,11 @@ def parquet_bytes(table: pa.Table, facts: Mapping[str, str]) -> bytes:
     """`table` as a Parquet file whose metadata name the schema version and `facts`."""
     sink = pa.BufferOutputStream()
     table = table.replace_schema_metadata({"schema_version": str(SCHEMA_VERSION), **facts})
-    pq.write_table(table, sink, compression="zstd", write_page_index=True, write_page_checksum=True)
+    with pq.ParquetWriter(
+        sink, table.schema, compression="zstd", write_page_index=True, write_page_checksum=True
+    ) as writer:
+        if table.num_rows:  # `datasets` trips over a group of no rows
+            writer.write_table(table)
     return sink.getvalue().to_pybytes()
 
 

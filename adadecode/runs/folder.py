@@ -162,7 +162,7 @@ class RunFolder:
     def _settled(self, edition: Edition, content: bytes | None = None) -> dict[str, Any]:
         """The commit of an edition whose file is there, made from the file (`content`, if known) where there is none.
 
-        A file that is damaged or another run's is withdrawn.
+        A file that is damaged or another run's is withdrawn, and one beside that of an older version's commit emptied.
         """
         commit = read_commit(self.storage, edition.commit) if content is None else None
         if commit is None:
@@ -175,7 +175,7 @@ class RunFolder:
             commit = commit_of(edition, content, self.fingerprint)
             if not self.storage.create(edition.commit, _json_bytes(commit)):
                 commit = listed_commit(self.storage, edition.commit)
-        if WITHDRAWN in commit:
+        if WITHDRAWN in commit or commit["file"] != edition.data:
             self._bar(edition)
         return commit
 

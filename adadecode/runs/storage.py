@@ -69,5 +69,8 @@ def join(location: str | Path, name: str) -> str:
 
 
 def absolute(location: str | Path) -> str:
-    """`location` for a process in another folder: a URL as it is, a path made absolute."""
-    return str(location) if is_url(str(location)) else str(Path(location).resolve())
+    """`location` for a process in another folder: a URL as it is, a path made absolute; raises UsageError for neither."""
+    if is_url(str(location)):
+        return str(location)
+    check_location(str(location))
+    return str(Path(location).resolve())

@@ -152,9 +152,9 @@ class Refusing(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def answer(self) -> None:
-        self.server.requests.append(self.command)  # type: ignore[attr-defined]
+        self.server.requests.append(self.command)
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        status, code = self.server.refusal  # type: ignore[attr-defined]
+        status, code = self.server.refusal
         if self.command in ("GET", "HEAD") and status == 412:
             status, code = 404, "NoSuchKey"
         body = b"" if self.command == "HEAD" else f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
@@ -173,13 +173,13 @@ class Refusing(http.server.BaseHTTPRequestHandler):
 @contextmanager
 def refusing(monkeypatch, status: int, code: str) -> Generator[list[str]]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
-    server.refusal, server.requests = (status, code), []  # type: ignore[attr-defined]
+    server.refusal, server.requests = (status, code), []
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
         monkeypatch.setenv(name, "us-east-1")
     try:
-        yield server.requests  # type: ignore[attr-defined]
+        yield server.requests
     finally:
         server.shutdown()
         server.server_close()

@@ -399,6 +399,19 @@ def test_a_data_file_that_no_commit_can_be_made_of_is_withdrawn_and_the_shard_is
     assert run.check_commits() == []
 
 
+def test_a_copy_of_what_a_writer_of_version_0_1_committed_leaves_no_rows(run):
+    commit(run, "old")
+    old = "samples/task=jsonl/part-00000-old.parquet"
+    stored = json.loads(run.storage.read("commits/00000.json")) | {"file": old}
+    run.storage.replace(old, run.storage.read("samples/part-00000.parquet"))
+    run.storage.replace("commits/00000.json", json.dumps(stored).encode())
+    run.storage.delete("samples/part-00000.parquet")
+    assert commit(run, "late") is False
+    assert pq.read_table(Path(run.location) / "samples" / "part-00000.parquet").num_rows == 0
+    assert read_samples(run.location)["attempt"].to_pylist() == ["old"] * 4
+    assert run.check_commits() == []
+
+
 def test_a_second_commit_of_a_shard_that_somebody_added_is_refused(run):
     commit(run)
     folder = Path(run.location) / "commits"

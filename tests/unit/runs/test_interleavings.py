@@ -73,7 +73,7 @@ class Process:
 
     def _run(self) -> None:
         try:
-            self._work(self)  # type: ignore[arg-type]
+            self._work(self)
         except KilledError:
             pass
         except Exception as error:

@@ -67,6 +67,47 @@ def test_another_protocol_is_refused_naming_the_extras(url):
         open_storage(url)
 
 
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [("s3:/b/y", "s3://b/y"), ("gs:/b", "gs://b"), ("s3:b/y", "s3://b/y"), ("file:/x/y", "file://x/y")],
+)
+def test_a_url_that_lacks_a_slash_is_refused_with_the_right_one(text, right):
+    for use in (open_storage, absolute):
+        with pytest.raises(UsageError) as caught:
+            use(text)
+        assert str(caught.value) == (
+            f"{text!r} is neither a folder nor a URL: give {right}, or a folder of another name"
+        )
+    for folder in ("at 12:30", "/s3:/b", "a/s3:", "a/-b"):
+        assert open_storage(folder).location == folder
+
+
+LOCATIONS = [
+    (["eval", "--local", "--out"], "s3:/b/y", "give s3://b/y"),
+    (["eval", "--local", "--out"], "--task", "looks like a flag: give a folder of another name"),
+    (["sweep", "--local", "--out"], "s3:/b/y", "'s3:/b/y' is neither a folder nor a URL: give s3://b/y, or"),
+    (["sweep", "--local", "--out"], "-x", "looks like a flag"),
+    (["submit", "eval", "--out"], "s3:/b/y", "give s3://b/y"),
+    (["submit", "eval", "--out"], "--task", "looks like a flag"),
+    (["report"], "s3:/b/y", "give s3://b/y"),
+    (["verify"], "gs:/b/y", "give gs://b/y"),
+    (["plan", "--rates"], "s3:/b/y", "give s3://b/y"),
+    (["train-heads", "--task", "jsonl", "--out"], "s3://b/y", "--out 's3:/b/y': give a folder of this machine"),
+    (["train-heads", "--task", "jsonl", "--out"], "--exits", "--out '--exits' looks like a flag"),
+    (["tune", "--out"], "s3:/b/y", "--out 's3:/b/y': give a folder of this machine"),
+    (["bench", "--out"], "gs://b/y", "--out 'gs:/b/y': give a folder of this machine"),
+]
+
+
+@pytest.mark.parametrize(("command", "location", "says"), LOCATIONS)
+def test_every_flag_that_takes_a_location_refuses_what_is_none(
+    usage_error, tmp_path, monkeypatch, command, location, says
+):
+    monkeypatch.chdir(tmp_path)
+    assert says in usage_error(*command, location)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_missing_package_is_refused_naming_its_extra():
     """In a process of its own: one that has used the package keeps it."""
     code = "import sys; sys.modules['s3fs'] = None; from adadecode.runs.storage import open_storage; "
