@@ -38,7 +38,7 @@ def compile_layer_step() -> LayerStep:
                 raise error.inner_exception from None
             reason = str(error.inner_exception).strip().splitlines()[0][:200]
             raise KernelsError(
-                "--kernels compile: torch cannot compile the layers here; it needs a C++ compiler, such as g++, on GPUs too: "
+                "--kernels compile: torch cannot compile the layers here; it needs a C++ compiler (g++), on GPUs too: "
                 f"install one, or use --kernels auto or eager ({reason})"
             ) from error
 
