@@ -62,7 +62,7 @@ def test_layers_that_cannot_be_compiled_are_one_line_that_says_what_is_missing(m
     monkeypatch.setattr(torch, "compile", NoCompiler(missing))
     model = tiny_model(num_layers=1, kernels="compile")
     with pytest.raises(
-        KernelsError, match=r"^--kernels compile: .* g\+\+.* --kernels auto or eager \(No working"
+        KernelsError, match=r"^--kernels compile: .*g\+\+.* --kernels auto or eager \(No working"
     ) as caught:
         check_rows_independent(model, 8)
     assert caught.value.exit_code == 2
