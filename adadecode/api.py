@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adadecode.errors import AdaDecodeError, StoppedError, UsageError
+from adadecode.errors import AdaDecodeError, StoppedError, TooManyErrorsError, UsageError
 from adadecode.evaluation.observer import QUIET, Counting, Limiting, Observer, Together
 from adadecode.evaluation.stop import NEVER, StopRequest
 from adadecode.methods import METHODS, OURS
@@ -58,12 +58,13 @@ class LanguageModel:
     def generate(self, prompt: str, *, method: str = OURS, max_new_tokens: int | None = None) -> Output:
         """The greedy continuation of `prompt` by `method`, of at most `max_new_tokens` (the settings' when None).
 
-        Raises UsageError for a method that is not there or that lacks heads, PromptTooLongError and NonFiniteLogitsError.
+        Raises UsageError for a method that is not there or that lacks heads, also as PromptError for a prompt that cannot
+        be used, and NonFiniteLogitsError.
         """
         from adadecode.engine.decode import decode
         from adadecode.engine.generate import Request
         from adadecode.records import Example
-        from adadecode.tasks.encode import decode_output, encode_prompt
+        from adadecode.tasks.encode import decode_output, usable_ids
         from adadecode.tasks.heads import heads_missing
 
         if method not in METHODS:
@@ -73,7 +74,7 @@ class LanguageModel:
         if max_new_tokens is not None and max_new_tokens < 1:
             raise UsageError(f"max_new_tokens {max_new_tokens}: give at least 1")
         limit = self.config.decode.max_new_tokens if max_new_tokens is None else max_new_tokens
-        prompt_ids = encode_prompt(self.tokenizer, Example("prompt", prompt, prompt))
+        prompt_ids = usable_ids(self.tokenizer, Example("prompt", prompt, prompt), self.model.context_len)
         request = Request(prompt_ids, limit)
         generation = decode(self.model, METHODS[method], request, self.policy, self.heads).generation
         return Output(decode_output(self.tokenizer, generation), generation)
@@ -106,29 +107,37 @@ def load_configured(config: GenerateConfig) -> LanguageModel:
 
 
 def evaluate(
-    settings: EvalConfig, out: str | Path | None = None, *, observer: Observer = QUIET, stop: StopRequest = NEVER
+    settings: EvalConfig,
+    out: str | Path | None = None,
+    *,
+    observer: Observer = QUIET,
+    stop: StopRequest = NEVER,
+    command: str | None = None,
 ) -> RunResult:
     """Runs or finishes the evaluation of `settings` in the folder or URL `out`, on Ray or in this process.
 
     `out` is `results/<task>-<fingerprint>` when None. `stop`, a StopRequest that was entered, heeds Ctrl-C and SIGTERM:
     what is in flight is finished then. Whether it was stopped, failed or is done, the run's tables are written from what
-    is committed; any other exception leaves that to the next call, which goes on from there. Returns the closed run.
+    is committed; any other exception leaves that to the next call, which goes on from there. `command` is what run.json
+    stores of how this start was typed, None where a program calls. Returns the closed run.
     Raises StoppedError when it was stopped before it began, UsageError, TooManyErrorsError and other AdaDecodeErrors.
     """
     stop.install()
     try:
-        return _evaluate(settings, out, observer, stop)
+        return _evaluate(settings, out, observer, stop, command)
     except KeyboardInterrupt as error:
         if not stop.is_made:
             raise
         raise StoppedError("stopped before the first shard") from error
 
 
-def _evaluate(settings: EvalConfig, out: str | Path | None, observer: Observer, stop: StopRequest) -> RunResult:
+def _evaluate(
+    settings: EvalConfig, out: str | Path | None, observer: Observer, stop: StopRequest, command: str | None
+) -> RunResult:
     from adadecode.evaluation.progress import ErrorLimit, RunProgress, total_outcome
     from adadecode.runs.run import close_run, open_run
 
-    with open_run(settings, out) as prepared:
+    with open_run(settings, out, command) as prepared:
         for line in (*prepared.notes, prepared.heading()):
             observer.say(line)
         progress = RunProgress(prepared.plan.num_rows, total_outcome(prepared.committed.values()))
@@ -144,10 +153,15 @@ def _evaluate(settings: EvalConfig, out: str | Path | None, observer: Observer, 
         except KeyboardInterrupt:
             if not stop.is_made:
                 raise
-        except AdaDecodeError:
+        except AdaDecodeError as error:
             stop.end()
+            reasons: list[str] = []
             with contextlib.suppress(AdaDecodeError):  # the first error is the one to tell
-                observer.on_closed(close_run(prepared))
+                result = close_run(prepared)
+                reasons = result.errors
+                observer.on_closed(result)
+            if isinstance(error, TooManyErrorsError):
+                raise TooManyErrorsError("; ".join([str(error), *reasons])) from error
             raise
         stop.end()
         result = close_run(prepared)

@@ -35,6 +35,10 @@ class TaskDataError(UsageError):
     """A data set that is missing, empty or malformed."""
 
 
+class PromptError(TaskDataError):
+    """One prompt that cannot be used, or whose row cannot: the others may be."""
+
+
 class RunFolderError(UsageError):
     """An output folder that belongs to another run or cannot be written."""
 
@@ -55,8 +59,16 @@ class ResourcesError(UsageError):
     """More workers were asked for than the cluster can hold."""
 
 
-class PromptTooLongError(AdaDecodeError, ValueError):
+class PromptTooLongError(PromptError):
     """One sample's prompt leaves no room in the model's context: an error row, not the end of the run."""
+
+    @classmethod
+    def of(cls, prompt_len: int, context_len: int) -> "PromptTooLongError":
+        """The error of a prompt of `prompt_len` tokens, too many or none, in a context of `context_len`."""
+        return cls(
+            f"the prompt has {prompt_len} tokens; the model's context of {context_len} needs 1 to {context_len - 1} so "
+            "that a token can follow: shorten the prompt"
+        )
 
 
 class NonFiniteLogitsError(AdaDecodeError, ArithmeticError):
@@ -79,3 +91,15 @@ class DeviceLostError(AdaDecodeError):
 
 class RowsDependentError(AdaDecodeError):
     """On this machine a row's bits depend on its slot or on the other rows, so parity cannot be promised."""
+
+
+def is_rust_panic(error: BaseException) -> bool:
+    """Whether a tokenizer's Rust code panicked: no Exception, and of a class of its own in every extension."""
+    return (type(error).__module__, type(error).__name__) == ("pyo3_runtime", "PanicException")
+
+
+def on_one_line(text: str, max_len: int) -> str:
+    """`text`, which another program or a file wrote, on one line of at most `max_len` characters, all of them printable."""
+    line = " ".join(text.split())
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return line if len(line) <= max_len else line[: max_len - 3] + "..."

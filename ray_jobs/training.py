@@ -53,6 +53,7 @@ class ModelActor(PooledActor):
         """Loads the model. Separate from `__init__`, so that errors arrive whole."""
         with lost_device_ends_the_process():
             self._model, _ = load_base(self._task.config)
+        self._to_say = self._model.chosen_kernels.lines()
 
 
 @ray.remote
@@ -61,7 +62,7 @@ class OutputsActor(ModelActor):
 
     def work(self, chunk: Chunk) -> Done:
         """Makes the part of `chunk`, unless it is stored; returns it, whether it was, and what is to be said of it."""
-        lines: list[str] = []
+        lines, self._to_say = self._to_say, []
         config, out = self._task.config, self._task.out
         part = find_part(self._model, chunk, config, out, lines.append)
         if part is not None:
@@ -104,7 +105,8 @@ def train_on_ray(config: TrainConfig, out: Path, say: Say) -> HeadFacts:
     lm_config, tokenizer = load_tokenizer(config.model, config.revision)
     check_settings(config, lm_config)
     make_folders(config, out)
-    prompts = UsablePrompts(TaskPrompts(config, tokenizer), lm_config.max_position_embeddings)
+    context_len = lm_config.max_position_embeddings
+    prompts = UsablePrompts(TaskPrompts(config, tokenizer, context_len), context_len)
     outputs = outputs_folder(config, out).resolve()
     config = with_absolute_paths(config).model_copy(update={"outputs": str(outputs)})
     parts = _make_outputs(config, prompts, outputs, say)

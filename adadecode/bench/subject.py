@@ -16,10 +16,10 @@ from adadecode.methods import METHODS, NEVER_FIRES, any_needs_heads
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
 from adadecode.model.load import load_model
-from adadecode.records import Prompt
+from adadecode.records import Prompt, Say
 from adadecode.settings import BenchConfig
-from adadecode.tasks import expand_task, load_examples, task_domain
-from adadecode.tasks.encode import encode_prompt
+from adadecode.tasks import expand_task, load_found, task_domain
+from adadecode.tasks.usable import usable_prompts
 
 PROMPTS_PER_TASK = 2
 SYNTHETIC_PROMPTS, SYNTHETIC_PROMPT_LEN = 3, 64
@@ -59,8 +59,8 @@ class BenchSubject:
         return decode(model or self.model, METHODS[method], request, policy, self.heads.get(prompt.task))
 
 
-def load_subject(config: BenchConfig) -> BenchSubject:
-    """Loads or makes the model, the heads and the prompts."""
+def load_subject(config: BenchConfig, say: Say) -> BenchSubject:
+    """Loads or makes the model, the heads and the prompts; says which prompts are left out."""
     drafts = any_needs_heads(config.methods)
     heads: dict[str, ExitHeads] = {}
     if config.shape is not None:
@@ -76,13 +76,9 @@ def load_subject(config: BenchConfig) -> BenchSubject:
     else:
         tasks = expand_task(config.task)
         data = config if config.limit else config.model_copy(update={"limit": PROMPTS_PER_TASK})
-        examples = {task: load_examples(task, data) for task in tasks}
+        found = {task: load_found(task, data) for task in tasks}
         model, tokenizer = load_model(config)
-        prompts = [
-            Prompt(task, example.sample_id, encode_prompt(tokenizer, example))
-            for task, found in examples.items()
-            for example in found
-        ]
+        prompts = usable_prompts(tokenizer, found, model.context_len, say)
         if drafts:
             heads = {task: heads_for(config, task_domain(task), model) for task in tasks}
     policies = {task: make_policy(config.decode, of_task.exits, model.num_layers) for task, of_task in heads.items()}

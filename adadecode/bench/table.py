@@ -6,7 +6,7 @@ from rich.table import Table
 
 from adadecode.bench.result import BenchResult, PartTime
 from adadecode.methods import METHODS, REFERENCE
-from adadecode.report.cells import fraction_text, number_text
+from adadecode.report.cells import cell, fraction_text, number_text
 
 BENCH_ROWS = pa.schema(
     [
@@ -85,7 +85,9 @@ def _methods_table(result: BenchResult) -> Table:
         "of\nroofline",
         "same\ntokens",
     )
-    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, title=bench_title(result), title_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD, padding=0, show_edge=False, title=cell(bench_title(result)), title_justify="left"
+    )
     for column in columns:
         table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for method, row in result.methods.items():

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adadecode.cli.console import console, say_on_stderr
+from adadecode.cli.console import console, say, say_on_stderr
 from adadecode.cli.options import integers, settings_options
 from adadecode.cli.watch import Watcher
-from adadecode.errors import AdaDecodeError, StoppedError, UsageError
+from adadecode.errors import EXIT_MISMATCH, EXIT_OK, AdaDecodeError, StoppedError, UsageError
 from adadecode.evaluation.stop import StopRequest
 from adadecode.settings import EvalConfig, build_settings
 
@@ -36,28 +36,39 @@ def eval_command(config_file: Path | None, out: str | None, **flags: Any) -> Non
 def evaluate(config: EvalConfig, out: str | None, stop: StopRequest) -> "RunResult":
     """`adadecode.evaluate`, shown as it goes; says how to go on when it ends early."""
     from adadecode import api
+    from adadecode.report.tables import model_notes
+    from adadecode.runs.folder import read_run
 
     watcher = Watcher()
     try:
-        return api.evaluate(config, out, observer=watcher, stop=stop)
+        result = api.evaluate(config, out, observer=watcher, stop=stop, command=resume_command())
+        for note in [] if config.local else model_notes(read_run(result.folder)):  # else said when it was loaded
+            say_on_stderr(f"adadecode: --model {config.model!r}: {note}")
+        return result
     except StoppedError as error:
         raise StoppedError(f"{error}; go on with: {resume_command()}") from error
     except AdaDecodeError as error:
         if watcher.closed is not None and watcher.closed.num_missing and not isinstance(error, UsageError):
-            say_on_stderr(watcher.closed.missing_line(resume_command()))
+            line = watcher.closed.missing_line(resume_command())
+            click.get_current_context().find_root().call_on_close(lambda: say_on_stderr(line))  # after the error
         raise
 
 
 def report_result(result: "RunResult", resume: str | None = None) -> int:
     """Prints the summary, the parity and what is wrong; returns the exit code. `resume` is the command that goes on."""
+    print_result(result, result.lines(), resume)
+    return result.exit_code
+
+
+def print_result(result: "RunResult", lines: list[str], resume: str | None = None) -> None:
+    """Prints the summary with `lines` under it, and why the exit code is not 0 on stderr."""
     from adadecode.report.tables import summary_table
 
     console().print(summary_table(result.summary))
-    for line in result.lines():
-        click.echo(line)
+    for line in lines:
+        say(line)
     for line in result.problem_lines(resume):
         say_on_stderr(line)
-    return result.exit_code
 
 
 def resume_command() -> str:
@@ -86,8 +97,8 @@ def plan_command(config_file: Path | None, rates: str | None, gpus: tuple[int, .
     for task in dict.fromkeys(shard.task for shard in shards):
         of_task = [shard for shard in shards if shard.task == task]
         num_samples = sum(len(shard.examples) for shard in of_task)
-        click.echo(f"{task}: {num_samples} samples in {len(of_task)} shards of at most {config.shard_size}")
-    click.echo(
+        say(f"{task}: {num_samples} samples in {len(of_task)} shards of at most {config.shard_size}")
+    say(
         f"{plan.num_rows} samples x {len(config.methods)} methods x {config.repeats} repeats = "
         f"{plan.num_rows * rows_per_sample} rows; plan hash {plan_hash(plan)}"
     )
@@ -99,29 +110,47 @@ def plan_command(config_file: Path | None, rates: str | None, gpus: tuple[int, .
         console().print(methods_table(capacity))
         console().print(times_table(capacity, "GPU" if config.device == "cuda" else "worker"))
         for line in capacity_lines(capacity):
-            click.echo(line)
+            say(line)
 
 
 @click.command("report")
 @click.argument("run")
 def report_command(run: str) -> None:
-    """Print a run's tables, from its committed rows."""
+    """Print a run's settings and its tables, recomputed and judged as `verify` does; or list the runs in a folder."""
     from adadecode.report.tables import provenance_lines, summary_table
+    from adadecode.runs.engines import published_engine_lines
     from adadecode.runs.folder import read_run
-    from adadecode.runs.result import read_report
+    from adadecode.runs.listing import listing_table, read_published, runs_below
+    from adadecode.runs.result import read_result
+    from adadecode.runs.starts import start_lines
 
-    for line in provenance_lines(read_run(run)):
-        click.echo(line)
-    summary, lines = read_report(run)
-    console().print(summary_table(summary))
-    for line in lines:
-        click.echo(line)
+    if (listed := runs_below(run)) is not None:
+        console().print(listing_table(listed))
+        return
+    facts = read_run(run)
+    if (published := read_published(run)) is not None:
+        summary, lines = published
+        for line in (*provenance_lines(facts), *start_lines(facts)):
+            say(line)
+        console().print(summary_table(summary))
+        for line in (
+            *lines,
+            *published_engine_lines(facts),
+            "its rows are not here: the table is as it was published, nothing was recomputed",
+        ):
+            say(line)
+        sys.exit(EXIT_MISMATCH if lines else EXIT_OK)
+    result = read_result(run)
+    for line in (*provenance_lines(facts | {"status": result.status}), *start_lines(facts)):
+        say(line)
+    print_result(result, result.findings())
+    sys.exit(result.exit_code)
 
 
 @click.command("verify")
 @click.argument("run")
 def verify_command(run: str) -> None:
-    """Recompute the parity of a run from its tables alone: token ids, lengths, digests, stored claims, planned rows."""
+    """Recompute a run from its tables alone: parity, and whether rows, plan, settings and tables contradict each other."""
     from adadecode.runs.result import read_result
 
     sys.exit(report_result(read_result(run)))

@@ -7,7 +7,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from adadecode.cli.console import console, say_on_stderr
+from adadecode.cli.console import console, say, say_on_stderr
 from adadecode.cli.options import settings_options
 from adadecode.errors import EXIT_MISMATCH, EXIT_OK
 from adadecode.methods import OURS, REFERENCE
@@ -27,6 +27,8 @@ def generate_command(prompt: str, config_file: Path | None, compare: bool, **fla
     from adadecode.report.generation import coloured_text, statistics_lines
 
     lm = load_configured(build_settings(GenerateConfig, config_file, flags, beside=EvalConfig))
+    for line in lm.model.chosen_kernels.lines():
+        say_on_stderr(line)
     methods = (REFERENCE, OURS) if compare else (OURS,)
     for method in methods:
         lm.generate(prompt, method=method, max_new_tokens=WARMUP_TOKENS)  # the first of each pays for what is new
@@ -38,7 +40,7 @@ def generate_command(prompt: str, config_file: Path | None, compare: bool, **fla
             out.print(line, highlight=False)
     if compare:
         same = generations[OURS].output_token_ids == generations[REFERENCE].output_token_ids
-        click.echo("tokens equal to vanilla's" if same else "tokens DIFFER from vanilla's")
+        say("tokens equal to vanilla's" if same else "tokens DIFFER from vanilla's")
         sys.exit(EXIT_OK if same else EXIT_MISMATCH)
 
 
@@ -68,5 +70,5 @@ def bench_command(config_file: Path | None, out: Path | None, **flags: Any) -> N
         shown.print(line, highlight=False, markup=False)
     if out is not None:
         write_bench(out, result, rows, shown.export_text())
-    click.echo(json.dumps(result.to_json()))
+    say(json.dumps(result.to_json()))
     sys.exit(result.exit_code)

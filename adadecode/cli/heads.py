@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from adadecode.cli.console import console
+from adadecode.cli.console import console, say
 from adadecode.cli.options import settings_options
 from adadecode.settings import TrainConfig, TuneConfig, build_settings
 
@@ -19,9 +19,9 @@ def train_heads_command(config_file: Path | None, out: Path, **flags: Any) -> No
     from adadecode.api import train_heads
     from adadecode.training.table import heads_table
 
-    facts = train_heads(build_settings(TrainConfig, config_file, flags), out, say=click.echo)
+    facts = train_heads(build_settings(TrainConfig, config_file, flags), out, say=say)
     console().print(heads_table(facts.training))
-    click.echo(f"heads: {out}")
+    say(f"heads: {out}")
 
 
 @click.command("tune")
@@ -36,9 +36,9 @@ def tune_command(config_file: Path | None, out: Path, **flags: Any) -> None:
     from adadecode.api import tune
     from adadecode.tuning.table import tune_lines, tune_table
 
-    result = tune(build_settings(TuneConfig, config_file, flags), out, say=click.echo)
+    result = tune(build_settings(TuneConfig, config_file, flags), out, say=say)
     console().print(tune_table(result))
     for line in tune_lines(result):
-        click.echo(line)
-    click.echo(f"policy: {out / 'policy.yaml'}")
+        say(line)
+    say(f"policy: {out / 'policy.yaml'}")
     sys.exit(result.exit_code)

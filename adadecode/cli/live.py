@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from adadecode.evaluation.progress import RunProgress
+from adadecode.printable import printable
 from adadecode.records import WorkerState
-from adadecode.report.cells import duration_text
+from adadecode.report.cells import cell, duration_text
 
 PLAIN_EVERY_S = 10.0
 DRAW_EVERY_S = 0.25
@@ -57,7 +58,7 @@ class LiveProgress:
 
     def say(self, line: str) -> None:
         """Prints a line that stays."""
-        self._console.print(Text(line), soft_wrap=True)
+        self._console.print(cell(line), soft_wrap=True)
 
     def _show_when_due(self) -> None:
         if self._clock() >= self._due_at:
@@ -99,7 +100,9 @@ def drawing(progress: RunProgress, workers: Sequence[WorkerState], height: int) 
         shown = workers[: max(1, height - LINES_BESIDE_WORKERS)]
         parts.append(_workers_table(shown))
         if len(shown) < len(workers):
-            parts.append(Text(f"and {workers_text(workers[len(shown) :])}", no_wrap=True, overflow="ellipsis"))
+            parts.append(
+                Text(f"and {printable(workers_text(workers[len(shown) :]))}", no_wrap=True, overflow="ellipsis")
+            )
     return Group(*parts)
 
 
@@ -108,9 +111,7 @@ def _workers_table(workers: Sequence[WorkerState]) -> Table:
     for name in ("worker", "node", "doing", "for"):
         table.add_column(name, no_wrap=True, overflow="ellipsis", justify="right" if name == "for" else "left")
     for worker in workers:
-        # Text, because a string would have its brackets read as markup
-        cells = (worker.name, worker.node, _activity(worker), duration_text(worker.for_s))
-        table.add_row(*(Text(cell) for cell in cells))
+        table.add_row(*map(cell, (worker.name, worker.node, _activity(worker), duration_text(worker.for_s))))
     return table
 
 

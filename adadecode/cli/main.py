@@ -3,17 +3,20 @@
 Heavy imports wait for the command that needs them.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
+from adadecode.cli.console import escape_what_cannot_be_shown, model_notes_on_stderr, say_on_stderr
 from adadecode.cli.evaluate import eval_command, plan_command, report_command, verify_command
 from adadecode.cli.generate import bench_command, generate_command
 from adadecode.cli.heads import train_heads_command, tune_command
 from adadecode.cli.submit import submit_command
 from adadecode.cli.sweep import sweep_command
 from adadecode.cli.tasks import tasks_command
-from adadecode.errors import AdaDecodeError
+from adadecode.errors import AdaDecodeError, UsageError
+from adadecode.printable import is_unicode, printable
 from adadecode.version import __version__
 
 
@@ -22,10 +25,30 @@ class OneLineErrors(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            check_arguments(ctx.args)
+            with model_notes_on_stderr():
+                return super().invoke(ctx)
         except AdaDecodeError as error:
-            click.echo(f"adadecode: {error}", err=True)
+            say_on_stderr(f"adadecode: {error}")
             ctx.exit(error.exit_code)
+        except click.ClickException as error:
+            vars(error)["message"] = printable(error.message)  # final, but it may quote what was typed as it is
+            raise
+
+    def main(self, *arguments: Any, **settings: Any) -> Any:
+        """What click does, help and its own errors included, on streams that can show every text."""
+        escape_what_cannot_be_shown()
+        return super().main(*arguments, **settings)
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raises UsageError when one of `arguments` is no text: the locale lacks its characters, or has another encoding."""
+    for argument in arguments:
+        if not is_unicode(argument):
+            raise UsageError(
+                f"{argument!r} is no text in this locale's encoding: give UTF-8, and set PYTHONUTF8=1 where the locale "
+                "has none, such as LC_ALL=C"
+            )
 
 
 @click.group(cls=OneLineErrors)
@@ -33,7 +56,7 @@ class OneLineErrors(click.Group):
 def main() -> None:
     """Lossless early-exit decoding, evaluated over whole data sets on Ray.
 
-    Exit codes: 0 ok, 1 the run failed, 2 usage, 3 parity mismatch, 4 planned rows missing.
+    Exit codes: 0 ok, 1 the run failed, 2 usage, 3 parity mismatch or contradictory tables, 4 planned rows missing.
     """
 
 
@@ -51,3 +74,6 @@ for command in (
     submit_command,
 ):
     main.add_command(command)
+
+if __name__ == "__main__":
+    main(prog_name="adadecode")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import click
 
 from adadecode.errors import UsageError
+from adadecode.printable import printable
 
 SUBMITTED = ("eval", "train-heads", "sweep", "tune")
 
@@ -23,7 +24,12 @@ def submit_command(address: str, working_dir: str | None, command: str, argument
     from ray_jobs.submit import submit_job
 
     arguments = with_absolute_out(arguments)
-    sys.exit(submit_job(command, arguments, address, working_dir, lambda text: click.echo(text, nl=False)))
+    sys.exit(submit_job(command, arguments, address, working_dir, show_text))
+
+
+def show_text(text: str) -> None:
+    """Prints a piece of the job's log: its lines without colours, and nothing else a terminal would heed."""
+    print(printable(click.unstyle(text), keep="\n\t"), end="", flush=True)
 
 
 def with_absolute_out(arguments: Sequence[str]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from adadecode.cli.console import console, say_on_stderr
+from adadecode.cli.console import console, say, say_on_stderr
 from adadecode.cli.evaluate import evaluate, report_result, resume_command
 from adadecode.cli.options import settings_options, split
 from adadecode.errors import EXIT_INCOMPLETE, UsageError
@@ -72,7 +72,7 @@ def sweep_command(
     codes, summaries = [], {}
     with StopRequest(max(cell.config.grace_s for cell in cells), say_on_stderr) as stop:
         for idx, cell in enumerate(cells):
-            click.echo(f"cell {idx + 1}/{len(cells)}: {cell.name}")
+            say(f"cell {idx + 1}/{len(cells)}: {cell.name}")
             result = evaluate(cell.config, join(out, cell.name), stop)
             codes.append(report_result(result, resume_command()))
             summaries[cell.name] = result.summary
@@ -80,5 +80,5 @@ def sweep_command(
                 say_on_stderr(f"{len(cells) - idx - 1} cells were not begun; go on with: {resume_command()}")
                 sys.exit(max(EXIT_INCOMPLETE, *codes))
     console().print(sweep_table(write_sweep(out, summaries)))
-    click.echo(f"sweep: {out}")
+    say(f"sweep: {out}")
     sys.exit(max(codes))

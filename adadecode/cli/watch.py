@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import click
-
-from adadecode.cli.console import console
+from adadecode.cli.console import console, say
 from adadecode.records import ShardOutcome, WorkerState
 
 if TYPE_CHECKING:
@@ -48,6 +46,6 @@ class Watcher:
 
     def say(self, line: str) -> None:
         if self._live is None:
-            click.echo(line)
+            say(line)
         else:
             self._live.say(line)

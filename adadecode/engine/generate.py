@@ -143,8 +143,5 @@ def room_for_output(model: DecoderModel, prompt_len: int) -> int:
     """How many tokens may follow a prompt in the model's context; raises PromptTooLongError when none can."""
     room = model.context_len - prompt_len
     if prompt_len < 1 or room < 1:
-        raise PromptTooLongError(
-            f"the prompt has {prompt_len} tokens; the model's context of {model.context_len} needs 1 to "
-            f"{model.context_len - 1} so that a token can follow: shorten the prompt"
-        )
+        raise PromptTooLongError.of(prompt_len, model.context_len)
     return room

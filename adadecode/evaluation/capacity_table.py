@@ -2,10 +2,9 @@
 
 from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from adadecode.evaluation.capacity import Capacity
-from adadecode.report.cells import duration_text
+from adadecode.report.cells import cell, duration_text
 
 
 def methods_table(capacity: Capacity) -> Table:
@@ -17,7 +16,7 @@ def methods_table(capacity: Capacity) -> Table:
     lines = [(method, capacity.tokens[method], capacity.busy_s[method]) for method in capacity.tokens]
     for name, tokens, busy_s in [*lines, ("all", sum(capacity.tokens.values()), sum(capacity.busy_s.values()))]:
         rate = f"{tokens / busy_s:.1f}" if busy_s else "-"
-        table.add_row(*(Text(cell) for cell in (name, f"{tokens:.0f}", duration_text(busy_s), rate)))
+        table.add_row(*map(cell, (name, f"{tokens:.0f}", duration_text(busy_s), rate)))
     return table
 
 
@@ -27,8 +26,13 @@ def times_table(capacity: Capacity, unit: str) -> Table:
     for name in (f"{unit}s", "expected\ntime", f"{unit}-\nhours", "share of\ntime busy"):
         table.add_column(name, justify="right", no_wrap=True)
     for time in capacity.times:
-        cells = (time.num_workers, duration_text(time.wall_s), f"{time.worker_hours:.3g}", f"{time.busy_share:.0%}")
-        table.add_row(*(Text(str(cell)) for cell in cells))
+        cells = (
+            str(time.num_workers),
+            duration_text(time.wall_s),
+            f"{time.worker_hours:.3g}",
+            f"{time.busy_share:.0%}",
+        )
+        table.add_row(*map(cell, cells))
     return table
 
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from adadecode.errors import DeviceLostError, RowsDependentError
+from adadecode.errors import DeviceLostError, RowsDependentError, is_rust_panic
 from adadecode.evaluation.rows import MAX_MESSAGE_LEN
 from adadecode.model.decoder import DecoderModel
 
@@ -67,7 +67,7 @@ def _caught(function: Callable[[], ResultT]) -> ResultT | Failure:
     except torch.AcceleratorError as error:
         raise _device_lost(error) from error
     except BaseException as error:
-        if not isinstance(error, Exception) and not _is_rust_panic(error):
+        if not isinstance(error, Exception) and not is_rust_panic(error):
             raise
         return failure_of(error)
 
@@ -83,11 +83,6 @@ def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in HOST_MEMORY_WORDS)
-
-
-def _is_rust_panic(error: BaseException) -> bool:
-    """Whether a tokenizer's Rust code panicked: no Exception, and of a class of its own in every extension."""
-    return (type(error).__module__, type(error).__name__) == ("pyo3_runtime", "PanicException")
 
 
 @contextlib.contextmanager

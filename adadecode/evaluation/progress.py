@@ -96,7 +96,6 @@ class ErrorLimit:
         if num_error_samples > self.allowed:
             raise TooManyErrorsError(
                 f"{num_error_samples} of {self.num_planned} planned samples failed, and --max-errors "
-                f"{self.max_errors} allows {self.allowed}: `adadecode report` names the commonest errors; what is "
-                "committed stays, so remove the cause and run the same command with --retry-errors, or go on with a "
-                "higher --max-errors"
+                f"{self.max_errors} allows {self.allowed}: what is committed stays, so remove the cause and run the same "
+                "command with --retry-errors, or go on with a higher --max-errors"
             )

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from adadecode.methods import METHODS, in_turn
+from adadecode.printable import printable
 from adadecode.records import Generation, Shard, ShardOutcome
 from adadecode.report.schema import LOST_BY
 from adadecode.runs.folder import RunFolder, new_attempt
@@ -96,7 +97,7 @@ class Turn:
     @property
     def name(self) -> str:
         """`TASK/SAMPLE METHOD`, as a log names it."""
-        return f"{self.shard.task}/{self.shard.examples[self.sample_idx].sample_id} {self.method}"
+        return printable(f"{self.shard.task}/{self.shard.examples[self.sample_idx].sample_id} {self.method}")
 
     def begin(self) -> None:
         """Sets the time at which it began, which a second try does anew."""
@@ -191,7 +192,7 @@ def commit_rows(
     `facts` are those of the worker, None when none survived any of the samples.
     """
     by_whom = {"worker_id": LOST_BY} if facts is None else facts
-    if folder.commit_shard(shard.task, shard.shard_idx, [row.columns() for row in rows], by_whom, new_attempt()):
+    if folder.commit_shard(shard.shard_idx, [row.columns() for row in rows], by_whom, new_attempt()):
         log.info("committed %d rows", len(rows))
     else:
         log.info("another attempt was first; its rows count, not these %d", len(rows))

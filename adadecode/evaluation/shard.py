@@ -8,7 +8,8 @@ from typing import Any
 from adadecode.evaluation.rows import SampleRow, commit_rows
 from adadecode.evaluation.worker import Worker, evaluate_sample, evaluate_shard
 from adadecode.evaluation.worker_log import shard_context
-from adadecode.provenance import git_sha
+from adadecode.printable import printable
+from adadecode.provenance import code_hash, git_sha
 from adadecode.records import Shard, ShardOutcome
 from adadecode.runs.folder import RunFolder
 from adadecode.settings import EvalConfig
@@ -37,14 +38,14 @@ def evaluate_sample_alone(
 ) -> tuple[list[SampleRow], dict[str, Any], float | None]:
     """The rows of one sample, which nothing commits, the facts for their commit, and `full_length_s` of them."""
     with shard_context(shard.shard_idx):
-        log.info("sample %s alone", shard.examples[sample_idx].sample_id)
+        log.info("sample %s alone", printable(shard.examples[sample_idx].sample_id))
         rows = evaluate_sample(worker, shard, sample_idx)
         return rows, commit_facts(worker), full_length_s(rows, worker.config)
 
 
 def commit_facts(worker: Worker) -> dict[str, Any]:
     """What is stored of `worker` with each of its commits."""
-    return worker.facts() | {"adadecode": __version__, "git_sha": git_sha()}
+    return worker.facts() | {"adadecode": __version__, "code_hash": code_hash(), "git_sha": git_sha()}
 
 
 def full_length_s(rows: Sequence[SampleRow], config: EvalConfig) -> float | None:

@@ -4,10 +4,10 @@ from typing import Any
 
 import pyarrow as pa
 from rich.table import Table
-from rich.text import Text
 
-from adadecode.report.cells import fraction_text, number_text
-from adadecode.report.tables import figures_table, method_label, speedup_text
+from adadecode.methods import REFERENCE
+from adadecode.report.cells import cell, number_text
+from adadecode.report.tables import figures_table, method_label, parity_text, speedup_text
 
 COLUMNS = (
     "cell",
@@ -26,16 +26,17 @@ COLUMNS = (
 def sweep_table(sweep: pa.Table) -> Table:
     """A rich table with one line per row of a SWEEP table; `-` stands for not measured. It wants up to 120 columns."""
     table = figures_table(COLUMNS, num_names=3)
-    shown_cell = None
-    for row in sweep.to_pylist():
-        cell = row["cell"] if row["cell"] != shown_cell else ""
+    shown_cell, rows = None, sweep.to_pylist()
+    vanilla = {(row["cell"], row["task"]): row["n"] for row in rows if row["method"] == REFERENCE}
+    for row in rows:
+        name = row["cell"] if row["cell"] != shown_cell else ""
         shown_cell = row["cell"]
-        # Text, because a string would have its brackets read as markup
-        table.add_row(*(Text(text) for text in (cell, row["task"], method_label(row), *_figures(row))))
+        figures = _figures(row, vanilla.get((row["cell"], row["task"])))
+        table.add_row(cell(name), cell(row["task"]), method_label(row), *map(cell, figures))
     return table
 
 
-def _figures(row: dict[str, Any]) -> tuple[str, ...]:
+def _figures(row: dict[str, Any], num_vanilla: int | None) -> tuple[str, ...]:
     """What the table shows of a SWEEP row after its cell, task and method."""
     return (
         str(row["n"]) + (f" ({row['num_errors']} err)" if row["num_errors"] else ""),
@@ -43,6 +44,6 @@ def _figures(row: dict[str, Any]) -> tuple[str, ...]:
         speedup_text(row),
         number_text(row["acceptance_rate"], ".1%"),
         number_text(row["layers_per_token"], ".2f"),
-        fraction_text(row["num_parity_exact"], row["num_parity_checked"]),
+        parity_text(row, num_vanilla),
         number_text(row["consistency"], ".3f"),
     )

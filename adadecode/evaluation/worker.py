@@ -62,12 +62,14 @@ class Worker:
             "cuda": torch.version.cuda if gpu else None,
             "threads": torch.get_num_threads(),
             "kernels": self.model.kernels,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
             "attention": self.model.steps.attention,
             **arithmetic(),
             "python": sys.version.split()[0],
             "torch": torch.__version__,
             "width": self.width,
             "model_hash": self.model.model_hash,
+            "model_notes": list(self.model.notes),  # what was odd about its files
             "model_commit": getattr(self.model.config, "_commit_hash", None),  # of a hub model
             "heads_hash": {task: heads.content_hash for task, heads in self.heads.items()},
             "exits": {task: list(self.policy(task).exits) for task in self.heads},

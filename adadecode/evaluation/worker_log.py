@@ -7,6 +7,8 @@ import time
 from collections.abc import Generator
 from contextvars import ContextVar
 
+from adadecode.printable import printable
+
 NO_SHARD = "-"
 
 _shard: ContextVar[str] = ContextVar("shard", default=NO_SHARD)
@@ -24,7 +26,7 @@ class WorkerFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         when = self.formatTime(record, "%Y-%m-%dT%H:%M:%SZ")
         start = f"{when} {record.levelname} run={self._run_id} shard={_shard.get()} actor={self._actor}:"
-        return "\n".join(f"{start} {line}" for line in super().format(record).splitlines() or [""])
+        return "\n".join(f"{start} {printable(line)}" for line in super().format(record).splitlines() or [""])
 
 
 class WorkerHandler(logging.StreamHandler):

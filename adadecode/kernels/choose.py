@@ -1,5 +1,9 @@
 """Which kernels compute the decode steps of a model, and what these steps share."""
 
+import importlib.util
+import os
+import shutil
+
 import torch
 
 from adadecode.errors import KernelsError
@@ -14,6 +18,7 @@ from adadecode.kernels.packed import PackedWeights
 from adadecode.kernels.shared import SharedSteps
 from adadecode.kernels.step import DecodeStep
 from adadecode.kernels.weights import Weights
+from adadecode.records import ChosenKernels
 from adadecode.settings import Kernels
 
 
@@ -27,9 +32,10 @@ class Steps:
         """
         set_exact_arithmetic()
         self.weights, self.prefill = weights, prefill
-        self.kernels: Kernels = choose_kernels(kernels, weights.device, weights.dtype)
-        self.layer_step: LayerStep = compile_layer_step() if self.kernels == "compile" else layer_step
-        self._packed = PackedWeights(weights) if self.kernels == "native" else None
+        self.chosen = choose_kernels(kernels, weights.device, weights.dtype)
+        self._is_compiled = self.chosen.kernels == "compile"
+        self.layer_step: LayerStep = compile_layer_step() if self._is_compiled else layer_step
+        self._packed = PackedWeights(weights) if self.chosen.kernels == "native" else None
         self._compiled_shapes: set[tuple[int, int]] = set()  # W and S
         self._is_cuda = weights.device.type == "cuda"
         self._attention = step_backend(weights) if self._is_cuda else None
@@ -48,13 +54,13 @@ class Steps:
             self._graphed = self._graphed or self._new_graphed()
             return self._graphed.step(width, columns)
         cache = weights.new_cache(columns)
-        if self.kernels == "compile":
+        if self._is_compiled:
             return CompiledStep(weights, prefill, width, cache, layer_step, self._compiled_shapes)
         return EagerStep(weights, prefill, width, cache, layer_step)
 
     def num_columns(self, num_positions: int) -> int:
         """S for a request of `num_positions` positions; one of few where each S is captured or compiled for."""
-        if self._is_cuda or self.kernels == "compile":
+        if self._is_cuda or self._is_compiled:
             return bucket_columns(num_positions, self.weights.context_len)
         return num_columns(num_positions)
 
@@ -81,22 +87,41 @@ class Steps:
             free_workspaces()
 
 
-def choose_kernels(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Kernels:
-    """What `auto` stands for on `device` in `dtype`; raises KernelsError when `kernels` cannot be had there."""
+def choose_kernels(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> ChosenKernels:
+    """What `kernels` come to on `device` in `dtype`; raises KernelsError when they cannot be had there."""
     can_be_native = device.type == "cpu" and dtype in NATIVE_DTYPES
-    if kernels == "native":
-        if not can_be_native:
-            raise KernelsError(
-                f"--kernels native: only on a CPU in float32 or bfloat16, not on {device.type} in {dtype}; "
-                "use --kernels eager or compile"
-            )
+    name = str(dtype).removeprefix("torch.")
+    if kernels == "native" and not can_be_native:
+        raise KernelsError(
+            f"--kernels native: only on a CPU in float32 or bfloat16, not on {device.type} in {name}; "
+            "use --kernels eager or compile"
+        )
+    if kernels == "compile":
+        _check_compilable(device)
+    if kernels in ("eager", "compile") or device.type != "cpu":
+        return ChosenKernels("eager" if kernels == "auto" else kernels)
+    if not can_be_native:
+        return ChosenKernels("eager", f"native ones compute in float32 and bfloat16, not in {name}")
+    try:
         load_library()
-    if kernels != "auto":
-        return kernels
-    if can_be_native:
-        try:
-            load_library()
-            return "native"
-        except KernelsError:
-            return "eager"
-    return "eager"
+    except KernelsError as error:
+        if kernels == "native":
+            raise KernelsError(f"--kernels native: {error}; or use --kernels eager, which is slower") from error
+        return ChosenKernels("eager", str(error))
+    return ChosenKernels("native")
+
+
+def _check_compilable(device: torch.device) -> None:
+    """Raises KernelsError when torch.compile lacks what it needs: its own error is a page, in the middle of a warm-up."""
+    variable, names, language = ("CXX", ("g++",), "C++") if device.type == "cpu" else ("CC", ("gcc", "clang"), "C")
+    told = os.environ.get(variable)
+    looked_for = (told,) if told else names
+    if not any(map(shutil.which, looked_for)):
+        raise KernelsError(
+            f"--kernels compile: torch.compile needs a {language} compiler, and there is no {' or '.join(looked_for)}: "
+            f"install one, name it in {variable} in one word, or use --kernels eager"
+        )
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise KernelsError(
+            "--kernels compile: on a GPU torch.compile needs the package triton: install it, or use eager"
+        )

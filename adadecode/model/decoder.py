@@ -16,18 +16,21 @@ from adadecode.kernels.kv_cache import COLUMN_MULTIPLE, KVCache
 from adadecode.kernels.step import DecodeStep
 from adadecode.kernels.weights import Head, LayerShape, Weights
 from adadecode.model.families import check_supported, read_layers
+from adadecode.records import ChosenKernels
 from adadecode.settings import Kernels
 
 
 class DecoderModel:
     """A frozen causal LM: its weights, facts about it, and the steps that decode with it. Holds no decoding state."""
 
-    def __init__(self, lm: Any, kernels: Kernels = "eager") -> None:
+    def __init__(self, lm: Any, kernels: Kernels = "eager", notes: tuple[str, ...] = ()) -> None:
         """Wraps `lm`, a loaded transformers causal LM, to decode with `kernels`; `auto` takes the fastest there are.
 
-        Raises UnsupportedModelError when the engine cannot decode it, KernelsError when it cannot do so with `kernels`.
+        `notes` say what was odd about its files. Raises UnsupportedModelError when the engine cannot decode it,
+        KernelsError when it cannot do so with `kernels`.
         """
         check_supported(lm.config)
+        self.notes = notes
         self.lm = lm.eval().requires_grad_(False)
         self.config = config = lm.config
         self.num_layers: int = config.num_hidden_layers
@@ -41,9 +44,14 @@ class DecoderModel:
         self.steps = Steps(self.weights, functools.partial(prefill, lm), kernels)
 
     @property
-    def kernels(self) -> Kernels:
+    def kernels(self) -> str:
         """What computes its decode steps; never `auto`."""
-        return self.steps.kernels
+        return self.chosen_kernels.kernels
+
+    @property
+    def chosen_kernels(self) -> ChosenKernels:
+        """What computes its decode steps, and why `auto` came to slower kernels than there can be."""
+        return self.steps.chosen
 
     @property
     def device(self) -> torch.device:

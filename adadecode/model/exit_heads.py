@@ -100,9 +100,10 @@ class Shortlist(NamedTuple):
 
     def heads(self, model: DecoderModel) -> dict[int, Head]:
         """These heads on `model`; raises ExitHeadsError when they do not fit."""
-        num_ids, width, vocab_size = len(self.token_ids), model.width, model.vocab_size
-        fits = all(matrix.shape == (num_ids, width) for matrix in self.matrices.values())
-        if not fits or not num_ids or not 0 <= min(self.token_ids) <= max(self.token_ids) < vocab_size:
+        num_ids, width, vocab_size = self.token_ids.numel(), model.width, model.vocab_size
+        fits = self.token_ids.ndim == 1 and not self.token_ids.is_floating_point()
+        fits = fits and all(matrix.shape == (num_ids, width) for matrix in self.matrices.values())
+        if not fits or not num_ids or not 0 <= int(self.token_ids.min()) <= int(self.token_ids.max()) < vocab_size:
             raise ExitHeadsError(
                 f"a shortlist of {num_ids} tokens does not fit a model of width {width} and {vocab_size} tokens: "
                 "train heads for this model"

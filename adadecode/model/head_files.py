@@ -13,13 +13,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
-from adadecode.errors import ExitHeadsError
+from adadecode.errors import ExitHeadsError, on_one_line
 from adadecode.files import short_hash, write_whole
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads, HeadTensors
+from adadecode.model.files import shown
 from adadecode.settings import HeadKind, TrainedKind
 
 TENSORS, FACTS = "exit_heads.safetensors", "exit_heads.json"
+FORMAT_VERSION = 1
 
 
 class HeadFacts(BaseModel):
@@ -27,7 +29,7 @@ class HeadFacts(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    format_version: int = 1
+    format_version: int = FORMAT_VERSION
     kind: TrainedKind = "transform"
     base_model: str
     base_model_hash: str
@@ -65,20 +67,26 @@ def load_heads(folder: Path, model: DecoderModel, head: HeadKind = "full", gate:
         facts = HeadFacts.model_validate_json((folder / FACTS).read_bytes())
         raw = (folder / TENSORS).read_bytes()
         named = load(raw)
-    except (SafetensorError, ValidationError) as error:
+    except (SafetensorError, ValidationError, OSError, RuntimeError, LookupError) as error:
         raise ExitHeadsError(
             f"--heads {str(folder)!r}: the files are damaged; {retrain} ({type(error).__name__})"
         ) from error
+    if facts.format_version != FORMAT_VERSION:
+        raise ExitHeadsError(
+            f"--heads {str(folder)!r}: their format_version is {shown(facts.format_version)}, this program knows "
+            f"{FORMAT_VERSION}: update it, or {retrain}"
+        )
     if facts.base_model_hash != model.model_hash:
         raise ExitHeadsError(
-            f"--heads {str(folder)!r}: made for {facts.base_model!r} with weights {facts.base_model_hash}, "
-            f"this model's are {model.model_hash}; {retrain}"
+            f"--heads {str(folder)!r}: made for {facts.base_model!r} with weights "
+            f"{on_one_line(facts.base_model_hash, 40)}, this model's are {model.model_hash}; {retrain}"
         )
     try:
         tensors = HeadTensors.from_named(named, facts.exits, facts.kind)
     except KeyError as error:
         raise ExitHeadsError(
-            f"--heads {str(folder)!r}: tensors {sorted(named)} do not match exits {list(facts.exits)} of kind {facts.kind}"
+            f"--heads {str(folder)!r}: tensors {shown(sorted(named))} do not match exits {shown(facts.exits)} of kind "
+            f"{facts.kind}; {retrain}"
         ) from error
     lacking = {
         "--head full": (head == "full" and facts.kind == "shortlist", "--head shortlist"),

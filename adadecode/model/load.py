@@ -1,38 +1,58 @@
 """From a model's name to its decoder and tokenizer."""
 
+import contextlib
 import json
+import logging
+import warnings
+from collections.abc import Generator
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
-from adadecode.demo import resolve_model
-from adadecode.errors import UsageError
+from adadecode.errors import UsageError, is_rust_panic
 from adadecode.files import short_hash
+from adadecode.model.checkpoint import check_folder, few, lacking, layers_too_many, wrong_shapes
+from adadecode.model.config_file import TOKENIZER_FILES, check_tokenizer, ends_of, read_config
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.families import check_supported
+from adadecode.model.files import ModelFiles, find_model, reason
 from adadecode.settings import ModelSettings
+
+log = logging.getLogger(__name__)
+
+NO_CODE = {"trust_remote_code": False}  # None would ask on stdin
+ATTENTION = {"attn_implementation": "sdpa"}  # a configuration may name one, even one to be fetched from the hub
 
 
 def load_model(settings: ModelSettings) -> tuple[DecoderModel, PreTrainedTokenizerBase]:
-    """The decoder and tokenizer that `settings` name; raises UsageError or UnsupportedModelError."""
+    """The decoder and tokenizer that `settings` name; raises UsageError or UnsupportedModelError.
+
+    What is odd about the model but no reason to refuse it is logged, and among the decoder's `notes`.
+    """
     transformers_logging.disable_progress_bar()
-    model, revision = settings.model, settings.revision
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device 'cuda': no CUDA device is visible to this process; use --device cpu")
-    _, tokenizer = load_tokenizer(model, revision)
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            resolve_model(model), revision=revision, dtype=getattr(torch, settings.dtype), output_loading_info=True
-        )
-        lm, loading = loaded
-        if loading["missing_keys"]:  # transformers would go on with random weights
-            raise ValueError(f"the checkpoint lacks {', '.join(sorted(loading['missing_keys']))}")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise _not_loadable(model, error) from error
-    return DecoderModel(lm.to(settings.device), settings.kernels), tokenizer
+    files = find_model(settings.model, settings.revision)
+    raw, config = _read_config(files)
+    tokenizer = _read_tokenizer(files, config)
+    ends = ends_of(files, raw, config.vocab_size)
+    config.eos_token_id = ends.token_ids or None
+    lm, unused = _read_weights(files, config, getattr(torch, settings.dtype))
+    notes = [*ends.notes]
+    if unused:
+        where = "in the checkpoint and in no layer that config.json describes"
+        notes.append(f"{where}: {few(unused)}; its outputs may be another model's")
+    for note in notes:
+        log.warning("--model %r: %s", files.name, note)
+    return DecoderModel(lm.to(settings.device), settings.kernels, tuple(notes)), tokenizer
 
 
 def use_threads(threads: int | None) -> None:
@@ -43,25 +63,96 @@ def use_threads(threads: int | None) -> None:
 
 def load_tokenizer(model: str, revision: str | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
     """The configuration and the tokenizer of a model that `load_model` takes, without its weights."""
-    source = resolve_model(model)
-    try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
-        check_supported(config)
-        return config, AutoTokenizer.from_pretrained(source, revision=revision)
-    except (OSError, ValueError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise _not_loadable(model, error) from error
-
-
-def _not_loadable(model: str, error: Exception) -> UsageError:
-    reason = " ".join(str(error).split())[:200]
-    return UsageError(
-        f"--model {model!r} cannot be loaded; give `demo`, a folder with a transformers model, or a hub id ({reason})"
-    )
+    files = find_model(model, revision)
+    _, config = _read_config(files)
+    return config, _read_tokenizer(files, config)
 
 
 def chat_template_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """A 16-digit hash of the tokenizer's chat template, None when it has none."""
     template = tokenizer.chat_template
     return None if template is None else short_hash(json.dumps(template))
+
+
+def _read_config(files: ModelFiles) -> tuple[dict[str, Any], Any]:
+    """The content of config.json and transformers' configuration made of it; raises UsageError when it is refused."""
+    with _explained(files, "its configuration"):
+        raw = read_config(files)
+        config = AutoConfig.from_pretrained(files.source, revision=files.revision, **NO_CODE)
+    check_supported(config)
+    return raw, config
+
+
+def _read_tokenizer(files: ModelFiles, config: Any) -> PreTrainedTokenizerBase:
+    check_tokenizer(files)
+    with _explained(files, "its tokenizer (was it saved by another version?)", TOKENIZER_FILES):
+        tokenizer = AutoTokenizer.from_pretrained(files.source, config=config, revision=files.revision, **NO_CODE)
+        template = tokenizer.chat_template
+        if not (template is None or isinstance(template, str | dict)):
+            raise files.refusal(f"its chat_template is a {type(template).__name__}, not text")
+    return tokenizer
+
+
+def _read_weights(files: ModelFiles, config: Any, dtype: torch.dtype) -> tuple[Any, list[str]]:
+    """The causal LM with its weights, and the names of tensors that have no place in it.
+
+    Raises UsageError when tensors are missing, of other shapes, of more layers, quantised, or damaged.
+    """
+    with _explained(files, "its weights"):
+        if files.folder is not None:
+            check_local(files, config)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            files.source,
+            config=config,
+            revision=files.revision,
+            dtype=dtype,
+            generation_config=GenerationConfig(eos_token_id=config.eos_token_id),
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            output_loading_info=True,
+            **NO_CODE,
+            **ATTENTION,
+        )
+        lm, found = loaded
+        unused = sorted(found["unexpected_keys"])
+        for why in (
+            *layers_too_many(unused, config.num_hidden_layers),
+            *wrong_shapes(iter(sorted(found["mismatched_keys"]))),
+            *lacking(iter(found["missing_keys"])),
+        ):
+            raise files.refusal(why)
+    return lm, unused
+
+
+def check_local(files: ModelFiles, config: Any) -> None:
+    """Raises UsageError when the checkpoint in the model's folder is not what `config` describes; reads no weights."""
+    assert files.folder is not None, files
+    with torch.device("meta"):
+        lm: Any = AutoModelForCausalLM.from_config(config, **NO_CODE, **ATTENTION)
+    expected = {name: tuple(parameter.shape) for name, parameter in lm.named_parameters()}
+    with files.refused():
+        check_folder(files.folder, expected, config.num_hidden_layers)
+
+
+@contextlib.contextmanager
+def _explained(files: ModelFiles, what: str, read: tuple[str, ...] = ()) -> Generator[None]:
+    """Makes a UsageError that names `what` of whatever transformers and the libraries under it raise, and quiets them.
+
+    They meet a user's files and raise errors of every family, in words that do not always name the file: one of the JSON
+    files `read` that is damaged is named instead. What this program itself finds wrong is a UsageError before.
+    """
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except UsageError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_rust_panic(error):
+            raise
+        log.debug("loading %s of %s", what, files.source, exc_info=True)
+        damaged = next(filter(None, map(files.damage, read)), None)
+        raise files.refusal(damaged or f"{what}: {reason(error)}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)

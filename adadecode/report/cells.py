@@ -1,6 +1,15 @@
 """What stands in one cell of a table: numbers, fractions and durations, or the sign of what was not measured."""
 
+from rich.text import Text
+
+from adadecode.printable import printable
+
 ABSENT = "-"
+
+
+def cell(text: str) -> Text:
+    """`text` as it stands, on one line: no part of it is markup, an escape code or a line of its own."""
+    return Text(printable(text))
 
 
 def number_text(value: float | None, form: str, scale: float = 1) -> str:

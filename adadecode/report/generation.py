@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.text import Text
 
+from adadecode.printable import printable
 from adadecode.records import Generation
 
 DEPTH_STYLES = ("bold green", "green", "cyan", "blue", "magenta")  # from the shallowest exit on
@@ -20,7 +21,7 @@ def coloured_text(generation: Generation, tokenizer: Any, num_layers: int) -> Te
         whole = tokenizer.decode(generation.output_token_ids[:end], skip_special_tokens=True)
         if end < len(generation.output_token_ids):
             whole = whole.rstrip("\ufffd")
-        text.append(whole[shown_len:], styles.get(depth))
+        text.append(printable(whole[shown_len:], keep="\n\t"), styles.get(depth))
         shown_len = max(shown_len, len(whole))
     text.append("\n\ndrafted at layer ")
     for exit_layer, style in styles.items():

@@ -9,10 +9,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from adadecode.methods import names_that_owe
-from adadecode.report.cells import ABSENT, fraction_text, number_text
+from adadecode.methods import REFERENCE, names_that_owe
+from adadecode.report.cells import ABSENT, cell, fraction_text, number_text
 from adadecode.report.summary import parity_line
+from adadecode.settings import PlacementSettings
 
+PLACEMENT = set(PlacementSettings.model_fields)
 COLUMNS = (
     "task",
     "method",
@@ -37,7 +39,10 @@ FOLDING: dict[str, Any] = {
     "speedup\n(95 % CI)": {"min_width": 11},
 }
 
-CAPTION = "speedup: geometric mean of per-prompt e2e ratios over the faster vanilla (`baseline`); BCa bootstrap"
+CAPTION = (
+    "speedup: geometric mean of n prompts' e2e ratios over `baseline`, the vanilla that is faster by it, and its 95 % "
+    "interval"
+)
 
 
 def summary_table(summary: pa.Table) -> Table:
@@ -49,12 +54,13 @@ def summary_table(summary: pa.Table) -> Table:
     rows = summary.to_pylist()
     has_errors = any(row["num_errors"] for row in rows)
     table = figures_table([name for name in COLUMNS if has_errors or name != "errors"], num_names=2)
+    num_vanilla = {row["task"]: row["n"] for row in rows if row["method"] == REFERENCE}
     shown_task = None
     for row in rows:
         task = row["task"] if row["task"] != shown_task else ""
         shown_task = row["task"]
-        # Text, because a string would have its brackets read as markup
-        table.add_row(*(Text(cell) for cell in (task, method_label(row), *_cells(row, has_errors))))
+        figures = _cells(row, has_errors, num_vanilla.get(row["task"]))
+        table.add_row(cell(task), method_label(row), *map(cell, figures))
     return table
 
 
@@ -86,24 +92,36 @@ def mismatch_lines(verify: pa.Table) -> list[str]:
     ]
 
 
-def method_label(row: dict[str, Any]) -> str:
+def method_label(row: dict[str, Any]) -> Text:
     """The method of a SUMMARY row, with a mark when it is lossy."""
-    return f"{row['method']}\n(lossy)" if row["lossy"] else row["method"]
+    label = cell(row["method"])
+    return label.append("\n(lossy)") if row["lossy"] else label
 
 
 def provenance_lines(run: dict[str, Any]) -> list[str]:
-    """The essentials of run.json, one `name: value` per line; what is missing is left out."""
+    """The essentials of run.json, one `name: value` per line; what is missing is left out.
+
+    So are settings that are no fact of its rows: placement, which each start has its own of, and kernels left to `auto`.
+    """
     lines = [
         f"{name}: {_plain(run[name])}" for name in ("run_id", "status", "fingerprint") if run.get(name) is not None
     ]
     for section in ("config", "provenance"):
         values = run.get(section)
         if isinstance(values, dict):
-            lines += [f"{section}.{name}: {_plain(value)}" for name, value in values.items() if value is not None]
-    return lines
+            told = {name: value for name, value in values.items() if value is not None and name not in PLACEMENT}
+            if told.get("kernels") == "auto":
+                del told["kernels"]
+            lines += [f"{section}.{name}: {_plain(value)}" for name, value in told.items()]
+    return lines + [f"model: {note}" for note in model_notes(run)]
 
 
-def _cells(row: dict[str, Any], has_errors: bool) -> Iterator[str]:
+def model_notes(run: dict[str, Any]) -> list[str]:
+    """What the workers of a run noted of the model's files, each once."""
+    return list(dict.fromkeys(note for worker in run.get("workers") or [] for note in worker.get("model_notes", [])))
+
+
+def _cells(row: dict[str, Any], has_errors: bool, num_vanilla: int | None) -> Iterator[str]:
     yield str(row["n"])
     if has_errors:
         yield str(row["num_errors"])
@@ -114,19 +132,28 @@ def _cells(row: dict[str, Any], has_errors: bool) -> Iterator[str]:
     yield number_text(row["tokens_per_round"], ".2f")
     yield number_text(row["layers_per_token"], ".2f")
     yield speedup_text(row)
-    yield fraction_text(row["num_parity_exact"], row["num_parity_checked"])
+    yield parity_text(row, num_vanilla)
     yield fraction_text(row["num_correct"], row["num_scored"])
 
 
 def speedup_text(row: dict[str, Any]) -> str:
-    """The geometric mean of a SUMMARY row with its interval."""
+    """The geometric mean of a SUMMARY row with its interval and the number of prompts behind it."""
     if row["method"] == row["baseline"]:
         return "baseline"
     if row["speedup_geomean"] is None:
         return ABSENT
     low, high = row["speedup_geomean_low"], row["speedup_geomean_high"]
-    interval = "(no CI)" if low is None else f"({low:.2f}-{high:.2f})"
-    return f"{row['speedup_geomean']:.2f}x {interval}"
+    interval = "no CI" if low is None else f"{low:.2f}-{high:.2f}"
+    return f"{row['speedup_geomean']:.2f}x ({interval}, n={row['num_prompts']})"
+
+
+def parity_text(row: dict[str, Any], num_vanilla: int | None) -> str:
+    """The exact outputs of a SUMMARY row, of as many as the line under the table counts.
+
+    Those are the `num_vanilla` of vanilla on its task where one is owed for each, else those that were compared.
+    """
+    owed = num_vanilla if row["method"] in names_that_owe("exact") else None
+    return fraction_text(row["num_parity_exact"], row["num_parity_checked"] if owed is None else owed)
 
 
 def _lossy_line(rows: list[dict[str, Any]], method: str) -> str:

@@ -1,4 +1,4 @@
-"""A commit and the data file it names: one JSON marker per shard, under `commits/`, with the SHA-256 of the file.
+"""A commit and the data file it names: a JSON marker for each shard, under `commits/`, with the SHA-256 of the file.
 
 A marker or file that is not what was written raises DamagedError; what cannot be read now, RunFolderError.
 """
@@ -10,25 +10,25 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from adadecode.errors import DamagedError
+from adadecode.errors import DamagedError, RunFolderError
+from adadecode.records import ShardOutcome
+from adadecode.report.schema import SAMPLES
+from adadecode.runs.editions import WITHDRAWN, Edition, edition_of
 from adadecode.runs.storage import Storage, join
+from adadecode.runs.typed import typed_table
 
 T = TypeVar("T")
 U = TypeVar("U")
 
-REQUIRED = ("shard", "file", "sha256", "fingerprint", "worker")  # of a commit of any version
+REQUIRED = {"shard": int, "file": str, "sha256": str, "fingerprint": str, "worker": dict}  # of a commit of any version
+OPTIONAL = {"task": str, "attempt": str, "num_rows": int}
+REQUIRED_OF_WITHDRAWN = {"shard": int, "file": str}
 AGAIN = "run the same command again: it computes the shard again"
 
 
-def commit_name(shard_idx: int) -> str:
-    """The name of a shard's commit."""
-    return f"commits/{shard_idx:05d}.json"
-
-
 def commit_names(storage: Storage) -> list[str]:
-    """The names of all commits, sorted."""
+    """The names of all commits, those withdrawn too, sorted."""
     return [name for name in storage.list("commits") if name.endswith(".json")]
 
 
@@ -40,11 +40,22 @@ def read_commit(storage: Storage, name: str) -> dict[str, Any] | None:
         return None
     try:
         commit = json.loads(content)
-        for field in REQUIRED:
-            commit[field]
+        _check_types(commit)
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{join(storage.location, name)}: the commit is damaged; {AGAIN}") from error
     return commit
+
+
+def _check_types(commit: Any) -> None:
+    """Raises KeyError or TypeError where `commit` is none."""
+    given = {name: kind for name, kind in OPTIONAL.items() if name in commit}
+    for field, kind in (REQUIRED_OF_WITHDRAWN if WITHDRAWN in commit else {**REQUIRED, **given}).items():
+        if type(commit[field]) is not kind:
+            raise TypeError(field)
+    if "outcome" in commit and not all(
+        type(count) in (int, float) for count in vars(ShardOutcome(**commit["outcome"])).values()
+    ):
+        raise TypeError("outcome")
 
 
 def listed_commit(storage: Storage, name: str) -> dict[str, Any]:
@@ -68,8 +79,17 @@ def committed_content(storage: Storage, commit: dict[str, Any]) -> bytes:
 
 
 def committed_table(storage: Storage, commit: dict[str, Any]) -> pa.Table:
-    """The rows of a committed file; raises DamagedError when it is not what was committed."""
-    return pq.read_table(pa.BufferReader(committed_content(storage, commit))).replace_schema_metadata(None)
+    """The rows of a committed file; raises DamagedError when it is not what was committed.
+
+    What was committed and holds no rows of SAMPLES raises RunFolderError.
+    """
+    content = committed_content(storage, commit)
+    try:
+        return typed_table(content, SAMPLES)
+    except ValueError as error:
+        edition = edition_of(commit["file"]) or Edition(commit["shard"])
+        file, marker = (join(storage.location, name) for name in (commit["file"], edition.commit))
+        raise RunFolderError(f"{file}: no rows of a shard ({error}); delete {marker} and {AGAIN}") from error
 
 
 def each(storage: Storage, function: Callable[[T], U], arguments: Sequence[T]) -> Iterator[U]:

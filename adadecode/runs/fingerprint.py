@@ -1,13 +1,15 @@
 """The model and heads folders a run depends on, and hashes of what is in them."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from adadecode.demo import resolve_model
 from adadecode.errors import ExitHeadsError
 from adadecode.files import short_hash
 from adadecode.methods import any_needs_heads
-from adadecode.settings import EvalConfig
+from adadecode.settings import EvalConfig, fingerprint_of
 from adadecode.tasks import task_domain
 from adadecode.tasks.heads import heads_folder
 
@@ -33,6 +35,18 @@ def heads_folders(config: EvalConfig, tasks: tuple[str, ...]) -> dict[str, Path]
         if not folder.is_dir():
             raise ExitHeadsError(f"--heads {str(folder)!r}: not a folder; give one that `adadecode train-heads` wrote")
     return folders
+
+
+def recomputed_fingerprint(run: Mapping[str, Any]) -> str:
+    """The fingerprint that the settings and hashes in a run.json of any version give."""
+    return fingerprint_of(run["config"], stored_hashes(run))
+
+
+def stored_hashes(run: Mapping[str, Any]) -> dict[str, str]:
+    """The hashes of a run.json: of the model, the heads and the plan; none where it has none."""
+    provenance = run.get("provenance")
+    hashes = provenance.get("hashes") if isinstance(provenance, dict) else None
+    return hashes if isinstance(hashes, dict) else {}
 
 
 def hash_folder(folder: Path) -> str:

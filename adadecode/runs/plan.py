@@ -52,7 +52,7 @@ def num_missing(plan: pa.Table, samples: pa.Table, methods: Sequence[str], repea
     sample_codes = pc.index_in(_keys(samples), planned)
     method_codes = pc.index_in(samples["method"], pa.array(methods, pa.string()))
     codes = np.column_stack([_codes(sample_codes), _codes(method_codes), samples["repeat"].to_numpy()])
-    counts = (codes[:, :2] >= 0).all(axis=1) & (codes[:, 2] < repeats)
+    counts = (codes >= 0).all(axis=1) & (codes[:, 2] < repeats)
     return len(planned) * len(methods) * repeats - len(np.unique(codes[counts], axis=0))
 
 
@@ -60,7 +60,8 @@ def num_unplanned(plan: pa.Table, samples: pa.Table, methods: Sequence[str], rep
     """How many rows of `samples` no plan asked for: another sample, method or repeat, or in another shard."""
     planned = pc.index_in(_keys(samples, "shard"), pc.unique(_keys(plan, "shard")))
     asked = (_codes(planned) >= 0) & np.isin(samples["method"].to_numpy(), list(methods))
-    return int((~(asked & (samples["repeat"].to_numpy() < repeats))).sum())
+    repeat = samples["repeat"].to_numpy()
+    return int((~(asked & (repeat >= 0) & (repeat < repeats))).sum())
 
 
 def _keys(table: pa.Table, *more: str) -> pa.ChunkedArray:

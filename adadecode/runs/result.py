@@ -2,12 +2,11 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from adadecode.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_MISMATCH, EXIT_OK, RunFolderError
 from adadecode.report.parity import (
@@ -17,12 +16,18 @@ from adadecode.report.parity import (
     reject_duplicates,
     stored_disagreements,
 )
-from adadecode.report.schema import LOST_BY, SAMPLES, VERIFY
+from adadecode.report.row_checks import without_impossible_times
+from adadecode.report.schema import PLAN, SAMPLES, VERIFY
 from adadecode.report.summary import ERROR_COLUMNS, NARROW, error_lines, num_owed, summarise
 from adadecode.report.tables import finding_lines
+from adadecode.runs.commits import commit_names
+from adadecode.runs.engines import engine_lines, mixed_experiments, num_engines, worker_facts
 from adadecode.runs.folder import committed_tables, read_commits, read_run
 from adadecode.runs.plan import num_missing, num_unplanned
+from adadecode.runs.run_checks import RunChecks, folder_lines
 from adadecode.runs.storage import open_storage
+from adadecode.runs.table_checks import closed_lines
+from adadecode.runs.typed import typed_table
 
 SHARDS_AT_A_TIME = 64  # whose token ids are in memory together
 
@@ -34,20 +39,29 @@ class RunResult:
     folder: str  # its location
     summary: pa.Table
     verify: pa.Table
-    disagreements: list[str]
+    disagreements: list[str]  # of stored parity claims, and of workers
     errors: list[str]  # a line that says how many samples failed, and how; none without
     num_missing: int
+    contradictions: Sequence[str] = ()  # of the tables with themselves, with each other and with run.json
+    engines: Sequence[str] = ()  # lines that say what computed the rows, and what is mixed
+    status: str = "unknown"  # by run.json, unless rows are missing of what it calls complete
 
     def lines(self) -> list[str]:
-        """What stands under the table of the summary: parity, errors, what differs, and where the tables are."""
+        """What stands under the table of the summary: what was found, and where the tables are."""
+        return [*self.findings(), f"tables: {self.folder}"]
+
+    def findings(self) -> list[str]:
+        """Parity, errors, what differs and what computed the rows."""
         found = finding_lines(self.summary, self.verify, self.errors)
-        return [*found, *self.disagreements, f"tables: {self.folder}"]
+        return [*found, *self.disagreements, *self.contradictions, *self.engines]
 
     def problem_lines(self, resume: str | None = None) -> list[str]:
         """Why the exit code is not 0; none when it is. `resume` is the command that goes on, when it is known."""
         lines = []
-        if self.is_parity_broken:
+        if self._num_broken or self.disagreements:
             lines.append(f"parity broken on {self._num_broken} of {self.verify.num_rows} checked outputs")
+        if self.contradictions:
+            lines.append(f"the tables contradict themselves in {len(self.contradictions)} ways, each a line above")
         if self.num_missing:
             lines.append(self.missing_line(resume))
         if not lines and self._num_unproved:
@@ -55,7 +69,7 @@ class RunResult:
                 f"{self._num_unproved} outputs of vanilla have none to compare with; see error_message in the samples"
             )
         if not lines and self._all_failed:
-            lines.append(f"every sample failed: {', '.join(self._all_failed)}; see error_message in the samples")
+            lines.append("; ".join([f"every sample failed: {', '.join(self._all_failed)}", *self.errors]))
         return lines
 
     def missing_line(self, resume: str | None = None) -> str:
@@ -65,17 +79,15 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """3 when parity is broken, else 4 when rows are missing, else 1 when parity or a method's speed is unproved."""
-        if self.is_parity_broken:
+        """3 when parity is broken or the tables contradict themselves, else 4 when rows are missing, else 1.
+
+        1 stands for parity or a method's speed that is unproved.
+        """
+        if self._num_broken or self.disagreements or self.contradictions:
             return EXIT_MISMATCH
         if self.num_missing:
             return EXIT_INCOMPLETE
         return EXIT_FAILED if self._num_unproved or self._all_failed else EXIT_OK
-
-    @property
-    def is_parity_broken(self) -> bool:
-        """Whether an output that must be vanilla's is not, or a stored claim contradicts the outputs."""
-        return bool(self._num_broken or self.disagreements)
 
     @property
     def _num_broken(self) -> int:
@@ -92,59 +104,68 @@ class RunResult:
         return [f"{row['method']} on {row['task']}" for row in self.summary.to_pylist() if row["n"] == 0]
 
 
-def read_report(location: str | Path) -> tuple[pa.Table, list[str]]:
-    """The SUMMARY table of the run at `location` and the lines under it, of what is committed; needs no plan."""
-    committed = read_committed(location, read_commits(location))
-    summary = summarise(committed.narrow, committed.verify)
-    return summary, finding_lines(summary, committed.verify, error_lines(committed.narrow))
-
-
 def read_result(location: str | Path) -> RunResult:
     """What the run at `location` comes to, recomputed from its tables alone; writes nothing."""
-    config = read_run(location)["config"]
+    storage = open_storage(location)
+    read_run(location)  # raises where there is none
     try:
-        plan = pq.read_table(pa.BufferReader(open_storage(location).read("plan.parquet")))
-    except (OSError, pa.ArrowException) as error:
-        raise RunFolderError(f"{str(location)!r}: plan.parquet cannot be read; run the same command again") from error
-    return judge_run(location, read_commits(location), plan, config["methods"], config["repeats"])
+        plan = typed_table(storage.read("plan.parquet"), PLAN)
+    except (FileNotFoundError, ValueError) as error:
+        how = (
+            "run the same command again"
+            if commit_names(storage)
+            else "its rows are not here; run its command to have them"
+        )
+        raise RunFolderError(f"{str(location)!r}: plan.parquet cannot be read; {how}") from error
+    return judge_run(location, read_commits(location), plan)
 
 
-def judge_run(
-    location: str | Path, commits: Mapping[int, dict[str, Any]], plan: pa.Table, methods: Sequence[str], repeats: int
-) -> RunResult:
-    """Summary, parity and missing rows of `commits`, which are those at `location`.
+def judge_run(location: str | Path, commits: Mapping[int, dict[str, Any]], plan: pa.Table) -> RunResult:
+    """Summary, parity, contradictions and missing rows of `commits`, which are those at `location`.
 
-    Raises RunFolderError when a row is stored twice or was never planned.
+    Raises RunFolderError when a row is stored twice or was never planned, and when run.json has no settings.
     """
-    committed = read_committed(location, commits)
+    run = _run_with_settings(location)
+    methods, repeats = run["config"]["methods"], run["config"]["repeats"]
+    checks = RunChecks(run, plan)
+    committed = read_committed(location, commits, checks)
     unplanned = num_unplanned(plan, committed.narrow, methods, repeats)
     if unplanned:
         raise RunFolderError(
             f"{str(location)!r}: {unplanned} committed rows are not in its plan, so it cannot be complete: choose "
             "another --out"
         )
-    return RunResult(
+    missing, status = num_missing(plan, committed.narrow, methods, repeats), str(run.get("status", "unknown"))
+    result = RunResult(
         folder=str(location),
-        summary=summarise(committed.narrow, committed.verify),
+        summary=summarise(committed.narrow, committed.verify, num_engines(commits)),
         verify=committed.verify,
-        disagreements=mixed_weights(commits) + committed.disagreements,
+        disagreements=mixed_experiments(commits) + committed.disagreements,
         errors=error_lines(committed.narrow),
-        num_missing=num_missing(plan, committed.narrow, methods, repeats),
+        num_missing=missing,
+        contradictions=folder_lines(run, commits, plan) + checks.lines(),
+        engines=engine_lines(commits),
+        status="incomplete, though run.json says complete" if missing and status == "complete" else status,
     )
+    if missing or status != "complete":
+        return result  # what was closed before has other rows by now
+    lines = closed_lines(open_storage(location), run, worker_facts(commits), result.summary, result.verify)
+    return replace(result, contradictions=[*result.contradictions, *lines])
 
 
-def mixed_weights(commits: Mapping[int, dict[str, Any]]) -> list[str]:
-    """A line that names the models behind `commits` when there are several; none for one."""
-    workers = [worker for worker in worker_processes(commits) if worker["worker_id"] != LOST_BY]
-    hashes = sorted({worker.get("model_hash", "unknown") for worker in workers})
-    return [f"shards were computed with different weights: {', '.join(hashes)}"] if len(hashes) > 1 else []
-
-
-def worker_processes(commits: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The facts of every worker process that made one of `commits`, each once."""
-    keys = ("worker_id", "host", "pid")
-    found = {tuple(commit["worker"].get(key) for key in keys): commit["worker"] for commit in commits.values()}
-    return list(found.values())
+def _run_with_settings(location: str | Path) -> dict[str, Any]:
+    """run.json; raises RunFolderError when the settings without which no row can be judged are not in it."""
+    run = read_run(location)
+    config = run.get("config")
+    methods, repeats = (config.get("methods"), config.get("repeats")) if isinstance(config, dict) else (None, None)
+    has_methods = isinstance(methods, list) and methods and all(isinstance(name, str) for name in methods)
+    is_named = isinstance(run["run_id"], str) and isinstance(run["fingerprint"], str)
+    if not has_methods or type(repeats) is not int or repeats < 1 or not is_named:
+        raise RunFolderError(
+            f"{str(location)!r}: its run.json has no settings with `methods` and `repeats`; restore it, or choose another "
+            "--out"
+        )
+    return run
 
 
 @dataclass(frozen=True)
@@ -156,20 +177,24 @@ class Committed:
     disagreements: list[str]
 
 
-def read_committed(location: str | Path, commits: Mapping[int, dict[str, Any]]) -> Committed:
+def read_committed(location: str | Path, commits: Mapping[int, dict[str, Any]], checks: RunChecks) -> Committed:
     """The rows of `commits`, a few shards' files at a time: a sample's methods are all in one, so parity needs no others.
 
+    `checks` see all of them. Of times that no clock can have shown none is left in the rows that are returned.
     Raises RunFolderError when a committed file is missing or altered, and when a row is stored twice.
     """
     columns = list(dict.fromkeys([*NARROW, *ERROR_COLUMNS, "shard"]))
     narrow = [SAMPLES.empty_table().select(columns)]
     verify, disagreements = [VERIFY.empty_table()], []
-    tables = committed_tables(location, commits)
+    tables = zip(commits.values(), committed_tables(location, commits), strict=True)
     while some := list(itertools.islice(tables, SHARDS_AT_A_TIME)):
-        samples = pa.concat_tables(some, promote_options="default").combine_chunks()
+        for commit, shard_rows in some:
+            checks.see_shard(commit, shard_rows)
+        samples = pa.concat_tables([rows for _, rows in some], promote_options="default").combine_chunks()
+        checks.see_samples(samples)
         parity = recompute_parity(samples)
         disagreements += stored_disagreements(samples, parity)
-        narrow.append(samples.select(columns))
+        narrow.append(without_impossible_times(samples.select(columns)))
         verify.append(parity)
     rows = pa.concat_tables(narrow).combine_chunks()
     reject_duplicates(rows)

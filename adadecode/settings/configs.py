@@ -1,6 +1,7 @@
 """One frozen configuration per use: an evaluation, a training, a search, a measurement of speed."""
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -68,8 +69,16 @@ class EvalConfig(PlacementSettings, MethodSettings, DataSettings, DecodingSettin
 
     def fingerprint(self, **facts: str | None) -> str:
         """Hash of all that decides the results: these settings less placement, and `facts` such as file hashes."""
-        decisive = {**self.model_dump(mode="json", exclude=set(PlacementSettings.model_fields)), **facts}
-        return short_hash(json.dumps(decisive, sort_keys=True, separators=(",", ":")))
+        return fingerprint_of(self.model_dump(mode="json"), facts)
+
+
+def fingerprint_of(settings: Mapping[str, Any], facts: Mapping[str, str | None]) -> str:
+    """The fingerprint of an evaluation with these `settings`, as run.json of any version holds them, and `facts`.
+
+    A setting of placement that is no longer there must stay left out, or runs that had it would look altered.
+    """
+    decisive = {name: value for name, value in settings.items() if name not in PlacementSettings.model_fields}
+    return short_hash(json.dumps({**decisive, **facts}, sort_keys=True, separators=(",", ":")))
 
 
 class TrainConfig(ThreadSettings, DataSettings, ModelSettings):

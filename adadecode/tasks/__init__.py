@@ -6,12 +6,13 @@ A data set is one file of this room and one row of `TASKS`.
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from adadecode.errors import TaskDataError, UsageError
+from adadecode.errors import PromptError, TaskDataError, UsageError
 from adadecode.records import Example
 from adadecode.settings import DataSettings, Domain
 from adadecode.tasks import demo, gsm8k, humaneval, jsonl
+from adadecode.tasks.data_files import shown
 from adadecode.tasks.rows import Row
-from adadecode.tasks.task import Task
+from adadecode.tasks.task import Found, Task
 
 TASKS = {task.name: task for task in (gsm8k.TASK, humaneval.TASK, jsonl.TASK, *demo.TASKS)}
 
@@ -37,21 +38,26 @@ def task_domain(task: str) -> Domain | None:
 def load_examples(task: str, data: DataSettings) -> list[Example]:
     """The examples of `task` that `data` names: of its test split, with distinct sample ids.
 
-    Raises `UsageError` for an unknown task or a setting it does not use, `TaskDataError` for unusable data.
+    Raises `UsageError` for an unknown task or a setting it does not use, `TaskDataError` for unusable data, also as the
+    PromptError of the first row that cannot be used.
     """
-    found = find_task(task)
-    rows = islice(found.iterate(data), _num_read(data))
-    return list(_after_offset(_with_distinct_ids(rows, found.id_remedy), task, data.offset))
+    return [_usable(found) for found in _iterate_distinct(task, data)]
 
 
-def iterate_examples(task: str, data: DataSettings) -> Iterator[Example]:
+def load_found(task: str, data: DataSettings) -> list[Found]:
+    """What `load_examples` gives, and for a row that cannot be used the error that says why, at its place."""
+    return list(_iterate_distinct(task, data))
+
+
+def iterate_found(task: str, data: DataSettings) -> Iterator[Found]:
     """Yields the examples of `task` that `data` names, to train on: they need not fit in memory.
 
-    They are of the training split, and that sample ids are distinct is not checked. Raises UsageError for an unknown task
-    or a setting it does not use, and TaskDataError for unusable data, when it gets there.
+    For a row that cannot be used it yields the error that says why. They are of the training split, and that sample ids
+    are distinct is not checked. Raises UsageError for an unknown task or a setting it does not use, and TaskDataError for
+    unusable data, when it gets there.
     """
     rows = islice(find_task(task).iterate(data, for_training=True), _num_read(data))
-    yield from _after_offset((example for _, example in rows), task, data.offset)
+    yield from _after_offset((found for _, found in rows), task, data.offset)
 
 
 def score(task: str, output_text: str, reference: str | None) -> float | None:
@@ -63,25 +69,37 @@ def score(task: str, output_text: str, reference: str | None) -> float | None:
     return scored(output_text, reference)
 
 
+def _iterate_distinct(task: str, data: DataSettings) -> Iterator[Found]:
+    rows = islice(find_task(task).iterate(data), _num_read(data))
+    return _after_offset(_with_distinct_ids(rows, find_task(task).id_remedy), task, data.offset)
+
+
+def _usable(found: Found) -> Example:
+    if isinstance(found, PromptError):
+        raise found
+    return found
+
+
 def _num_read(data: DataSettings) -> int | None:
-    """How many rows are looked at, so checked: those left out by the offset are, those past the limit are not."""
+    """How many rows are looked at: those left out by the offset are, those past the limit are not."""
     return None if data.limit is None else data.offset + data.limit
 
 
-def _with_distinct_ids(rows: Iterable[tuple[Row, Example]], remedy: str) -> Iterator[Example]:
+def _with_distinct_ids(rows: Iterable[tuple[Row, Found]], remedy: str) -> Iterator[Found]:
     """Raises `TaskDataError` if two rows have one id: their results could not be told apart."""
     places: dict[str, str] = {}
-    for row, example in rows:
-        earlier = places.setdefault(example.sample_id, row.where)
-        if earlier is not row.where:
-            raise TaskDataError(f"{row.where}: id {example.sample_id!r} is taken by {earlier}; {remedy}")
-        yield example
+    for row, found in rows:
+        if isinstance(found, Example):
+            earlier = places.setdefault(found.sample_id, row.where)
+            if earlier is not row.where:
+                raise TaskDataError(f"{row.where}: id {shown(found.sample_id)} is taken by {earlier}; {remedy}")
+        yield found
 
 
-def _after_offset(examples: Iterable[Example], task: str, offset: int) -> Iterator[Example]:
+def _after_offset(rows: Iterable[Found], task: str, offset: int) -> Iterator[Found]:
     num_seen = 0
-    for num_seen, example in enumerate(examples, start=1):
+    for num_seen, found in enumerate(rows, start=1):
         if num_seen > offset:
-            yield example
+            yield found
     if num_seen <= offset:
         raise UsageError(f"--offset {offset}: task {task} has {num_seen} samples; leave out fewer")

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+from adadecode.errors import PromptError, PromptTooLongError, is_rust_panic
+from adadecode.printable import is_unicode
+from adadecode.tasks.data_files import one_line
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -20,6 +24,28 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[
     turns = [{"role": "user", "content": example.chat_prompt}]
     token_ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
     return cast("list[int]", token_ids)
+
+
+def usable_ids(tokenizer: PreTrainedTokenizerBase, example: Example, context_len: int) -> list[int]:
+    """What `encode_prompt` gives, when a token can follow it in a context of `context_len`.
+
+    Raises PromptError, also as PromptTooLongError, when the prompt cannot be used: whatever template and tokenizer raise.
+    """
+    if not is_unicode(example.prompt):
+        raise PromptError("the prompt is not valid Unicode: give text in UTF-8")
+    try:
+        token_ids = encode_prompt(tokenizer, example)
+    except BaseException as error:
+        if isinstance(error, MemoryError) or not (isinstance(error, Exception) or is_rust_panic(error)):
+            raise
+        what = "tokenizer" if tokenizer.chat_template is None else "chat template"
+        raise PromptError(
+            f"the model's {what} cannot take the prompt ({type(error).__name__}: {one_line(error)}): change the prompt or "
+            f"the {what}"
+        ) from error
+    if not 1 <= len(token_ids) < context_len:
+        raise PromptTooLongError.of(len(token_ids), context_len)
+    return token_ids
 
 
 def decode_output(tokenizer: PreTrainedTokenizerBase, generation: Generation) -> str:

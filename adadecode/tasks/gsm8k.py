@@ -13,12 +13,14 @@ Chat prompt: the question, an empty line and `CHAT_INSTRUCTION`.
 import re
 from decimal import Decimal
 
-from adadecode.errors import TaskDataError
+from adadecode.errors import PromptError
 from adadecode.records import Example
 from adadecode.settings import DataSettings
-from adadecode.tasks.rows import HubDataset, Row, shown
+from adadecode.tasks.data_files import shown
+from adadecode.tasks.rows import HubDataset, Row
 from adadecode.tasks.task import Task
 
+FIELDS = ("question", "answer")
 METRIC = "final number"
 CHAT_INSTRUCTION = "Reason step by step, and end your answer with `#### <number>`."
 REMEDY = "GSM8K rows hold `question` and `answer`; for prompts of another form use --task jsonl"
@@ -38,7 +40,7 @@ def to_example(row: Row, sample_id: str) -> Example:
     question, answer = row.text("question", REMEDY), row.text("answer", REMEDY)
     reference = _marked_number(answer)
     if reference is None:
-        raise TaskDataError(f"{row.where}: answer {shown(answer)} has no `#### <number>`; {REMEDY}")
+        raise PromptError(f"{row.where}: answer {shown(answer)} has no `#### <number>`; {REMEDY}")
     return Example(
         sample_id=sample_id,
         prompt=f"Question: {question}\nAnswer:",
@@ -76,6 +78,7 @@ TASK = Task(
     name="gsm8k",
     description="GSM8K grade-school word problems, scored by final number",
     rows=HubDataset("openai/gsm8k", "main", "test", training_split="train"),
+    fields=FIELDS,
     example=example,
     domain="math",
     licence="MIT",

@@ -32,6 +32,7 @@ TASK = Task(
     name="humaneval",
     description="HumanEval functions to complete, not scored",
     rows=HubDataset("openai/openai_humaneval", None, "test"),
+    fields=("task_id", "prompt"),
     example=example,
     id_remedy=REMEDY,
     domain="code",

@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 
 from adadecode.engine.generate import Request, generate, room_for_output
 from adadecode.engine.policy import Policy
-from adadecode.errors import DeviceLostError, RunFolderError
+from adadecode.errors import DeviceLostError, PromptError, RunFolderError
 from adadecode.files import whole_file
 from adadecode.model.decoder import DecoderModel
 from adadecode.records import Say
@@ -114,7 +114,7 @@ class OutputsProgress:
 
 
 def make_outputs(
-    model: DecoderModel, prompts: Iterable[list[int]], config: TrainConfig, out: Path, say: Say
+    model: DecoderModel, prompts: Iterable[list[int] | PromptError], config: TrainConfig, out: Path, say: Say
 ) -> list[Part]:
     """The parts of the outputs of the usable `prompts`, in their order, made in this process where they are missing.
 
@@ -147,7 +147,8 @@ def find_part(model: DecoderModel, chunk: Chunk, config: TrainConfig, out: Path,
         say(f"{path.name} is damaged: generating again")
         return None
     stored = {key.decode(): value.decode() for key, value in (found.metadata or {}).items()}
-    stored.setdefault("kernels", "auto")  # parts that earlier versions stored do not say
+    if stored.get("kernels", "auto") == config.kernels == "auto":
+        stored["kernels"] = model.kernels  # an earlier version stored the part, and not what auto came to
     differing = [name for name, value in _made_from(model, chunk, config).items() if stored.get(name) != value]
     if differing and config.outputs is not None:
         raise RunFolderError(
@@ -216,7 +217,7 @@ def _made_from(model: DecoderModel, chunk: Chunk, config: TrainConfig) -> dict[s
         "base_model_hash": model.model_hash,
         "dtype": str(model.dtype).removeprefix("torch."),
         "eos_token_ids": json.dumps(sorted(model.eos_token_ids)),
-        "kernels": config.kernels,  # at a near tie others may choose the other token
+        "kernels": model.kernels,  # never `auto`; at a near tie others may choose the other token
         "max_new_tokens": str(config.max_new_tokens),
         "prompts_hash": hash_ids(chunk.prompts),
     }

@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from adadecode.errors import UsageError
+from adadecode.errors import PromptError, PromptTooLongError, UsageError
 from adadecode.files import short_hash
 from adadecode.settings import TrainConfig
-from adadecode.tasks import expand_task, iterate_examples
-from adadecode.tasks.encode import encode_prompt
+from adadecode.tasks import expand_task, iterate_found
+from adadecode.tasks.usable import LeftOut, encode_found
 
 
 class Chunk(NamedTuple):
@@ -21,22 +21,20 @@ class Chunk(NamedTuple):
 
 
 class TaskPrompts:
-    """Token ids of the prompts `config` names, read and encoded anew each time they are iterated over."""
+    """Token ids of the prompts `config` names, read and encoded anew each time they are iterated over.
 
-    def __init__(self, config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._config, self._tokenizer = config, tokenizer
+    In place of a prompt that cannot be used, or that a token does not fit behind in a context of `context_len`, comes the
+    error that says why.
+    """
 
-    def __iter__(self) -> Iterator[list[int]]:
-        config = self._config
-        for task in expand_task(config.task):
-            for example in iterate_examples(task, config):
-                prompt_ids = encode_prompt(self._tokenizer, example)
-                if not prompt_ids:
-                    raise UsageError(
-                        f"sample {example.sample_id} of task {task}: its prompt has 0 tokens; prompts need at least 1, "
-                        "leave it out"
-                    )
-                yield prompt_ids
+    def __init__(self, config: TrainConfig, tokenizer: PreTrainedTokenizerBase, context_len: int) -> None:
+        self._config, self._tokenizer, self._context_len = config, tokenizer, context_len
+
+    def __iter__(self) -> Iterator[list[int] | PromptError]:
+        for task in expand_task(self._config.task):
+            found = iterate_found(task, self._config)
+            for prompt in encode_found(self._tokenizer, task, found, self._context_len):
+                yield prompt if isinstance(prompt, PromptError) else prompt.token_ids
 
 
 class UsablePrompts:
@@ -45,26 +43,28 @@ class UsablePrompts:
     Iterating again gives the same; of all prompts only a hash is kept, and that only meanwhile.
     """
 
-    def __init__(self, prompts: Iterable[list[int]], context_len: int) -> None:
+    def __init__(self, prompts: Iterable[list[int] | PromptError], context_len: int) -> None:
         self._prompts, self._context_len = prompts, context_len
-        self.num_seen = self.num_usable = self.num_repeated = self.num_too_long = 0
+        self._left_out, self._num_usable, self._num_repeated = LeftOut(), 0, 0
 
     def __iter__(self) -> Iterator[list[int]]:
-        self.num_seen = self.num_usable = self.num_repeated = self.num_too_long = 0
+        self._left_out, self._num_usable, self._num_repeated = LeftOut(), 0, 0
         seen: set[bytes] = set()
-        for prompt_ids in self._prompts:
-            self.num_seen += 1
-            if not prompt_ids:
-                raise UsageError(f"prompt {self.num_seen - 1} has 0 tokens; prompts need at least 1, leave it out")
+        for prompt_ids in self._left_out.keep(self._fitting()):
             digest = hash_ids([prompt_ids]).encode()
             if digest in seen:
-                self.num_repeated += 1
-            elif len(prompt_ids) >= self._context_len:
-                self.num_too_long += 1
+                self._num_repeated += 1
             else:
                 seen.add(digest)
-                self.num_usable += 1
+                self._num_usable += 1
                 yield prompt_ids
+
+    def _fitting(self) -> Iterator[list[int] | PromptError]:
+        for idx, prompt in enumerate(self._prompts):
+            if isinstance(prompt, PromptError) or 1 <= len(prompt) < self._context_len:
+                yield prompt
+            else:
+                yield PromptError(f"prompt {idx}: {PromptTooLongError.of(len(prompt), self._context_len)}")
 
     def chunks(self, chunk_len: int) -> Iterator[Chunk]:
         """The usable prompts in their order, `chunk_len` at a time."""
@@ -78,23 +78,16 @@ class UsablePrompts:
             yield chunk
 
     def count(self) -> tuple[int, list[str]]:
-        """How many there are, and lines that say what is left out; raises UsageError below two."""
+        """How many there are, and lines that say what is left out and why; raises UsageError below two."""
         for _ in self:
             pass
-        lines = []
-        if self.num_repeated:
-            lines.append(f"skipped {self.num_repeated} prompts that occur more than once")
-        if self.num_too_long:
-            lines.append(
-                f"skipped {self.num_too_long} prompts that are too long: the model's context of {self._context_len} "
-                f"needs 1 to {self._context_len - 1} tokens so that one can follow"
-            )
-        if self.num_usable < 2:
-            raise UsageError(
-                f"{self.num_usable} of {self.num_seen} prompts are usable; heads need at least 2, one to train on and "
-                "one held out: give more prompts that fit the model's context"
-            )
-        return self.num_usable, lines
+        lines = self._left_out.lines()
+        if self._num_usable < 2:
+            few = f"{self._num_usable} of {self._left_out.num_seen} prompts are usable"
+            raise UsageError("; ".join([few, "heads need at least 2, one to train on and one held out", *lines]))
+        if self._num_repeated:
+            lines.append(f"skipped {self._num_repeated} prompts that occur more than once")
+        return self._num_usable, lines
 
 
 def hash_ids(sequences: Iterable[list[int]]) -> str:

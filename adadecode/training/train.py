@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from adadecode.engine.policy import paper_exits
-from adadecode.errors import AdaDecodeError, ExitHeadsError, UsageError
+from adadecode.errors import AdaDecodeError, ExitHeadsError, PromptError, UsageError
 from adadecode.files import make_folder, short_hash
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import HeadTensors, Shortlist, check_exits
@@ -48,7 +48,9 @@ DECISIVE = {
 def train_from_config(config: TrainConfig, out: Path, say: Say) -> HeadFacts:
     """Trains the heads `config` describes into `out`, in this process; returns their facts."""
     model, tokenizer = load_base(config)
-    return train_heads(model, TaskPrompts(config, tokenizer), config, out, say)
+    for line in model.chosen_kernels.lines():
+        say(line)
+    return train_heads(model, TaskPrompts(config, tokenizer, model.context_len), config, out, say)
 
 
 def load_base(config: TrainConfig) -> tuple[DecoderModel, PreTrainedTokenizerBase]:
@@ -59,7 +61,7 @@ def load_base(config: TrainConfig) -> tuple[DecoderModel, PreTrainedTokenizerBas
 
 def train_heads(
     model: DecoderModel,
-    prompts: Iterable[list[int]],
+    prompts: Iterable[list[int] | PromptError],
     config: TrainConfig,
     out: Path,
     say: Say,

@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 
 from adadecode.engine.invariance import check_rows_independent
 from adadecode.engine.policy import Policy
-from adadecode.errors import PromptTooLongError, UsageError
+from adadecode.errors import UsageError
 from adadecode.files import make_folder, whole_file, write_whole
 from adadecode.model.load import load_model, use_threads
 from adadecode.provenance import cpu_name, provenance
 from adadecode.records import Prompt, Say
 from adadecode.settings import TuneConfig
-from adadecode.tasks import expand_task, load_examples, task_domain
-from adadecode.tasks.encode import encode_prompt
+from adadecode.tasks import expand_task, load_found, task_domain
 from adadecode.tasks.heads import heads_folder
+from adadecode.tasks.usable import usable_prompts
 from adadecode.tuning.contenders import Contender, contenders_of, papers_policy
 from adadecode.tuning.costs import Costs
 from adadecode.tuning.held_out import compare_contenders, speedup_of
@@ -55,7 +55,7 @@ def tune_from_config(config: TuneConfig, out: Path, say: Say) -> TuneResult:
     """Tunes what `config` describes into `out`; returns what `tune.json` holds. Raises UsageError."""
     use_threads(config.threads)
     tasks = expand_task(config.task)
-    examples = {task: load_examples(task, config) for task in tasks}
+    found = {task: load_found(task, config) for task in tasks}
     folders = {task: folder for task in tasks if (folder := heads_folder(config, task_domain(task))) is not None}
     if not folders:
         raise UsageError(
@@ -63,11 +63,9 @@ def tune_from_config(config: TuneConfig, out: Path, say: Say) -> TuneResult:
             "make some with `adadecode train-heads --kind original`"
         )
     model, tokenizer = load_model(config)
-    prompts = [
-        Prompt(task, example.sample_id, encode_prompt(tokenizer, example))
-        for task, found in examples.items()
-        for example in found
-    ]
+    for line in model.chosen_kernels.lines():
+        say(line)
+    prompts = usable_prompts(tokenizer, found, model.context_len, say)
     return tune(load_subject(config, model, tokenizer, folders), prompts, out, say)
 
 
@@ -166,7 +164,7 @@ def write_tune(out: Path, result: TuneResult, rows: list[TuneRow]) -> None:
 
 
 def traced(subject: TuneSubject, prompts: list[Prompt], path: Path, say: Say) -> list[SampleTrace]:
-    """A trace for each of `prompts` that fits the context, from `path` when they were recorded there."""
+    """A trace for each of `prompts`, from `path` when they were recorded there."""
     made_from = subject.made_from(prompts)
     if not path.exists():
         write_traces(path, _recorded(subject, prompts, say), made_from)
@@ -176,10 +174,7 @@ def traced(subject: TuneSubject, prompts: list[Prompt], path: Path, say: Say) ->
 def _recorded(subject: TuneSubject, prompts: list[Prompt], say: Say) -> Iterator[SampleTrace]:
     started = last_said = time.monotonic()
     for num_done, prompt in enumerate(prompts, start=1):
-        try:
-            yield record(subject.model, subject.heads[prompt.task], subject.space, prompt)
-        except PromptTooLongError as error:
-            say(f"skipped {prompt.sample_id}: {error}")
+        yield record(subject.model, subject.heads[prompt.task], subject.space, prompt)
         now = time.monotonic()
         if now - last_said > SECONDS_BETWEEN_LINES or num_done == len(prompts):
             left_s = (now - started) / num_done * (len(prompts) - num_done)

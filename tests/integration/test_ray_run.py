@@ -1,17 +1,21 @@
 """Evaluation runs on real actors: their tables, and what they refuse."""
 
 import os
+import shutil
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 
-from adadecode.errors import AdaDecodeError, ExitHeadsError, ResourcesError
-from adadecode.runs.folder import read_commits
+from adadecode.errors import AdaDecodeError, ExitHeadsError, ResourcesError, UsageError
+from adadecode.kernels.library import load_library
+from adadecode.runs.folder import read_commits, read_run
 from adadecode.settings import DecodeSettings, EvalConfig
 from ray_jobs.scheduler import Limits
 from tests.integration.chaos.faults import evaluator_pids
 from tests.integration.runs import Recorder, deterministic, run_in_process, run_on_cluster
+from tests.models import needs_compiler
 
 
 @pytest.fixture
@@ -43,6 +47,24 @@ def test_two_actors_commit_the_tables_of_a_local_run(ray_cluster, config, tmp_pa
     assert {state.phase for states in observer.workers for state in states} >= {"starting", "working"}
     run_in_process(config, tmp_path / "local")
     assert deterministic(tmp_path / "ray").equals(deterministic(tmp_path / "local"))
+
+
+@needs_compiler
+def test_actors_take_the_kernels_that_the_run_came_to_elsewhere(ray_cluster, config, tmp_path, monkeypatch):
+    config, out = config.model_copy(update={"dtype": "float32"}), tmp_path / "run"
+    load_library.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setenv("CXX", "/nowhere/no-such-g++")
+        run_in_process(config, out)
+    load_library.cache_clear()
+    (out / "commits" / "00000.json").unlink()
+    observer = Recorder()
+    assert run_on_cluster(config, out, observer=observer).num_missing == 0
+    commits = read_commits(out)
+    assert commits[0]["worker"]["worker_id"] in ("worker-0", "worker-1")
+    assert {commit["worker"]["kernels"] for commit in commits.values()} == {"eager"}
+    (line,) = [line for line in observer.lines if line.startswith("kernels: ")]
+    assert "no-such-g++ cannot compile" in line
 
 
 @pytest.mark.chaos
@@ -79,3 +101,22 @@ def test_what_a_worker_refuses_reaches_the_driver_as_the_users_line(ray_cluster,
     (tmp_path / "no-heads").mkdir()
     with pytest.raises(ExitHeadsError, match=r"no-heads.*train heads for this model"):
         run_on_cluster(config.model_copy(update={"heads": str(tmp_path / "no-heads")}), tmp_path / "ray")
+
+
+def test_a_model_that_cannot_be_used_is_the_users_line_from_a_worker_too(ray_cluster, config, model_folder, tmp_path):
+    quantised = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    (quantised / "quantize_config.json").write_text("{}")
+    config = config.model_copy(update={"model": str(quantised), "workers": 1})
+    with pytest.raises(
+        UsageError, match=r"its weights are quantised \(quantize_config\.json\): give the full-precision"
+    ):
+        run_on_cluster(config, tmp_path / "ray")
+
+
+def test_what_a_worker_finds_odd_about_a_model_is_stored_with_the_run(ray_cluster, config, model_folder, tmp_path):
+    odd = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    (odd / "generation_config.json").write_text("{")
+    config = config.model_copy(update={"model": str(odd), "workers": 1, "limit": 1})
+    run_on_cluster(config, tmp_path / "ray")
+    ((note,),) = [worker["model_notes"] for worker in read_run(tmp_path / "ray")["workers"]]
+    assert note.startswith("generation_config.json is not JSON")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from adadecode.cli.live import LiveProgress, plain_line
+from adadecode.cli.live import LiveProgress, drawing, plain_line
 from adadecode.evaluation.progress import RunProgress
 from adadecode.records import ShardOutcome, WorkerState
 from adadecode.report.cells import duration_text
@@ -168,3 +168,14 @@ def test_an_evaluation_on_a_real_terminal_redraws_a_bar_and_leaves_its_last_stat
     assert re.search(r"samples +━+ *0/5", text)
     assert re.search(r"samples +━+ *5/5\s+\d+ tokens/s, parity 5/5, 0 errors\s+tokens +TPOT", text)
     assert "parity 5/5, logits 5/5" in text
+
+
+def test_what_a_worker_is_called_sends_nothing_to_the_terminal(progress, clock, log):
+    forged = [WorkerState("w\x1b[2J\nparity 9/9", "host\x9b[1A", "working", "shard 7\r", 3.0)]
+    with LiveProgress(progress, Console(file=log, width=200), clock) as live:
+        clock.now_s += 11
+        live.update(forged)
+    Console(file=log, width=200).print(drawing(progress, forged, height=20))
+    assert log.getvalue().count("w\\x1b[2J\\nparity 9/9") == 2
+    assert not {"\x1b", "\x9b", "\r"} & set(log.getvalue())
+    assert not any(line.startswith("parity 9/9") for line in log.getvalue().splitlines())

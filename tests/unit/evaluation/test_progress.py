@@ -95,7 +95,7 @@ def test_the_line_says_how_many_failed_what_is_allowed_and_what_to_do():
         ErrorLimit.of("5%", 200).check(12)
     line = str(caught.value)
     assert line.startswith("12 of 200 planned samples failed, and --max-errors 5% allows 10: ")
-    assert "`adadecode report` names the commonest errors; what is committed stays" in line
+    assert "what is committed stays, so remove the cause" in line
     assert line.endswith("run the same command with --retry-errors, or go on with a higher --max-errors")
     assert "\n" not in line
     assert caught.value.exit_code == 1

@@ -149,7 +149,7 @@ def test_heads_of_another_width_are_refused(model, tmp_path):
 
 def test_tensors_that_do_not_match_the_named_exits_are_refused(model, folder):
     save_file({"T.1": torch.eye(model.width), "T.2": torch.eye(model.width)}, folder / TENSORS)
-    assert "['T.1', 'T.2'] do not match exits [1, 3]" in refusal(folder, model)
+    assert '["T.1", "T.2"] do not match exits [1, 3]' in refusal(folder, model)
 
 
 def test_a_shortlist_or_gates_that_the_folder_lacks_are_refused(model, folder):
@@ -192,6 +192,39 @@ def test_a_shortlist_or_gate_that_does_not_fit_the_model_is_refused(name, tensor
     tensors = load_file(reduced_folder / TENSORS)
     save_file(tensors | {name: tensor.to(tensors[name].dtype)}, reduced_folder / TENSORS)
     refusal(reduced_folder, model, head="shortlist", gate=0.5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"format_version": 2}, "their format_version is 2, this program knows 1: update it"),
+        ({"kind": "none"}, "damaged"),
+        ({"exits": "1,3"}, "damaged"),
+        ({"exits": [1, 3, *range(4, 4000)]}, "do not match exits [1, 3, 4, "),
+        ({"base_model_hash": "\x1b[2J\n" + "0" * 999}, "with weights \\x1b[2J 000"),
+    ],
+    ids=str,
+)
+def test_odd_facts_are_one_short_line(changed, words, model, folder):
+    facts = json.loads((folder / FACTS).read_text()) | changed
+    (folder / FACTS).write_text(json.dumps(facts))
+    line = refusal(folder, model)
+    assert words in line
+    assert line.isprintable()
+    assert len(line) < 500
+
+
+@pytest.mark.parametrize("ids", [torch.arange(10.0), torch.arange(40, 50)[None], torch.zeros(0, dtype=torch.long)])
+def test_a_shortlist_that_is_no_row_of_token_ids_is_refused(ids, model, reduced_folder):
+    tensors = load_file(reduced_folder / TENSORS)
+    save_file(tensors | {"shortlist.ids": ids.contiguous()}, reduced_folder / TENSORS)
+    assert "does not fit a model" in refusal(reduced_folder, model, head="shortlist")
+
+
+def test_a_folder_in_place_of_a_file_is_refused(model, folder):
+    (folder / FACTS).unlink()
+    (folder / FACTS).mkdir()
+    assert f"no {FACTS} with {TENSORS}" in refusal(folder, model)
 
 
 @pytest.mark.parametrize("exits", [[3, 1], [0, 1], [1, 4], [-1], []])

@@ -83,7 +83,7 @@ def test_a_checkpoint_that_lacks_a_weight_is_one_line(tmp_path):
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     message = assert_cannot_be_loaded(str(tmp_path))
-    assert "(the checkpoint lacks model.layers.1.mlp.up_proj.weight)" in message
+    assert message.endswith(": the checkpoint lacks model.layers.1.mlp.up_proj.weight")
 
 
 def test_a_path_that_is_missing_or_a_file_is_one_line(tmp_path):
@@ -96,7 +96,7 @@ def assert_cannot_be_loaded(model: str) -> str:
     with pytest.raises(UsageError) as caught:
         load_model(ModelSettings(model=model))
     message = str(caught.value)
-    assert message.startswith(f"--model {model!r} cannot be loaded; give `demo`, a folder with a transformers model")
+    assert message.startswith(f"--model {model!r} cannot be loaded: ")
     assert "\n" not in message
     return message
 

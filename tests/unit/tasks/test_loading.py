@@ -1,8 +1,11 @@
 """Loading examples from data files: every format, every mistake a file can hold, and the hub out of reach."""
 
 import gzip
+import itertools
 import json
 import os
+import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +17,7 @@ import pytest
 from adadecode.errors import TaskDataError, UsageError
 from adadecode.records import Example
 from adadecode.settings import DataSettings
-from adadecode.tasks import load_examples
+from adadecode.tasks import iterate_found, load_examples
 
 ROWS = [{"prompt": "Once upon"}, {"prompt": "a time"}, {"prompt": " there was\n"}]
 
@@ -188,14 +191,129 @@ def test_an_unusable_id_is_named(value: object, tmp_path: Path) -> None:
     assert "distinct texts or whole numbers" in message
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.parquet"])
-@pytest.mark.parametrize("content", [b"plain text", gzip.compress(b'{"prompt": "x"}\n' * 1000, mtime=0)[:-20]])
+CUT_GZIP = gzip.compress(b'{"prompt": "x"}\n' * 1000, mtime=0)[:-20]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.jsonl.gz", b"plain text"),
+        ("rows.jsonl.gz", CUT_GZIP),
+        ("rows.parquet", b"text"),
+        ("rows.parquet", b"PAR1cut"),
+    ],
+)
 def test_a_damaged_file_is_named(name: str, content: bytes, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     message = load_jsonl_error(path)
     assert name in message
-    assert "check the file, or copy it again" in message
+    assert message.endswith("check the file, or copy it again")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "advice"),
+    [
+        ("rows.jsonl", CUT_GZIP, "it is compressed with gzip: name it .jsonl.gz"),
+        ("rows.jsonl", b"PAR1\n", "it is a Parquet file: name it .parquet"),
+        ("rows.jsonl.gz", b'{"prompt": "x"}\n', "it is not compressed: name it .jsonl"),
+        ("rows.parquet", b'{"prompt": "x"}\n', "it is not compressed: name it .jsonl"),
+        ("rows.jsonl", '{"prompt": "x"}\n'.encode("utf-16"), "it is UTF-16: write it as UTF-8"),
+        ("rows.parquet", b"version https://git-lfs.github.com/spec/v1\n", "fetch the file with `git lfs pull`"),
+        ("rows.jsonl", b"PK\x03\x04rest", "it is a zip archive: unpack it"),
+    ],
+)
+def test_a_file_that_is_something_else_than_its_name_says_is_told_what_it_is(
+    name: str, content: bytes, advice: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    message = load_jsonl_error(path)
+    assert name in message
+    assert message.endswith(advice)
+
+
+def test_a_folder_says_that_it_is_one_and_which_files_to_give(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    assert f"{folder}: a folder, without .jsonl, .jsonl.gz, .parquet files in it; give one" in load_jsonl_error(folder)
+    for name in ("b.parquet", "a.jsonl", "notes.txt"):
+        (folder / name).write_bytes(b"")
+    assert f"{folder}: a folder; give one of its files, such as a.jsonl (2 of them can be read)" in (
+        load_jsonl_error(folder)
+    )
+
+
+def test_what_is_no_regular_file_says_so(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    assert "rows.jsonl: no regular file; copy what it gives to a file" in load_jsonl_error(tmp_path / "rows.jsonl")
+
+
+def utf8_or_not(*texts: bytes) -> pyarrow.Array:
+    """A column of strings, whatever their bytes are."""
+    offsets = pyarrow.py_buffer(struct.pack(f"<{len(texts) + 1}i", *itertools.accumulate(map(len, texts), initial=0)))
+    return pyarrow.Array.from_buffers(pyarrow.string(), len(texts), [None, offsets, pyarrow.py_buffer(b"".join(texts))])
+
+
+FAR = [10**15, -(10**15)]  # in milliseconds, past what Python's dates hold
+OTHER_COLUMNS = {
+    "dates past Python's": pyarrow.array(FAR, pyarrow.timestamp("ms")),
+    "an unknown time zone": pyarrow.array([0, 1], pyarrow.timestamp("us", "Mars/Olympus")),
+    "no UTF-8": utf8_or_not(b"\xff\xfe", b"fine"),
+    "nested": pyarrow.array([{"prompt": FAR[0]}, None], pyarrow.struct([("prompt", pyarrow.timestamp("ms"))])),
+    "lists of it": pyarrow.array([FAR, []], pyarrow.list_(pyarrow.timestamp("ms"))),
+}
+
+
+@pytest.mark.parametrize("column", OTHER_COLUMNS.values(), ids=OTHER_COLUMNS)
+def test_what_other_columns_of_a_parquet_file_hold_does_not_matter(column: pyarrow.Array, tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    prompts = pyarrow.array(["one", "two"])
+    pyarrow.parquet.write_table(pyarrow.table([column, prompts, column], ["other", "prompt", "other"]), path)
+    assert [example.prompt for example in load_jsonl(path)] == ["one", "two"]
+
+
+def test_a_parquet_column_with_a_dot_in_its_name_is_no_nested_one(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    nested = pyarrow.array([{"b": "nested"}], pyarrow.struct([("b", pyarrow.string())]))
+    pyarrow.parquet.write_table(pyarrow.table([nested, pyarrow.array(["flat"])], ["a", "a.b"]), path)
+    assert load_jsonl(path, prompt_field="a.b")[0].prompt == "flat"
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "reason"),
+    [
+        ("prompt", utf8_or_not(b"fine", b"\xff"), "'utf-8' codec can't decode byte 0xff"),
+        ("id", pyarrow.array([0, FAR[0]], pyarrow.timestamp("ms")), "date value out of range"),
+    ],
+)
+def test_a_value_that_is_needed_and_cannot_be_read_is_named_by_its_row(
+    name: str, column: pyarrow.Array, reason: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.parquet"
+    columns = {"prompt": pyarrow.array(["one", "two"])} | {name: column}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    with pytest.raises(TaskDataError, match=re.escape(f"rows.parquet row 1: column {name!r} cannot be read ({reason}")):
+        list(iterate_found("jsonl", DataSettings(data_file=str(path))))
+
+
+def test_a_column_that_is_needed_and_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.table([pyarrow.array(["a"])] * 2, ["prompt", "prompt"]), path)
+    assert "rows.parquet: 2 columns are called 'prompt'; keep one of them" in load_jsonl_error(path)
+
+
+def test_a_value_nested_too_deep_to_be_quoted_is_still_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("[" * 900 + "]" * 900 + "\n")
+    assert "rows.jsonl line 1: " in load_jsonl_error(path)
+
+
+def test_to_train_on_a_row_without_text_comes_as_the_error_that_names_it(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", {"prompt": "one"}, {"prompt": None}, {"prompt": "three"})
+    one, error, three = iterate_found("jsonl", DataSettings(data_file=str(path)))
+    assert (one.prompt, three.prompt) == ("one", "three")
+    assert "rows.jsonl line 2: field 'prompt' is None, not text" in str(error)
 
 
 def test_the_jsonl_task_needs_a_data_file() -> None:
@@ -226,3 +344,9 @@ print("loaded:", *{{"datasets", "pyarrow", "torch", "transformers"}} & set(sys.m
 """
     finished = run_python(code, tmp_path)
     assert (finished.stdout, finished.stderr) == ("loaded:\n", "")
+
+
+def test_the_first_row_that_cannot_be_used_is_told_before_any_other_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": 3}\nnot json\n')
+    assert "rows.jsonl line 1: field 'prompt' is 3, not text" in load_jsonl_error(path)

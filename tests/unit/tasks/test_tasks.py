@@ -16,7 +16,7 @@ from adadecode.errors import TaskDataError, UsageError
 from adadecode.records import Example
 from adadecode.runs.folder import read_samples
 from adadecode.settings import DataSettings
-from adadecode.tasks import TASKS, expand_task, find_task, iterate_examples, load_examples, score, task_domain
+from adadecode.tasks import TASKS, expand_task, find_task, iterate_found, load_examples, score, task_domain
 from adadecode.tasks.task import Task
 
 GSM8K_ROW = {"question": "Ann has 3 pens and buys 4. How many has she?", "answer": "3+4=<<3+4=7>>7\n#### 7"}
@@ -47,7 +47,7 @@ def test_demo_stands_for_both_demo_tasks_and_any_other_for_itself() -> None:
         expand_task,
         task_domain,
         load,
-        lambda name: list(iterate_examples(name, settings_of())),
+        lambda name: list(iterate_found(name, settings_of())),
         lambda name: score(name, "text", None),
     ],
 )
@@ -74,11 +74,11 @@ def test_an_offset_leaves_out_the_first_samples_and_the_limit_counts_from_there(
     file = write_jsonl(tmp_path / "rows.jsonl", *({"prompt": f"p{i}"} for i in range(5)))
     assert [example.prompt for example in load("jsonl", file, offset=1, limit=2)] == ["p1", "p2"]
     assert load("jsonl", file, offset=3) == load("jsonl", file)[3:]
-    assert list(iterate_examples("jsonl", settings_of(file, offset=1, limit=2))) == load("jsonl", file)[1:3]
+    assert list(iterate_found("jsonl", settings_of(file, offset=1, limit=2))) == load("jsonl", file)[1:3]
     with pytest.raises(UsageError, match="--offset 5: task jsonl has 5 samples; leave out fewer"):
         load("jsonl", file, offset=5, limit=1)
     with pytest.raises(UsageError, match="--offset 5: task jsonl has 5 samples; leave out fewer"):
-        list(iterate_examples("jsonl", settings_of(file, offset=5)))
+        list(iterate_found("jsonl", settings_of(file, offset=5)))
 
 
 @pytest.mark.parametrize("task", [name for name in TASKS if name != "jsonl"])
@@ -163,16 +163,16 @@ def test_the_hub_gives_the_test_split_or_the_one_to_train_on(monkeypatch: pytest
         return [{**GSM8K_ROW, "question": f"{name} {config} {split}"}]
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    (tested,), (trained_on,) = load("gsm8k"), iterate_examples("gsm8k", settings_of())
+    (tested,), (trained_on,) = load("gsm8k"), iterate_found("gsm8k", settings_of())
     assert tested.prompt == "Question: openai/gsm8k main test\nAnswer:"
     assert trained_on.prompt == "Question: openai/gsm8k main train\nAnswer:"
 
 
 def test_humaneval_is_trained_on_only_from_a_data_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--data-file is missing: humaneval has no training split; train on prompts"):
-        next(iterate_examples("humaneval", settings_of()))
+        next(iterate_found("humaneval", settings_of()))
     file = write_jsonl(tmp_path / "train.jsonl", HUMANEVAL_ROW)
-    assert list(iterate_examples("humaneval", settings_of(file))) == load("humaneval", file)
+    assert list(iterate_found("humaneval", settings_of(file))) == load("humaneval", file)
 
 
 def test_the_tasks_say_where_their_rows_come_from() -> None:
@@ -191,7 +191,7 @@ def test_a_task_that_is_scored_names_its_metric() -> None:
         "demo-math": "final number",
     }
     with pytest.raises(AssertionError, match="nameless"):
-        Task("nameless", "", None, find_task("jsonl").example, score=lambda text, reference: 1.0)
+        Task("nameless", "", None, (), find_task("jsonl").example, score=lambda text, reference: 1.0)
 
 
 @pytest.fixture
@@ -202,6 +202,7 @@ def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Task:
         name="toy",
         description="words to go on with",
         rows=write_jsonl(tmp_path / "toy.jsonl", *rows),
+        fields=("words", "count"),
         example=lambda row, data: Example(
             f"toy-{row.fields['count']}", row.text("words", "words!"), "", str(row.fields["count"])
         ),
@@ -214,7 +215,7 @@ def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Task:
 
 def test_a_task_is_one_value_in_the_table(toy: Task) -> None:
     assert [example.prompt for example in load("toy", limit=2)] == ["w10 w20 w30", "w11 w40"]
-    assert [example.sample_id for example in iterate_examples("toy", settings_of(offset=1))] == ["toy-2", "toy-1"]
+    assert [example.sample_id for example in iterate_found("toy", settings_of(offset=1))] == ["toy-2", "toy-1"]
     assert score("toy", "w1 w2", "4") == 0.5
     assert (expand_task("toy"), task_domain("toy"), toy.source) == (("toy",), None, "embedded")
     with pytest.raises(UsageError, match=r"--data-file rows\.jsonl: task toy has embedded prompts"):
@@ -238,4 +239,4 @@ def test_two_rows_of_one_id_are_refused_whatever_the_task(toy: Task, monkeypatch
         TaskDataError, match=r"line 2: id 'same' is taken by .* line 1; give every row an id of its own"
     ):
         load("toy")
-    assert len(list(iterate_examples("toy", settings_of()))) == 3, "training does not tell samples apart"
+    assert len(list(iterate_found("toy", settings_of()))) == 3, "training does not tell samples apart"

@@ -7,7 +7,7 @@ import torch
 
 from adadecode.engine.generate import Request, generate
 from adadecode.engine.policy import Policy
-from adadecode.errors import RunFolderError, UsageError
+from adadecode.errors import PromptError, RunFolderError, UsageError
 from adadecode.model.head_files import TENSORS
 from adadecode.settings import TrainConfig
 from adadecode.training.outputs import BATCH_PROMPTS, OUTPUTS_DIR, make_outputs, part_path, read_part
@@ -73,11 +73,14 @@ def test_an_output_stops_at_the_end_of_the_context_as_in_decoding(tmp_path):
     check_vanilla(model, outputs)
 
 
-def test_prompts_without_room_and_repeated_prompts_are_skipped_with_a_line(tmp_path):
-    outputs, lines = outputs_of(tiny_model(context_len=16), tmp_path, [[1], [2], [3] * 16, [1]])
+def test_prompts_that_cannot_be_used_and_repeated_ones_are_left_out_with_a_line(tmp_path):
+    prompts = [[1], [2], [3] * 16, [], PromptError("jsonl/7: no text"), [1]]
+    outputs, lines = outputs_of(tiny_model(context_len=16), tmp_path, prompts)
     assert [output.prompt_ids for output in outputs] == [[1], [2]]
-    assert lines[0] == "skipped 1 prompts that occur more than once"
-    assert lines[1].startswith("skipped 1 prompts that are too long: the model's context of 16 needs 1 to 15 tokens")
+    assert lines[0].startswith(
+        "3 of 6 prompts left out, the first: prompt 2: the prompt has 16 tokens; the model's con"
+    )
+    assert lines[1] == "skipped 1 prompts that occur more than once"
 
 
 @pytest.mark.parametrize("prompts", [[], [[1] * 16], [[1], [1]]])
@@ -86,9 +89,9 @@ def test_fewer_than_two_usable_prompts_are_refused(prompts, tmp_path):
         outputs_of(tiny_model(context_len=16), tmp_path, prompts)
 
 
-def test_a_prompt_shorter_than_one_token_is_refused_before_anything_is_generated(tmp_path):
-    with pytest.raises(UsageError, match="prompt 2 has 0 tokens; prompts need at least 1"):
-        outputs_of(tiny_model(), tmp_path, [[1], [2], [], [3]])
+def test_when_no_prompt_can_be_used_the_line_says_why(tmp_path):
+    with pytest.raises(UsageError, match=r"0 of 2 prompts .* left out, the first: jsonl/0: the template raises"):
+        outputs_of(tiny_model(), tmp_path, [PromptError("jsonl/0: the template raises"), []])
     assert not (tmp_path / OUTPUTS_DIR).exists()
 
 
@@ -132,6 +135,15 @@ def test_outputs_of_other_kernels_are_generated_again_and_parts_that_do_not_say_
     _, lines = outputs_of(tiny_model(), tmp_path, config=eager)
     assert lines[0] == "part-00000.parquet was made with another kernels: generating again"
     assert outputs_of(tiny_model(), tmp_path, config=eager)[1][0] == "outputs: reusing 5 of part-00000.parquet"
+
+
+@needs_compiler
+def test_outputs_of_what_auto_came_to_elsewhere_are_generated_again(tmp_path):
+    outputs_of(tiny_model(kernels="auto"), tmp_path)
+    without_compiler = tiny_model(kernels="eager")
+    _, lines = outputs_of(without_compiler, tmp_path)
+    assert lines[0] == "part-00000.parquet was made with another kernels: generating again"
+    assert outputs_of(without_compiler, tmp_path)[1][0] == "outputs: reusing 5 of part-00000.parquet"
 
 
 @pytest.mark.parametrize("content", [b"PAR1 but not really", b""])

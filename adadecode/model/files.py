@@ -1,0 +1,152 @@
+"""Where a model is, and its JSON files, read before transformers is asked. Nothing that they name is run."""
+
+import contextlib
+import json
+import os
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+from adadecode.demo import resolve_model
+from adadecode.errors import UsageError, on_one_line
+
+CONFIG = "config.json"
+ALLOWED = "give `demo`, a folder with a transformers model, or a hub id such as Qwen/Qwen3-8B"
+HUB_TIMEOUT_S = 10.0  # to learn whether a model is there: its files have time limits of their own
+LFS_POINTER = b"version https://git-lfs"
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The files of a model: its `name` as it was given, its folder or hub id, and which `revision` on the hub."""
+
+    name: str
+    source: str
+    revision: str | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """Its folder; None for a model on the hub."""
+        return Path(self.source) if os.path.isdir(self.source) else None  # noqa: PTH112  # any text may be given
+
+    def refusal(self, why: str) -> UsageError:
+        """The error that says why the model cannot be loaded."""
+        return UsageError(f"--model {self.name!r} cannot be loaded: {why}")
+
+    @contextlib.contextmanager
+    def refused(self) -> Generator[None]:
+        """Makes the refusal of a ValueError that is raised meanwhile with the reason."""
+        try:
+            yield
+        except UsageError:
+            raise
+        except ValueError as error:
+            raise self.refusal(str(error)) from error
+
+    def json(self, file: str) -> dict[str, Any] | None:
+        """The object in the JSON file named `file`; None when there is no such file. Raises ValueError with the reason."""
+        path = self._path(file)
+        return None if path is None else read_object(path)
+
+    def damage(self, file: str) -> str | None:
+        """Why the JSON file named `file` cannot be read; None when it can, or is not there."""
+        try:
+            self.json(file)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def _path(self, file: str) -> Path | None:
+        if self.folder is not None:
+            path = self.folder / file
+            return path if path.exists() else None
+        try:
+            return Path(hf_hub_download(self.source, file, revision=self.revision))
+        except EntryNotFoundError:
+            return None
+
+
+def find_model(model: str, revision: str | None = None) -> ModelFiles:
+    """The files of `model`; raises UsageError when it is neither a folder nor, as far as the hub can say, a model there.
+
+    The hub is asked only for what can be a hub id, and waits for it are short.
+    """
+    files = ModelFiles(model, resolve_model(model), revision)
+    if files.folder is not None:
+        return files
+    if os.path.exists(files.source):  # noqa: PTH110  # any text may be given
+        raise files.refusal("it is a file; give the folder with config.json, the weights and the tokenizer")
+    try:
+        validate_repo_id(files.source)
+    except HFValidationError as error:
+        raise files.refusal(f"there is no such folder; {ALLOWED}") from error
+    if not isinstance(try_to_load_from_cache(files.source, CONFIG, revision=revision), str):
+        _ask_hub(files)
+    return files
+
+
+def _ask_hub(files: ModelFiles) -> None:
+    try:
+        HfApi().model_info(files.source, revision=files.revision, timeout=HUB_TIMEOUT_S)
+    except RevisionNotFoundError as error:
+        raise files.refusal(f"the hub has no --revision {files.revision!r} of it") from error
+    except RepositoryNotFoundError as error:
+        why = "no such model on the hub, or one to see only after `hf auth login`"
+        raise files.refusal(f"there is no such folder, and {why}; {ALLOWED}") from error
+    except OfflineModeIsEnabled as error:
+        why = "nor such a model in the hub's cache, and HF_HUB_OFFLINE is set"
+        raise files.refusal(f"there is no such folder, {why}; {ALLOWED}") from error
+    except HfHubHTTPError:  # a mirror without this call, or a hub in trouble: the download finds out
+        pass
+    except Exception as error:  # the errors of its HTTP client have no family in common
+        why = f"the hub cannot be reached to look for such a model ({reason(error)})"
+        raise files.refusal(f"there is no such folder, and {why}; {ALLOWED}") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in the file at `path`; raises ValueError with the reason when there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} {damage(path, f'is not JSON ({reason(error)})')}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} holds {shown(value)}, not a JSON object")
+    return value
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether the file at `path` is what Git LFS leaves in place of a large file that was not fetched."""
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+def damage(path: Path, otherwise: str) -> str:
+    """What is wrong with a file that was not understood, as far as its first bytes say; else `otherwise`, and a remedy."""
+    try:
+        if is_pointer(path):
+            return "is a Git LFS pointer, not the file itself: run `git lfs pull` in its folder, or download it again"
+        return f"{otherwise if path.stat().st_size else 'is empty'}: download it again"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def reason(error: BaseException) -> str:
+    """What another library's error says, short and on one line, after the kind it is of."""
+    return f"{type(error).__name__}: {on_one_line(str(error), 200)}"
+
+
+def shown(value: object) -> str:
+    """`value` as JSON has it, short."""
+    return on_one_line(json.dumps(value), 60)

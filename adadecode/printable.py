@@ -1,0 +1,30 @@
+"""Text from data, models and machines as a terminal may show it: it forges no line and sends no command.
+
+What is stored keeps its characters; only what is shown is escaped.
+"""
+
+import re
+
+# Control characters, line and paragraph separators, what changes the direction of writing, halves of surrogate pairs
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""`text` on one line: what is not to be sent to a terminal becomes its escape, such as `\n` or `\x1b`.
+
+    The characters in `keep` stay as they are.
+    """
+    return UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
+
+
+def is_unicode(text: str) -> bool:
+    """False for half of a surrogate pair, which JSON and a terminal's bytes may hold: no file or tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

@@ -1,0 +1,137 @@
+"""A row's rounds, drafts and layers against its tokens: what the engine counts of them must fit together."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from adadecode.methods import METHODS, REFERENCE
+from adadecode.report.findings import RTOL, Columns, Mask, Wrong, any_value, differs
+
+DRAFTING = ("num_drafted", "num_accepted", "exits", "drafted_per_exit", "accepted_per_exit", "draft_depths")
+
+
+def draft_findings(columns: Columns, max_drafts: int | None) -> Iterator[Wrong]:
+    """What is wrong in single rows, each kind with a mask of its rows; a round has at most `max_drafts` drafts."""
+    yield from _rounds(columns, max_drafts)
+    yield from _drafts(columns)
+    yield from _layers(columns)
+
+
+def _rounds(columns: Columns, max_drafts: int | None) -> Iterator[Wrong]:
+    num_rounds, num_accepted = columns.numbers("num_rounds"), np.nan_to_num(columns.numbers("num_accepted"))
+    given = num_rounds + num_accepted
+    yield (
+        "num_rounds + num_accepted are not the tokens after the first",
+        columns.is_ok & differs(columns.numbers("output_len") - 1, given),
+    )
+    if max_drafts is not None:
+        yield "more drafts were accepted than max_drafts a round", num_accepted > num_rounds * max_drafts
+
+
+def _drafts(columns: Columns) -> Iterator[Wrong]:
+    is_ok, has = columns.is_ok, {name: columns.has(name) for name in DRAFTING}
+    drafts = columns.among("method", [name for name, method in METHODS.items() if method.drafts])
+    yield "a method that drafts has no counts of drafts", is_ok & drafts & ~np.all(list(has.values()), axis=0)
+    yield "a method that drafts nothing has counts of drafts", is_ok & ~drafts & np.any(list(has.values()), axis=0)
+    counted = is_ok & np.all(list(has.values()), axis=0)
+    num_drafted, num_accepted = columns.numbers("num_drafted"), columns.numbers("num_accepted")
+    yield "num_accepted is more than num_drafted", counted & ~(num_accepted <= num_drafted)
+    for name, per_exit in (("num_drafted", "drafted_per_exit"), ("num_accepted", "accepted_per_exit")):
+        yield f"{name} is not the sum of {per_exit}", counted & differs(columns.numbers(name), columns.sums(per_exit))
+    num_exits = columns.lengths("exits")
+    unlike = differs(num_exits, columns.lengths("drafted_per_exit"))
+    unlike |= differs(num_exits, columns.lengths("accepted_per_exit"))
+    yield "exits, drafted_per_exit and accepted_per_exit are not of one length", counted & unlike
+    yield from _per_exit(columns, counted & ~unlike)
+
+
+def _per_exit(columns: Columns, counted: Mask) -> Iterator[Wrong]:
+    """The lists of `counted` rows, in which those per exit have one length: value beside value."""
+    if not counted.any():
+        return
+    some = Columns(columns.table.filter(pa.array(counted)))
+    exits, of_row = some.values("exits")
+    drafted, accepted = some.values("drafted_per_exit")[0], some.values("accepted_per_exit")[0]
+    yield (
+        "accepted_per_exit has more than drafted_per_exit, or less than none",
+        _spread(any_value(~((accepted <= drafted) & (accepted >= 0)), of_row, some), counted),
+    )
+    disorder = (np.diff(exits) <= 0) & (np.diff(of_row) == 0)
+    yield (
+        "exits do not increase from 0 on",
+        _spread(any_value(np.append(disorder, False)[: len(exits)] | (exits < 0), of_row, some), counted),
+    )
+    depths, of_token = some.values("draft_depths")
+    found = _counts_beside(of_token, depths, of_row, exits)
+    yield (
+        "accepted_per_exit is not how often draft_depths has each exit",
+        _spread(any_value(found != accepted, of_row, some), counted),
+    )
+    by_the_model = np.bincount(of_token[depths == model_layers(some)[of_token]], minlength=some.table.num_rows)
+    yield (
+        "draft_depths has other depths than exits and the model's last layer",
+        _spread(by_the_model != some.numbers("num_rounds") + 1, counted),
+    )
+
+
+def _layers(columns: Columns) -> Iterator[Wrong]:
+    """The model has L layers: what vanilla runs per token, and what the first token of any output ran."""
+    per_token, num_later = columns.numbers("layers_per_token"), columns.numbers("output_len") - 1
+    yield (
+        "layers_per_token is missing, or there below two tokens",
+        columns.is_ok & (np.isnan(per_token) != (num_later < 1)),
+    )
+    num_layers = model_layers(columns)
+    known = columns.is_ok & (num_later > 0) & ~np.isnan(per_token) & ~np.isnan(num_layers)
+    num_rounds, num_drafted = columns.numbers("num_rounds"), np.nan_to_num(columns.numbers("num_drafted"))
+    layers_run = per_token * num_later
+    low, high = num_layers * num_rounds, num_layers * (num_rounds + num_drafted)
+    impossible = (layers_run < low * (1 - RTOL)) | (layers_run > high * (1 + RTOL)) | ~np.isfinite(per_token)
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        impossible |= np.abs(layers_run - np.round(layers_run)) > 1e-6 * np.abs(layers_run)
+    yield "layers_per_token is none that these rounds and drafts can have run", known & impossible
+    of_vanilla = columns.numbers("layers_per_token")[columns.is_ok & columns.equal("method", REFERENCE)]
+    usual = _commonest(of_vanilla[~np.isnan(of_vanilla)])
+    if usual is not None:
+        own = np.where(columns.has("draft_depths"), num_layers, np.where(columns.has("num_drafted"), np.nan, per_token))
+        yield (
+            "the number of the model's layers is not that of the others",
+            columns.is_ok & ~np.isnan(own) & (own != usual),
+        )
+
+
+def model_layers(columns: Columns) -> NDArray[np.float64]:
+    """The model's layers by each row: the depth of its first token, which is never drafted; else vanilla's usual."""
+    depths, of_token = columns.values("draft_depths")
+    own = np.full(columns.table.num_rows, np.nan)
+    rows, first = np.unique(of_token, return_index=True)
+    own[rows] = depths[first]
+    per_token = columns.numbers("layers_per_token")[columns.is_ok & columns.equal("method", REFERENCE)]
+    usual = _commonest(per_token[~np.isnan(per_token)])
+    return np.where(np.isnan(own), np.nan if usual is None else usual, own)
+
+
+def _spread(of_some: Mask, some: Mask) -> Mask:
+    """A mask over all rows from one over those in `some`."""
+    spread = np.zeros(len(some), bool)
+    spread[np.flatnonzero(some)] = of_some
+    return spread
+
+
+def _counts_beside(rows: NDArray, values: NDArray, of_rows: NDArray, of_values: NDArray) -> NDArray[np.int64]:
+    """How often each pair (`of_rows[i]`, `of_values[i]`) is among the pairs of `rows` and `values`."""
+    codes = np.unique(np.concatenate([values, of_values]), return_inverse=True)[1]
+    base = codes.max(initial=0) + 1
+    keys, counts = np.unique(rows * base + codes[: len(values)], return_counts=True)
+    wanted = of_rows * base + codes[len(values) :]
+    if not len(keys):
+        return np.zeros(len(wanted), np.int64)
+    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[places] == wanted, counts[places], 0)
+
+
+def _commonest(values: NDArray) -> float | None:
+    found, counts = np.unique(values, return_counts=True)
+    return float(found[np.argmax(counts)]) if len(found) else None

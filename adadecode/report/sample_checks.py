@@ -1,0 +1,68 @@
+"""The committed rows of one sample against each other: one prompt, one answer, one turn per method, one text per output."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adadecode.methods import REFERENCE
+from adadecode.report.findings import Columns, Mask, Wrong, first_of_group
+
+
+def sample_findings(columns: Columns) -> Iterator[Wrong]:
+    """What is wrong between rows, each kind with a mask of its rows; all rows of a sample are in the table."""
+    samples, is_vanilla = columns.codes("task", "sample_id"), columns.equal("method", REFERENCE)
+    prompts, references = columns.list_codes("prompt_token_ids"), columns.codes("reference")
+    outputs = np.where(columns.is_ok, columns.list_codes("output_token_ids"), -1)
+    texts, same_output = columns.codes("output_text"), _joint(samples, outputs)
+    everywhere = np.ones(len(samples), bool)
+    yield (
+        "prompt_token_ids are not those of the sample's other rows",
+        _unlike(prompts, samples, prompts >= 0, is_vanilla),
+    )
+    yield "reference is not that of the sample's other rows", _unlike(references, samples, everywhere, is_vanilla)
+    yield (
+        "output_text is not that of the same output in another row",
+        _unlike(texts, same_output, outputs >= 0, is_vanilla),
+    )
+    yield (
+        "vanilla's output is not that of its other repeats",
+        _unlike(outputs, samples, is_vanilla & (outputs >= 0), is_vanilla),
+    )
+    yield from _turns(columns)
+    yield from _owed(columns)
+
+
+def _turns(columns: Columns) -> Iterator[Wrong]:
+    """Every method of a sample and repeat has a place of its own among the turns."""
+    pairs, place = columns.codes("task", "sample_id", "repeat"), columns.numbers("order_idx")
+    in_order = np.lexsort((place, pairs))
+    taken = np.zeros(len(place), bool)
+    taken[in_order[1:]] = (np.diff(pairs[in_order]) == 0) & ~(np.diff(place[in_order]) > 0)
+    yield "order_idx is missing or that of another method", taken | ~(place >= 0)
+
+
+def _owed(columns: Columns) -> Iterator[Wrong]:
+    """What must be claimed of a row beside an ok one of vanilla, and must not without."""
+    pairs = columns.codes("task", "sample_id", "repeat")
+    is_vanilla = columns.equal("method", REFERENCE)
+    vanilla = first_of_group(pairs, columns.is_ok & is_vanilla)
+    compared = columns.is_ok & ~is_vanilla & (vanilla >= 0)
+    yield "parity is missing, but there is an output of vanilla", compared & ~columns.has("parity")
+    yield "parity is claimed, but there is no output of vanilla", columns.has("parity") & (vanilla < 0)
+    has_digest = columns.has("logits_digest")
+    both = compared & has_digest & has_digest[vanilla]
+    yield "logits_equal is missing, but there are two digests", both & ~columns.has("logits_equal")
+    yield "logits_equal is claimed, but there are no two digests", columns.has("logits_equal") & ~both
+
+
+def _joint(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
+    """One integer per row, equal exactly where both are equal; dense from 0."""
+    return np.unique(a * (b.max(initial=0) + 2) + b, return_inverse=True)[1]
+
+
+def _unlike(codes: NDArray[np.int64], groups: NDArray[np.int64], is_there: Mask, is_vanilla: Mask) -> Mask:
+    """The rows that have another code than the first row of vanilla in their group, else than the first, if there."""
+    of_vanilla = first_of_group(groups, is_there & is_vanilla)
+    first = np.where(of_vanilla >= 0, of_vanilla, first_of_group(groups, is_there))
+    return is_there & (codes != codes[first])

@@ -1,0 +1,119 @@
+"""The runs below a folder, each with what its own tables say of it: a line per task, nothing recomputed."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from adadecode.errors import RunFolderError
+from adadecode.methods import REFERENCE, baselines
+from adadecode.report.cells import ABSENT
+from adadecode.report.schema import SUMMARY, VERIFY
+from adadecode.report.summary import parity_line
+from adadecode.report.tables import speedup_text
+from adadecode.runs.folder import RUN_FILE
+from adadecode.runs.storage import Storage, open_storage
+from adadecode.runs.table_checks import published_lines
+from adadecode.runs.typed import typed_table
+
+COLUMNS = ("run", "task", "status", "samples", "method", "speedup\n(95 % CI)", "parity")
+NEEDED = ("task", "method", "n", "num_errors")  # columns of a summary of any version
+CAPTION = "as stored when each run ended; `adadecode verify RUN` recomputes a run's tables and judges them"
+
+
+@dataclass(frozen=True)
+class ListedRun:
+    """One run: its folder below the one that was asked for, its run.json, and its summary, None where it has none."""
+
+    name: str
+    run: dict[str, Any]
+    summary: pa.Table | None
+
+
+def runs_below(location: str | Path) -> list[ListedRun] | None:
+    """The runs at any depth below `location` by name; None where it is a run itself. Raises RunFolderError without any."""
+    storage = open_storage(location)
+    names = [name for name in storage.list("") if name.rpartition("/")[2] == RUN_FILE]
+    if RUN_FILE in names:
+        return None
+    found = [
+        ListedRun(folder, run, stored_summary(storage, f"{folder}/"))
+        for folder in (name.rpartition("/")[0] for name in names)
+        if (run := _run(storage.read(f"{folder}/{RUN_FILE}"))) is not None
+    ]
+    if not found:
+        raise RunFolderError(
+            f"{str(location)!r} is not a run folder: it has no readable {RUN_FILE}, nor has any below it"
+        )
+    return found
+
+
+def stored_summary(storage: Storage, folder: str = "") -> pa.Table | None:
+    """The SUMMARY table that the run in `folder` keeps, null in columns its version lacks; None where it has none."""
+    optional = pa.schema([field.with_nullable(field.name not in NEEDED) for field in SUMMARY])
+    try:
+        return typed_table(storage.read(f"{folder}summary.parquet"), optional).select(SUMMARY.names)
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def read_published(location: str | Path) -> tuple[pa.Table, list[str]] | None:
+    """The SUMMARY table of a run that was published without plan and rows, and what contradicts it; None for any other."""
+    storage = open_storage(location)
+    has_rows = any(name == "plan.parquet" or name.startswith(("commits/", "samples/")) for name in storage.list(""))
+    summary = None if has_rows else stored_summary(storage)
+    if summary is None:
+        return None
+    try:
+        verify = typed_table(storage.read("verify.parquet"), VERIFY)
+    except FileNotFoundError:
+        return summary, []
+    except ValueError as error:
+        return summary, [f"verify.parquet: it cannot be read ({error})"]
+    return summary, published_lines(summary, verify)
+
+
+def listing_table(runs: list[ListedRun]) -> Table:
+    """A rich table with a line per run and task; `-` stands for what its tables do not say."""
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, caption=CAPTION, caption_justify="left")
+    for idx, name in enumerate(COLUMNS):
+        table.add_column(name, justify="left" if idx < 3 else "right", overflow="fold")
+    for listed in runs:
+        for idx, cells in enumerate(_lines(listed)):
+            # Text, because a string would have its brackets read as markup
+            table.add_row(*(Text(cell) for cell in ("" if idx else listed.name, *cells)))
+    return table
+
+
+def _lines(listed: ListedRun) -> Iterator[tuple[str, ...]]:
+    """Task, status, samples, method, its speedup and the parity of each task of a run."""
+    config = listed.run.get("config")
+    config = config if isinstance(config, dict) else {}
+    status, repeats = str(listed.run.get("status", ABSENT)), config.get("repeats")
+    rows = [] if listed.summary is None else listed.summary.to_pylist()
+    if listed.summary is None or not rows:
+        yield (str(config.get("task", ABSENT)), status, *[ABSENT] * 4)
+        return
+    for task in dict.fromkeys(row["task"] for row in rows):
+        of_task = {row["method"]: row for row in rows if row["task"] == task}
+        shown = next((row for name, row in of_task.items() if name not in baselines()), None)
+        first = of_task.get(REFERENCE) or next(iter(of_task.values()))
+        num_samples = (first["n"] + first["num_errors"]) // (repeats if isinstance(repeats, int) and repeats > 0 else 1)
+        parity = parity_line(listed.summary.filter(pa.array([row["task"] == task for row in rows])))
+        headline = (ABSENT, ABSENT) if shown is None else (shown["method"], speedup_text(shown))
+        yield (task, status, str(num_samples), *headline, parity.removeprefix("parity "))
+
+
+def _run(content: bytes) -> dict[str, Any] | None:
+    """A run.json; None where the file of that name is another thing."""
+    try:
+        run = json.loads(content)
+    except ValueError:
+        return None
+    return run if isinstance(run, dict) and "fingerprint" in run and "run_id" in run else None

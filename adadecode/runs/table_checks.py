@@ -1,0 +1,123 @@
+"""The tables that a closed run keeps, summary.parquet and verify.parquet, against those its rows give now."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from adadecode.report.findings import RTOL
+from adadecode.report.parity import KEY
+from adadecode.runs.storage import Storage
+from adadecode.runs.typed import typed_table
+
+# What the rows alone determine. Intervals do not: how they are drawn may change between versions.
+OF_ROWS = (
+    *("n", "num_errors", "num_output_tokens", "tokens_per_s", "decode_tokens_per_s", "ttft_p50_s", "ttft_p90_s"),
+    *("num_tpot", "tpot_mean_s", "tpot_p50_s", "tpot_p90_s", "e2e_p50_s", "e2e_p90_s", "num_drafted", "num_accepted"),
+    *("acceptance_rate", "tokens_per_round", "layers_per_token", "num_parity_exact", "num_parity_checked"),
+    *("num_logits_equal", "num_logits_checked", "num_correct", "num_scored", "consistency", "lossy"),
+)
+OVER_BASELINE = ("num_prompts", "speedup_geomean", "speedup_total")  # they do where the baseline is the same
+
+
+def closed_lines(
+    storage: Storage, run: Mapping[str, Any], workers: list[dict[str, Any]], summary: pa.Table, verify: pa.Table
+) -> list[str]:
+    """Where what a closed run keeps beside its rows is not what they give: its tables, and the workers in its run.json."""
+    lines: list[str] = []
+    for file, compare, found in (
+        ("summary.parquet", summary_lines, summary),
+        ("verify.parquet", verify_lines, verify),
+    ):
+        try:
+            lines += compare(typed_table(storage.read(file), pa.schema([])), found)
+        except FileNotFoundError:
+            continue  # nothing is said, so nothing is wrong
+        except ValueError as error:
+            lines.append(f"{file}: it cannot be read ({error})")
+    stored = run.get("workers")
+    if stored is not None and sorted(map(_shown, stored)) != sorted(map(_shown, workers)):
+        lines.append("run.json: its workers are not those of the commits")
+    return lines
+
+
+def summary_lines(stored: pa.Table, found: pa.Table) -> list[str]:
+    """Where a stored SUMMARY table, of any version, is not the one its rows give, in the columns that both have."""
+    shared = [name for name in (*OF_ROWS, *OVER_BASELINE) if name in stored.schema.names and name in found.schema.names]
+    return _lines("summary.parquet", stored, found, ("task", "method"), shared)
+
+
+def verify_lines(stored: pa.Table, found: pa.Table) -> list[str]:
+    """Where a stored VERIFY table, of any version, is not the one its rows give."""
+    shared = [name for name in found.schema.names if name in stored.schema.names and name not in KEY]
+    return _lines("verify.parquet", stored, found, KEY, shared)
+
+
+def published_lines(summary: pa.Table, verify: pa.Table) -> list[str]:
+    """Where a SUMMARY and a VERIFY table that were published without their rows contradict each other, of any version."""
+    checked: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in verify.to_pylist():
+        checked.setdefault((row["task"], row["method"]), []).append(row)
+    lines: list[str] = []
+    for line in summary.to_pylist():
+        of_verify = checked.pop((line["task"], line["method"]), [])
+        logits = [row["logits_equal"] for row in of_verify if row["logits_equal"] is not None]
+        found = {
+            "num_parity_exact": sum(row["parity"] == "exact" for row in of_verify),
+            "num_parity_checked": sum(row["parity"] is not None for row in of_verify),
+            "num_logits_equal": sum(logits) if logits else None,
+            "num_logits_checked": len(logits) or None,
+        }
+        if line["num_parity_checked"] is None and not of_verify:
+            continue  # vanilla has nothing to be compared with
+        lines += [
+            f"summary.parquet: {name} of {line['task']} {line['method']} is {line[name]}, by verify.parquet {count}"
+            for name, count in found.items()
+            if line[name] != count
+        ]
+    return lines + [f"verify.parquet: {task} {method} is not in summary.parquet" for task, method in checked]
+
+
+def _lines(file: str, stored: pa.Table, found: pa.Table, key: Sequence[str], names: Sequence[str]) -> list[str]:
+    """One line where the tables differ in the columns `names` or in the `key` of a row; none where they do not."""
+    missing = [name for name in key if name not in stored.schema.names]
+    if missing:
+        return [f"{file}: it has no column {missing[0]}"]
+    in_order = [(name, "ascending") for name in key]
+    if stored.sort_by(in_order).select([*key, *names]).equals(found.sort_by(in_order).select([*key, *names])):
+        return []
+    theirs, ours = ({tuple(row[name] for name in key): row for row in table.to_pylist()} for table in (stored, found))
+    if theirs.keys() != ours.keys() or stored.num_rows != found.num_rows:
+        return [f"{file}: it has {stored.num_rows} rows, and not those of the {found.num_rows} that the samples give"]
+    wrong = {of: differing for of, row in ours.items() if (differing := _differing(names, theirs[of], row))}
+    if not wrong:
+        return []
+    first, (name, *_) = next(iter(wrong.items()))
+    columns = ", ".join(dict.fromkeys(name for differing in wrong.values() for name in differing))
+    return [
+        f"{file}: {len(wrong)} rows are not what the samples give, in {columns}; first {' '.join(map(str, first))}: "
+        f"{name} is stored as {theirs[first][name]} and recomputed as {ours[first][name]}"
+    ]
+
+
+def _differing(names: Sequence[str], stored: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    return [name for name in names if _differ(name, stored, found)]
+
+
+def _differ(name: str, stored: dict[str, Any], found: dict[str, Any]) -> bool:
+    if name in OVER_BASELINE and _baseline(name, stored) != _baseline(name, found):
+        return False
+    a, b = stored[name], found[name]
+    if isinstance(a, float) and isinstance(b, float):
+        return not (abs(a - b) <= RTOL * max(abs(a), abs(b)) or (a != a and b != b))
+    return a != b
+
+
+def _baseline(name: str, row: dict[str, Any]) -> str | None:
+    """The baseline of a speedup; up to version 0.1.0 both had one."""
+    return row["baseline_total"] if name == "speedup_total" and "baseline_total" in row else row.get("baseline")
+
+
+def _shown(worker: Any) -> str:
+    return json.dumps(worker, sort_keys=True)

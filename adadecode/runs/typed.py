@@ -1,0 +1,33 @@
+"""A table of a known schema from a file's bytes, whatever somebody did to the file."""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+
+def typed_table(content: bytes, schema: pa.Schema) -> pa.Table:
+    """The Parquet table in `content` with the columns of `schema` and their types, then what else is there.
+
+    A column that may be null and is missing, as in files of older versions, is null. Raises ValueError, which says why in
+    one line, when the bytes are no such table.
+    """
+    try:
+        table = pq.read_table(pa.BufferReader(content)).replace_schema_metadata(None)
+        columns = [_column(table, field) for field in schema]
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(" ".join(str(error).split())[:200]) from error
+    others = [field for field in table.schema if field.name not in schema.names]
+    return pa.table(columns + [table[field.name] for field in others], pa.schema([*schema, *others]))
+
+
+def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
+    """The column `field` names; raises ValueError where it must hold values and does not."""
+    num_found = table.schema.names.count(field.name)
+    if num_found > 1 or not (num_found or field.nullable):
+        raise ValueError(f"column {field.name} is there {num_found} times")
+    column = table[field.name] if num_found else pa.chunked_array([pa.nulls(table.num_rows, field.type)])
+    if column.null_count and not field.nullable:
+        raise ValueError(f"column {field.name} has rows without a value")
+    if pa.types.is_list(column.type) and pc.list_flatten(column).null_count:
+        raise ValueError(f"column {field.name} has lists in which a value is missing")
+    return column if column.type.equals(field.type) else column.cast(field.type)

@@ -1,0 +1,70 @@
+"""A model that cannot be used is the same one line in every command; one that is odd is said once, and stored."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from adadecode.runs.folder import read_run
+
+COMMANDS = {
+    "generate": ["w5"],
+    "eval": ["--local"],
+    "sweep": ["--local"],
+    "bench": [],
+    "train-heads": [],
+    "tune": [],
+}
+
+
+@pytest.fixture
+def folder(tiny, tmp_path) -> Path:
+    return Path(shutil.copytree(tiny.model, tmp_path / "model"))
+
+
+def command_line(tiny, command: str, model: Path, out: Path) -> list[object]:
+    unused = {"generate": ("task", "data_file", "shard_size"), "bench": ("shard_size",), "sweep": ("gamma",)}
+    unused["train-heads"] = unused["tune"] = ("heads", "gamma", "shard_size")
+    dropped = dict.fromkeys(unused.get(command, ()))
+    if command == "tune":
+        del dropped["heads"]
+    to_folder = [] if command in ("generate", "bench") else ["--out", out]
+    return [command, *COMMANDS[command], *tiny.flags(model=model, **dropped), *to_folder]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_quantised_model_is_the_same_line_in_every_command(command, tiny, usage_error, folder, tmp_path):
+    config = json.loads((folder / "config.json").read_text()) | {"quantization_config": {"quant_method": "gptq"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert usage_error(*command_line(tiny, command, folder, tmp_path / "out")) == (
+        f"adadecode: --model {str(folder)!r} cannot be loaded: its weights are quantised (gptq): give the full-precision "
+        "checkpoint"
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_missing_folder_is_the_same_line_in_every_command(command, tiny, usage_error, tmp_path):
+    missing = tmp_path / "none"
+    line = usage_error(*command_line(tiny, command, missing, tmp_path / "out"))
+    assert line.startswith(
+        f"adadecode: --model {str(missing)!r} cannot be loaded: there is no such folder; give `demo`"
+    )
+
+
+def test_what_is_odd_about_a_model_is_said_once_stored_and_reported(tiny, cli, folder, tmp_path):
+    tensors = load_file(folder / "model.safetensors") | {"model.layers.0.self_attn.q_proj.bias": torch.ones(32)}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    note = (
+        "in the checkpoint and in no layer that config.json describes: model.layers.0.self_attn.q_proj.bias; "
+        "its outputs may be another model's"
+    )
+    done = cli("eval", "--local", *tiny.flags(model=folder, limit=1, max_new_tokens=2), "--out", tmp_path / "run")
+    assert (done.exit_code, done.stderr.count(note)) == (0, 1), done.stderr
+    assert f"adadecode: --model {str(folder)!r}: {note}" in done.stderr.splitlines()
+    assert [worker["model_notes"] for worker in read_run(tmp_path / "run")["workers"]] == [[note]]
+    assert f"model: {note}" in cli("report", tmp_path / "run").stdout.splitlines()
+    done = cli(*command_line(tiny, "generate", folder, tmp_path))
+    assert (done.exit_code, done.stderr.count(note)) == (0, 1), done.stderr

@@ -1,0 +1,129 @@
+"""`report` of a folder of runs, and of a run that was published without its rows."""
+
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from adadecode.errors import RunFolderError
+from adadecode.runs.listing import read_published, runs_below
+from adadecode.runs.result import read_result
+from adadecode.runs.storage import open_storage
+from tests.planting import edit_json, edit_table
+
+ROOT = Path(__file__).parents[3]
+GOLDEN = ROOT / "tests" / "golden" / "run-0.1.0"
+REFERENCE = ROOT / "results" / "reference"
+PUBLISHED = sorted(file.parent for file in REFERENCE.glob("*/run.json"))
+
+
+def upload(folder: Path, location: str) -> None:
+    """Copies a folder's files to a location of any kind."""
+    storage = open_storage(location)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            storage.replace(file.relative_to(folder).as_posix(), file.read_bytes())
+
+
+def test_a_folder_of_runs_is_listed_wherever_it_lies(location, cli):
+    upload(GOLDEN / "complete", f"{location}/one")
+    upload(GOLDEN / "interrupted", f"{location}/sweep/cell")
+    result = cli("report", location)
+    assert (result.exit_code, result.stderr) == (0, "")
+    lines = [line.split() for line in result.stdout.splitlines()]
+    heading = next(line for line in lines if line[:1] == ["run"])
+    assert heading == ["run", "task", "status", "samples", "method", "(95", "%", "CI)", "parity"]
+    one = next(line for line in lines if line[:1] == ["one"])
+    assert one[1:5] == ["demo-math", "complete", "6", "adadecode"]
+    assert one[5].startswith("1.40x")
+    assert one[-3:] == ["12/12,", "logits", "12/12"]
+    cell = next(line for line in lines if line[:1] == ["sweep/cell"])
+    assert cell[1:5] == ["demo-math", "incomplete", "3", "adadecode"]
+
+
+def test_a_run_without_tables_or_with_odd_ones_is_listed_too(tmp_path, cli):
+    for name in ("running", "odd"):
+        shutil.copytree(GOLDEN / "complete", tmp_path / name)
+    (tmp_path / "running" / "summary.parquet").unlink()
+    edit_json(tmp_path / "running" / "run.json", lambda run: run.update(status="running", config=None))
+    (tmp_path / "odd" / "summary.parquet").write_bytes(b"PAR1")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "run.json").write_text("[1]")
+    result = cli("report", tmp_path)
+    assert result.exit_code == 0
+    rows = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines()}
+    assert rows["running"] == ["-", "running", "-", "-", "-", "-"]
+    assert rows["odd"] == ["demo-math", "complete", "-", "-", "-", "-"]
+    assert "other" not in rows
+
+
+def test_a_folder_without_runs_is_one_line(tmp_path, usage_error):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "foreign" / "below").mkdir(parents=True)
+    (tmp_path / "foreign" / "below" / "run.json").write_text("{")
+    for name in ("empty", "foreign", "none"):
+        line = usage_error("report", tmp_path / name)
+        assert (
+            f"{str(tmp_path / name)!r} is not a run folder: it has no readable run.json, nor has any below it" in line
+        )
+
+
+def test_a_run_itself_is_not_listed():
+    assert runs_below(GOLDEN / "complete") is None
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
+def test_a_published_run_is_reported_as_it_stands_and_contradicts_nothing(folder, cli):
+    result = cli("report", folder)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "adadecode" in result.stdout or "transformers" in result.stdout
+    assert result.stdout.endswith("its rows are not here: the table is as it was published, nothing was recomputed\n")
+    with pytest.raises(RunFolderError, match="its rows are not here; run its command to have them"):
+        read_result(folder)
+
+
+def test_the_published_runs_are_listed(cli):
+    assert len(PUBLISHED) == 5
+    result = cli("report", REFERENCE)
+    assert result.exit_code == 0
+    assert {folder.name for folder in PUBLISHED} <= {line.split(" ")[0] for line in result.stdout.splitlines()}
+
+
+@pytest.mark.parametrize(
+    ("file", "columns", "said"),
+    [
+        (
+            "summary",
+            {"num_parity_exact": lambda n: n and 199},
+            "num_parity_exact of gsm8k vanilla-w1 is 199, by verify",
+        ),
+        (
+            "summary",
+            {"num_logits_checked": lambda n: n and 9},
+            "num_logits_checked of gsm8k vanilla-w1 is 9, by verify",
+        ),
+        ("summary", {"method": lambda name: f"{name}?"}, "verify.parquet: gsm8k adadecode is not in summary.parquet"),
+        (
+            "verify",
+            {"parity": lambda parity: "mismatch"},
+            "num_parity_exact of gsm8k adadecode is 200, by verify.parquet 0",
+        ),
+    ],
+)
+def test_published_tables_that_contradict_each_other_are_told(tmp_path, cli, file, columns, said):
+    folder = Path(shutil.copytree(REFERENCE / "gsm8k-bf16", tmp_path / "run"))
+    edit_table(folder / f"{file}.parquet", **columns)
+    result = cli("report", folder)
+    assert result.exit_code == 3
+    assert said in result.stdout
+
+
+def test_a_published_summary_of_another_version_is_readable(tmp_path):
+    folder = Path(shutil.copytree(REFERENCE / "gsm8k-bf16", tmp_path / "run"))
+    table = pq.read_table(folder / "summary.parquet").drop_columns(["lossy", "consistency"])
+    pq.write_table(table, folder / "summary.parquet")
+    published = read_published(folder)
+    assert published is not None
+    summary, contradictions = published
+    assert (summary["lossy"].null_count, contradictions) == (3, [])
