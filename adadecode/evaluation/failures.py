@@ -40,6 +40,8 @@ def result_or_failure(what: str, function: Callable[[], ResultT], model: Decoder
         log.warning("%s: out of memory, trying once more: %s", what, result.error_message)
         free_memory(model)
         result = _caught(function)
+        if isinstance(result, Failure):
+            free_memory(model)  # a capture that failed has spoiled the memory its graphs share
     if isinstance(result, Failure):
         log.warning("%s failed: %s: %s", what, result.error_type, result.error_message)
     return result

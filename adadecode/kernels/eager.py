@@ -4,11 +4,13 @@ Shapes: W rows, d model width, S cache columns, V vocabulary.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from adadecode.errors import KernelsError
 from adadecode.kernels.kv_cache import KVCache
 from adadecode.kernels.layers import gate_step, head_step, layer_step, top1
 from adadecode.kernels.step import Proposals, Segment, check_slots, check_token_ids, run_probe_test
@@ -19,9 +21,28 @@ Prefill = Callable[[Tensor, KVCache], Tensor]  # runs a prompt `[T]`, fills the 
 
 
 def compile_layer_step() -> LayerStep:
-    """`layer_step` compiled for static shapes: once per W and S, for all layers alike."""
+    """`layer_step` compiled for static shapes: once per W and S, for all layers alike.
+
+    What it returns raises KernelsError when it is called and cannot be compiled.
+    """
+    from torch._dynamo.exc import BackendCompilerFailed
+
     torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
-    return torch.compile(layer_step, dynamic=False, fullgraph=True)
+    compiled = torch.compile(layer_step, dynamic=False, fullgraph=True)
+
+    def compiled_step(*arguments: Any) -> Tensor:
+        try:
+            return compiled(*arguments)
+        except BackendCompilerFailed as error:
+            if isinstance(error.inner_exception, torch.OutOfMemoryError):
+                raise error.inner_exception from None
+            reason = str(error.inner_exception).strip().splitlines()[0][:200]
+            raise KernelsError(
+                "--kernels compile: torch cannot compile the layers here; it needs a C++ compiler (g++), on GPUs too: "
+                f"install one, or use --kernels auto or eager ({reason})"
+            ) from error
+
+    return compiled_step
 
 
 class EagerStep:

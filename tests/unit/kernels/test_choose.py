@@ -1,10 +1,14 @@
 """Which kernels a model decodes with, and what its steps share."""
 
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
+from torch._inductor.exc import InductorError
 
+from adadecode.engine.invariance import check_rows_independent
 from adadecode.errors import KernelsError
 from adadecode.kernels.choose import choose_kernels
 from adadecode.kernels.eager import EagerStep
@@ -84,3 +88,35 @@ def test_a_model_in_float16_refuses_native_kernels_in_one_line():
         tiny_model(dtype=torch.float16, kernels="native")
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+class NoCompiler:
+    """Stands in for torch.compile: what it compiles fails with `error` when it is called."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __call__(self, function: object, **_: object) -> Callable[..., Tensor]:
+        def compiled(*_: object) -> Tensor:
+            raise InductorError(self.error, None)
+
+        return compiled
+
+
+def test_layers_that_cannot_be_compiled_are_one_line_that_says_what_is_missing(monkeypatch):
+    missing = RuntimeError("No working C++ compiler found in torch._inductor.config\nand much more")
+    monkeypatch.setattr(torch, "compile", NoCompiler(missing))
+    model = tiny_model(num_layers=1, kernels="compile")
+    with pytest.raises(
+        KernelsError, match=r"^--kernels compile: .*g\+\+.* --kernels auto or eager \(No working"
+    ) as caught:
+        check_rows_independent(model, 8)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+
+
+def test_memory_that_runs_out_while_layers_are_compiled_is_told_as_such(monkeypatch):
+    monkeypatch.setattr(torch, "compile", NoCompiler(torch.OutOfMemoryError("CUDA out of memory")))
+    model = tiny_model(num_layers=1, kernels="compile")
+    with pytest.raises(torch.OutOfMemoryError):
+        check_rows_independent(model, 8)
