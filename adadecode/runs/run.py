@@ -85,7 +85,8 @@ def open_run(config: EvalConfig, out: str | Path | None, command: str | None = N
             notes.append(f"{num_withdrawn} shards with samples that failed are computed again")
         folder.write_table("plan.parquet", plan)
         commits = read_commits(location)
-        resume_kernels(folder.storage, commits)
+        if config.kernels == "auto":
+            resume_kernels(folder.storage, commits)
         if len(commits) < len(shards):  # a start that computes nothing is none
             folder.update_run(starts=[*starts_of(run), new_start(config, command)])
             notes += changed_code_notes(commits, code_hash(), git_sha())

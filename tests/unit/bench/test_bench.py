@@ -60,7 +60,7 @@ def last_json(output: str) -> dict:
 
 
 # what bench.json has that the reference run of 0.1.0 has not
-NEW_KEYS = {"methods.*.is_lossy", "settings.offset", "faster_vanilla_geomean"}
+NEW_KEYS = {"provenance.code_hash", "methods.*.is_lossy", "settings.offset", "faster_vanilla_geomean"}
 KEYED_BY_NAME = frozenset({"methods", "parts[].calls_per_round", "machine.heads_hash", "provenance.packages"})
 
 

@@ -129,6 +129,16 @@ def test_other_kernels_that_are_asked_for_are_other_settings(interrupted, rerun)
     assert (result.exit_code, "different: kernels" in result.stderr) == (2, True)
 
 
+def test_kernels_that_were_asked_for_need_no_explanation(rerun, tmp_path):
+    out = tmp_path / "run"
+    assert rerun(out, kernels="eager").exit_code == 0
+    (out / "commits" / "00001.json").unlink()
+    result = rerun(out, kernels="eager")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "kernels: " not in result.stdout
+    assert not (out / KERNELS_FILE).exists()
+
+
 @needs_compiler
 def test_a_worker_that_is_overtaken_while_it_loads_takes_the_kernels_of_the_first(monkeypatch, tmp_path):
     loads = []

@@ -16,7 +16,13 @@ from tests.models import needs_compiler
 
 ROOT = Path(__file__).parents[3]
 # what tune.json has that the reference runs of 0.1.0 have not, and what only some policies have
-NEW_KEYS = {"made_from.eos_token_ids", "made_from.context_len", "made_from.threads", "made_from.torch"}
+NEW_KEYS = {
+    "provenance.code_hash",
+    "made_from.eos_token_ids",
+    "made_from.context_len",
+    "made_from.threads",
+    "made_from.torch",
+}
 OPTIONAL_KEYS = {"policy.reject", "policy.ngram"}
 TOTAL = "variants[].speedup_total"
 OTHER_INTERVALS = {
