@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from adadecode.engine.decode import decode
 from adadecode.engine.generate import Request
-from adadecode.errors import UsageError
+from adadecode.errors import UnknownTokenError, UsageError
 from adadecode.methods import METHODS
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.load import load_model, load_tokenizer
@@ -311,7 +311,7 @@ def test_a_folder_without_weights_says_which_files_it_lacks(folder):
         ({"max_position_embeddings": 10**9}, "max_position_embeddings 1000000000: Input should be less than or equal"),
         ({"intermediate_size": []}, "intermediate_size []: Input should be a valid integer"),
         ({"head_dim": 0}, "head_dim 0: Input should be greater than or equal to 1"),
-        ({"num_key_value_heads": 3}, "its num_attention_heads must be a multiple of 3"),
+        ({"num_key_value_heads": 3}, "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps NaN: "),
         ({"rms_norm_eps": "1e-5"}, 'rms_norm_eps "1e-5": Input should be a valid number'),
         ({"tie_word_embeddings": "no"}, 'tie_word_embeddings "no": Input should be a valid boolean'),
@@ -387,7 +387,9 @@ def test_a_tokenizer_of_another_version_is_one_line(folder):
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["model"] = {"type": "BPE", "vocab": {"a": 0}, "merges": [{"a": 1}]}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    assert refusal(folder).startswith("its tokenizer (was it saved by another version?): Exception: data did not match")
+    assert refusal(folder).startswith(
+        "its tokenizer is not understood; was it saved by another version? (Exception: data did not match"
+    )
 
 
 @pytest.mark.parametrize("content", [b"{", POINTER, b""])
@@ -410,6 +412,18 @@ def test_what_reads_the_tokenizer_alone_refuses_the_same(folder):
     (folder / "tokenizer.json").write_bytes(POINTER)
     with pytest.raises(UsageError, match=r"tokenizer\.json is a Git LFS pointer"):
         load_tokenizer(str(folder))
+
+
+def test_a_token_of_a_tokenizer_larger_than_the_model_is_one_line(folder):
+    """On a GPU the embedding of one would end the process."""
+    edit(folder, "tokenizer_config.json", eos_token="<beyond>")
+    model, tokenizer = load_model(ModelSettings(model=str(folder), dtype="float32", kernels="eager"))
+    prompt_ids = tokenizer("w5 <beyond>").input_ids
+    assert prompt_ids == [5, 97]
+    for method in ("vanilla", "transformers"):
+        with pytest.raises(UnknownTokenError, match="the prompt has token ids 5 to 97, the model knows 0 to 96"):
+            decode(model, METHODS[method], Request(prompt_ids, 3))
+    assert decode(model, METHODS["vanilla"], Request([0, 96], 3)).generation.output_token_ids
 
 
 # code of the folder's own
