@@ -43,7 +43,8 @@ def load_model(settings: ModelSettings) -> tuple[DecoderModel, PreTrainedTokeniz
     files = find_model(settings.model, settings.revision)
     raw, config = _read_config(files)
     tokenizer = _read_tokenizer(files, config)
-    ends = ends_of(files, raw, config.vocab_size)
+    with _explained(files, "what ends a sequence cannot be read"):
+        ends = ends_of(files, raw, config.vocab_size)
     config.eos_token_id = ends.token_ids or None
     lm, unused = _read_weights(files, config, getattr(torch, settings.dtype))
     notes = [*ends.notes]
@@ -84,8 +85,8 @@ def _read_config(files: ModelFiles) -> tuple[dict[str, Any], Any]:
 
 
 def _read_tokenizer(files: ModelFiles, config: Any) -> PreTrainedTokenizerBase:
-    check_tokenizer(files)
     with _explained(files, "its tokenizer is not understood; was it saved by another version?", TOKENIZER_FILES):
+        check_tokenizer(files)
         tokenizer = AutoTokenizer.from_pretrained(files.source, config=config, revision=files.revision, **NO_CODE)
         template = tokenizer.chat_template
         if not (template is None or isinstance(template, str | dict)):
