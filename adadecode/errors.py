@@ -75,6 +75,10 @@ class PromptTooLongError(PromptError):
         )
 
 
+class UnknownTokenError(AdaDecodeError, ValueError):
+    """One sample's prompt has a token that its model lacks: an error row, not the end of the run."""
+
+
 class NonFiniteLogitsError(AdaDecodeError, ArithmeticError):
     """One sample's logits hold NaN or infinity, so no argmax is meaningful: an error row."""
 

@@ -9,7 +9,7 @@ from adadecode.engine.drafters import Drafter
 from adadecode.engine.policy import VANILLA, Policy
 from adadecode.engine.round import Round, accept_all, add_drafts, begin_round, check_finite, reject_after, verify
 from adadecode.engine.tally import Decoded, Tally
-from adadecode.errors import PromptTooLongError
+from adadecode.errors import PromptTooLongError, UnknownTokenError
 from adadecode.kernels.step import DecodeStep, Proposals
 from adadecode.model.decoder import DecoderModel
 
@@ -27,8 +27,17 @@ class Request:
     record_logits: bool = False
 
     def limit(self, model: DecoderModel) -> int:
-        """The most tokens that may follow the prompt; raises PromptTooLongError when the context has no room for one."""
-        return min(self.max_new_tokens, room_for_output(model, len(self.prompt_ids)))
+        """The most tokens that may follow the prompt; raises PromptTooLongError when the context has no room for one.
+
+        Raises UnknownTokenError for a prompt with a token that the model lacks.
+        """
+        room = room_for_output(model, len(self.prompt_ids))
+        if not 0 <= min(self.prompt_ids) <= max(self.prompt_ids) < model.vocab_size:
+            raise UnknownTokenError(
+                f"the prompt has token ids {min(self.prompt_ids)} to {max(self.prompt_ids)}, the model knows 0 to "
+                f"{model.vocab_size - 1}: its tokenizer has more tokens than the model; leave them out of the prompt"
+            )
+        return min(self.max_new_tokens, room)
 
     def eos(self, model: DecoderModel) -> Collection[int]:
         return model.eos_token_ids if self.eos_token_ids is None else self.eos_token_ids
@@ -51,7 +60,7 @@ def generate(
     """The greedy continuation that `request` asks for, by rounds under `policy`, which has one of `drafters` for each exit.
 
     For one width the tokens and logits are the same, bit for bit, under every policy, unless it does not verify: then
-    every draft is kept, right or wrong. Raises PromptTooLongError and NonFiniteLogitsError.
+    every draft is kept, right or wrong. Raises PromptTooLongError, UnknownTokenError and NonFiniteLogitsError.
     """
     assert tuple(drafter.boundary for drafter in drafters) == policy.draft_exits, (drafters, policy)
     prompt_ids, limit, eos = list(request.prompt_ids), request.limit(model), request.eos(model)

@@ -78,8 +78,9 @@ class ConfigFile(BaseModel):
 
     @model_validator(mode="after")
     def _heads_share_keys_evenly(self) -> Self:
-        if self.num_attention_heads % (self.num_key_value_heads or self.num_attention_heads):
-            raise ValueError(f"its num_attention_heads must be a multiple of {self.num_key_value_heads}")
+        num_heads, num_kv_heads = self.num_attention_heads, self.num_key_value_heads
+        if num_kv_heads is not None and num_heads % num_kv_heads:
+            raise ValueError(f"num_attention_heads {num_heads} is no multiple of num_key_value_heads {num_kv_heads}")
         return self
 
 

@@ -43,7 +43,8 @@ def load_model(settings: ModelSettings) -> tuple[DecoderModel, PreTrainedTokeniz
     files = find_model(settings.model, settings.revision)
     raw, config = _read_config(files)
     tokenizer = _read_tokenizer(files, config)
-    ends = ends_of(files, raw, config.vocab_size)
+    with _explained(files, "what ends a sequence cannot be read"):
+        ends = ends_of(files, raw, config.vocab_size)
     config.eos_token_id = ends.token_ids or None
     lm, unused = _read_weights(files, config, getattr(torch, settings.dtype))
     notes = [*ends.notes]
@@ -76,7 +77,7 @@ def chat_template_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 def _read_config(files: ModelFiles) -> tuple[dict[str, Any], Any]:
     """The content of config.json and transformers' configuration made of it; raises UsageError when it is refused."""
-    with _explained(files, "its configuration"):
+    with _explained(files, "its configuration is not understood"):
         raw = read_config(files)
         config = AutoConfig.from_pretrained(files.source, revision=files.revision, **NO_CODE)
     check_supported(config)
@@ -84,8 +85,8 @@ def _read_config(files: ModelFiles) -> tuple[dict[str, Any], Any]:
 
 
 def _read_tokenizer(files: ModelFiles, config: Any) -> PreTrainedTokenizerBase:
-    check_tokenizer(files)
-    with _explained(files, "its tokenizer (was it saved by another version?)", TOKENIZER_FILES):
+    with _explained(files, "its tokenizer is not understood; was it saved by another version?", TOKENIZER_FILES):
+        check_tokenizer(files)
         tokenizer = AutoTokenizer.from_pretrained(files.source, config=config, revision=files.revision, **NO_CODE)
         template = tokenizer.chat_template
         if not (template is None or isinstance(template, str | dict)):
@@ -98,7 +99,7 @@ def _read_weights(files: ModelFiles, config: Any, dtype: torch.dtype) -> tuple[A
 
     Raises UsageError when tensors are missing, of other shapes, of more layers, quantised, or damaged.
     """
-    with _explained(files, "its weights"):
+    with _explained(files, "its weights cannot be loaded"):
         if files.folder is not None:
             check_local(files, config)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -135,7 +136,7 @@ def check_local(files: ModelFiles, config: Any) -> None:
 
 @contextlib.contextmanager
 def _explained(files: ModelFiles, what: str, read: tuple[str, ...] = ()) -> Generator[None]:
-    """Makes a UsageError that names `what` of whatever transformers and the libraries under it raise, and quiets them.
+    """Makes a UsageError that begins with `what` of whatever transformers and what is under it raise, and quiets them.
 
     They meet a user's files and raise errors of every family, in words that do not always name the file: one of the JSON
     files `read` that is damaged is named instead. What this program itself finds wrong is a UsageError before.
@@ -151,8 +152,8 @@ def _explained(files: ModelFiles, what: str, read: tuple[str, ...] = ()) -> Gene
     except BaseException as error:
         if not isinstance(error, Exception) and not is_rust_panic(error):
             raise
-        log.debug("loading %s of %s", what, files.source, exc_info=True)
+        log.debug("%s: %s", files.source, what, exc_info=True)
         damaged = next(filter(None, map(files.damage, read)), None)
-        raise files.refusal(damaged or f"{what}: {reason(error)}") from error
+        raise files.refusal(damaged or f"{what} ({reason(error)})") from error
     finally:
         transformers_logging.set_verbosity(verbosity)

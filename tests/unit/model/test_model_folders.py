@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from adadecode.engine.decode import decode
 from adadecode.engine.generate import Request
-from adadecode.errors import UsageError
+from adadecode.errors import UnknownTokenError, UsageError
 from adadecode.methods import METHODS
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.load import load_model, load_tokenizer
@@ -311,7 +311,7 @@ def test_a_folder_without_weights_says_which_files_it_lacks(folder):
         ({"max_position_embeddings": 10**9}, "max_position_embeddings 1000000000: Input should be less than or equal"),
         ({"intermediate_size": []}, "intermediate_size []: Input should be a valid integer"),
         ({"head_dim": 0}, "head_dim 0: Input should be greater than or equal to 1"),
-        ({"num_key_value_heads": 3}, "its num_attention_heads must be a multiple of 3"),
+        ({"num_key_value_heads": 3}, "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps NaN: "),
         ({"rms_norm_eps": "1e-5"}, 'rms_norm_eps "1e-5": Input should be a valid number'),
         ({"tie_word_embeddings": "no"}, 'tie_word_embeddings "no": Input should be a valid boolean'),
@@ -387,7 +387,9 @@ def test_a_tokenizer_of_another_version_is_one_line(folder):
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["model"] = {"type": "BPE", "vocab": {"a": 0}, "merges": [{"a": 1}]}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    assert refusal(folder).startswith("its tokenizer (was it saved by another version?): Exception: data did not match")
+    assert refusal(folder).startswith(
+        "its tokenizer is not understood; was it saved by another version? (Exception: data did not match"
+    )
 
 
 @pytest.mark.parametrize("content", [b"{", POINTER, b""])
@@ -412,25 +414,69 @@ def test_what_reads_the_tokenizer_alone_refuses_the_same(folder):
         load_tokenizer(str(folder))
 
 
+def test_a_token_of_a_tokenizer_larger_than_the_model_is_one_line(folder):
+    """On a GPU the embedding of one would end the process."""
+    edit(folder, "tokenizer_config.json", eos_token="<beyond>")
+    model, tokenizer = load_model(ModelSettings(model=str(folder), dtype="float32", kernels="eager"))
+    prompt_ids = tokenizer("w5 <beyond>").input_ids
+    assert prompt_ids == [5, 97]
+    for method in ("vanilla", "transformers"):
+        with pytest.raises(UnknownTokenError, match="the prompt has token ids 5 to 97, the model knows 0 to 96"):
+            decode(model, METHODS[method], Request(prompt_ids, 3))
+    assert decode(model, METHODS["vanilla"], Request([0, 96], 3)).generation.output_token_ids
+
+
 # code of the folder's own
 
 
-@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
-@pytest.mark.parametrize("model_type", ["llama", "mymodel"])
-def test_code_of_its_own_is_refused_and_nobody_is_asked(file, model_type, folder, tmp_path):
-    """A `y` on stdin stays unread, and the marker that the code would leave is not there."""
-    code = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model", "AutoTokenizer": ["code.T", "code.T"]}
-    edit(folder, "config.json", model_type=model_type)
-    edit(folder, file, auto_map=code)
-    (folder / "code.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'mark')!r}).touch()\n")
-    command = [sys.executable, "-m", "adadecode", "generate", "--model", str(folder), "--heads", "original", "w5"]
+LOAD = """
+import logging, sys
+from adadecode.errors import UsageError
+from adadecode.model.load import load_model
+from adadecode.settings import ModelSettings
+logging.disable()
+for name in sys.argv[1:]:
+    try:
+        print(*load_model(ModelSettings(model=name, dtype="float32", kernels="eager"))[0].notes)
+    except UsageError as error:
+        print(error)
+print("unread:", *sys.stdin.read().split())
+"""
+
+
+def loaded_elsewhere(*models: Path | str, **environment: str) -> list[str]:
+    """The notes on each of `models`, or why it is refused, by a process that has `y` on stdin; at last what it left."""
     done = subprocess.run(
-        command, input="y\n" * 9, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+        [sys.executable, "-c", LOAD, *map(str, models)],
+        input="y",
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment,
     )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    if model_type == "llama":
-        assert f"{file}: auto_map names custom code, which is never run" in done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+def test_code_of_its_own_is_refused_and_nobody_is_asked(saved, tmp_path):
+    """A `y` on stdin stays unread, and the file that the code would make is not there."""
+    code = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model", "AutoTokenizer": ["code.T", "code.T"]}
+    folders: list[Path] = []
+    for file in ("config.json", "tokenizer_config.json"):
+        for model_type in ("llama", "mymodel"):
+            folder = Path(shutil.copytree(saved, tmp_path / f"{model_type}-{file}"))
+            edit(folder, "config.json", model_type=model_type)
+            edit(folder, file, auto_map=code)
+            (folder / "code.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')")
+            folders.append(folder)
+    *lines, last = loaded_elsewhere(*folders)
+    assert last == "unread: y"
+    refused = "auto_map names custom code, which is never run; give a model that transformers itself knows"
+    assert lines == [
+        f"--model {str(folders[0])!r} cannot be loaded: config.json: {refused}",
+        f"--model {str(folders[1])!r} cannot be loaded: config.json: {refused}",
+        f"--model {str(folders[2])!r} cannot be loaded: tokenizer_config.json: {refused}",
+        "model type 'mymodel': its layers are not known to the engine; supported are llama, mistral, qwen2, qwen3",
+    ]
     assert not (tmp_path / "mark").exists()
 
 
@@ -518,30 +564,28 @@ def test_a_name_that_is_neither_folder_nor_on_the_hub_is_told_both(monkeypatch):
     )
 
 
-def test_a_model_in_the_hubs_cache_is_taken_and_judged_as_a_folder_is(folder, tmp_path):
-    """Offline, in a process of its own: where the cache is, is read when the hub's client is imported."""
+def test_a_model_in_the_hubs_cache_is_taken_and_judged_as_a_folder_is(saved, tmp_path):
+    """In a process of its own: where the cache is, is read when the hub's client is imported."""
     commit = "0123456789abcdef0123456789abcdef01234567"
-    repo = tmp_path / "hub" / "models--org--tiny"
-    (repo / "refs").mkdir(parents=True)
-    (repo / "refs" / "main").write_text(commit)
-    snapshot = Path(shutil.copytree(folder, repo / "snapshots" / commit))
-    command = [sys.executable, "-m", "adadecode", "generate", "--model", "org/tiny", "--heads", "original", "w5"]
-    command += ["--dtype", "float32", "--kernels", "eager", "--exits", "1", "--max-new-tokens", "3"]
-    env = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-
-    def run() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, capture_output=True, text=True, env=env, stdin=subprocess.DEVNULL)
-
-    edit_weights(snapshot, biased)
-    done = run()
-    assert (done.returncode, done.stderr.count("\n")) == (0, 1), done.stderr
-    assert "--model 'org/tiny': in the checkpoint and in no layer" in done.stderr
-    for changed, why in (
-        ({"num_hidden_layers": 1}, "the checkpoint has"),
-        ({"num_hidden_layers": 2, "vocab_size": 90}, "[90, 32] by config.json"),
-        ({"vocab_size": 97, "quantization_config": {"quant_method": "awq"}}, "its weights are quantised (awq)"),
-    ):
+    changes: dict[str, dict[str, Any]] = {
+        "odd": {},
+        "lost": {"num_hidden_layers": 1},
+        "small": {"vocab_size": 90},
+        "packed": {"quantization_config": {"quant_method": "awq"}},
+    }
+    for name, changed in changes.items():
+        repo = tmp_path / f"models--org--{name}"
+        (repo / "refs").mkdir(parents=True)
+        (repo / "refs" / "main").write_text(commit)
+        snapshot = Path(shutil.copytree(saved, repo / "snapshots" / commit))
         edit(snapshot, "config.json", **changed)
-        done = run()
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-        assert why in done.stderr
+        edit_weights(snapshot, biased)
+    names = [f"org/{name}" for name in changes]
+    odd, lost, small, packed, *_ = loaded_elsewhere(*names, HF_HUB_CACHE=str(tmp_path))
+    assert odd.startswith(
+        "in the checkpoint and in no layer that config.json describes: model.layers.0.self_attn.q_proj"
+    )
+    assert lost.startswith("--model 'org/lost' cannot be loaded: the checkpoint has 2 layers, config.json's")
+    assert small.startswith("--model 'org/small' cannot be loaded: ")
+    assert "is [97, 32] in the checkpoint and [90, 32] by config.json" in small
+    assert packed == f"--model 'org/packed' cannot be loaded: {quantised('awq')}"
