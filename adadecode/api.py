@@ -106,29 +106,37 @@ def load_configured(config: GenerateConfig) -> LanguageModel:
 
 
 def evaluate(
-    settings: EvalConfig, out: str | Path | None = None, *, observer: Observer = QUIET, stop: StopRequest = NEVER
+    settings: EvalConfig,
+    out: str | Path | None = None,
+    *,
+    observer: Observer = QUIET,
+    stop: StopRequest = NEVER,
+    command: str | None = None,
 ) -> RunResult:
     """Runs or finishes the evaluation of `settings` in the folder or URL `out`, on Ray or in this process.
 
     `out` is `results/<task>-<fingerprint>` when None. `stop`, a StopRequest that was entered, heeds Ctrl-C and SIGTERM:
     what is in flight is finished then. Whether it was stopped, failed or is done, the run's tables are written from what
-    is committed; any other exception leaves that to the next call, which goes on from there. Returns the closed run.
+    is committed; any other exception leaves that to the next call, which goes on from there. `command` is what run.json
+    stores of how this start was typed, None where a program calls. Returns the closed run.
     Raises StoppedError when it was stopped before it began, UsageError, TooManyErrorsError and other AdaDecodeErrors.
     """
     stop.install()
     try:
-        return _evaluate(settings, out, observer, stop)
+        return _evaluate(settings, out, observer, stop, command)
     except KeyboardInterrupt as error:
         if not stop.is_made:
             raise
         raise StoppedError("stopped before the first shard") from error
 
 
-def _evaluate(settings: EvalConfig, out: str | Path | None, observer: Observer, stop: StopRequest) -> RunResult:
+def _evaluate(
+    settings: EvalConfig, out: str | Path | None, observer: Observer, stop: StopRequest, command: str | None
+) -> RunResult:
     from adadecode.evaluation.progress import ErrorLimit, RunProgress, total_outcome
     from adadecode.runs.run import close_run, open_run
 
-    with open_run(settings, out) as prepared:
+    with open_run(settings, out, command) as prepared:
         for line in (*prepared.notes, prepared.heading()):
             observer.say(line)
         progress = RunProgress(prepared.plan.num_rows, total_outcome(prepared.committed.values()))

@@ -19,6 +19,10 @@ class UnsupportedModelError(UsageError):
     """The model's layers need something the engine does not do; decoding it would be wrong."""
 
 
+class NotFiniteError(UsageError):
+    """A model that gives no finite logits for any prompt: its weights overflow in this dtype, or are damaged."""
+
+
 class KernelsError(UsageError):
     """The kernels that were asked for cannot be had on this machine, device or dtype."""
 

@@ -2,12 +2,14 @@
 
 import contextlib
 import hashlib
+import itertools
 import os
+import re
 import uuid
 from collections.abc import Generator
 from pathlib import Path
 
-from adadecode.errors import RunFolderError
+from adadecode.errors import RunFolderError, UsageError
 
 TEMPORARY_SUFFIX = ".tmp"
 
@@ -20,8 +22,19 @@ def short_hash(*parts: str | bytes) -> str:
     return digest.hexdigest()[:16]
 
 
+def check_location(text: str) -> None:
+    """Raises UsageError when the path `text` is a URL that lacks a slash, or a flag where a folder's name was due."""
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", text) or re.match(r"(s3|gs):", text)
+    if scheme is not None:
+        right = f"{scheme[1]}://{text[len(scheme[1]) + 1 :].lstrip('/')}"
+        raise UsageError(f"{text!r} is neither a folder nor a URL: {right} is one, ./{text} a folder of that name")
+    if text.startswith("-"):
+        raise UsageError(f"{text!r} looks like a flag: give a folder, ./{text} if that is its name")
+
+
 def make_folder(folder: Path, flag: str = "--out") -> None:
     """Makes the `folder` that `flag` names, before work is done for it; raises RunFolderError when it cannot be made."""
+    check_location(str(folder))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -40,22 +53,25 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def whole_file(path: Path, *, many_writers: bool = False) -> Generator[Path]:
     """Gives the name of a file to write, which becomes `path` when the block ends; a block that fails leaves nothing.
 
-    What a killed process left is overwritten by the next, unless there are `many_writers` at once of the same path: then
-    each has a name of its own, and the last to end wins.
+    It is on disk then: a power cut leaves the old content or the new one. What a killed process left is overwritten by the
+    next, unless there are `many_writers` at once of the same path: then each has a name of its own, and the last to end
+    wins.
     """
     with _temporary(path, of_its_own=many_writers) as unfinished:
         yield unfinished
+        _sync(unfinished)
         unfinished.replace(path)
+        _sync(path.parent)
 
 
 @contextlib.contextmanager
-def stored_beside(path: Path, content: bytes) -> Generator[Path]:
-    """Gives a new file beside `path`, whose folder is made if missing, with `content` on disk; it is gone afterwards.
+def stored_in(folder: Path, name: str, content: bytes) -> Generator[Path]:
+    """Gives a new hidden file in `folder`, which is made if missing, with `content` on disk; it is gone afterwards.
 
-    To be renamed or linked to `path`, after which `sync_folder` makes that last.
+    To be renamed or linked to a path that ends in `name` on the same disk, after which `sync_folder` makes that last.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary(path, of_its_own=True) as temporary:
+    make_lasting(folder)
+    with _temporary(folder / name, of_its_own=True) as temporary:
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
@@ -63,13 +79,17 @@ def stored_beside(path: Path, content: bytes) -> Generator[Path]:
         yield temporary
 
 
+def make_lasting(folder: Path) -> None:
+    """Makes `folder` and those above it that are missing, to last through a power cut."""
+    missing = list(itertools.takewhile(lambda above: not above.exists(), (folder, *folder.parents)))
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        sync_folder(made.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Makes the names in `folder` last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _sync(folder)
 
 
 @contextlib.contextmanager
@@ -82,3 +102,12 @@ def _temporary(path: Path, *, of_its_own: bool) -> Generator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _sync(path: Path) -> None:
+    """Returns when the file's content, or the folder's names, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -7,8 +7,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from adadecode.files import short_hash
 from adadecode.version import __version__
 
+ROOMS_THAT_DECODE = ("engine", "kernels", "model")
 PACKAGES = ("torch", "transformers", "ray", "datasets", "pyarrow", "tokenizers", "numpy", "scipy")
 
 
@@ -20,9 +22,24 @@ def provenance() -> dict[str, Any]:
         "adadecode": __version__,
         "packages": {name: version for name, version in versions.items() if version is not None},
         "platform": platform.platform(),
+        "code_hash": code_hash(),
         "git_sha": sha,
         "git_dirty": None if sha is None else bool(_git("status", "--porcelain")),
     }
+
+
+@functools.cache
+def code_hash() -> str:
+    """A hash of the installed source files that decode: with another one tokens or speeds may be others.
+
+    The revision cannot say that: an installed package has none, and a changed page of documentation gives another.
+    """
+    package = Path(__file__).resolve().parent
+    parts: list[str | bytes] = []
+    for file in sorted(file for room in ROOMS_THAT_DECODE for file in (package / room).rglob("*")):
+        if file.suffix in (".py", ".cpp"):
+            parts += [file.relative_to(package).as_posix(), file.read_bytes()]
+    return short_hash(*parts)
 
 
 @functools.cache

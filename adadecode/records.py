@@ -103,6 +103,18 @@ class Generation:
 
 
 @dataclass(frozen=True)
+class ChosenKernels:
+    """The kernels that compute, never `auto`, and why that came to slower ones than there can be; None where it did not."""
+
+    kernels: str
+    because: str | None = None
+
+    def lines(self) -> list[str]:
+        """A line for a person where something is slower than it could be; none otherwise."""
+        return [] if self.because is None else [f"kernels: {self.kernels}, because {self.because}"]
+
+
+@dataclass(frozen=True)
 class WorkerState:
     """What one worker does and has done for `for_s` seconds; `doing` names its shard while it is working."""
 

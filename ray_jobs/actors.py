@@ -52,7 +52,7 @@ class Evaluator(PooledActor):
 
     def load(self) -> None:
         """Loads the model and warms it up. Separate from `__init__`, so that errors arrive whole."""
-        from adadecode.evaluation.worker import load_worker
+        from adadecode.evaluation.run_worker import load_run_worker
         from adadecode.evaluation.worker_log import configure_worker_log
         from adadecode.runs.folder import RunFolder
 
@@ -62,7 +62,7 @@ class Evaluator(PooledActor):
         if self._folder.fingerprint != task.fingerprint:
             raise RunFolderError(f"{task.location!r} was taken over by another run: choose another --out")
         with lost_device_ends_the_process():
-            self._worker = load_worker(task.config, task.tasks, self._worker_id, task.threads)
+            self._worker = load_run_worker(task.config, task.tasks, self._worker_id, task.threads, self._folder.storage)
 
     def work(self, work: ShardWork) -> Done:
         """Evaluates a shard and commits it, unless that was done, or a sample; returns a ShardOutcome or SplitSample."""

@@ -11,6 +11,7 @@ from adadecode.errors import AdaDecodeError
 from adadecode.evaluation.observer import QUIET, Observer
 from adadecode.evaluation.rows import SampleRow, commit_rows, lost_rows
 from adadecode.records import Say, Shard, ShardOutcome, WorkerState
+from adadecode.runs.kernels import kernels_lines
 from adadecode.runs.plan import longest_first
 from adadecode.runs.run import PreparedRun
 from ray_jobs.actors import EvalActor, EvalTask, ShardWork, SplitSample
@@ -67,6 +68,7 @@ class EvaluationDriver(Driver):
         self._prepared, self._observer, self._stop = prepared, observer, stop
         self._split = SplitShards(prepared)
         self._waiting = Waiting(pool.resources, observer.say)
+        self._is_engine_told = False
         self._num_samples = sum(len(shard.examples) for shard in prepared.todo)
 
     def num_wanted(self) -> int:
@@ -93,6 +95,10 @@ class EvaluationDriver(Driver):
         workers = worker_states(self._scheduler, self._pool)
         self._observer.on_workers(workers)
         self._waiting.look_at(workers)
+        if not self._is_engine_told and any(worker.phase in ("idle", "working") for worker in workers):
+            self._is_engine_told = True  # the first to have loaded has settled the kernels
+            for line in kernels_lines(self._prepared.folder.storage):
+                self._observer.say(line)
 
     def on_lost_actor(self, line: str) -> None:
         self._observer.on_lost_worker(line)
@@ -159,11 +165,13 @@ class SplitShards:
 
     prepared: PreparedRun
     _rows: dict[int, dict[int, list[SampleRow]]] = field(default_factory=dict)  # by shard and sample index
-    _facts: dict[int, dict[str, Any]] = field(default_factory=dict)  # by shard index
+    _facts: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  # by shard index, each worker's once
 
     def add(self, work: ShardWork, result: SplitSample) -> ShardOutcome | None:
         """Keeps the rows of a sample; returns the outcome of its shard when that made it whole."""
-        self._facts[work.shard.shard_idx] = result.facts
+        of_shard = self._facts.setdefault(work.shard.shard_idx, [])
+        if result.facts not in of_shard:
+            of_shard.append(result.facts)
         return self._keep(work, result.rows)
 
     def add_lost(self, work: ShardWork, reason: str) -> ShardOutcome | None:
@@ -179,4 +187,6 @@ class SplitShards:
         if len(of_shard) < len(shard.examples):
             return None
         all_rows = [row for sample_rows in self._rows.pop(shard.shard_idx).values() for row in sample_rows]
-        return commit_rows(self.prepared.folder, shard, all_rows, self._facts.pop(shard.shard_idx, None))
+        *others, last = self._facts.pop(shard.shard_idx, [None])
+        facts = last | {"others": others} if last is not None and others else last
+        return commit_rows(self.prepared.folder, shard, all_rows, facts)

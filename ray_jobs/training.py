@@ -53,6 +53,7 @@ class ModelActor(PooledActor):
         """Loads the model. Separate from `__init__`, so that errors arrive whole."""
         with lost_device_ends_the_process():
             self._model, _ = load_base(self._task.config)
+        self._to_say = self._model.chosen_kernels.lines()
 
 
 @ray.remote
@@ -61,7 +62,7 @@ class OutputsActor(ModelActor):
 
     def work(self, chunk: Chunk) -> Done:
         """Makes the part of `chunk`, unless it is stored; returns it, whether it was, and what is to be said of it."""
-        lines: list[str] = []
+        lines, self._to_say = self._to_say, []
         config, out = self._task.config, self._task.out
         part = find_part(self._model, chunk, config, out, lines.append)
         if part is not None:

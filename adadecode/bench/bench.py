@@ -36,7 +36,9 @@ def run_bench(config: BenchConfig, say: Say) -> tuple[BenchResult, list[BenchRow
     """
     use_threads(config.threads)
     subject = load_subject(config)
-    check_rows_independent(subject.model, subject.width)
+    for line in subject.model.chosen_kernels.lines():
+        say(line)
+    check_rows_independent(subject.model, subject.width, tuple(map(subject.num_positions, subject.prompts)))
     bandwidth = copy_bandwidth() if subject.model.device.type == "cuda" else None
     say(f"{config.name}: {len(subject.prompts)} prompts, W = {subject.width}; counting {', '.join(subject.methods)}")
     counted = count_calls(subject)

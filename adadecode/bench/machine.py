@@ -46,7 +46,7 @@ def memory_used(subject: BenchSubject) -> Memory:
     return Memory(
         weights_bytes=sum(weights.values()),
         heads_bytes=sum(size for place, size in storages.items() if place not in weights),
-        kv_bytes=subject.model.new_step(subject.width, longest).cache.kv.nbytes,
+        kv_bytes=subject.model.num_columns(longest) * subject.model.weights.column_bytes,
         peak_device_bytes=torch.cuda.max_memory_allocated() if is_cuda else None,
         peak_device_reserved_bytes=torch.cuda.max_memory_reserved() if is_cuda else None,
         peak_rss_bytes=peak_rss_bytes(),

@@ -132,7 +132,7 @@ class BenchResult:
     """All that `bench` found: a row per method by its name, the parts of their rounds, and where that was.
 
     `parity` is over the methods that owe vanilla's output, None without one; `never_fires_cost` what testing exits that
-    never fire takes of vanilla's time.
+    never fire takes of vanilla's time. Each speedup is over the vanilla that is faster by it.
     """
 
     bench: str
@@ -140,6 +140,7 @@ class BenchResult:
     parity: Literal["exact", "broken"] | None
     methods: dict[str, MethodSpeed]
     faster_vanilla: str
+    faster_vanilla_geomean: str
     never_fires_cost: float | None
     parts: tuple[PartTime, ...]
     memory: Memory

@@ -10,7 +10,7 @@ import click
 from adadecode.cli.console import console, say_on_stderr
 from adadecode.cli.options import integers, settings_options
 from adadecode.cli.watch import Watcher
-from adadecode.errors import EXIT_MISMATCH, EXIT_OK, AdaDecodeError, StoppedError, UsageError
+from adadecode.errors import AdaDecodeError, StoppedError, UsageError
 from adadecode.evaluation.stop import StopRequest
 from adadecode.settings import EvalConfig, build_settings
 
@@ -39,7 +39,7 @@ def evaluate(config: EvalConfig, out: str | None, stop: StopRequest) -> "RunResu
 
     watcher = Watcher()
     try:
-        return api.evaluate(config, out, observer=watcher, stop=stop)
+        return api.evaluate(config, out, observer=watcher, stop=stop, command=resume_command())
     except StoppedError as error:
         raise StoppedError(f"{error}; go on with: {resume_command()}") from error
     except AdaDecodeError as error:
@@ -115,24 +115,21 @@ def report_command(run: str) -> None:
     from adadecode.runs.folder import read_run
     from adadecode.runs.listing import listing_table, read_published, runs_below
     from adadecode.runs.result import read_result
+    from adadecode.runs.starts import start_lines
 
     if (listed := runs_below(run)) is not None:
         console().print(listing_table(listed))
         return
-    facts = read_run(run)
+    stored = read_run(run)
     if (published := read_published(run)) is not None:
-        summary, contradictions = published
-        for line in provenance_lines(facts):
+        for line in (*provenance_lines(stored), *start_lines(stored)):
             click.echo(line)
-        console().print(summary_table(summary))
-        for line in (
-            *contradictions,
-            "its rows are not here: the table is as it was published, nothing was recomputed",
-        ):
+        console().print(summary_table(published.summary))
+        for line in published.lines():
             click.echo(line)
-        sys.exit(EXIT_MISMATCH if contradictions else EXIT_OK)
+        sys.exit(published.exit_code)
     result = read_result(run)
-    for line in provenance_lines(facts | {"status": result.status}):
+    for line in (*provenance_lines(stored | {"status": result.status}), *start_lines(stored)):
         click.echo(line)
     print_result(result, result.findings())
     sys.exit(result.exit_code)

@@ -27,6 +27,8 @@ def generate_command(prompt: str, config_file: Path | None, compare: bool, **fla
     from adadecode.report.generation import coloured_text, statistics_lines
 
     lm = load_configured(build_settings(GenerateConfig, config_file, flags, beside=EvalConfig))
+    for line in lm.model.chosen_kernels.lines():
+        say_on_stderr(line)
     methods = (REFERENCE, OURS) if compare else (OURS,)
     for method in methods:
         lm.generate(prompt, method=method, max_new_tokens=WARMUP_TOKENS)  # the first of each pays for what is new

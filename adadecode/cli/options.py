@@ -4,16 +4,15 @@ No flag has a default of its own: what is not given comes from --config, then fr
 """
 
 import functools
-import types
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import click
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from adadecode.settings import DecodeSettings, DecodingSettings, Flag, Settings, read_policy
+from adadecode.settings import DecodeSettings, DecodingSettings, Flag, Settings, flag_name, members, read_policy
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -57,12 +56,6 @@ def settings_in(kind: type[Settings]) -> Iterator[Setting]:
                 yield Setting(inner, flag_name(inner, inner_field), inner_field, decode_default(decode, inner))
         else:
             yield Setting(name, flag_name(name, field), field, default_text(field, field.default))
-
-
-def flag_name(name: str, field: FieldInfo) -> str:
-    """The flag that gives setting `name`, such as `--max-drafts`: the name its `Flag` has, if any, else its own."""
-    named = next((given.name for given in field.metadata if isinstance(given, Flag)), None)
-    return "--" + (named or name).replace("_", "-")
 
 
 def default_text(field: FieldInfo, value: Any) -> str | None:
@@ -115,17 +108,6 @@ def option_of(setting: Setting) -> Decorator:
     else:
         assert plain <= {str}, f"{name}: no flag is made of {field.annotation}"
     return click.option(flag, name, help=text, **takes)
-
-
-def members(annotation: Any) -> Iterator[Any]:
-    """The types an annotation allows beside None, what they are annotated with left out."""
-    if get_origin(annotation) is Annotated:
-        yield from members(get_args(annotation)[0])
-    elif get_origin(annotation) in (Union, types.UnionType):
-        for part in get_args(annotation):
-            yield from members(part)
-    elif annotation is not type(None):
-        yield annotation
 
 
 def split(kind: Callable[[str], Any], text: str, wanted: str) -> tuple[Any, ...]:

@@ -1,54 +1,75 @@
-"""The premise of the parity contract, checked on the machine at hand before anything is measured."""
+"""What a model must do on the machine at hand before anything is measured: give finite logits, and rows their own bits."""
 
 import random
 
 import torch
 
+from adadecode.engine.soundness import sound_token
 from adadecode.errors import RowsDependentError
+from adadecode.kernels.step import DecodeStep
 from adadecode.model.decoder import DecoderModel
 
 NUM_COMPANIES = 3
-CACHE_SIZES = (64, 1024)
+PROMPT_LEN = 8
+NUM_POSITIONS = (64, 1024)  # of a short and of a long request, where none is known yet
 
 
 @torch.inference_mode()
-def check_rows_independent(model: DecoderModel, width: int) -> None:
+def check_rows_independent(model: DecoderModel, width: int, num_positions: tuple[int, ...] = NUM_POSITIONS) -> None:
     """Raises RowsDependentError unless a row gives the same bits in each of `width` slots, whoever is beside it.
 
     Runs one token through all layers and the LM head in every slot: alone, and with the tokens before it in the slots below
-    and random ones in those above. Kernels are deterministic for a shape, but some choose other instructions for the last
-    rows of a step; which do so depends on the library, the number of threads and the chip, so it is tried instead of
-    assumed.
+    and random ones in those above; in a step for each of `num_positions`, or as many of them as the context has. Kernels
+    are deterministic for a shape, but some choose other instructions for the last rows of a step, and attention may split
+    its columns by their number; which do so depends on the library, the number of threads and the chip, so it is tried
+    instead of assumed. Raises NotFiniteError when the model gives no finite logits at all.
     """
-    for num_positions in CACHE_SIZES:
-        _check_at(model, width, num_positions)
+    first_token = sound_token(model, width)
+    if model.kernels == "native":  # to which columns are no shape
+        num_positions = (min(num_positions), max(num_positions))
+    for columns in {model.num_columns(min(num, model.context_len)): num for num in num_positions}.values():
+        _check_at(model, width, columns, first_token)
 
 
-def _check_at(model: DecoderModel, width: int, num_positions: int) -> None:
-    """The check with one number of cache columns, which an attention kernel may split differently."""
-    prompt_len = 8
-    step = model.new_step(width, max(num_positions, prompt_len + 2 * width))
-    step.prefill([token_id % model.vocab_size for token_id in range(prompt_len)])
-    before = [token_id % model.vocab_size for token_id in range(2, 2 + width)]
+def _check_at(model: DecoderModel, width: int, num_positions: int, first_token: int) -> None:
+    """The check in a step for `num_positions`, with tokens from `first_token` on.
+
+    Where the context is too short for W rows after a prompt, as many slots are tried as a request could use.
+    """
+    context_len = model.context_len
+    prompt_len = max(1, min(PROMPT_LEN, context_len // 2))
+    num_slots = min(width, context_len - prompt_len - 1)
+    if num_slots < 1:
+        return  # there is no room for a second token
+    last = prompt_len + num_slots  # the position of the row
+    step = model.new_step(width, min(max(num_positions, prompt_len + 2 * width), context_len))
+    tokens = [(first_token + i) % model.vocab_size for i in range(max(prompt_len, 2 + num_slots))]
+    step.prefill(tokens[:prompt_len])
+    _, token, *before = tokens[: 2 + num_slots]
     step.begin(prompt_len)
     step.put(0, before)
-    step.run(0, width, 0, model.num_layers)
+    step.run(0, num_slots, 0, model.num_layers)
     expected = None
     for company in range(NUM_COMPANIES):
         rng = random.Random(company)
-        for slot in range(width):
-            # the row always stands at position prompt_len + width, after the same tokens
-            step.begin(prompt_len + width - slot)
-            lo, hi = (0, width) if company else (slot, slot + 1)
+        for slot in range(num_slots):
+            # the row always stands at position `last`, after the same tokens; nobody stands past the context
+            step.begin(last - slot)
+            lo, hi = (0, min(width, context_len - (last - slot))) if company else (slot, slot + 1)
             others = [rng.randrange(model.vocab_size) for _ in range(hi - slot - 1)]
-            step.put(lo, [*before[width - slot + lo :], 1, *others])
-            step.run(lo, hi, 0, model.num_layers)
-            step.verify(0, hi)
-            logits = step.logits[slot].clone()
-            expected = logits if expected is None else expected
-            if not torch.equal(logits, expected):
+            step.put(lo, [*before[num_slots - slot + lo :], token, *others])
+            bits = _bits_of(step, slot, lo, hi, model.num_layers)
+            expected = bits if expected is None else expected
+            if not torch.equal(bits, expected):
                 raise RowsDependentError(
-                    f"at W = {width} in {model.dtype} with {torch.get_num_threads()} threads a row's bits depend on its "
-                    f"slot (slot {slot} differs from slot 0), so outputs could differ from vanilla's; try another "
-                    f"--threads, --max-drafts or --dtype"
+                    f"at W = {width} and S = {step.cache.num_columns} in {model.dtype} with {torch.get_num_threads()} "
+                    f"threads a row's bits depend on its slot (slot {slot} differs from slot 0), so outputs could differ "
+                    f"from vanilla's; try another --threads, --max-drafts or --dtype"
                 )
+
+
+def _bits_of(step: DecodeStep, slot: int, lo: int, hi: int, num_layers: int) -> torch.Tensor:
+    """The bytes of the logits of `slot` after slots [lo, hi) have passed all layers."""
+    step.run(lo, hi, 0, num_layers)
+    step.verify(0, hi)
+    return step.logits[slot].clone().view(torch.uint8)

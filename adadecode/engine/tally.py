@@ -13,7 +13,7 @@ from adadecode.records import Generation
 
 
 class Decoded(NamedTuple):
-    """A generation and, when asked for, the logits `[n, V]` of its n output tokens in the model's dtype.
+    """A generation and, when asked for, the logits `[n, V]` of its n output tokens in the model's dtype, on the host.
 
     Without verification there are none: nobody computed those of the drafts.
     """
@@ -23,7 +23,10 @@ class Decoded(NamedTuple):
 
 
 class Tally:
-    """What a generation has taken and given so far; its clock starts when it is made, before the prefill."""
+    """What a generation has taken and given so far; its clock starts when it is made, before the prefill.
+
+    It stands still while logits are kept: they go to the host, so that a long output's do not fill the device.
+    """
 
     def __init__(
         self,
@@ -39,27 +42,39 @@ class Tally:
         self._depths, self._drafted = list[int](), list[int]()
         self._layers_run = 0
         self._logits: list[Tensor] | None = [] if record_logits else None
+        self._still_ns = 0  # how long the clock stood still
         self._clocks = [clock_ns(device)]
 
     def add_token(self, logits: Tensor | None = None) -> None:
         """Notes the time, and one token of the full model with its `logits` `[V]`; the first comes from the prefill."""
-        self._clocks.append(clock_ns(self._device))
+        now = self._read_clock()
         if self._depths:
             self._layers_run += self._num_layers
         self._depths.append(self._num_layers)
-        if self._logits is not None and logits is not None:
-            self._logits.append(logits[None])
+        if logits is not None:
+            self._keep(logits[None], now)
 
     def add_round(self, round_: Round, num_accepted: int, logits: Tensor) -> None:
         """Notes the time, and a round that is over; `logits` `[W, V]` are the step's, which the next round overwrites."""
-        self._clocks.append(clock_ns(self._device))
+        now = self._read_clock()
         self._layers_run += round_.layers_passed
         self._depths += round_.draft_exits[:num_accepted]
         self._depths.append(self._num_layers)
         self._drafted += round_.draft_exits
         self._drafted += round_.dropped
+        self._keep(logits[: num_accepted + 1], now)
+
+    def _read_clock(self) -> int:
+        """Notes the time; returns what the clock of the device showed."""
+        now = clock_ns(self._device)
+        self._clocks.append(now - self._still_ns)
+        return now
+
+    def _keep(self, logits: Tensor, now: int) -> None:
+        """Copies `logits` `[n, V]` to the host, where they are wanted; the clock stands still from `now` to its end."""
         if self._logits is not None:
-            self._logits.append(logits[: num_accepted + 1].clone())
+            self._logits.append(logits.to("cpu", copy=True))
+            self._still_ns += clock_ns(self._device) - now
 
     def decoded(self, output: list[int], eos_token_ids: Collection[int]) -> Decoded:
         """The generation that gave `output`, and its logits when they were recorded."""

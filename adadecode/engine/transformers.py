@@ -45,4 +45,4 @@ def generate_with_transformers(model: DecoderModel, request: Request) -> Decoded
     if not request.record_logits:
         return decoded
     # `generate` widens the logits to float32; back in the model's dtype they are the bits its LM head gave
-    return decoded._replace(logits=torch.cat(result.logits).to(model.dtype))
+    return decoded._replace(logits=torch.cat(result.logits).to(model.dtype).cpu())

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from adadecode.errors import DeviceLostError
+from adadecode.errors import DeviceLostError, RowsDependentError
 from adadecode.evaluation.rows import MAX_MESSAGE_LEN
 from adadecode.model.decoder import DecoderModel
 
@@ -32,7 +32,8 @@ class Failure:
 def result_or_failure(what: str, function: Callable[[], ResultT], model: DecoderModel) -> ResultT | Failure:
     """What `function` returns, or how it failed; when memory ran out, after one more try with all caches freed.
 
-    `what` names it in the log. Raises DeviceLostError, and what is not a sample's failure, such as KeyboardInterrupt.
+    `what` names it in the log. Raises DeviceLostError, RowsDependentError, and what else is not a sample's failure, such as
+    KeyboardInterrupt.
     """
     result = _caught(function)
     if isinstance(result, Failure) and result.is_out_of_memory:
@@ -59,7 +60,7 @@ def _caught(function: Callable[[], ResultT]) -> ResultT | Failure:
     """What `function` returns, or how it failed; the error itself, with all its frames held, ends here."""
     try:
         return function()
-    except DeviceLostError:
+    except (DeviceLostError, RowsDependentError):
         raise
     except torch.AcceleratorError as error:
         raise _device_lost(error) from error

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 
 from adadecode.evaluation.observer import QUIET, Observer
+from adadecode.evaluation.run_worker import load_run_worker
 from adadecode.evaluation.shard import do_shard
-from adadecode.evaluation.worker import load_worker
+from adadecode.runs.kernels import kernels_lines
 from adadecode.runs.run import PreparedRun
 
 
@@ -18,7 +19,9 @@ def run_local(
     if not prepared.todo:
         return
     config = prepared.config
-    worker = load_worker(config, prepared.tasks, "local", config.threads)
+    worker = load_run_worker(config, prepared.tasks, "local", config.threads, prepared.folder.storage)
+    for line in kernels_lines(prepared.folder.storage):
+        observer.say(line)
     for shard in prepared.todo:
         prepared.lease.check()
         if is_stopping():

@@ -191,7 +191,7 @@ def commit_rows(
     `facts` are those of the worker, None when none survived any of the samples.
     """
     by_whom = {"worker_id": LOST_BY} if facts is None else facts
-    if folder.commit_shard(shard.task, shard.shard_idx, [row.columns() for row in rows], by_whom, new_attempt()):
+    if folder.commit_shard(shard.shard_idx, [row.columns() for row in rows], by_whom, new_attempt()):
         log.info("committed %d rows", len(rows))
     else:
         log.info("another attempt was first; its rows count, not these %d", len(rows))

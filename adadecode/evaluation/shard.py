@@ -8,7 +8,7 @@ from typing import Any
 from adadecode.evaluation.rows import SampleRow, commit_rows
 from adadecode.evaluation.worker import Worker, evaluate_sample, evaluate_shard
 from adadecode.evaluation.worker_log import shard_context
-from adadecode.provenance import git_sha
+from adadecode.provenance import code_hash, git_sha
 from adadecode.records import Shard, ShardOutcome
 from adadecode.runs.folder import RunFolder
 from adadecode.settings import EvalConfig
@@ -44,7 +44,7 @@ def evaluate_sample_alone(
 
 def commit_facts(worker: Worker) -> dict[str, Any]:
     """What is stored of `worker` with each of its commits."""
-    return worker.facts() | {"adadecode": __version__, "git_sha": git_sha()}
+    return worker.facts() | {"adadecode": __version__, "code_hash": code_hash(), "git_sha": git_sha()}
 
 
 def full_length_s(rows: Sequence[SampleRow], config: EvalConfig) -> float | None:

@@ -1,11 +1,20 @@
-"""Ctrl-C and SIGTERM: the first asks a run to finish what is in flight, a second or the end of the grace period ends it."""
+"""Ctrl-C and SIGTERM: the first asks a run to finish what is in flight, a second or the end of the grace period ends it.
 
+While a run is being closed, one more is noted, and the next ends the process.
+"""
+
+import os
+import select
 import signal
+import threading
+import time
 from types import FrameType, TracebackType
 
+from adadecode.errors import EXIT_INCOMPLETE
 from adadecode.records import Say
 
 ASKING = (signal.SIGINT, signal.SIGTERM)
+CLOSING_S = 60.0
 
 
 class StopRequest:
@@ -18,6 +27,7 @@ class StopRequest:
     def __init__(self, grace_s: float, say: Say, *, heeds_signals: bool = True) -> None:
         self._grace_s, self._say, self._heeds_signals = grace_s, say, heeds_signals
         self.is_made = False
+        self._watch: ClosingWatch | None = None
 
     def __call__(self) -> bool:
         """Whether the run was asked to stop."""
@@ -29,9 +39,10 @@ class StopRequest:
         return self
 
     def install(self) -> None:
-        """Sets the handlers."""
+        """Sets the handlers; of a run that was being closed, another follows it."""
         if not self._heeds_signals:
             return
+        self._end_watch()
         for number in ASKING:
             signal.signal(number, self._on_signal)
         signal.signal(signal.SIGALRM, self._on_grace_over)
@@ -40,16 +51,25 @@ class StopRequest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        self._end_watch()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def end(self) -> None:
-        """From now on nothing is heeded: the run is being closed, and nothing may cut that short."""
+        """From now on the run is being closed: a first signal is noted, a second one or `CLOSING_S` later ends the process.
+
+        That works too while the main thread hangs in a request to a disk that is gone.
+        """
         if not self._heeds_signals:
             return
         signal.setitimer(signal.ITIMER_REAL, 0)
-        for number in ASKING:
-            signal.signal(number, signal.SIG_IGN)
+        if self._watch is None:
+            self._watch = ClosingWatch(self._say)
+
+    def _end_watch(self) -> None:
+        if self._watch is not None:
+            self._watch.end()
+            self._watch = None
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.is_made:
@@ -70,6 +90,52 @@ class StopRequest:
         """Raises KeyboardInterrupt in the main thread, once."""
         self.end()
         raise KeyboardInterrupt
+
+
+class ClosingWatch:
+    """A thread that heeds the signals in the main thread's place, while that closes a run."""
+
+    def __init__(self, say: Say) -> None:
+        self._say, self._is_ended = say, False
+        self._seen, seen_by_handler = os.pipe()
+        os.set_blocking(seen_by_handler, False)
+        self._fd_before = signal.set_wakeup_fd(seen_by_handler, warn_on_full_buffer=False)
+        for number in ASKING:
+            signal.signal(number, lambda number, frame: None)  # what is seen is written to the pipe
+        self._mask_before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)  # so that another thread gets them
+        self._thread = threading.Thread(target=self._run, name="closing", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Gives the signals back to the main thread."""
+        self._is_ended = True
+        os.close(signal.set_wakeup_fd(self._fd_before))
+        self._thread.join()
+        os.close(self._seen)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask_before)
+
+    def _run(self) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
+        if (number := self._next_signal(None)) is None:
+            return
+        name = signal.Signals(number).name
+        self._say(f"{name}: the run is being closed; again, or in {CLOSING_S:g} s: end without its tables")
+        if self._next_signal(CLOSING_S) is None and self._is_ended:
+            return
+        self._say("ended before the run was closed; what is committed stays, and the same command continues")
+        os._exit(EXIT_INCOMPLETE)
+
+    def _next_signal(self, within_s: float | None) -> int | None:
+        """The next signal that asks for an end; None when none comes in time or the watch is ended."""
+        until = None if within_s is None else time.monotonic() + within_s
+        while not self._is_ended:
+            left_s = None if until is None else max(0.0, until - time.monotonic())
+            if not select.select([self._seen], [], [], left_s)[0]:
+                return None
+            number = int.from_bytes(os.read(self._seen, 1))
+            if number in ASKING:
+                return number
+        return None
 
 
 NEVER = StopRequest(0.0, lambda line: None, heeds_signals=False)

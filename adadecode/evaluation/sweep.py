@@ -13,10 +13,10 @@ from adadecode.errors import ExitHeadsError, UsageError
 from adadecode.model.head_files import read_facts
 from adadecode.provenance import git_sha
 from adadecode.report.schema import SWEEP
+from adadecode.runs.editions import parquet_bytes
 from adadecode.runs.fingerprint import heads_folders
-from adadecode.runs.folder import store_table
 from adadecode.runs.storage import open_storage
-from adadecode.settings import EvalConfig, given_flags, read_settings, settings_of
+from adadecode.settings import EvalConfig, FileSettings, checked_decode, given_flags, read_settings, settings_of
 from adadecode.tasks import expand_task
 
 SWEEP_FILE = "sweep.parquet"
@@ -61,34 +61,34 @@ def plan_cells(config_file: Path | None, grid: Grid, flags: dict[str, Any]) -> l
     Raises UsageError for the first cell that has a bad name or setting, for a file whose `cells` are none, and for a
     grid beside them.
     """
-    values = {} if config_file is None else read_settings(config_file)
+    values = FileSettings({}, {}) if config_file is None else read_settings(config_file)
     if "cells" not in values:
         configs = [settings_of(EvalConfig, values, given_flags(flags), point) for point in grid.points()]
         return [Cell(grid_name(config), config) for config in configs]
-    named = values.pop("cells")
+    named, values = values["cells"], values.without({"cells"})
     if grid.is_given:
         raise UsageError(
             f"{config_file} names its cells: drop --tasks, --gammas, --exits and --max-drafts, or its `cells`"
         )
-    if not isinstance(named, dict) or not named:
+    if not isinstance(named, FileSettings) or not named:
         raise UsageError(
             f"{config_file}: `cells` must be a mapping of names to settings, such as `fixed: {{exits: [8]}}`"
         )
     cells = []
     for name, settings in named.items():
-        where = f"{config_file}: cell {name!r}"
-        if not isinstance(name, str) or not CELL_NAME.fullmatch(name) or name in (".", "..", SWEEP_FILE):
+        where = f"{named.places[name]}: cell {name!r}"
+        if not CELL_NAME.fullmatch(name) or name in (".", "..", SWEEP_FILE):
             raise UsageError(
                 f"{where}: a cell's name is its folder's, of a-z, 0-9 and . _ - only, and not {SWEEP_FILE}"
             )
-        if not isinstance(settings, dict) or not settings or not isinstance(settings.get("decode", {}), dict):
+        if not isinstance(settings, FileSettings) or not settings:
             raise UsageError(
                 f"{where}: expected a mapping of settings that differ from the file's, such as `gamma: 0.5`"
             )
         try:
-            cells.append(Cell(name, settings_of(EvalConfig, values, settings, given_flags(flags))))
+            cells.append(Cell(name, settings_of(EvalConfig, values, checked_decode(settings), given_flags(flags))))
         except UsageError as error:
-            raise UsageError(f"{where}: {error}") from None
+            raise UsageError(f"cell {name!r}: {error}") from None
     return cells
 
 
@@ -119,7 +119,7 @@ def check_heads_exist(cells: Sequence[Cell]) -> None:
 def write_sweep(out: str, summaries: Mapping[str, pa.Table]) -> pa.Table:
     """Writes `out`/sweep.parquet, the SUMMARY tables of all cells under each other; returns the table."""
     table = join_cells(summaries)
-    store_table(open_storage(out), SWEEP_FILE, table, {"git_sha": git_sha() or ""})
+    open_storage(out).replace(SWEEP_FILE, parquet_bytes(table, {"git_sha": git_sha() or ""}))
     return table
 
 

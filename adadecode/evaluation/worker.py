@@ -6,19 +6,20 @@ import os
 import socket
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from adadecode.engine.decode import decode
-from adadecode.engine.generate import Request
-from adadecode.engine.invariance import check_rows_independent
+from adadecode.engine.generate import Request, room_for_output
+from adadecode.engine.invariance import NUM_POSITIONS, check_rows_independent
 from adadecode.engine.policy import Policy, make_policy, paper_exits, step_width
 from adadecode.engine.tally import Decoded
 from adadecode.evaluation.compare import compare, logits_digest
 from adadecode.evaluation.failures import Failure, broken_devices_named, result_or_failure
 from adadecode.evaluation.rows import SampleRow, Turn, turns
+from adadecode.kernels.arithmetic import arithmetic
 from adadecode.methods import METHODS, REFERENCE, any_needs_heads
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads, original_heads
@@ -46,6 +47,7 @@ class Worker:
     tokenizer: Any
     heads: dict[str, ExitHeads]  # per task
     width: int
+    checked: set[int] = field(default_factory=set[int])  # S of the steps in which rows were found to be independent
 
     def facts(self) -> dict[str, Any]:
         """What only the worker knows of where and with what it ran; stored with every commit."""
@@ -60,6 +62,9 @@ class Worker:
             "cuda": torch.version.cuda if gpu else None,
             "threads": torch.get_num_threads(),
             "kernels": self.model.kernels,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "attention": self.model.steps.attention,
+            **arithmetic(),
             "python": sys.version.split()[0],
             "torch": torch.__version__,
             "width": self.width,
@@ -87,7 +92,8 @@ def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, thre
     worker = Worker(worker_id, config, model, tokenizer, heads, width)
     for task in heads:
         worker.policy(task)  # an exit without a head is refused before anything is measured
-    check_rows_independent(model, width)
+    for num_positions in NUM_POSITIONS:
+        check_rows(worker, min(num_positions, model.context_len))
     warmup_ids = [i % model.vocab_size for i in range(1, min(17, model.context_len))]
     for task in tasks:
         for method in config.methods * config.warmup:
@@ -96,6 +102,17 @@ def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, thre
         "loaded and warmed up %s in %.1f s, %s kernels", config.model, time.perf_counter() - started, model.kernels
     )
     return worker
+
+
+def check_rows(worker: Worker, num_positions: int) -> None:
+    """The row check in a step for `num_positions`, unless one of as many columns was checked; raises RowsDependentError.
+
+    Which numbers of columns a run needs is known as its prompts come. To native kernels they are no shape.
+    """
+    columns = worker.model.num_columns(num_positions)
+    if columns not in worker.checked and not (worker.checked and worker.model.kernels == "native"):
+        check_rows_independent(worker.model, worker.width, (num_positions,))
+        worker.checked.add(columns)
 
 
 def heads_for(config: DecodingSettings, domain: Domain | None, model: DecoderModel) -> ExitHeads:
@@ -157,6 +174,8 @@ def _measure(worker: Worker, turn: Turn) -> tuple[SampleRow, Decoded]:
     turn.begin()
     task, example = turn.shard.task, turn.shard.examples[turn.sample_idx]
     prompt_ids = turn.prompt_token_ids = encode_prompt(worker.tokenizer, example)
+    limit = min(worker.config.decode.max_new_tokens, room_for_output(worker.model, len(prompt_ids)))
+    check_rows(worker, len(prompt_ids) + limit)
     decoded = decode_prompt(worker, turn.method, task, prompt_ids)
     text = decode_output(worker.tokenizer, decoded.generation)
     scored = score(task, text, example.reference)

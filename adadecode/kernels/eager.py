@@ -11,7 +11,7 @@ from torch.nn.functional import embedding
 
 from adadecode.kernels.kv_cache import KVCache
 from adadecode.kernels.layers import gate_step, head_step, layer_step, top1
-from adadecode.kernels.step import Proposals, Segment, run_probe_test
+from adadecode.kernels.step import Proposals, Segment, check_slots, check_token_ids, run_probe_test
 from adadecode.kernels.weights import ExitTest, Gate, Head, Weights
 
 LayerStep = Callable[..., Tensor]  # `layer_step`, as written or compiled
@@ -32,18 +32,18 @@ class EagerStep:
     """
 
     def __init__(
-        self, weights: Weights, prefill: Prefill, width: int, num_columns: int, layer_step: LayerStep = layer_step
+        self, weights: Weights, prefill: Prefill, width: int, cache: KVCache, layer_step: LayerStep = layer_step
     ) -> None:
-        """W = `width` rows over S = `num_columns`; prompts are run by `prefill`, one layer of rows by `layer_step`."""
+        """W = `width` rows over `cache`; prompts are run by `prefill`, one layer of rows by `layer_step`."""
         self.weights, self.width = weights, width
         self._prefill, self._layer_step = prefill, layer_step
-        self.cache = weights.new_cache(num_columns)
+        self.cache = cache
         device, dtype = weights.device, weights.dtype
         self.hidden = torch.zeros(width, weights.width, dtype=dtype, device=device)
         self.logits = torch.zeros(width, weights.vocab_size, dtype=dtype, device=device)
         self.control = torch.zeros(width + 3, dtype=torch.long, device=device)
         self._slots = torch.arange(width, device=device)
-        self._columns = torch.arange(num_columns, device=device)
+        self._columns = torch.arange(cache.num_columns, device=device)
         self._repeats = weights.shape.num_heads // weights.shape.num_kv_heads
         self._host = torch.zeros(width + 3, dtype=torch.long, pin_memory=device.type == "cuda")
 
@@ -51,12 +51,15 @@ class EagerStep:
         """Does nothing: torch operations need no preparation."""
 
     def prefill(self, prompt_ids: list[int]) -> Tensor:
+        check_token_ids(prompt_ids, self.weights.vocab_size)
         return self._prefill(torch.tensor(prompt_ids, device=self.hidden.device), self.cache)
 
     def begin(self, first_position: int) -> None:
         self._host[-1] = first_position
 
     def put(self, slot: int, token_ids: list[int]) -> None:
+        check_slots(slot, slot + len(token_ids), self.width)
+        check_token_ids(token_ids, self.weights.vocab_size)
         self._host[slot : slot + len(token_ids)] = torch.tensor(token_ids)
 
     def run(self, lo: int, hi: int, start: int, stop: int) -> None:
@@ -125,12 +128,12 @@ class CompiledStep(EagerStep):
         weights: Weights,
         prefill: Prefill,
         width: int,
-        num_columns: int,
+        cache: KVCache,
         layer_step: LayerStep,
         compiled_shapes: set[tuple[int, int]],
     ) -> None:
         """`layer_step` is compiled; `compiled_shapes` holds each W and S it is ready for, and is added to."""
-        super().__init__(weights, prefill, width, num_columns, layer_step)
+        super().__init__(weights, prefill, width, cache, layer_step)
         self._compiled_shapes = compiled_shapes
 
     def prepare(self, boundaries: Sequence[int], tests: Iterable[ExitTest]) -> None:

@@ -3,14 +3,19 @@
 Shapes: W rows, S cache columns.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
+from adadecode.kernels.arithmetic import PREFILL_BACKENDS, attention_by
 from adadecode.kernels.eager import EagerStep, LayerStep, Prefill
+from adadecode.kernels.kv_cache import KVCache
 from adadecode.kernels.step import Proposals
 from adadecode.kernels.weights import ExitTest, Gate, Head, Weights
 
@@ -19,10 +24,42 @@ WARMUPS = 3
 GraphPool = Any  # memory that graphs share, as `torch.cuda.graph_pool_handle` names it
 
 
+@functools.cache
+def capture_stream() -> torch.cuda.Stream:
+    """The one stream on which this process warms up and captures: libraries hold a workspace for each that they see."""
+    return torch.cuda.Stream()
+
+
+def capture(call: Callable[[], object], pool: GraphPool) -> Callable[[], None]:
+    """The replay of a graph of `call`; raises what `call` raised.
+
+    An error in `call` spoils the capture, and torch then fails to end it: that second error would hide the first, such as
+    memory that ran out, and leave the stream of the capture the current one.
+    """
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    first_error: BaseException | None = None
+    try:
+        with torch.cuda.graph(graph, pool=pool, stream=capture_stream()):
+            try:
+                call()
+            except BaseException as error:
+                first_error = error
+                raise
+    except BaseException:
+        torch.cuda.set_stream(stream)
+        if first_error is not None:
+            raise first_error from None
+        raise
+    finally:
+        first_error = None  # an error that its own frame holds would keep the memory of all its frames
+    return graph.replay
+
+
 class GraphedStep(EagerStep):
     """An eager step whose calls are captured once and replayed: no launch overhead, no allocation.
 
-    All it reads and writes is in buffers that stay where they are, from request to request. The graphs of all steps
+    All it reads and writes is in buffers that stay where they are, from request to request; the cache is shared with steps
+    of other widths, as one request decodes at a time and its prefill clears it. The graphs of all steps
     of a model share one memory pool: only one of them runs at a time, and what a graph leaves in the pool is read before
     the next one starts. A pool ends with its last graph, so models do not share one.
     """
@@ -32,17 +69,20 @@ class GraphedStep(EagerStep):
         weights: Weights,
         prefill: Prefill,
         width: int,
-        num_columns: int,
+        cache: KVCache,
         layer_step: LayerStep,
         pool: GraphPool,
+        attention: SDPBackend,
     ) -> None:
-        super().__init__(weights, prefill, width, num_columns, layer_step)
-        self._pool = pool
+        """`attention` is who computes the rows' attention."""
+        super().__init__(weights, prefill, width, cache, layer_step)
+        self._pool, self._attention = pool, attention
         self._segments: dict[tuple[int, int], Callable[[], None]] = {}
         self._tests: dict[Head | Gate, tuple[Callable[[], None], Tensor]] = {}
         self._verify: tuple[Callable[[], None], Tensor] | None = None
         self._copied = torch.cuda.Event()
         self._landing = torch.zeros(2, width, dtype=torch.float64, pin_memory=True)
+        _alive.add(self)
 
     def prepare(self, boundaries: Sequence[int], tests: Iterable[ExitTest]) -> None:
         for start, stop in pairwise((0, *boundaries)):
@@ -55,7 +95,8 @@ class GraphedStep(EagerStep):
 
     def prefill(self, prompt_ids: list[int]) -> Tensor:
         self.cache.kv.zero_()  # what an earlier request left there may not be finite
-        return super().prefill(prompt_ids)
+        with attention_by(PREFILL_BACKENDS):
+            return super().prefill(prompt_ids)
 
     def put(self, slot: int, token_ids: list[int]) -> None:
         self._copied.synchronize()  # the buffer may still be on its way to the device
@@ -114,16 +155,23 @@ class GraphedStep(EagerStep):
         Warm-ups and capture run `call` on the live buffers, so hidden states and cache are put back between them; what
         the warm-ups wrote to the cache, the first replay writes again.
         """
-        hidden = self.hidden.clone()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARMUPS):
-                call()
-                self.hidden.copy_(hidden)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            call()
+        hidden, stream = self.hidden.clone(), capture_stream()
+        with attention_by(self._attention):
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(WARMUPS):
+                    call()
+                    self.hidden.copy_(hidden)
+            torch.cuda.current_stream().wait_stream(stream)
+            replay = capture(call, self._pool)
         self.hidden.copy_(hidden)
-        return graph.replay
+        return replay
+
+
+_alive: WeakSet[GraphedStep] = WeakSet()  # the steps of this process, of any model
+
+
+def free_workspaces() -> None:
+    """Frees what cuBLAS holds for its streams, unless a graph is left that was captured with it."""
+    if not _alive:
+        torch._C._cuda_clearCublasWorkspaces()

@@ -15,9 +15,15 @@ def num_columns(num_positions: int) -> int:
     return -(-(num_positions + 1) // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
 
 
-def bucket_columns(num_positions: int) -> int:
-    """S for `num_positions` positions and a scratch column: a power of two, so that few shapes serve all requests."""
-    return max(SMALLEST_BUCKET, 1 << num_positions.bit_length())
+def bucket_columns(num_positions: int, context_len: int) -> int:
+    """S for `num_positions` positions and a scratch column, one of few, so that their shapes serve all requests.
+
+    Each is about a quarter more than the one before, from 256 on; the last is what the whole context takes.
+    """
+    needed, columns = num_columns(num_positions), SMALLEST_BUCKET
+    while columns < needed:
+        columns = -(-columns * 5 // (4 * COLUMN_MULTIPLE)) * COLUMN_MULTIPLE
+    return min(columns, max(needed, num_columns(context_len)))
 
 
 class KVCache:

@@ -1,12 +1,16 @@
 """native.cpp as a library: compiled for the processor at hand at its first use, kept, and loaded with its structures."""
 
+import contextlib
 import ctypes
 import functools
+import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +22,7 @@ SOURCE = Path(__file__).with_name("native.cpp")
 # sums are fused where the source says so and nowhere else: else a compiler could do it for some numbers of rows only
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-fPIC", "-shared")
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+DIGEST_LEN = 32  # bytes of a SHA-256
 
 Pointer, Int = ctypes.c_void_p, ctypes.c_int32
 
@@ -42,12 +47,13 @@ class LayerStruct(ctypes.Structure):
 
 
 class ShapeStruct(ctypes.Structure):
-    """The sizes of a model, which its layers have in common."""
+    """The sizes of a model, which its layers have in common, and the scratch of a decode step."""
 
     _fields_ = [
         *((name, Int) for name in ("d", "F", "H", "G", "D", "S", "is_bf16", "num_threads")),
         ("eps", ctypes.c_float),
         ("scale", ctypes.c_float),
+        ("scratch", Pointer),
     ]
 
 
@@ -65,17 +71,16 @@ class ExitTestStruct(ctypes.Structure):
 
 @functools.cache
 def load_library() -> ctypes.CDLL:
-    """The compiled native.cpp, from the user's cache folder or compiled now; raises KernelsError when it cannot be."""
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
-    if compiler is None:
-        raise KernelsError("native kernels need a C++ compiler such as g++: install one, or use --kernels eager")
+    """The compiled native.cpp, from the user's cache folder or compiled now; raises KernelsError when it cannot be.
+
+    What is in the cache folder and not whole, as after a power cut, is compiled again.
+    """
+    compiler = cpp_compiler()
     path = _cached(f"native-{short_hash(SOURCE.read_bytes(), repr((FLAGS, compiler, _processor())))}.so")
-    if not path.exists():
-        _compile(compiler, path)
     try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise KernelsError(f"the native kernels cannot be loaded; use --kernels eager ({error})") from error
+        library = _load(path)
+    except OSError:
+        library = _compiled(compiler, path)
     library.adadecode_run_layers.argtypes = [
         Pointer, Pointer, Pointer, Int, Int, Pointer, Pointer, Pointer, Int, Int
     ]  # fmt: skip
@@ -84,34 +89,75 @@ def load_library() -> ctypes.CDLL:
     ]  # fmt: skip
     library.adadecode_run_to_exit.argtypes = [*library.adadecode_run_layers.argtypes, Pointer, Int]
     library.adadecode_gate.argtypes = [Pointer, Pointer, Pointer, Pointer, ctypes.c_float]
+    library.adadecode_scratch_len.argtypes = [Pointer, Int, Int, Int]
+    library.adadecode_scratch_len.restype = ctypes.c_int64
     library.adadecode_run_layers.restype = library.adadecode_head.restype = None
     library.adadecode_gate.restype = ctypes.c_float
     return library
 
 
+def cpp_compiler() -> tuple[str, ...]:
+    """The words that begin a call of the C++ compiler: those of CXX, else g++ or c++; raises KernelsError without one."""
+    told = os.environ.get("CXX", "")
+    try:
+        words = tuple(shlex.split(told))
+    except ValueError as error:
+        raise KernelsError(f"CXX={told!r} is no command of a C++ compiler ({error}): give one such as g++") from error
+    found = words or tuple(filter(None, [shutil.which("g++") or shutil.which("c++")]))
+    if not found:
+        raise KernelsError("there is no C++ compiler: install one such as g++, or name it in CXX")
+    return found
+
+
 def _cached(name: str) -> Path:
     """Where the library `name` is or goes: the user's cache folder, or a new folder where that cannot be written."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adadecode"
-    if (folder / name).exists():
-        return folder / name
+    with contextlib.suppress(OSError, RuntimeError):  # a container's user may have neither a home nor a name
+        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adadecode" / name
+        if _is_whole(path):
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if os.access(path.parent, os.W_OK):
+            return path
+    return Path(tempfile.mkdtemp(prefix="adadecode-")) / name
+
+
+def _compiled(compiler: Sequence[str], path: Path) -> ctypes.CDLL:
+    """native.cpp compiled to `path`, which other processes may do at the same time; raises KernelsError.
+
+    The library ends in a digest of what is before it, which loading ignores.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        can_write = os.access(folder, os.W_OK)
+        with whole_file(path, many_writers=True) as unfinished:
+            subprocess.run([*compiler, *FLAGS, str(SOURCE), "-o", str(unfinished)], check=True, capture_output=True)
+            with unfinished.open("ab") as file:
+                file.write(hashlib.sha256(unfinished.read_bytes()).digest())
+    except (OSError, subprocess.CalledProcessError) as error:
+        told = str(error)
+        if isinstance(error, subprocess.CalledProcessError):
+            told = error.stderr.decode(errors="replace") or f"exit status {error.returncode}"
+        raise KernelsError(
+            f"{shlex.join(compiler)} cannot compile the native kernels ({' '.join(told.split())[:200]})"
+        ) from error
+    try:
+        return _load(path)
+    except OSError as error:
+        raise KernelsError(f"the native kernels are compiled and cannot be loaded ({error})") from error
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    """The library at `path`; raises OSError when it is not there, not whole, or of another system."""
+    if not _is_whole(path):
+        raise OSError(f"{path} is not whole")
+    return ctypes.CDLL(str(path))
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a compiled library is at `path`; one that was cut might be loaded all the same, and end the process later."""
+    try:
+        content = path.read_bytes()
     except OSError:
-        can_write = False
-    return (folder if can_write else Path(tempfile.mkdtemp(prefix="adadecode-"))) / name
-
-
-def _compile(compiler: str, path: Path) -> None:
-    """Compiles native.cpp to `path`, which other processes may do at the same time; raises KernelsError."""
-    with whole_file(path, many_writers=True) as unfinished:
-        try:
-            subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(unfinished)], check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            reason = " ".join(getattr(error, "stderr", b"").decode(errors="replace").split())[:200]
-            raise KernelsError(
-                f"{compiler} cannot compile the native kernels; use --kernels eager ({reason})"
-            ) from error
+        return False
+    return hashlib.sha256(content[:-DIGEST_LEN]).digest() == content[-DIGEST_LEN:]
 
 
 def _processor() -> str:

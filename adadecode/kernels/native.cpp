@@ -8,12 +8,15 @@
 // Shapes: M rows, d model width, F width of the MLP, H query heads, G key/value heads, D head width, S cache columns,
 // N outputs of a linear layer. Row-major. Weights are packed in tiles, [ceil(N / TILE), inputs, TILE], so that a step
 // reads them in one stream.
+//
+// Nothing here allocates: a call works in the scratch of its decode step, so memory cannot run out half-way. Nothing
+// here checks an index either: native.py does before each call.
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <vector>
+#include <omp.h>
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
 #endif
@@ -398,13 +401,43 @@ struct LayerWeights {
     const void *input_norm, *qkv, *qkv_bias, *q_norm, *k_norm, *o, *post_norm, *gate_up, *down;
 };
 
+// `scratch` is what the calls of one decode step work in, as many floats as adadecode_scratch_len says; what it holds
+// between two calls does not matter.
 struct Shape {
     int32_t d, F, H, G, D, S, is_bf16, num_threads;
     float eps, scale;
+    float* scratch;
 };
 }
 
 namespace {
+
+// Where in the scratch the layers have what they work in for M rows, in floats from its start.
+struct LayerRoom {
+    size_t x, wide, out, queries, gated, scores, scores_len, end;
+
+    LayerRoom(const Shape& s, int M) {
+        x = 0;
+        wide = x + size_t(M) * spaced(std::max(s.d, s.H * s.D));
+        out = wide + size_t(M) * std::max(padded((s.H + 2 * s.G) * s.D), padded(2 * s.F));
+        queries = out + size_t(M) * padded(s.d);
+        gated = queries + size_t(M) * s.H * padded(s.D);
+        scores = gated + size_t(M) * spaced(s.F);
+        scores_len = size_t(QUERIES) * padded(s.S);  // of each thread
+        end = scores + s.num_threads * scores_len;
+    }
+};
+
+// The same for a head on M rows, whose layers have at most `widest` inputs or outputs.
+struct HeadRoom {
+    size_t x, out, end;
+
+    HeadRoom(int M, int widest) {
+        x = 0;
+        out = x + size_t(M) * spaced(widest);
+        end = out + size_t(M) * padded(widest);
+    }
+};
 
 template <class T>
 void run(const Shape& s, const LayerWeights* layers, T* hidden, int M, int first_position, T* kv, const float* cos,
@@ -412,22 +445,23 @@ void run(const Shape& s, const LayerWeights* layers, T* hidden, int M, int first
     const int d = s.d, F = s.F, D = s.D, H = s.H, G = s.G, per_group = H / G, heads = H + 2 * G;
     const int qkv_stride = padded(heads * D), gate_up_stride = padded(2 * F), out_stride = padded(d);
     const int num_blocks = (M * per_group + QUERIES - 1) / QUERIES;  // of queries that share keys, row by row
-    std::vector<float> x(size_t(M) * spaced(std::max(d, H * D))), wide(size_t(M) * std::max(qkv_stride, gate_up_stride)),
-        out(size_t(M) * out_stride), queries(size_t(M) * H * padded(D)), gated(size_t(M) * spaced(F));
+    const LayerRoom room(s, M);
+    float *x = s.scratch + room.x, *wide = s.scratch + room.wide, *out = s.scratch + room.out;
+    float *queries = s.scratch + room.queries, *gated = s.scratch + room.gated;
 #pragma omp parallel num_threads(s.num_threads) if (s.num_threads > 1)
     {
-        std::vector<float> scores(size_t(QUERIES) * padded(first_position + M));
+        float* scores = s.scratch + room.scores + omp_get_thread_num() * room.scores_len;
         for (int l = start; l < stop; l++) {
             const LayerWeights& w = layers[l];
             T* keys = kv + size_t(2 * l) * G * s.S * D;
             T* values = keys + size_t(G) * s.S * D;
-            normed_rows<T>(hidden, M, d, (const T*)w.input_norm, s.eps, x.data());
-            linear<T>(x.data(), M, d, (const T*)w.qkv, heads * D, wide.data());
+            normed_rows<T>(hidden, M, d, (const T*)w.input_norm, s.eps, x);
+            linear<T>(x, M, d, (const T*)w.qkv, heads * D, wide);
 #pragma omp for schedule(static)
             for (int item = 0; item < M * heads; item++) {
                 const int m = item / heads, head = item % heads, column = first_position + m;
                 const bool is_query = head < H, is_value = head >= H + G;
-                float* v = wide.data() + size_t(m) * qkv_stride + head * D;
+                float* v = wide + size_t(m) * qkv_stride + head * D;
                 if (w.qkv_bias)
                     for (int i = 0; i < D; i++) v[i] += widen(((const T*)w.qkv_bias)[head * D + i]);
                 const T* norm = (const T*)(is_query ? w.q_norm : is_value ? nullptr : w.k_norm);
@@ -435,7 +469,7 @@ void run(const Shape& s, const LayerWeights* layers, T* hidden, int M, int first
                 if (!is_value) rotate<T>(v, D, cos + size_t(column) * D, sin + size_t(column) * D);
                 if (is_query) {
                     const int group = head / per_group, place = m * per_group + head % per_group;
-                    split_query<T>(v, D, queries.data() + (size_t(group) * M * per_group + place) * padded(D));
+                    split_query<T>(v, D, queries + (size_t(group) * M * per_group + place) * padded(D));
                 } else {
                     T* to = is_value ? values + (size_t(head - H - G) * s.S + column) * D
                                      : keys + (size_t(head - H) * s.S + column) * D;
@@ -455,32 +489,32 @@ void run(const Shape& s, const LayerWeights* layers, T* hidden, int M, int first
                 for (int q = 0; q < count; q++) {
                     const int m = (first + q) / per_group, head = group * per_group + (first + q) % per_group;
                     num_seen[q] = first_position + m + 1;
-                    to[q] = x.data() + size_t(m) * spaced(H * D) + head * D;
+                    to[q] = x + size_t(m) * spaced(H * D) + head * D;
                 }
-                const float* block = queries.data() + (size_t(group) * M * per_group + first) * padded(D);
+                const float* block = queries + (size_t(group) * M * per_group + first) * padded(D);
                 const T *k = keys + size_t(group) * s.S * D, *v = values + size_t(group) * s.S * D;
-                if (count == 4) attend<T, 4>(block, k, v, num_seen, D, s.scale, scores.data(), to);
-                if (count == 3) attend<T, 3>(block, k, v, num_seen, D, s.scale, scores.data(), to);
-                if (count == 2) attend<T, 2>(block, k, v, num_seen, D, s.scale, scores.data(), to);
-                if (count == 1) attend<T, 1>(block, k, v, num_seen, D, s.scale, scores.data(), to);
+                if (count == 4) attend<T, 4>(block, k, v, num_seen, D, s.scale, scores, to);
+                if (count == 3) attend<T, 3>(block, k, v, num_seen, D, s.scale, scores, to);
+                if (count == 2) attend<T, 2>(block, k, v, num_seen, D, s.scale, scores, to);
+                if (count == 1) attend<T, 1>(block, k, v, num_seen, D, s.scale, scores, to);
             }
-            linear<T>(x.data(), M, H * D, (const T*)w.o, d, out.data());
+            linear<T>(x, M, H * D, (const T*)w.o, d, out);
 #pragma omp for schedule(static)
             for (int m = 0; m < M; m++) {
                 T* row = hidden + size_t(m) * d;
-                add_to_hidden(row, out.data() + size_t(m) * out_stride, d);
-                rms_norm<T>(row, (const T*)w.post_norm, d, s.eps, x.data() + size_t(m) * spaced(d));
+                add_to_hidden(row, out + size_t(m) * out_stride, d);
+                rms_norm<T>(row, (const T*)w.post_norm, d, s.eps, x + size_t(m) * spaced(d));
             }
-            linear<T>(x.data(), M, d, (const T*)w.gate_up, 2 * F, wide.data());
+            linear<T>(x, M, d, (const T*)w.gate_up, 2 * F, wide);
 #pragma omp for schedule(static)
             for (int m = 0; m < M; m++) {
-                const float* row = wide.data() + size_t(m) * gate_up_stride;
-                gate(row, row + F, F, gated.data() + size_t(m) * spaced(F));
+                const float* row = wide + size_t(m) * gate_up_stride;
+                gate(row, row + F, F, gated + size_t(m) * spaced(F));
             }
-            linear<T>(gated.data(), M, F, (const T*)w.down, d, out.data());
+            linear<T>(gated, M, F, (const T*)w.down, d, out);
 #pragma omp for schedule(static)
             for (int m = 0; m < M; m++)
-                add_to_hidden(hidden + size_t(m) * d, out.data() + size_t(m) * out_stride, d);
+                add_to_hidden(hidden + size_t(m) * d, out + size_t(m) * out_stride, d);
         }
     }
 }
@@ -489,22 +523,23 @@ void run(const Shape& s, const LayerWeights* layers, T* hidden, int M, int first
 template <class T>
 void head(const Shape& s, const T* hidden, int M, const T* norm, const void* const* matrices, const int32_t* sizes,
           int num_matrices, T* logits, int64_t* ids, float* tops, float* confidences) {
-    const int V = sizes[num_matrices], widest = *std::max_element(sizes, sizes + num_matrices + 1);
-    std::vector<float> x(size_t(M) * spaced(widest)), out(size_t(M) * padded(widest));
+    const int V = sizes[num_matrices];
+    const HeadRoom room(M, *std::max_element(sizes, sizes + num_matrices + 1));
+    float *x = s.scratch + room.x, *out = s.scratch + room.out;
 #pragma omp parallel num_threads(s.num_threads) if (s.num_threads > 1)
     {
-        normed_rows<T>(hidden, M, s.d, norm, s.eps, x.data());
+        normed_rows<T>(hidden, M, s.d, norm, s.eps, x);
         for (int i = 0; i < num_matrices; i++) {
             const int N = sizes[i + 1];
-            linear<T>(x.data(), M, sizes[i], (const T*)matrices[i], N, out.data());
+            linear<T>(x, M, sizes[i], (const T*)matrices[i], N, out);
             if (i + 1 < num_matrices)
 #pragma omp for schedule(static)
                 for (int m = 0; m < M; m++)
-                    std::memcpy(x.data() + size_t(m) * spaced(N), out.data() + size_t(m) * padded(N), N * sizeof(float));
+                    std::memcpy(x + size_t(m) * spaced(N), out + size_t(m) * padded(N), N * sizeof(float));
         }
 #pragma omp for schedule(static)
         for (int m = 0; m < M; m++) {
-            float* row = out.data() + size_t(m) * padded(V);
+            float* row = out + size_t(m) * padded(V);
             if (logits)  // the choice is made among the logits as the model's dtype has them
                 for (int v = 0; v < V; v++) {
                     T& rounded = logits[size_t(m) * V + v];
@@ -536,8 +571,8 @@ void head(const Shape& s, const T* hidden, int M, const T* norm, const void* con
 
 template <class T>
 float gate_chance(const Shape& s, const T* hidden, const T* norm, const float* weights, float bias) {
-    std::vector<float> x(s.d);
-    rms_norm<T>(hidden, norm, s.d, s.eps, x.data());
+    float* x = s.scratch;
+    rms_norm<T>(hidden, norm, s.d, s.eps, x);
     float total = bias;
     for (int i = 0; i < s.d; i++) total += x[i] * weights[i];
     return 1.0f / (1.0f + std::exp(-total));
@@ -556,6 +591,12 @@ struct ExitTest {
 };
 
 int32_t adadecode_tile() { return TILE; }
+
+// Floats of scratch with which a step runs up to `num_rows` rows at once, and tests up to `num_tested` of them by heads
+// whose layers have at most `widest` inputs or outputs.
+int64_t adadecode_scratch_len(const Shape* shape, int32_t num_rows, int32_t num_tested, int32_t widest) {
+    return std::max(LayerRoom(*shape, num_rows).end, HeadRoom(num_tested, std::max(widest, shape->d)).end);
+}
 
 // Rows at consecutive positions from `first_position` through layers [start, stop): `hidden` [M, d] in place; their keys
 // and values go to columns first_position.. of `kv` [L, 2, G, S, D]. `cos`, `sin` [positions, D].

@@ -13,13 +13,21 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from adadecode.kernels.library import ExitTestStruct, ShapeStruct
-from adadecode.kernels.packed import PackedWeights
-from adadecode.kernels.step import Proposals, Segment
+from adadecode.kernels.packed import PackedHead, PackedWeights
+from adadecode.kernels.step import Proposals, Segment, check_slots, check_token_ids
 from adadecode.kernels.weights import ExitTest, Gate, Head, Weights
+
+# Rows of a prompt that are run at once: few enough that what they work in stays small, and so many that the weights,
+# which each block reads anew, are read seldom.
+BLOCK_LEN = 256
 
 
 class NativeStep:
-    """A decode step in native.cpp, where a row's bits do not depend on other rows: only rows that take part are run."""
+    """A decode step in native.cpp, where a row's bits do not depend on other rows: only rows that take part are run.
+
+    The library checks no index and allocates nothing. So calls raise IndexError before they would reach past a buffer, and
+    all it works in is allocated here, where memory that runs out is an error like any other.
+    """
 
     def __init__(self, weights: Weights, packed: PackedWeights, width: int, num_columns: int) -> None:
         """W = `width` rows over S = `num_columns`; `packed` are `weights` as the library reads them."""
@@ -42,6 +50,8 @@ class NativeStep:
             shape.scale,
         )
         self._rotary = [table[:num_columns].float().contiguous() for table in weights.rotary]
+        self._num_positions = min(num_columns, len(self._rotary[0]))
+        self._widest_head = 0
         self._row_len = weights.width * weights.dtype.itemsize  # bytes
         self._logits_len = weights.vocab_size * weights.dtype.itemsize
         # addresses and functions are looked up once: after a segment Python is out of the caches and every step of it slow
@@ -49,6 +59,7 @@ class NativeStep:
         self._around_rows = (self.cache.kv.data_ptr(), *(table.data_ptr() for table in self._rotary))
         self._norm_at, self._logits_at = weights.norm.data_ptr(), self.logits.data_ptr()
         self._shape_at = ctypes.addressof(self._shape)
+        self._make_room(weights.vocab_size)
         self._ids = (ctypes.c_int64 * width)()
         self._tops, self._probabilities = (ctypes.c_float * width)(), (ctypes.c_float * width)()
         library, run = packed.library, (self._shape_at, packed.layers)
@@ -58,7 +69,7 @@ class NativeStep:
 
     def prepare(self, boundaries: Sequence[int], tests: Iterable[ExitTest]) -> None:
         for test in tests:
-            head, gate = self._packed.head(test.head), test.gate
+            head, gate = self._packed_head(test.head), test.gate
             exit_test = ExitTestStruct(
                 norm=self._norm_at,
                 matrices=head.matrices_at,
@@ -67,7 +78,7 @@ class NativeStep:
                 ids=ctypes.addressof(self._ids),
                 tops=ctypes.addressof(self._tops),
                 probabilities=ctypes.addressof(self._probabilities),
-                gate=None if gate is None else gate.weights.data_ptr(),
+                gate=None if gate is None else self._gate_at(gate),
                 num_matrices=head.num_matrices,
                 bias=0.0 if gate is None else gate.bias,
                 least=test.least,
@@ -75,9 +86,11 @@ class NativeStep:
             self._exit_tests[test] = exit_test, ctypes.addressof(exit_test)
 
     def prefill(self, prompt_ids: list[int]) -> Tensor:
-        hidden = embedding(torch.tensor(prompt_ids), self.weights.embedding)
-        self._run(hidden.data_ptr(), len(prompt_ids), 0, 0, self.weights.num_layers)
-        self.hidden[0] = hidden[-1]
+        for first in range(0, len(prompt_ids), BLOCK_LEN):
+            block = torch.tensor(prompt_ids[first : first + BLOCK_LEN])
+            hidden = embedding(block, self.weights.embedding)
+            self._run(hidden.data_ptr(), len(block), first, 0, self.weights.num_layers)
+            self.hidden[0] = hidden[-1]
         self.verify(0, 1)
         return self.logits[0].clone()
 
@@ -85,21 +98,22 @@ class NativeStep:
         self._first_position = first_position
 
     def put(self, slot: int, token_ids: list[int]) -> None:
-        assert slot + len(token_ids) <= self.width, (slot, len(token_ids))
+        check_slots(slot, slot + len(token_ids), self.width)
+        check_token_ids(token_ids, self._vocab_size)
         row_len, to = self._row_len, self._hidden_at + slot * self._row_len
         for token_id in token_ids:
-            assert 0 <= token_id < self._vocab_size, token_id
             ctypes.memmove(to, self._table_at + token_id * row_len, row_len)
             to += row_len
 
     def run(self, lo: int, hi: int, start: int, stop: int) -> None:
-        assert 0 <= lo < hi <= self.width, (lo, hi, self.width)
+        check_slots(lo, hi, self.width)
         self._run(self._hidden_at + lo * self._row_len, hi - lo, self._first_position + lo, start, stop)
 
     def run_to_exit(self, segment: Segment, test: ExitTest, first_tested: int) -> Proposals | None:
         lo, hi, start, stop = segment
-        assert 0 <= lo <= first_tested < hi <= self.width, (segment, first_tested, self.width)
-        assert self._first_position + hi <= self.cache.num_columns, (self._first_position, segment)
+        check_slots(lo, first_tested, self.width)
+        check_slots(first_tested, hi, self.width)
+        self._check_segment(self._first_position + lo, hi - lo, start, stop)
         if test not in self._exit_tests:
             self.prepare((), [test])
         is_tested = self._run_to_exit(
@@ -119,7 +133,8 @@ class NativeStep:
         return self._proposals(hi - lo)
 
     def probe(self, gate: Gate, slot: int) -> float:
-        row, weights = self._hidden_at + slot * self._row_len, gate.weights.data_ptr()
+        check_slots(slot, slot + 1, self.width)
+        row, weights = self._hidden_at + slot * self._row_len, self._gate_at(gate)
         return self._packed.library.adadecode_gate(self._shape_at, row, self._norm_at, weights, gate.bias)
 
     def verify(self, lo: int, hi: int) -> tuple[list[int], list[float]]:
@@ -131,12 +146,12 @@ class NativeStep:
 
     def _run(self, hidden: int, num_rows: int, first_position: int, start: int, stop: int) -> None:
         """Rows at address `hidden` through layers [start, stop)."""
-        assert first_position + num_rows <= self.cache.num_columns, (first_position, num_rows)
+        self._check_segment(first_position, num_rows, start, stop)
         self._run_layers(hidden, num_rows, first_position, *self._around_rows, start, stop)
 
     def _run_head(self, head: Head, lo: int, hi: int, logits: int | None, probabilities: Any) -> None:
-        assert 0 <= lo < hi <= self.width, (lo, hi, self.width)
-        packed = self._packed.head(head)
+        check_slots(lo, hi, self.width)
+        packed = self._packed_head(head)
         self._packed.library.adadecode_head(
             self._shape_at,
             self._hidden_at + lo * self._row_len,
@@ -151,3 +166,31 @@ class NativeStep:
             self._tops,
             probabilities,
         )
+
+    def _packed_head(self, head: Head) -> PackedHead:
+        """`head` as the library takes it, with room to work in."""
+        packed = self._packed.head(head)
+        if packed.widest > self._widest_head:
+            self._make_room(packed.widest)
+        return packed
+
+    def _make_room(self, widest_head: int) -> None:
+        """Allocates what calls work in, for heads of at most `widest_head` inputs or outputs; its addresses are new."""
+        num_rows = max(self.width, min(BLOCK_LEN, self.cache.num_columns))
+        num_floats = self._packed.library.adadecode_scratch_len(self._shape_at, num_rows, self.width, widest_head)
+        self._scratch = torch.empty(num_floats, dtype=torch.float32)
+        self._shape.scratch = self._scratch.data_ptr()
+        self._widest_head = widest_head
+
+    def _gate_at(self, gate: Gate) -> int:
+        """The address of the weights of `gate`, which must be what the library takes them for."""
+        weights = gate.weights
+        if weights.dtype != torch.float32 or len(weights) != self.weights.width or not weights.is_contiguous():
+            raise ValueError(f"a gate of {weights.dtype} {list(weights.shape)}, not float32 [{self.weights.width}]")
+        return weights.data_ptr()
+
+    def _check_segment(self, first_position: int, num_rows: int, start: int, stop: int) -> None:
+        if not 0 <= first_position <= first_position + num_rows <= self._num_positions:
+            raise IndexError(f"{num_rows} rows from position {first_position} on, of {self._num_positions}")
+        if not 0 <= start <= stop <= self.weights.num_layers:
+            raise IndexError(f"layers [{start}, {stop}) of {self.weights.num_layers}")

@@ -30,12 +30,18 @@ def pack_weight(weight: Tensor, tile: int) -> Tensor:
 
 
 class PackedHead:
-    """A head as the library takes it."""
+    """A head as the library takes it; raises ValueError when it is not one for hidden states `[M, d]` in `dtype`."""
 
-    def __init__(self, head: Head, packed: list[Tensor]) -> None:
+    def __init__(self, head: Head, packed: list[Tensor], width: int, dtype: torch.dtype) -> None:
         self._packed = packed  # keeps the memory alive
-        sizes = [head.matrices[0].shape[1], *(matrix.shape[0] for matrix in head.matrices)]
-        self.num_matrices = len(self._packed)
+        sizes = [width, *(matrix.shape[0] for matrix in head.matrices)]
+        inputs, dtypes = [matrix.shape[1] for matrix in head.matrices], {matrix.dtype for matrix in head.matrices}
+        if inputs != sizes[:-1] or dtypes != {dtype}:
+            shapes = [list(matrix.shape) for matrix in head.matrices]
+            raise ValueError(f"a head of {shapes} in {dtypes} on hidden states of {width} in {dtype}")
+        if head.token_ids is not None and len(head.token_ids) != sizes[-1]:
+            raise ValueError(f"a head of {sizes[-1]} outputs with names for {len(head.token_ids)}")
+        self.num_matrices, self.widest = len(self._packed), max(sizes)
         self._matrices = (Pointer * len(self._packed))(*(matrix.data_ptr() for matrix in self._packed))
         self._sizes = (Int * len(sizes))(*sizes)
         self._token_ids = None if head.token_ids is None else head.token_ids.to(torch.int64).contiguous()
@@ -48,6 +54,7 @@ class PackedWeights:
 
     def __init__(self, weights: Weights) -> None:
         self.library = load_library()
+        self._width, self._dtype = weights.width, weights.dtype
         self.tile: int = self.library.adadecode_tile()
         self._kept: list[Tensor] = []
         self.layers = (LayerStruct * weights.num_layers)(
@@ -66,7 +73,8 @@ class PackedWeights:
     def head(self, head: Head) -> PackedHead:
         packed = self._heads.get(head)
         if packed is None:
-            packed = self._heads[head] = PackedHead(head, [self._pack_once(matrix) for matrix in head.matrices])
+            matrices = [self._pack_once(matrix) for matrix in head.matrices]
+            packed = self._heads[head] = PackedHead(head, matrices, self._width, self._dtype)
         return packed
 
     def _pack_once(self, matrix: Tensor) -> Tensor:

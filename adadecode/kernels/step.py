@@ -75,6 +75,18 @@ class DecodeStep(Protocol):
         ...
 
 
+def check_token_ids(token_ids: Sequence[int], vocab_size: int) -> None:
+    """Raises IndexError for an id that has no embedding, before it is looked up where nothing else would notice."""
+    if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
+        raise IndexError(f"token ids from {min(token_ids)} to {max(token_ids)} in a vocabulary of {vocab_size}")
+
+
+def check_slots(lo: int, hi: int, width: int) -> None:
+    """Raises IndexError unless slots [lo, hi) are among the W = `width` of a step."""
+    if not 0 <= lo <= hi <= width:
+        raise IndexError(f"slots [{lo}, {hi}) of {width}")
+
+
 def run_probe_test(step: DecodeStep, segment: Segment, test: ExitTest, first_tested: int) -> Proposals | None:
     """`run_to_exit` by the calls it stands for."""
     step.run(*segment)

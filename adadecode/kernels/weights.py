@@ -87,7 +87,7 @@ class Weights:
     """All weights of a causal LM, as its decode steps read them.
 
     `embedding` `[V, d]`, the last `norm` `[d]`, and `rotary`, cos and sin `[positions, D]`, at least one for every
-    position of the context, in the dtype of the weights.
+    position of the context of `context_len`, in the dtype of the weights.
     """
 
     embedding: Tensor
@@ -96,6 +96,7 @@ class Weights:
     head: Head
     rotary: tuple[Tensor, Tensor]
     shape: LayerShape
+    context_len: int
 
     @property
     def num_layers(self) -> int:
@@ -124,6 +125,11 @@ class Weights:
     @property
     def device(self) -> torch.device:
         return self.embedding.device
+
+    @property
+    def column_bytes(self) -> int:
+        """Bytes of the keys and values of one position, in all layers."""
+        return 2 * self.num_layers * self.shape.num_kv_heads * self.shape.head_dim * self.dtype.itemsize
 
     def new_cache(self, num_columns: int) -> KVCache:
         """Zeroed keys and values of all layers with S = `num_columns`."""

@@ -16,6 +16,7 @@ from adadecode.kernels.kv_cache import COLUMN_MULTIPLE, KVCache
 from adadecode.kernels.step import DecodeStep
 from adadecode.kernels.weights import Head, LayerShape, Weights
 from adadecode.model.families import check_supported, read_layers
+from adadecode.records import ChosenKernels
 from adadecode.settings import Kernels
 
 
@@ -41,9 +42,14 @@ class DecoderModel:
         self.steps = Steps(self.weights, functools.partial(prefill, lm), kernels)
 
     @property
-    def kernels(self) -> Kernels:
+    def kernels(self) -> str:
         """What computes its decode steps; never `auto`."""
-        return self.steps.kernels
+        return self.chosen_kernels.kernels
+
+    @property
+    def chosen_kernels(self) -> ChosenKernels:
+        """What computes its decode steps, and why `auto` came to slower kernels than there can be."""
+        return self.steps.chosen
 
     @property
     def device(self) -> torch.device:
@@ -61,12 +67,16 @@ class DecoderModel:
     def new_step(self, width: int, num_positions: int) -> DecodeStep:
         """The decode step of one request: W = `width` rows over columns for `num_positions` positions.
 
-        On a CUDA device steps of one shape share their buffers and graphs: one request decodes at a time.
+        On a CUDA device requests share steps and the cache of their S: one request decodes at a time.
         """
         return self.steps.new(width, num_positions)
 
+    def num_columns(self, num_positions: int) -> int:
+        """S, the cache columns that `new_step` gives a request of `num_positions` positions."""
+        return self.steps.num_columns(num_positions)
+
     def drop_steps(self) -> None:
-        """Lets go of the steps that requests of one shape share, with their buffers and graphs."""
+        """Lets go of the steps that requests share, with their buffers and graphs."""
         self.steps.drop()
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -96,6 +106,7 @@ def read_weights(lm: Any) -> Weights:
         head=Head((head,)),
         rotary=(cos[0], sin[0]),
         shape=LayerShape(config.num_attention_heads, config.num_key_value_heads, head_dim, config.rms_norm_eps),
+        context_len=config.max_position_embeddings,
     )
 
 

@@ -111,14 +111,13 @@ SUMMARY = pa.schema(
         pa.field("acceptance_rate", pa.float64()),  # null when nothing was drafted
         pa.field("tokens_per_round", pa.float64()),
         pa.field("layers_per_token", pa.float64()),  # mean over tokens
-        pa.field("baseline", pa.string()),  # the faster vanilla: denominator of both speedups
-        pa.field("num_prompts", pa.int32()),  # prompts behind both speedups
+        pa.field("baseline", pa.string()),  # the vanilla of the least mean log time: speedup_geomean is over it
+        pa.field("num_prompts", pa.int32()),  # prompts behind speedup_geomean and its interval
         pa.field("speedup_geomean", pa.float64()),  # geometric mean of per-prompt e2e ratios
-        pa.field("speedup_geomean_low", pa.float64()),  # 95 % BCa bootstrap over prompts
+        pa.field("speedup_geomean_low", pa.float64()),  # 95 % interval over prompts, see report/stats.py
         pa.field("speedup_geomean_high", pa.float64()),
+        pa.field("baseline_total", pa.string()),  # the vanilla of the least total time: speedup_total is over it
         pa.field("speedup_total", pa.float64()),  # ratio of summed e2e times
-        pa.field("speedup_total_low", pa.float64()),
-        pa.field("speedup_total_high", pa.float64()),
         pa.field("num_parity_exact", pa.int32()),  # null for `vanilla`
         pa.field("num_parity_checked", pa.int32()),
         pa.field("num_logits_equal", pa.int32()),
@@ -127,6 +126,7 @@ SUMMARY = pa.schema(
         pa.field("num_scored", pa.int32()),
         pa.field("consistency", pa.float64()),  # mean over samples of verify's; null for `vanilla`
         pa.field("lossy", pa.bool_(), nullable=False),
+        pa.field("num_engines", pa.int32()),  # that computed the task's rows: past 1 speeds are averages over them
     ]
 )
 

@@ -1,7 +1,8 @@
 """What a run's rows come to: a line per task and method with its speed and parity, and a line about what failed."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,16 @@ from numpy.typing import NDArray
 from adadecode.methods import REFERENCE, baselines, names_that_owe
 from adadecode.report.parity import pair_codes, recompute_parity
 from adadecode.report.schema import SUMMARY
-from adadecode.report.stats import paired_speedups, percentiles
+from adadecode.report.stats import (
+    Statistic,
+    Times,
+    fastest,
+    geomean_speedup,
+    mean_log_s,
+    percentiles,
+    total_s,
+    total_speedup,
+)
 
 NUMBERS = (
     "output_len",
@@ -30,13 +40,15 @@ ERROR_COLUMNS = ("task", "sample_id", "method", "status", "error_type", "error_m
 MAX_SHOWN_LEN = 200  # of the first error's message, in characters
 
 
-def summarise(samples: pa.Table, verify: pa.Table | None = None) -> pa.Table:
+def summarise(
+    samples: pa.Table, verify: pa.Table | None = None, num_engines: Mapping[str, int] | None = None
+) -> pa.Table:
     """A SUMMARY table: one row per task and method, tasks by first appearance, the vanillas first among the methods.
 
     Error rows are counted and measured nowhere. A speedup is over the (sample, repeat) pairs that both methods
-    finished, against whichever of the baselines that ran took least time on the pairs all of those finished. Parity
-    is recomputed from the ids, so a summary cannot repeat a claim that the outputs contradict; given the VERIFY table
-    of these samples, only the columns NARROW of them are needed.
+    finished, against whichever of the baselines that ran does best by the same statistic on the pairs all of those
+    finished. Parity is recomputed from the ids, so a summary cannot repeat a claim that the outputs contradict; given the
+    VERIFY table of these samples, only the columns NARROW of them are needed. `num_engines` by task is passed through.
     """
     parity = recompute_parity(samples) if verify is None else verify
     flat = samples.select(NARROW)
@@ -50,6 +62,7 @@ def summarise(samples: pa.Table, verify: pa.Table | None = None) -> pa.Table:
             if rows.num_rows:
                 checked = parity.filter((pc.field("task") == task) & (pc.field("method") == method))
                 line = {"task": task, "method": method, "lossy": method in names_that_owe("lossy")}
+                line["num_engines"] = None if num_engines is None else num_engines.get(task)
                 line |= _measurements(rows) | timings.speedups(method) | _scores(rows)
                 if method != REFERENCE:
                     line |= _parity_counts(checked)
@@ -117,33 +130,45 @@ class _Timings:
         samples = pc.dictionary_encode(of_task["sample_id"].combine_chunks())
         self._prompt_of_pair[codes] = samples.indices.to_numpy()
         methods, is_ok = of_task["method"], pc.equal(of_task["status"], "ok")
-        self._e2e_s: dict[str, NDArray] = {}
+        self._e2e_s: dict[str, Times] = {}
         for method in methods.unique().to_pylist():
             of_method = pc.and_(pc.equal(methods, method), is_ok).to_numpy()
             self._e2e_s[method] = np.full(num_pairs, np.nan)
-            self._e2e_s[method][codes[of_method]] = _floats(of_task["e2e_s"])[of_method]
-        self.baseline = self._faster_vanilla()
-
-    def speedups(self, method: str) -> dict:
-        """The summary's speedup columns for `method`; those left out are null."""
-        if self.baseline is None:
-            return {}
-        base_s, method_s = self._e2e_s[self.baseline], self._e2e_s[method]
-        both = _measured(base_s, method_s)
-        speedups = paired_speedups(self._prompt_of_pair[both], base_s[both], method_s[both])
-        if speedups is None:
-            return {"baseline": self.baseline, "num_prompts": 0}
-        line = {"baseline": self.baseline, "num_prompts": speedups.num_prompts}
-        for name, estimate in (("speedup_geomean", speedups.geomean), ("speedup_total", speedups.total)):
-            line |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-        return line
-
-    def _faster_vanilla(self) -> str | None:
+            self._e2e_s[method][codes[of_method]] = _possible(_floats(of_task["e2e_s"]))[of_method]
         ran = [name for name in baselines() if _measured(self._e2e_s.get(name, np.array([np.nan]))).any()]
-        if len(ran) < 2:
-            return ran[0] if ran else None
-        both = _measured(*(self._e2e_s[name] for name in ran))
-        return min(ran, key=lambda name: self._e2e_s[name][both].sum())
+        self._baselines = (
+            {statistic: self._faster(ran, statistic) for statistic in (mean_log_s, total_s)} if ran else {}
+        )
+
+    def speedups(self, method: str) -> dict[str, Any]:
+        """The summary's speedup columns for `method`, each statistic over its own baseline; those left out are null."""
+        if not self._baselines:
+            return {}
+        geomean_over, total_over = self._baselines[mean_log_s], self._baselines[total_s]
+        geomean = geomean_speedup(*self._pairs(geomean_over, method))
+        return {
+            "baseline": geomean_over,
+            "num_prompts": geomean.num_prompts if geomean else 0,
+            "speedup_geomean": geomean.value if geomean else None,
+            "speedup_geomean_low": geomean.low if geomean else None,
+            "speedup_geomean_high": geomean.high if geomean else None,
+            "baseline_total": total_over,
+            "speedup_total": total_speedup(*self._pairs(total_over, method)),
+        }
+
+    def _pairs(self, base: str, method: str) -> tuple[NDArray[np.int64], Times, Times]:
+        """The prompts of the pairs that both methods finished, and the times of each."""
+        base_s, method_s = self._e2e_s[base], self._e2e_s[method]
+        both = _measured(base_s, method_s)
+        return self._prompt_of_pair[both], base_s[both], method_s[both]
+
+    def _faster(self, ran: list[str], statistic: Statistic) -> str:
+        """Which of the baselines that `ran` has the least `statistic`, over the pairs that all of them finished."""
+        all_finished = _measured(*(self._e2e_s[name] for name in ran))
+        if not all_finished.any():
+            return ran[0]
+        times = {name: self._e2e_s[name][all_finished] for name in ran}
+        return fastest(statistic, ran, self._prompt_of_pair[all_finished], times)
 
 
 def _vanillas_first(methods: Iterable[str]) -> list[str]:
@@ -204,8 +229,13 @@ def _rate(amounts: NDArray, per: NDArray) -> float | None:
     return float(amounts[both].sum() / denominator) if denominator > 0 else None
 
 
+def _possible(times_s: Times) -> Times:
+    """`times_s` with NaN for what no clock can have shown, which the checks of a run's rows report."""
+    return np.where(np.isfinite(times_s) & (times_s > 0), times_s, np.nan)
+
+
 def _measured(*columns: NDArray) -> NDArray[np.bool_]:
-    return np.all([~np.isnan(column) for column in columns], axis=0)
+    return np.all([np.isfinite(column) for column in columns], axis=0)
 
 
 def _total(column: pa.ChunkedArray) -> int | None:

@@ -12,7 +12,9 @@ from rich.text import Text
 from adadecode.methods import REFERENCE, names_that_owe
 from adadecode.report.cells import ABSENT, fraction_text, number_text
 from adadecode.report.summary import parity_line
+from adadecode.settings import PlacementSettings
 
+PLACEMENT = set(PlacementSettings.model_fields)
 COLUMNS = (
     "task",
     "method",
@@ -37,7 +39,10 @@ FOLDING: dict[str, Any] = {
     "speedup\n(95 % CI)": {"min_width": 11},
 }
 
-CAPTION = "speedup: geometric mean of per-prompt e2e ratios over the faster vanilla (`baseline`); BCa bootstrap"
+CAPTION = (
+    "speedup: geometric mean of n prompts' e2e ratios over `baseline`, the vanilla that is faster by it, and its 95 % "
+    "interval"
+)
 
 
 def summary_table(summary: pa.Table) -> Table:
@@ -95,14 +100,20 @@ def method_label(row: dict[str, Any]) -> str:
 
 
 def provenance_lines(run: dict[str, Any]) -> list[str]:
-    """The essentials of run.json, one `name: value` per line; what is missing is left out."""
+    """The essentials of run.json, one `name: value` per line; what is missing is left out.
+
+    So are settings that are no fact of its rows: placement, which each start has its own of, and kernels left to `auto`.
+    """
     lines = [
         f"{name}: {_plain(run[name])}" for name in ("run_id", "status", "fingerprint") if run.get(name) is not None
     ]
     for section in ("config", "provenance"):
         values = run.get(section)
         if isinstance(values, dict):
-            lines += [f"{section}.{name}: {_plain(value)}" for name, value in values.items() if value is not None]
+            told = {name: value for name, value in values.items() if value is not None and name not in PLACEMENT}
+            if told.get("kernels") == "auto":
+                del told["kernels"]
+            lines += [f"{section}.{name}: {_plain(value)}" for name, value in told.items()]
     return lines
 
 
@@ -122,14 +133,14 @@ def _cells(row: dict[str, Any], has_errors: bool, num_vanilla: int | None) -> It
 
 
 def speedup_text(row: dict[str, Any]) -> str:
-    """The geometric mean of a SUMMARY row with its interval."""
+    """The geometric mean of a SUMMARY row with its interval and the number of prompts behind it."""
     if row["method"] == row["baseline"]:
         return "baseline"
     if row["speedup_geomean"] is None:
         return ABSENT
     low, high = row["speedup_geomean_low"], row["speedup_geomean_high"]
-    interval = "(no CI)" if low is None else f"({low:.2f}-{high:.2f})"
-    return f"{row['speedup_geomean']:.2f}x {interval}"
+    interval = "no CI" if low is None else f"{low:.2f}-{high:.2f}"
+    return f"{row['speedup_geomean']:.2f}x ({interval}, n={row['num_prompts']})"
 
 
 def parity_text(row: dict[str, Any], num_vanilla: int | None) -> str:

@@ -1,4 +1,4 @@
-"""A commit and the data file it names: one JSON marker per shard, under `commits/`, with the SHA-256 of the file.
+"""A commit and the data file it names: a JSON marker for each shard, under `commits/`, with the SHA-256 of the file.
 
 A marker or file that is not what was written raises DamagedError; what cannot be read now, RunFolderError.
 """
@@ -14,24 +14,22 @@ import pyarrow as pa
 from adadecode.errors import DamagedError, RunFolderError
 from adadecode.records import ShardOutcome
 from adadecode.report.schema import SAMPLES
+from adadecode.runs.editions import WITHDRAWN
 from adadecode.runs.storage import Storage, join
 from adadecode.runs.typed import typed_table
 
 T = TypeVar("T")
 U = TypeVar("U")
 
-REQUIRED = {"shard": int, "file": str, "sha256": str, "fingerprint": str, "worker": dict}  # of a commit of any version
+# The entries of a commit of any version, of one that was withdrawn, and those that some versions lack.
+REQUIRED = {"shard": int, "file": str, "sha256": str, "fingerprint": str, "worker": dict}
+REQUIRED_OF_WITHDRAWN = {"shard": int, "file": str}
 OPTIONAL = {"task": str, "attempt": str, "num_rows": int}
 AGAIN = "run the same command again: it computes the shard again"
 
 
-def commit_name(shard_idx: int) -> str:
-    """The name of a shard's commit."""
-    return f"commits/{shard_idx:05d}.json"
-
-
 def commit_names(storage: Storage) -> list[str]:
-    """The names of all commits, sorted."""
+    """The names of all commits, those withdrawn too, sorted."""
     return [name for name in storage.list("commits") if name.endswith(".json")]
 
 
@@ -51,12 +49,13 @@ def read_commit(storage: Storage, name: str) -> dict[str, Any] | None:
 
 def _check_types(commit: Any) -> None:
     """Raises KeyError or TypeError where `commit` is none."""
-    for field, kind in {**REQUIRED, **{name: kind for name, kind in OPTIONAL.items() if name in commit}}.items():
+    required = REQUIRED_OF_WITHDRAWN if WITHDRAWN in commit else REQUIRED
+    known = required | {name: kind for name, kind in OPTIONAL.items() if name in commit}
+    for field, kind in known.items():
         if type(commit[field]) is not kind:
             raise TypeError(field)
-    if "outcome" in commit and not all(
-        type(count) in (int, float) for count in vars(ShardOutcome(**commit["outcome"])).values()
-    ):
+    counts = vars(ShardOutcome(**commit["outcome"])) if "outcome" in commit else {}
+    if not all(type(count) in (int, float) for count in counts.values()):
         raise TypeError("outcome")
 
 
@@ -89,8 +88,8 @@ def committed_table(storage: Storage, commit: dict[str, Any]) -> pa.Table:
     try:
         return typed_table(content, SAMPLES)
     except ValueError as error:
-        file, marker = (join(storage.location, name) for name in (commit["file"], commit_name(commit["shard"])))
-        raise RunFolderError(f"{file}: no rows of a shard ({error}); delete {marker} and {AGAIN}") from error
+        file = join(storage.location, commit["file"])
+        raise RunFolderError(f"{file}: it holds no rows of a shard ({error}); delete it and {AGAIN}") from error
 
 
 def each(storage: Storage, function: Callable[[T], U], arguments: Sequence[T]) -> Iterator[U]:

@@ -1,11 +1,12 @@
 """One run's folder: exactly-once results over at-least-once work.
 
-Data goes to a file under a unique name; then a commit marker, created only if absent, names it. Readers follow commits
-and nothing else, so a file whose writer died is never read. A folder belongs to one fingerprint.
+A shard's data file is created only if absent, and then its commit, which follows from the file (`editions.py`): whoever
+comes late changes nothing. Our readers follow commits; `samples/` read as a whole holds the same rows. A folder belongs
+to one fingerprint.
 """
 
+import contextlib
 import dataclasses
-import hashlib
 import json
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -13,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from adadecode.errors import DamagedError, RunFolderError
 from adadecode.files import TEMPORARY_SUFFIX
 from adadecode.records import ShardOutcome
-from adadecode.report.schema import SAMPLES, SCHEMA_VERSION
+from adadecode.report.schema import SAMPLES
 from adadecode.runs.commits import (
     AGAIN,
-    commit_name,
     commit_names,
     committed_content,
     committed_table,
@@ -29,6 +28,7 @@ from adadecode.runs.commits import (
     listed_commit,
     read_commit,
 )
+from adadecode.runs.editions import WITHDRAWN, Edition, commit_of, data_bytes, edition_of, parquet_bytes, withdrawn
 from adadecode.runs.outcome import outcome_of
 from adadecode.runs.storage import Storage, join, open_storage
 
@@ -66,9 +66,9 @@ class RunFolder:
         return run
 
     def commit_shard(
-        self, task: str, shard_idx: int, rows: Sequence[Mapping[str, Any]], facts: dict[str, Any], attempt: str
+        self, shard_idx: int, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], attempt: str
     ) -> bool:
-        """Writes a shard's rows and then its commit; False when another attempt had committed it before.
+        """Writes a shard's rows and then its commit; False when the rows of another attempt are committed.
 
         `rows` hold the columns of SAMPLES by name, null where one lacks, less `run_id` and `attempt`, which this adds.
         """
@@ -77,72 +77,120 @@ class RunFolder:
         ordered = sorted(rows, key=lambda row: (row["sample_id"], row["repeat"], row["method"]))
         written_by = {"run_id": self.run_id, "attempt": attempt}
         table = pa.Table.from_pylist([{**row, **written_by} for row in ordered], schema=SAMPLES)
-        name = f"samples/task={task}/part-{shard_idx:05d}-{attempt}.parquet"
-        digest = self.write_table(name, table)
-        commit = {
-            "shard": shard_idx,
-            "task": task,
-            "file": name,
-            "sha256": digest,
-            "num_rows": len(rows),
-            "fingerprint": self.fingerprint,
-            "attempt": attempt,
-            "outcome": dataclasses.asdict(outcome_of(table)),
-            "worker": facts,
-        }
-        return self.storage.create(commit_name(shard_idx), _json_bytes(commit))
+        content = data_bytes(table, self._facts, attempt, facts)
+        edition = Edition(shard_idx)
+        while True:
+            commit = self._settled(edition, content if self.storage.create(edition.data, content) else None)
+            if WITHDRAWN not in commit:
+                return commit["attempt"] == attempt
+            edition = edition.next
 
     def committed_outcome(self, shard_idx: int) -> ShardOutcome | None:
         """What the shard came to; None while it has no commit."""
-        commit = read_commit(self.storage, commit_name(shard_idx))
+        edition = Edition(shard_idx)
+        while (commit := read_commit(self.storage, edition.commit)) is not None and WITHDRAWN in commit:
+            edition = edition.next
         return None if commit is None else ShardOutcome(**commit["outcome"])
 
     def check_commits(self) -> list[str]:
-        """Withdraws every commit that is damaged or whose file is; returns one line for each.
+        """Withdraws every commit that is damaged or whose file is, and makes those of files without; a line for each.
 
-        Only for the driver that holds the lease: the run then computes these shards again. What cannot be read now raises
-        RunFolderError and is withdrawn by nobody.
+        Only for the driver that holds the lease: the run then computes what was withdrawn again. What cannot be read now
+        raises RunFolderError and is withdrawn by nobody.
         """
 
         def check(name: str) -> str | None:
+            edition = edition_of(name)
             try:
-                committed_content(self.storage, listed_commit(self.storage, name))
+                commit = listed_commit(self.storage, name)
+                if WITHDRAWN not in commit:
+                    committed_content(self.storage, commit)
+                elif edition is not None:
+                    self._bar(edition)
+                return None
             except DamagedError as error:
-                self.storage.delete(name)
-                return f"withdrawn, to be computed again: {str(error).removesuffix('; ' + AGAIN)}"
-            return None
+                reason = str(error).removesuffix("; " + AGAIN)
+                if edition is None:
+                    self.storage.delete(name)
+                else:
+                    self._withdraw(edition, reason)
+                return f"withdrawn, to be computed again: {reason}"
 
-        return [line for line in each(self.storage, check, commit_names(self.storage)) if line is not None]
+        names = commit_names(self.storage)
+        lines = [line for line in each(self.storage, check, names) if line is not None]
+        for edition in filter(None, map(edition_of, self.storage.list("samples"))):
+            if edition.commit not in names:
+                reason = self._settled(edition).get(WITHDRAWN)
+                found = f"withdrawn, to be computed again: {reason}" if reason else "found whole, and committed now"
+                lines.append(found if reason else f"{join(self.location, edition.data)}: {found}")
+        return lines
 
     def withdraw_errors(self) -> int:
         """Withdraws the commits with samples that failed, so that the run computes them again; returns how many."""
-        failed = [idx for idx, commit in read_commits(self.location).items() if commit["outcome"]["num_error_samples"]]
-        for shard_idx in failed:
-            self.storage.delete(commit_name(shard_idx))
+        commits = read_commits(self.location).values()
+        failed = [commit for commit in commits if commit["outcome"]["num_error_samples"]]
+        for commit in failed:
+            self._withdraw(edition_of(commit["file"]) or Edition(commit["shard"]), "samples failed (--retry-errors)")
         return len(failed)
 
-    def delete_leftovers(self, named: Collection[str]) -> int:
-        """Deletes data files that are not among those the commits name, and temporary files; returns how many.
+    def sweep(self, named: Collection[str]) -> None:
+        """Leaves under `samples/` the data files that are `named` and empty ones, and no temporary file anywhere.
 
-        Only for a run that is complete: a late attempt may still be about to commit what looks left over.
+        Only for the driver of a run that is complete.
         """
-        data = [name for name in self.storage.list("samples") if name not in named]
-        temporary = [
-            name
-            for name in self.storage.list("")
-            if name.endswith(TEMPORARY_SUFFIX) and not name.startswith("samples/")
-        ]
-        for name in data + temporary:
-            self.storage.delete(name)
-        return len(data + temporary)
+        for name in self.storage.list("samples"):
+            if name not in named:
+                if (edition := edition_of(name)) is not None:
+                    self._settled(edition)
+                else:  # what version 0.1 left behind
+                    self.storage.delete(name)
+        for name in self.storage.list(""):
+            if name.endswith(TEMPORARY_SUFFIX):
+                self.storage.delete(name)
 
-    def write_table(self, name: str, table: pa.Table) -> str:
-        """Writes a Parquet file under `name`, whole or not at all; returns the SHA-256 of its bytes.
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Writes a Parquet file under `name`, whole or not at all.
 
         Its metadata name the schema version, the run, its fingerprint and the git revision.
         """
-        facts = {"run_id": self.run_id, "fingerprint": self.fingerprint, "git_sha": self._git_sha or ""}
-        return store_table(self.storage, name, table, facts)
+        self.storage.replace(name, parquet_bytes(table, self._facts))
+
+    @property
+    def _facts(self) -> dict[str, str]:
+        return {"run_id": self.run_id, "fingerprint": self.fingerprint, "git_sha": self._git_sha or ""}
+
+    def _settled(self, edition: Edition, content: bytes | None = None) -> dict[str, Any]:
+        """The commit of an edition whose file is there, made from the file (`content`, if known) where there is none.
+
+        A file that is damaged or another run's is withdrawn.
+        """
+        commit = read_commit(self.storage, edition.commit) if content is None else None
+        if commit is None:
+            try:
+                content = self.storage.read(edition.data) if content is None else content
+            except FileNotFoundError as error:
+                raise DamagedError(
+                    f"{join(self.location, edition.data)}: deleted before its commit; {AGAIN}"
+                ) from error
+            commit = commit_of(edition, content, self.fingerprint)
+            if not self.storage.create(edition.commit, _json_bytes(commit)):
+                commit = listed_commit(self.storage, edition.commit)
+        if WITHDRAWN in commit:
+            self._bar(edition)
+        return commit
+
+    def _withdraw(self, edition: Edition, reason: str) -> None:
+        """For good: the shard's next commit is of the next edition."""
+        self.storage.replace(edition.commit, _json_bytes(withdrawn(edition, reason)))
+        self._bar(edition)
+
+    def _bar(self, edition: Edition) -> None:
+        """Leaves the file of a withdrawn edition without rows and its name taken, so that nobody can create it."""
+        empty = parquet_bytes(SAMPLES.empty_table(), self._facts)
+        with contextlib.suppress(FileNotFoundError):
+            if self.storage.read(edition.data) == empty:
+                return
+        self.storage.replace(edition.data, empty)
 
 
 def refuse_others_results(location: str | Path, fingerprint: str, facts: dict[str, Any]) -> None:
@@ -159,19 +207,6 @@ def refuse_others_results(location: str | Path, fingerprint: str, facts: dict[st
             f"--out {storage.location!r} belongs to another run (fingerprint {theirs['fingerprint']}, this one is "
             f"{fingerprint}; {changed}): choose another --out, or repeat that run's settings to finish it"
         )
-
-
-def store_table(storage: Storage, name: str, table: pa.Table, facts: dict[str, str]) -> str:
-    """Writes a Parquet file, whole or not at all; returns the SHA-256 of its bytes.
-
-    Its metadata name the schema version and `facts`.
-    """
-    sink = pa.BufferOutputStream()
-    table = table.replace_schema_metadata({"schema_version": str(SCHEMA_VERSION), **facts})
-    pq.write_table(table, sink, compression="zstd", write_page_index=True, write_page_checksum=True)
-    content = sink.getvalue().to_pybytes()
-    storage.replace(name, content)
-    return hashlib.sha256(content).hexdigest()
 
 
 def new_attempt() -> str:
@@ -191,13 +226,20 @@ def read_commits(location: str | Path) -> dict[int, dict[str, Any]]:
     """
     storage = open_storage(location)
     workers: dict[str, dict[str, Any]] = {}
-    commits = {}
+    commits: dict[int, dict[str, Any]] = {}
     for commit in each(storage, lambda name: listed_commit(storage, name), commit_names(storage)):
+        if WITHDRAWN in commit:
+            continue
+        if (first := commits.get(commit["shard"])) is not None:
+            raise RunFolderError(
+                f"{storage.location!r}: shard {commit['shard']} has two commits, of {first['file']} and "
+                f"{commit['file']}: delete the one that was added"
+            )
         commit["worker"] = workers.setdefault(json.dumps(commit["worker"], sort_keys=True), commit["worker"])
         if "outcome" not in commit:
             commit["outcome"] = dataclasses.asdict(outcome_of(committed_table(storage, commit)))
         commits[commit["shard"]] = commit
-    return commits
+    return dict(sorted(commits.items()))
 
 
 def read_samples(location: str | Path) -> pa.Table:

@@ -16,13 +16,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from adadecode.errors import AdaDecodeError, LeaseError
+from adadecode.errors import AdaDecodeError, LeaseError, RunFolderError
 from adadecode.runs.storage import Storage
 
 HEARTBEAT_S = 5.0
 STALE_S = 30.0
 FOLDER = "lease"
 POLLS_PER_HEARTBEAT = 5
+TAKING_PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 
 
 class Lease:
@@ -54,29 +55,37 @@ class Lease:
                     self._storage.delete(_name(self._number))  # a full disk still takes that
 
     def check(self) -> None:
-        """Raises LeaseError when the lease was lost."""
+        """Raises LeaseError when the lease is known to be lost."""
         if self.lost:
             raise LeaseError(
-                f"{self._storage.location!r}: this driver's lease could not be renewed, or another driver took the run "
-                "over while this one stood still; what is committed stays, and the same command continues"
+                f"{self._storage.location!r}: another driver took the run over while this one stood still or its disk did "
+                "not answer; what is committed stays, and the same command continues"
             )
 
+    def confirm(self) -> None:
+        """Raises LeaseError when the lease is lost by now, and RunFolderError when the disk does not tell."""
+        self.lost = self.lost or not self._is_ours()
+        self.check()
+
     def _take(self) -> int:
-        while True:
+        for pause_s in TAKING_PAUSES_S:
             last = max(self._numbers(), default=0)
             if last:
                 self._wait_for(last)
             number = last + 1
-            if not self._storage.create(_name(number), _bytes(self._content)):
-                continue
-            others = self._numbers()
-            if max(others) > number:  # others came and went since we looked
-                self._storage.delete(_name(number))
-                continue
-            for other in others:
-                if other < number:
-                    self._storage.delete(_name(other))
-            return number
+            if self._storage.create(_name(number), _bytes(self._content)):
+                others = self._numbers()
+                if max(others, default=number) == number:
+                    for other in others:
+                        if other < number:
+                            self._storage.delete(_name(other))
+                    return number
+                self._storage.delete(_name(number))  # others came and went since we looked
+            self._ended.wait(pause_s)
+        raise LeaseError(
+            f"{self._storage.location!r}: the lease cannot be taken, at {len(TAKING_PAUSES_S)} tries: other drivers come "
+            f"and go, or {FOLDER}/ does not list what is in it; run the same command again when they have ended"
+        )
 
     def _wait_for(self, number: int) -> None:
         """Returns when the lease `number` may be taken; raises LeaseError when its owner lives."""
@@ -102,23 +111,32 @@ class Lease:
         )
 
     def _keep(self) -> None:
-        """Beats until the context ends or the lease is lost; one that cannot be renewed in `stale_s` is lost too."""
-        renewed_at = time.monotonic()
+        """Beats until the context ends or another driver has the lease.
+
+        A disk that does not answer makes nobody lose it: whoever wants it watches the heartbeat, and when the disk answers
+        again it says whose it is.
+        """
         while not self._ended.wait(self._heartbeat_s):
-            try:
+            with contextlib.suppress(AdaDecodeError, OSError):
                 if not self._is_ours():
                     self.lost = True
                     return
                 self._content |= {"beat": self._content["beat"] + 1, "beat_at": _now()}
                 self._write()
-                renewed_at = time.monotonic()
-            except (AdaDecodeError, OSError):
-                if time.monotonic() - renewed_at > self._stale_s:
-                    self.lost = True
-                    return
 
     def _is_ours(self) -> bool:
-        return max(self._numbers(), default=0) == self._number
+        """Whether no other driver has taken the lease; raises RunFolderError when the folder does not tell."""
+        numbers = self._numbers()
+        if self._number in numbers and max(numbers) == self._number:
+            content = self._read(self._number)
+            if content is not None:
+                return content["owner"]["id"] == self._content["owner"]["id"]
+        elif numbers:
+            return False
+        raise RunFolderError(
+            f"{self._storage.location!r}: this driver's file {_name(self._number)} is not there any more, nor another's: "
+            "what is committed stays, and the same command continues"
+        )
 
     def _write(self) -> None:
         self._storage.replace(_name(self._number), _bytes(self._content))

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from adadecode.report.parity import (
     stored_disagreements,
 )
 from adadecode.report.row_checks import without_impossible_times
-from adadecode.report.schema import LOST_BY, PLAN, SAMPLES, VERIFY
+from adadecode.report.schema import PLAN, SAMPLES, VERIFY
 from adadecode.report.summary import ERROR_COLUMNS, NARROW, error_lines, num_owed, summarise
 from adadecode.report.tables import finding_lines
 from adadecode.runs.commits import commit_names
+from adadecode.runs.engines import engine_lines, mixed_experiments, num_engines, worker_facts
 from adadecode.runs.folder import committed_tables, read_commits, read_run
 from adadecode.runs.plan import num_missing, num_unplanned
 from adadecode.runs.run_checks import RunChecks, folder_lines
@@ -41,17 +42,18 @@ class RunResult:
     disagreements: list[str]  # of stored parity claims, and of workers
     errors: list[str]  # a line that says how many samples failed, and how; none without
     num_missing: int
+    engines: list[str] = field(default_factory=list)  # lines that say what computed the rows, and what is mixed
     contradictions: Sequence[str] = ()  # of the tables with themselves, with each other and with run.json
     status: str = "unknown"  # by run.json, unless rows are missing of what it calls complete
 
     def lines(self) -> list[str]:
-        """What stands under the table of the summary: parity, errors, what differs, and where the tables are."""
+        """What stands under the table: what was found, and where the tables are."""
         return [*self.findings(), f"tables: {self.folder}"]
 
     def findings(self) -> list[str]:
-        """Those of `lines` that say what was found."""
+        """Parity, errors, what differs, what contradicts itself, and what computed the rows."""
         found = finding_lines(self.summary, self.verify, self.errors)
-        return [*found, *self.disagreements, *self.contradictions]
+        return [*found, *self.disagreements, *self.contradictions, *self.engines]
 
     def problem_lines(self, resume: str | None = None) -> list[str]:
         """Why the exit code is not 0; none when it is. `resume` is the command that goes on, when it is known."""
@@ -136,17 +138,18 @@ def judge_run(location: str | Path, commits: Mapping[int, dict[str, Any]], plan:
     missing, status = num_missing(plan, committed.narrow, methods, repeats), str(run.get("status", "unknown"))
     result = RunResult(
         folder=str(location),
-        summary=summarise(committed.narrow, committed.verify),
+        summary=summarise(committed.narrow, committed.verify, num_engines(commits)),
         verify=committed.verify,
-        disagreements=mixed_weights(commits) + committed.disagreements,
+        disagreements=mixed_experiments(commits) + committed.disagreements,
         errors=error_lines(committed.narrow),
         num_missing=missing,
+        engines=engine_lines(commits),
         contradictions=folder_lines(run, commits, plan) + checks.lines(),
         status="incomplete, though run.json says complete" if missing and status == "complete" else status,
     )
     if missing or status != "complete":
         return result  # what was closed before has other rows by now
-    lines = closed_lines(open_storage(location), run, worker_processes(commits), result.summary, result.verify)
+    lines = closed_lines(open_storage(location), run, worker_facts(commits), result.summary, result.verify)
     return replace(result, contradictions=[*result.contradictions, *lines])
 
 
@@ -163,20 +166,6 @@ def _run_with_settings(location: str | Path) -> dict[str, Any]:
             "--out"
         )
     return run
-
-
-def mixed_weights(commits: Mapping[int, dict[str, Any]]) -> list[str]:
-    """A line that names the models behind `commits` when there are several; none for one."""
-    workers = [worker for worker in worker_processes(commits) if worker["worker_id"] != LOST_BY]
-    hashes = sorted({worker.get("model_hash", "unknown") for worker in workers})
-    return [f"shards were computed with different weights: {', '.join(hashes)}"] if len(hashes) > 1 else []
-
-
-def worker_processes(commits: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The facts of every worker process that made one of `commits`, each once."""
-    keys = ("worker_id", "host", "pid")
-    found = {tuple(commit["worker"].get(key) for key in keys): commit["worker"] for commit in commits.values()}
-    return list(found.values())
 
 
 @dataclass(frozen=True)

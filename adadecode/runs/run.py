@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from adadecode.provenance import provenance
+from adadecode.provenance import code_hash, git_sha, provenance
 from adadecode.records import Shard, ShardOutcome
+from adadecode.runs.engines import changed_code_notes, worker_facts
 from adadecode.runs.fingerprint import source_hashes
 from adadecode.runs.folder import RunFolder, read_commits, refuse_others_results
+from adadecode.runs.kernels import resume_kernels
 from adadecode.runs.lease import Lease
 from adadecode.runs.plan import make_plan, plan_hash, plan_table
-from adadecode.runs.result import RunResult, judge_run, worker_processes
+from adadecode.runs.result import RunResult, judge_run
+from adadecode.runs.starts import new_start, starts_of
 from adadecode.runs.storage import open_storage
 from adadecode.settings import EvalConfig
 from adadecode.tasks import expand_task, load_examples
@@ -22,7 +25,7 @@ from adadecode.tasks import expand_task, load_examples
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run whose folder is open and whose shards are known; `notes` say what had to be withdrawn to continue it."""
+    """A run whose folder is open and whose shards are known; `notes` say what is to be known before it goes on."""
 
     config: EvalConfig
     folder: RunFolder
@@ -55,12 +58,12 @@ def plan_run(config: EvalConfig) -> tuple[tuple[Shard, ...], pa.Table]:
 
 
 @contextlib.contextmanager
-def open_run(config: EvalConfig, out: str | Path | None) -> Generator[PreparedRun]:
+def open_run(config: EvalConfig, out: str | Path | None, command: str | None = None) -> Generator[PreparedRun]:
     """Plans the run and opens its folder, `results/<task>-<fingerprint>` when `out` is None.
 
     While the context lasts this process is the folder's only driver. What is damaged in the folder is withdrawn, so that
-    the run computes it again. Raises LeaseError when another driver is at work there, and RunFolderError when the folder
-    holds another run's results.
+    the run computes it again. run.json stores every start that computes, with the `command` a person would type for it.
+    Raises LeaseError when another driver is at work there, and RunFolderError when the folder holds another run's results.
     """
     shards, plan = plan_run(config)
     tasks = tuple(dict.fromkeys(shard.task for shard in shards))
@@ -70,32 +73,40 @@ def open_run(config: EvalConfig, out: str | Path | None) -> Generator[PreparedRu
         "config": config.model_dump(mode="json"),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "provenance": provenance() | {"hashes": hashes},
+        "starts": [],
     }
     location = str(out) if out else str(Path("results") / f"{config.task}-{fingerprint[:8]}")
     refuse_others_results(location, fingerprint, facts)
     with Lease(open_storage(location)) as lease:
         folder = RunFolder.open(location, fingerprint, facts)
-        folder.update_run(status="running")
+        run = folder.update_run(status="running")
         notes = folder.check_commits()
         if config.retry_errors and (num_withdrawn := folder.withdraw_errors()):
             notes.append(f"{num_withdrawn} shards with samples that failed are computed again")
         folder.write_table("plan.parquet", plan)
-        committed = {idx: ShardOutcome(**commit["outcome"]) for idx, commit in read_commits(location).items()}
+        commits = read_commits(location)
+        resume_kernels(folder.storage, commits)
+        if len(commits) < len(shards):  # a start that computes nothing is none
+            folder.update_run(starts=[*starts_of(run), new_start(config, command)])
+            notes += changed_code_notes(commits, code_hash(), git_sha())
+        committed = {idx: ShardOutcome(**commit["outcome"]) for idx, commit in commits.items()}
         yield PreparedRun(config, folder, tasks, shards, plan, lease, tuple(notes), committed)
 
 
 def close_run(prepared: PreparedRun) -> RunResult:
     """Writes verify.parquet and summary.parquet from the committed rows and sets the run's status.
 
-    What attempts that lost left behind is deleted once no planned row is missing.
+    What attempts that lost left behind is deleted once no planned row is missing. Raises LeaseError, and writes nothing,
+    when another driver has taken the run over.
     """
     prepared.lease.check()
     folder = prepared.folder
     commits = read_commits(folder.location)
     result = judge_run(folder.location, commits, prepared.plan)
+    prepared.lease.confirm()
     folder.write_table("verify.parquet", result.verify)
     folder.write_table("summary.parquet", result.summary)
-    folder.update_run(status="incomplete" if result.num_missing else "complete", workers=worker_processes(commits))
+    folder.update_run(status="incomplete" if result.num_missing else "complete", workers=worker_facts(commits))
     if not result.num_missing:
-        folder.delete_leftovers({commit["file"] for commit in commits.values()})
+        folder.sweep({commit["file"] for commit in commits.values()})
     return result

@@ -11,6 +11,7 @@ from adadecode.settings.configs import (
     TuneConfig,
     fingerprint_of,
 )
+from adadecode.settings.files import FileSettings
 from adadecode.settings.groups import (
     ORIGINAL_HEADS,
     DataSettings,
@@ -23,11 +24,14 @@ from adadecode.settings.groups import (
     Kernels,
     MethodName,
     ModelSettings,
+    PlacementSettings,
     Settings,
     allowed_errors,
+    flag_name,
+    members,
 )
 from adadecode.settings.policy import read_policy
-from adadecode.settings.reading import build_settings, given_flags, read_settings, settings_of
+from adadecode.settings.reading import build_settings, checked_decode, given_flags, read_settings, settings_of
 
 __all__ = [
     "ORIGINAL_HEADS",
@@ -38,6 +42,7 @@ __all__ = [
     "Domain",
     "Dtype",
     "EvalConfig",
+    "FileSettings",
     "Flag",
     "GenerateConfig",
     "HeadKind",
@@ -45,6 +50,7 @@ __all__ = [
     "Kernels",
     "MethodName",
     "ModelSettings",
+    "PlacementSettings",
     "Settings",
     "ShapeName",
     "TrainConfig",
@@ -52,8 +58,11 @@ __all__ = [
     "TuneConfig",
     "allowed_errors",
     "build_settings",
+    "checked_decode",
     "fingerprint_of",
+    "flag_name",
     "given_flags",
+    "members",
     "read_policy",
     "read_settings",
     "settings_of",

@@ -5,12 +5,24 @@ No module but this room knows a default: the flags, their help and docs/cli.md a
 
 import math
 import re
+import types
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self, TypeGuard
+from typing import Annotated, Any, Literal, Self, TypeGuard, Union, cast, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 
 from adadecode.methods import DEFAULT_METHODS, METHODS, REFERENCE
 
@@ -36,10 +48,64 @@ def is_mapping(value: object) -> TypeGuard[dict[str, Any]]:
     return isinstance(value, dict)
 
 
-class Settings(BaseModel):
-    """Values that stay as they were checked; a name that is not a setting is refused."""
+def flag_name(name: str, field: FieldInfo) -> str:
+    """The flag that gives setting `name`, such as `--max-drafts`: the name its `Flag` has, if any, else its own."""
+    named = next((given.name for given in field.metadata if isinstance(given, Flag)), None)
+    return "--" + (named or name).replace("_", "-")
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+def members(annotation: Any) -> Iterator[Any]:
+    """The types an annotation allows beside None, what they are annotated with left out."""
+    if get_origin(annotation) is Annotated:
+        yield from members(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, types.UnionType):
+        for part in get_args(annotation):
+            yield from members(part)
+    elif annotation is not type(None):
+        yield annotation
+
+
+class Settings(BaseModel):
+    """Values that stay as they were checked; a name that is not a setting is refused, and so is a number without end."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_a_flag_has_it(cls, value: Any, info: ValidationInfo) -> Any:
+        """`value`, split where it is text with commas for a list; raises ValueError for a boolean where none is meant."""
+        assert info.field_name is not None
+        field = cls.model_fields[info.field_name]
+        kinds = list(members(field.annotation))
+        parts: list[object] = [*cast("list[object]", value)] if isinstance(value, list | tuple) else [value]
+        if bool not in kinds and any(isinstance(part, bool) for part in parts):
+            raise ValueError(f"true and false mean nothing here{nothing_means(field)}")
+        if not all(_is_text(part) for part in parts if isinstance(part, str)):
+            raise ValueError("it has a character that no text has")
+        if not isinstance(value, str) or str in kinds:
+            return cast("object", value)
+        if value.lower() in NOTHINGS and (meaning := nothing_means(field)):
+            raise ValueError(f"is no value of it{meaning}")
+        if any(get_origin(kind) is tuple for kind in kinds):
+            split = tuple(part.strip() for part in value.split(","))
+            return split[0] if len(split) == 1 and len(kinds) > 1 else split
+        return value
+
+
+NOTHINGS = {"no", "off", "none", "false", "n"}
+
+
+def nothing_means(field: FieldInfo) -> str:
+    """What null is for a setting that may be null, as the end of a line; nothing for the others."""
+    unset = next((given.unset for given in field.metadata if isinstance(given, Flag)), None)
+    return f"; null means {unset}" if field.default is None and unset else ""
+
+
+def _is_text(value: str) -> bool:
+    try:
+        return b"\0" not in value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
 
 
 def increasing(exits: tuple[int, ...]) -> tuple[int, ...]:
@@ -73,9 +139,10 @@ def with_reference(methods: tuple[str, ...]) -> tuple[str, ...]:
 
 def number_or_auto(workers: Any) -> Any:
     """`workers`; raises ValueError unless it is a number from 1 on or `auto`."""
-    if workers != "auto" and (type(workers) is not int or workers < 1):
+    number = int(workers) if isinstance(workers, str) and re.fullmatch("[0-9]{1,9}", workers) else workers
+    if number != "auto" and (type(number) is not int or number < 1):
         raise ValueError("give a number from 1 on, or auto: as many as the cluster holds, also later")
-    return workers
+    return number
 
 
 def number_or_share(max_errors: Any) -> Any:

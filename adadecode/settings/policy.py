@@ -3,18 +3,26 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
+from pydantic import ValidationError
 
 from adadecode.demo import POLICY_FILE
 from adadecode.errors import UsageError
+from adadecode.settings.files import read_mapping
 from adadecode.settings.groups import DecodeSettings, is_mapping
+from adadecode.settings.problems import bad_values_line, unknown_line
+
+POLICIES = "give paper, demo or a YAML file of decode settings, such as `gamma: 0.7`"
+
+
+class PolicyError(UsageError):
+    """What is named as a policy is none."""
 
 
 def with_policy(values: dict[str, Any]) -> dict[str, Any]:
     """`values` of a configuration, those of its policy laid under `decode`.
 
     Unless `decode` names one it is `demo` for the demo's own weights, else `paper`. Of DecodeSettings what was set in them
-    is given. Raises UsageError for a policy that cannot be read.
+    is given. Raises PolicyError for what is no policy.
     """
     decode = values.get("decode", {})
     if isinstance(decode, DecodeSettings):
@@ -26,21 +34,26 @@ def with_policy(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "decode": {"policy": name, **read_policy(name), **decode}}
 
 
-def read_policy(name: str) -> dict[str, Any]:
-    """The decode settings of policy `name`: nothing for `paper`, whose settings are the defaults, else a YAML file's."""
+def read_policy(name: object) -> dict[str, Any]:
+    """The decode settings of policy `name`: nothing for `paper`, whose settings are the defaults, else a YAML file's.
+
+    Raises PolicyError for what is no policy, or has a bad value.
+    """
     if name == "paper":
         return {}
-    file = POLICY_FILE if name == "demo" else Path(name)
+    if not isinstance(name, str):
+        shown = "null" if name is None else repr(name)
+        raise PolicyError(f"--policy {shown}: {POLICIES}; leave it out for the default")
     try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(
-            f"--policy {name!r}: give paper, demo or a YAML file of decode settings ({' '.join(str(error).split())})"
-        ) from error
-    if not is_mapping(settings):
-        raise UsageError(f"--policy {name!r}: expected a mapping of decode settings, such as `gamma: 0.7`")
-    settings.pop("tuned", None)  # what `tune` says of it; decides nothing
-    unknown = set(settings) - set(DecodeSettings.model_fields)
-    if unknown:
-        raise UsageError(f"--policy {name!r}: {', '.join(sorted(map(str, unknown)))} is not among the decode settings")
-    return settings
+        settings = read_mapping(POLICY_FILE if name == "demo" else Path(name))
+    except UsageError as error:
+        raise PolicyError(f"--policy {name!r}: {POLICIES} ({error})") from None
+    settings = settings.without({"tuned"})  # what `tune` says of it; decides nothing
+    names = DecodeSettings.model_fields.keys() - {"policy"}
+    for unknown in settings.keys() - names:
+        raise PolicyError(f"--policy {name!r}: {unknown_line(unknown, settings.places[unknown], names)}")
+    try:
+        return DecodeSettings.model_validate(settings).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        line = bad_values_line(DecodeSettings, error, settings.places)
+        raise PolicyError(f"--policy {name!r}: {line}") from None

@@ -1,14 +1,16 @@
-"""Settings from flags and YAML files, each laid over those before it; a bad value becomes one line."""
+"""Settings from flags and files, each laid over those before it; a bad value becomes one line that says where it stands."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from adadecode.errors import UsageError
-from adadecode.settings.groups import DecodeSettings, Settings, is_mapping
-from adadecode.settings.policy import with_policy
+from adadecode.settings.files import FileSettings, read_mapping
+from adadecode.settings.groups import DecodeSettings, Settings
+from adadecode.settings.policy import PolicyError, with_policy
+from adadecode.settings.problems import bad_values_line, unknown_line
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
@@ -16,15 +18,15 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 def build_settings(
     kind: type[SettingsT], config_file: Path | None, flags: dict[str, Any], *, beside: type[Settings] | None = None
 ) -> SettingsT:
-    """`kind` from a YAML file overlaid with the flags that were given; a bad value becomes one line.
+    """`kind` from a file of settings overlaid with the flags that were given; a bad value becomes one line.
 
     What the file has that only a configuration of kind `beside` knows is left out: one file can serve both.
     """
-    values = {} if config_file is None else read_settings(config_file)
+    values = FileSettings({}, {}) if config_file is None else read_settings(config_file)
     if beside is not None:
-        values = {name: value for name, value in values.items() if name not in others_alone(beside, kind)}
+        values = values.without(others_alone(beside, kind))
     if "cells" in values:
-        raise UsageError(f"{config_file}: it has `cells`, which are a sweep's: run it with `adadecode sweep`")
+        raise UsageError(f"{values.places['cells']}: `cells` are a sweep's: run the file with `adadecode sweep`")
     return settings_of(kind, values, given_flags(flags))
 
 
@@ -38,41 +40,53 @@ def given_flags(flags: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value is not None}
 
 
-def read_settings(config_file: Path) -> dict[str, Any]:
-    """The mapping in a YAML file of settings."""
-    try:
-        loaded = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"{config_file}: cannot be read as YAML ({' '.join(str(error).split())})") from error
-    if not is_mapping(loaded) or not is_mapping(loaded.get("decode", {})):
-        raise UsageError(f"{config_file}: expected a mapping of settings, such as `task: gsm8k`, and one in `decode`")
-    return loaded
+def read_settings(config_file: Path) -> FileSettings:
+    """The mapping in a YAML file of settings, or that of a run's run.json; raises UsageError."""
+    return checked_decode(read_mapping(config_file))
 
 
-def settings_of(kind: type[SettingsT], *layers: dict[str, Any]) -> SettingsT:
+def checked_decode(settings: FileSettings) -> FileSettings:
+    """`settings`; raises UsageError unless their `decode` is a mapping and has none of what stands beside it."""
+    decode = settings.get("decode", FileSettings({}, {}))
+    if not isinstance(decode, FileSettings):
+        raise UsageError(f"{settings.places['decode']}: `decode` must be a mapping of settings, such as `gamma: 0.7`")
+    for name in decode.keys() & settings.keys():
+        raise UsageError(f"{settings.places[name]}: `{name}` stands in `decode` too ({decode.places[name]}); keep one")
+    return settings
+
+
+def settings_of(kind: type[SettingsT], *layers: Mapping[str, Any]) -> SettingsT:
     """`kind` from `layers` of settings, each laid over those before it.
 
     The settings of `decode` may also stand flat beside the others, as the flags do. A bad value becomes one line.
     """
-    values: dict[str, Any] = {}
-    decode: dict[str, Any] = {}
-    flat: set[str] = set(DecodeSettings.model_fields) if "decode" in kind.model_fields else set()
+    of_decode: set[str] = set(DecodeSettings.model_fields) if "decode" in kind.model_fields else set()
+    given: dict[str, Any] = {}
+    places: dict[str, str | None] = {}  # in which file and line, where it was in one
     for layer in layers:
-        layer = dict(layer)
-        decode |= layer.pop("decode", {}) if flat else {}
-        decode |= {name: layer.pop(name) for name in flat & layer.keys()}
-        values |= layer
-    if flat:
-        values = with_policy({**values, "decode": decode})
+        for part in _flat(layer) if of_decode else [layer]:
+            given |= part
+            places |= {name: part.places[name] if isinstance(part, FileSettings) else None for name in part}
+    names = {name for name in kind.model_fields if name != "decode" or not of_decode} | of_decode
+    for name in given.keys() - names:
+        raise UsageError(unknown_line(name, places[name], names))
+    values = {name: value for name, value in given.items() if name not in of_decode}
+    if of_decode:
+        values |= {"decode": {name: given[name] for name in of_decode & given.keys()}}
     try:
-        return kind.model_validate(values)
+        return kind.model_validate(with_policy(values) if of_decode else values)
+    except PolicyError as error:
+        place = places.get("policy")
+        raise UsageError(f"{error}" if place is None else f"{place}: {str(error).removeprefix('--')}") from None
     except ValidationError as error:
-        raise UsageError("; ".join(_one_line(problem) for problem in error.errors())) from None
+        raise UsageError(bad_values_line(kind, error, places)) from None
 
 
-def _one_line(problem: Any) -> str:
-    names = [part for part in problem["loc"] if isinstance(part, str)]  # the others count items of a list
-    flag = "--" + names[-1].replace("_", "-") if names else "settings"
-    value = problem["input"]
-    shown = ",".join(map(str, cast("tuple[object, ...]", value))) if isinstance(value, tuple) else repr(value)
-    return f"{flag}{'' if isinstance(value, dict) else f' {shown}'}: {problem['msg'].removeprefix('Value error, ')}"
+def _flat(layer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The settings in `decode` of `layer`, and those beside it."""
+    decode = layer.get("decode", {})
+    if isinstance(decode, DecodeSettings):
+        decode = decode.model_dump(exclude_unset=True)
+    if isinstance(layer, FileSettings):
+        return [decode, layer.without({"decode"})]
+    return [decode, {name: value for name, value in layer.items() if name != "decode"}]

@@ -147,7 +147,8 @@ def find_part(model: DecoderModel, chunk: Chunk, config: TrainConfig, out: Path,
         say(f"{path.name} is damaged: generating again")
         return None
     stored = {key.decode(): value.decode() for key, value in (found.metadata or {}).items()}
-    stored.setdefault("kernels", "auto")  # parts that earlier versions stored do not say
+    if stored.get("kernels", "auto") == config.kernels == "auto":
+        stored["kernels"] = model.kernels  # an earlier version stored the part, and not what auto came to
     differing = [name for name, value in _made_from(model, chunk, config).items() if stored.get(name) != value]
     if differing and config.outputs is not None:
         raise RunFolderError(
@@ -216,7 +217,7 @@ def _made_from(model: DecoderModel, chunk: Chunk, config: TrainConfig) -> dict[s
         "base_model_hash": model.model_hash,
         "dtype": str(model.dtype).removeprefix("torch."),
         "eos_token_ids": json.dumps(sorted(model.eos_token_ids)),
-        "kernels": config.kernels,  # at a near tie others may choose the other token
+        "kernels": model.kernels,  # never `auto`; at a near tie others may choose the other token
         "max_new_tokens": str(config.max_new_tokens),
         "prompts_hash": hash_ids(chunk.prompts),
     }

@@ -48,6 +48,8 @@ DECISIVE = {
 def train_from_config(config: TrainConfig, out: Path, say: Say) -> HeadFacts:
     """Trains the heads `config` describes into `out`, in this process; returns their facts."""
     model, tokenizer = load_base(config)
+    for line in model.chosen_kernels.lines():
+        say(line)
     return train_heads(model, TaskPrompts(config, tokenizer), config, out, say)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adadecode.methods import REFERENCE, baselines
-from adadecode.report.stats import paired_speedups
+from adadecode.report.stats import fastest, geomean_speedup, mean_log_s, total_s, total_speedup
 from adadecode.tuning.contenders import Contender
 from adadecode.tuning.costs import Costs
 from adadecode.tuning.result import ContenderResult, TuneRow
@@ -26,15 +26,17 @@ def compare_contenders(
     """
     keys = sorted({(row.task, row.sample_id, row.repeat) for row in rows})
     prompts = {key: idx for idx, key in enumerate(dict.fromkeys((task, sample) for task, sample, _ in keys))}
-    prompt_idx = [prompts[task, sample] for task, sample, _ in keys]
+    prompt_idx = np.array([prompts[task, sample] for task, sample, _ in keys])
     times = _comparable_times(rows)
-    decode_s = {one.name: [times[one.name, *key] for key in keys] for one in contenders}
-    faster = min(baselines(), key=lambda name: sum(decode_s[name]))
+    decode_s = {one.name: np.array([times[one.name, *key] for key in keys]) for one in contenders}
+    geomean_over, total_over = (fastest(by, baselines(), prompt_idx, decode_s) for by in (mean_log_s, total_s))
     results = []
     for contender in contenders:
         of_contender = [row for row in rows if row.variant == contender.name]
-        speedups = paired_speedups(prompt_idx, decode_s[faster], decode_s[contender.name])
-        assert speedups is not None
+        speedup = geomean_speedup(prompt_idx, decode_s[geomean_over], decode_s[contender.name])
+        speedup_total = total_speedup(prompt_idx, decode_s[total_over], decode_s[contender.name])
+        assert speedup is not None, contender
+        assert speedup_total is not None, contender
         same = alike.get(contender.name)
         drafted = sum(row.num_drafted for row in of_contender)
         num_tokens = sum(row.output_len - 1 for row in of_contender)
@@ -43,8 +45,8 @@ def compare_contenders(
             ContenderResult(
                 variant=contender.name,
                 tokens_per_s=num_tokens / sum(row.decode_s for row in of_contender),
-                speedup=speedups.geomean,
-                speedup_total=speedups.total,
+                speedup=speedup,
+                speedup_total=speedup_total,
                 predicted_speedup=None if candidate is None else speedup_of(unseen.gains(candidate, costs)),
                 acceptance_rate=sum(row.num_accepted for row in of_contender) / drafted if drafted else None,
                 layers_per_token=sum(row.layers_run for row in of_contender) / num_tokens,

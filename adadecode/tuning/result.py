@@ -39,6 +39,7 @@ class TuneRow:
 class ContenderResult:
     """One contender on the held-out prompts: `speedup` is the geometric mean over prompts, `speedup_total` of sums.
 
+    Each is over the vanilla that is faster by it.
     Of its `num_checked` outputs `num_exact` are vanilla's; of `num_replayed` prompts the replay made the engine's calls on
     `num_replayed_alike`. Those and the prediction are None where its heads were not traced.
     """
@@ -46,7 +47,7 @@ class ContenderResult:
     variant: str
     tokens_per_s: float
     speedup: Estimate
-    speedup_total: Estimate
+    speedup_total: float
     predicted_speedup: float | None
     acceptance_rate: float | None
     layers_per_token: float

@@ -63,6 +63,8 @@ def tune_from_config(config: TuneConfig, out: Path, say: Say) -> TuneResult:
             "make some with `adadecode train-heads --kind original`"
         )
     model, tokenizer = load_model(config)
+    for line in model.chosen_kernels.lines():
+        say(line)
     prompts = [
         Prompt(task, example.sample_id, encode_prompt(tokenizer, example))
         for task, found in examples.items()
@@ -78,7 +80,8 @@ def tune(subject: TuneSubject, prompts: list[Prompt], out: Path, say: Say) -> Tu
     is returned. Progress goes to `say`.
     """
     make_folder(out)
-    check_rows_independent(subject.model, subject.space.width)
+    longest = (len(prompt.token_ids) + subject.space.max_new_tokens for prompt in prompts)
+    check_rows_independent(subject.model, subject.space.width, tuple(longest))
     traces = traced(subject, prompts, out / TRACE, say)
     tuned_on, held_out = split(traces, subject.config.held_out, subject.config.seed)
     check_enough(len(tuned_on), len(held_out), len(prompts))

@@ -90,7 +90,7 @@ def measure(num_samples: int, shard_size: int, folder: Path) -> dict[str, Any]:
             rows = rows_of(shard, tokens)
             started = time.perf_counter()
             facts = {"worker_id": "worker-0", "model_hash": "m"}
-            assert prepared.folder.commit_shard(shard.task, shard.shard_idx, rows, facts, "attempt")
+            assert prepared.folder.commit_shard(shard.shard_idx, rows, facts, "attempt")
             in_commit_s += time.perf_counter() - started
         committed, before_close = time.perf_counter(), peak_bytes()
         result = close_run(prepared)

@@ -7,11 +7,13 @@ import threading
 import pytest
 
 from adadecode.errors import AdaDecodeError, ExitHeadsError, ResourcesError
+from adadecode.kernels.library import load_library
 from adadecode.runs.folder import read_commits
 from adadecode.settings import DecodeSettings, EvalConfig
 from ray_jobs.scheduler import Limits
 from tests.integration.chaos.faults import evaluator_pids
 from tests.integration.runs import Recorder, deterministic, run_in_process, run_on_cluster
+from tests.models import needs_compiler
 
 
 @pytest.fixture
@@ -43,6 +45,24 @@ def test_two_actors_commit_the_tables_of_a_local_run(ray_cluster, config, tmp_pa
     assert {state.phase for states in observer.workers for state in states} >= {"starting", "working"}
     run_in_process(config, tmp_path / "local")
     assert deterministic(tmp_path / "ray").equals(deterministic(tmp_path / "local"))
+
+
+@needs_compiler
+def test_actors_take_the_kernels_that_the_run_came_to_elsewhere(ray_cluster, config, tmp_path, monkeypatch):
+    config, out = config.model_copy(update={"dtype": "float32"}), tmp_path / "run"
+    load_library.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setenv("CXX", "/nowhere/no-such-g++")
+        run_in_process(config, out)
+    load_library.cache_clear()
+    (out / "commits" / "00000.json").unlink()
+    observer = Recorder()
+    assert run_on_cluster(config, out, observer=observer).num_missing == 0
+    commits = read_commits(out)
+    assert commits[0]["worker"]["worker_id"] in ("worker-0", "worker-1")
+    assert {commit["worker"]["kernels"] for commit in commits.values()} == {"eager"}
+    (line,) = [line for line in observer.lines if line.startswith("kernels: ")]
+    assert "no-such-g++ cannot compile" in line
 
 
 @pytest.mark.chaos

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from adadecode.errors import EXIT_USAGE, RunFolderError
-from adadecode.files import make_folder, short_hash, stored_beside, whole_file, write_whole
+from adadecode.files import make_folder, make_lasting, short_hash, stored_in, whole_file, write_whole
 from adadecode.records import Example
 from adadecode.runs.fingerprint import hash_folder
 from adadecode.runs.plan import make_plan, plan_hash, plan_table
@@ -87,11 +87,22 @@ def test_what_a_killed_writer_left_is_overwritten_by_the_next(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_file_stored_beside_another_is_gone_when_it_was_not_renamed(tmp_path):
-    with stored_beside(tmp_path / "below" / "a", b"content") as temporary:
+def test_a_file_stored_for_another_is_hidden_and_gone_when_it_was_not_renamed(tmp_path):
+    with stored_in(tmp_path / "below", "a", b"content") as temporary:
         assert temporary.parent == tmp_path / "below"
+        assert temporary.name.startswith(".a.")
         assert temporary.read_bytes() == b"content"
     assert list((tmp_path / "below").iterdir()) == []
+
+
+def test_every_folder_that_is_made_is_on_disk_with_its_name(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr("adadecode.files.sync_folder", synced.append)
+    make_lasting(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    assert set(synced) == {tmp_path, tmp_path / "a"}
+    make_lasting(tmp_path / "a" / "b")
+    assert len(synced) == 2
 
 
 def test_a_folder_is_made_with_those_above_it_and_may_be_there(tmp_path):

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_provenance_names_versions_revision_and_platform():
     facts = provenance.provenance()
-    assert list(facts) == ["adadecode", "packages", "platform", "git_sha", "git_dirty"]
+    assert list(facts) == ["adadecode", "packages", "platform", "code_hash", "git_sha", "git_dirty"]
     assert facts["adadecode"] == __version__
     assert facts["packages"]["torch"] == importlib.metadata.version("torch")
     assert facts["git_sha"] is None or re.fullmatch("[0-9a-f]{40}", facts["git_sha"])
@@ -27,7 +28,7 @@ def test_a_package_that_is_not_installed_is_left_out(monkeypatch):
 
 def test_a_copy_that_git_does_not_track_has_no_revision(tmp_path):
     (tmp_path / "adadecode").mkdir()
-    for name in ("__init__.py", "provenance.py"):
+    for name in ("__init__.py", "errors.py", "files.py", "provenance.py", "version.py"):
         (tmp_path / "adadecode" / name).write_bytes((ROOT / "adadecode" / name).read_bytes())
     code = (
         "from adadecode.provenance import provenance; facts = provenance(); print(facts['git_sha'], facts['git_dirty'])"
@@ -43,3 +44,23 @@ def test_the_processor_has_a_name_and_a_driver_that_nobody_tells_is_none(monkeyp
     assert provenance.cpu_name()
     monkeypatch.setenv("PATH", "")
     assert provenance.gpu_driver() is None
+
+
+def test_the_hash_of_the_code_is_of_what_decodes_and_of_nothing_else(tmp_path):
+    def hash_of(changed: str | None = None) -> str:
+        copy = tmp_path / (changed or "as it is").replace("/", "-") / "adadecode"
+        shutil.copytree(ROOT / "adadecode", copy, ignore=shutil.ignore_patterns("__pycache__", "demo", "recipes"))
+        if changed is not None:
+            with (copy / changed).open("a", encoding="utf-8") as file:
+                file.write("\n")
+        code = "from adadecode.provenance import code_hash; print(code_hash())"
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, cwd=copy.parent, capture_output=True, text=True, check=True).stdout.strip()
+
+    same = hash_of()
+    assert same == provenance.code_hash()
+    others = [
+        hash_of(name) for name in ("engine/generate.py", "kernels/native.cpp", "kernels/step.py", "model/load.py")
+    ]
+    assert len({same, *others}) == 5
+    assert hash_of("report/tables.py") == hash_of("kernels/new.txt") == same

@@ -112,7 +112,7 @@ def test_heads_of_another_model_are_one_line(eval_error, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("gama: 0.5\n", "--gama 0.5: Extra inputs"),
+        ("gama: 0.5\n", "line 1: there is no setting `gama`; did you mean `gamma`?"),
         ("- 1\n", "expected a mapping"),
         ("a: [\n", "cannot be read as YAML"),
     ],

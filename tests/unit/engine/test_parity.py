@@ -16,6 +16,7 @@ from adadecode.engine.transformers import generate_with_transformers
 from adadecode.errors import RowsDependentError
 from adadecode.kernels.eager import EagerStep
 from adadecode.kernels.layers import layer_step
+from adadecode.kernels.native import NativeStep
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads, HeadTensors
 from adadecode.records import Generation
@@ -26,6 +27,7 @@ from tests.models import (
     KERNELS,
     KERNELS_AND_DTYPES,
     NATIVE_DTYPES,
+    needs_compiler,
     random_gates,
     random_heads,
     random_transforms,
@@ -170,8 +172,7 @@ class RaggedStep(EagerStep):
 
     def segment(self, start: int, stop: int) -> None:
         *token_ids, lo, hi, first_position = self.control.tolist()
-        rows = EagerStep(self.weights, self._prefill, hi - lo, self.cache.num_columns)
-        rows.cache = self.cache
+        rows = EagerStep(self.weights, self._prefill, hi - lo, self.cache)
         rows.hidden.copy_(self.hidden[lo:hi])
         rows.begin(first_position + lo)
         rows.put(0, token_ids[lo:hi])
@@ -182,7 +183,7 @@ class RaggedStep(EagerStep):
 class RaggedDecoder(DecoderModel):
     def new_step(self, width: int, num_positions: int) -> EagerStep:
         step = super().new_step(width, num_positions)
-        return RaggedStep(self.weights, self.steps.prefill, width, step.cache.num_columns)
+        return RaggedStep(self.weights, self.steps.prefill, width, step.cache)
 
 
 def test_without_static_shapes_the_bits_of_eager_kernels_differ():
@@ -216,3 +217,64 @@ def test_float32_tokens_equal_transformers_generate(family, tied, kernels):
             ours = generate(model, Request(prompt, 50), Policy(rows=width)).generation
             assert ours.output_token_ids == oracle.output_token_ids
             assert ours.finish_reason == oracle.finish_reason
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("context_len", [2, 3, 4, 16, 17, 40, 86, 87, 200])
+def test_the_row_check_stays_within_a_context_shorter_than_its_rows(kernels, context_len, monkeypatch):
+    """W = 72 rows after a prompt would stand up to position 151; the rotary table ends 65 past the context."""
+    monkeypatch.setattr(EagerStep, "run", _run_within_the_context(EagerStep.run, context_len))
+    monkeypatch.setattr(NativeStep, "run", _run_within_the_context(NativeStep.run, context_len))
+    model = tiny_model(num_layers=1, context_len=context_len, kernels=kernels)
+    check_rows_independent(model, 72)
+    check_rows_independent(model, 1)
+
+
+def _run_within_the_context(run, context_len: int):
+    """`run` of a step, where every row must stand in the context."""
+
+    def checked(step, lo: int, hi: int, start: int, stop: int) -> None:
+        first_position = step._first_position if isinstance(step, NativeStep) else int(step._host[-1])
+        assert 0 <= first_position + lo < first_position + hi <= context_len
+        run(step, lo, hi, start, stop)
+
+    return checked
+
+
+@needs_compiler
+def test_a_row_past_the_rotary_table_is_refused_before_it_is_read():
+    model = tiny_model(num_layers=1, context_len=16, kernels="native")
+    step = model.new_step(72, 150)
+    step.begin(len(model.weights.rotary[0]) - 1)
+    step.put(0, [1, 2])
+    step.run(0, 1, 0, 1)
+    with pytest.raises(IndexError, match=r"2 rows from position 80 on, of 81"):
+        step.run(0, 2, 0, 1)
+
+
+def test_the_row_check_is_made_for_each_number_of_columns_once(monkeypatch):
+    model, seen = tiny_model(num_layers=1), list[int]()
+    monkeypatch.setattr(
+        "adadecode.engine.invariance._check_at", lambda model, width, num_positions, first: seen.append(num_positions)
+    )
+    check_rows_independent(model, 8, (60, 62, 100, 5000))
+    assert [model.num_columns(min(num, 1024)) for num in seen] == [64, 128, 1088]
+
+
+def leaky_at(num_columns: int):
+    """A layer step whose rows depend on each other where there are `num_columns` columns."""
+
+    def leaky(weights, shape, hidden, rotary, columns, mask, keys, values):
+        out = layer_step(weights, shape, hidden, rotary, columns, mask, keys, values)
+        return out + hidden.mean() if keys.shape[1] == num_columns else out
+
+    return leaky
+
+
+def test_a_number_of_columns_at_which_rows_depend_on_each_other_is_found_where_a_request_needs_it():
+    model = tiny_model(num_layers=1)
+    model.steps.layer_step = leaky_at(448)
+    check_rows_independent(model, 8)
+    check_rows_independent(model, 8, (300, 500))
+    with pytest.raises(RowsDependentError, match=r"W = 8 and S = 448"):
+        check_rows_independent(model, 8, (300, 420, 500))

@@ -3,6 +3,9 @@
 import gc
 import json
 import math
+import os
+import subprocess
+import sys
 import weakref
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -15,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Regex, pre_tokenizers
 
 from adadecode.engine.drafters import HeadDrafter
-from adadecode.errors import DeviceLostError
+from adadecode.errors import DeviceLostError, RowsDependentError
 from adadecode.evaluation.failures import MAX_MESSAGE_LEN, Failure, failure_of, result_or_failure
 from adadecode.evaluation.worker import Worker, evaluate_shard
 from adadecode.records import Example, Shard
@@ -23,8 +26,9 @@ from adadecode.report.schema import SAMPLES
 from adadecode.runs.folder import read_samples
 from adadecode.settings import DecodeSettings, EvalConfig
 from tests.folders import save_tiny_heads, save_tiny_model, word_tokenizer, write_prompts
-from tests.models import random_heads, tiny_model
+from tests.models import needs_compiler, random_heads, tiny_model
 
+ROOT = Path(__file__).parents[3]
 METHODS = ("vanilla", "vanilla-w1", "adadecode")
 IDENTITY = {"run_id", "task", "sample_id", "method", "repeat", "shard", "status", "reference", "lossy", "order_idx"}
 IDENTITY |= {"worker_id", "attempt", "started_at", "finish_reason", "error_type", "error_message"}
@@ -268,3 +272,108 @@ def test_a_message_is_one_line_of_bounded_length():
     assert failure.error_message == "a b" + "c" * (MAX_MESSAGE_LEN - 3)
     assert failure_of(ValueError()) == Failure("ValueError", "ValueError()", False)
     json.dumps(asdict(failure))
+
+
+UNDER_A_LIMIT = """
+import resource
+from pathlib import Path
+from adadecode.evaluation.worker import Worker, evaluate_shard
+from adadecode.records import Example, Shard
+from adadecode.settings import DecodeSettings, EvalConfig
+from tests.folders import word_tokenizer
+from tests.models import random_heads, tiny_model
+
+sizes = {"intermediate_size": 4096, "num_key_value_heads": 4, "head_dim": 64}
+model = tiny_model(kernels="native", num_layers=2, context_len=70_000, **sizes)
+decode = DecodeSettings(gamma=0.02, max_new_tokens=4, exits=(1,))
+config = EvalConfig(model="tiny", task="jsonl", methods=("vanilla", "adadecode"), decode=decode, dtype="float32")
+worker = Worker("w0", config, model, word_tokenizer(97), {"jsonl": random_heads(model, (1,))}, 8)
+
+def evaluate(*lengths):
+    examples = tuple(Example(str(length), " ".join(["w7"] * length), None) for length in lengths)
+    return evaluate_shard(worker, Shard(0, "jsonl", examples))
+
+evaluate(5)
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 64 * 2**20,) * 2)
+for row in evaluate(3000, 60_000, 6):
+    print(row.sample_id, row.method, row.status, row.parity, row.error_type, row.error_message)
+"""
+
+
+@needs_compiler
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the limit is set from what the process uses")
+def test_native_kernels_that_find_no_memory_are_an_error_row_and_the_next_sample_is_decoded():
+    """64 MiB: a prompt of 3,000 tokens fits in blocks of rows, not as a whole; the cache of one of 60,000 does not."""
+    found = subprocess.run(
+        [sys.executable, "-c", UNDER_A_LIMIT],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert found.returncode == 0, found.stderr
+    lines = found.stdout.splitlines()
+    words = {tuple(line.split()[:2]): line.split()[2:] for line in lines}
+    assert len(words) == 6, lines
+    for length in ("3000", "6"):
+        assert words[length, "vanilla"] == ["ok", "None", "None", "None"]
+        assert words[length, "adadecode"] == ["ok", "exact", "None", "None"]
+    for method in ("vanilla", "adadecode"):
+        status, _, error_type, *message = words["60000", method]
+        assert (status, error_type) == ("error", "RuntimeError")
+        assert "can't allocate memory" in " ".join(message)
+
+
+def test_rows_that_depend_on_each_other_at_the_columns_of_one_prompt_end_the_run(cli, tiny, tmp_path, monkeypatch):
+    """The check at load has no prompt yet; that of 500 tokens needs a step of 512 columns."""
+
+    def check(model, width, num_positions):
+        if model.num_columns(num_positions[0]) == 512:
+            raise RowsDependentError("a row's bits depend on its slot")
+
+    monkeypatch.setattr("adadecode.evaluation.worker.check_rows_independent", check)
+    data = write_prompts(tmp_path / "p.jsonl", ["w5 w6", " ".join(["w7"] * 500)])
+    flags = tiny.flags(data_file=data, max_new_tokens=6, kernels="eager")
+    result = cli("eval", "--local", *flags, "--out", tmp_path / "run")
+    assert result.exit_code == 1
+    assert "a row's bits depend on its slot" in result.stderr
+
+
+@pytest.mark.parametrize("kernels", ["eager", pytest.param("native", marks=needs_compiler)])
+def test_each_number_of_columns_a_run_needs_is_checked_once(monkeypatch, kernels):
+    model, seen = tiny_model(kernels=kernels), list[int]()
+    decode = DecodeSettings(max_new_tokens=20)
+    config = EvalConfig(model="tiny", task="jsonl", methods=("vanilla", "vanilla-w1"), decode=decode, dtype="float32")
+    worker = Worker("w0", config, model, word_tokenizer(97), {}, 8)
+    monkeypatch.setattr(
+        "adadecode.evaluation.worker.check_rows_independent",
+        lambda model, width, num_positions: seen.append(model.num_columns(*num_positions)),
+    )
+    prompts = [" ".join(["w7"] * length) for length in (2, 5, 90, 200, 95, 2)]
+    rows = evaluate_shard(worker, Shard(0, "jsonl", tuple(Example(str(i), p, p) for i, p in enumerate(prompts))))
+    assert {row.status for row in rows} == {"ok"}
+    assert seen == ([64, 128, 256] if kernels == "eager" else [64]), "to native kernels columns are no shape"
+
+
+@pytest.mark.parametrize("command", ["eval", "bench", "tune", "generate"])
+def test_a_model_without_finite_logits_is_one_line_in_every_command(cli, tiny, tmp_path, command):
+    model = save_tiny_model(tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = math.nan
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    heads = save_tiny_heads(tmp_path / "heads", model, (1, 2))
+    common = ["--model", model, "--heads", heads, "--dtype", "float32", "--threads", 1]
+    data = ["--task", "jsonl", "--data-file", tiny.prompts]
+    flags = {
+        "eval": [*common, *data, "--local", "--out", tmp_path / "out"],
+        "bench": [*common, *data],
+        "tune": [*common, *data, "--out", tmp_path / "out"],
+        "generate": [*common, "w5 w6"],
+    }
+    result = cli(command, *flags[command])
+    assert result.exit_code == 2
+    [line] = [line for line in result.stderr.splitlines() if "not finite" in line]
+    assert "in float32" in line
+    assert "model.layers.1.mlp.up_proj.weight holds NaN or infinity; check the checkpoint" in line

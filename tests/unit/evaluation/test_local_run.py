@@ -191,18 +191,27 @@ def test_a_rerun_computes_nothing_and_changes_nothing(copied, rerun):
     assert data_times(copied) == times
 
 
-def test_a_deleted_commit_is_the_only_shard_computed_again(copied, rerun):
+def test_a_deleted_commit_is_made_again_of_its_data(copied, rerun):
+    before, times = contents(copied), data_times(copied)
     (copied / "commits" / "00001.json").unlink()
+    result = rerun(copied)
+    assert result.exit_code == 0
+    assert "3 done before, 0 to do" in result.stdout
+    assert contents(copied) == before
+    assert times.items() - data_times(copied).items() == {("commits/00001.json", times["commits/00001.json"])}
+
+
+def test_a_deleted_data_file_is_the_only_shard_computed_again(copied, rerun):
+    (copied / "samples" / "part-00001.parquet").unlink()
     before, times = contents(copied), data_times(copied)
     result = rerun(copied)
     assert result.exit_code == 0
     assert "2 done before, 1 to do" in result.stdout
     new = contents(copied).keys() - before.keys()
-    assert len(new) == 2
-    assert {Path(name).name[:10] for name in new} == {"00001.json", "part-00001"}
-    gone = times.keys() - data_times(copied).keys()
-    assert {Path(name).name[:10] for name in gone} == {"part-00001"}, "no commit names it any more"
-    assert {name: time for name, time in times.items() if name not in gone}.items() <= data_times(copied).items()
+    assert new == {"samples/part-00001.parquet", "samples/part-00001-1.parquet", "commits/00001-1.json"}
+    assert pq.read_table(copied / "samples" / "part-00001.parquet").num_rows == 0
+    changed = dict(times.items() - data_times(copied).items())
+    assert changed.keys() == {"commits/00001.json"}, "it says now that it is withdrawn"
     assert read_samples(copied).num_rows == NUM_PROMPTS * len(METHODS) * 2
 
 

@@ -5,6 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from adadecode.runs.run import close_run, open_run
 from adadecode.settings import EvalConfig
 from tests.folders import write_prompts
 
+ROOT = Path(__file__).parents[3]
 PROGRAM = [sys.executable, "-c", "from adadecode.cli.main import main; main()"]
 REPEATS, NUM_PROMPTS = 40, 8
 
@@ -88,23 +90,32 @@ def test_a_complete_run_is_not_called_complete_while_what_was_withdrawn_is_missi
     assert read_run(out)["status"] == "incomplete"
 
 
-def test_the_first_signal_asks_the_second_ends_and_then_nothing_is_heeded():
+def test_the_first_signal_asks_the_second_ends_and_while_the_run_is_closed_one_more_is_noted():
     lines: list[str] = []
-    before = signal.getsignal(signal.SIGINT)
-    with StopRequest(60, lines.append) as stop:
+    before = signal.getsignal(signal.SIGINT), signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    noted = threading.Event()
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if "being closed" in line:
+            noted.set()
+
+    with StopRequest(60, say) as stop:
         assert not stop()
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)  # while the run is being closed
+        assert noted.wait(60)
     assert lines == [
         "SIGTERM: no more shards are begun; those in flight have 60 s (--grace); again: stop at once",
+        "SIGINT: the run is being closed; again, or in 60 s: end without its tables",
     ]
-    assert signal.getsignal(signal.SIGINT) is before
+    assert (signal.getsignal(signal.SIGINT), signal.pthread_sigmask(signal.SIG_BLOCK, [])) == before
 
 
-def test_once_the_run_is_being_closed_neither_signals_nor_the_end_of_the_grace_period_are_heeded():
+def test_once_the_run_is_being_closed_the_end_of_the_grace_period_is_not_heeded_and_the_next_run_heeds_all():
     with StopRequest(0.05, lambda line: None) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         stop.end()
@@ -113,6 +124,39 @@ def test_once_the_run_is_being_closed_neither_signals_nor_the_end_of_the_grace_p
         stop.install()  # the next cell of a sweep
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+HANGS = """
+import ctypes, os, sys
+from adadecode.evaluation import stop
+stop.CLOSING_S = float(sys.argv[1])
+with stop.StopRequest(60, lambda line: print(line, flush=True)) as request:
+    request.end()
+    print("closing", flush=True)
+    read_fd, write_fd = os.pipe()
+    while True:  # as in a request to a disk that is gone: no line of Python runs in this thread
+        ctypes.CDLL(None).read(read_fd, ctypes.create_string_buffer(1), 1)
+"""
+
+
+@pytest.mark.parametrize(("closing_s", "signals"), [(60, [signal.SIGTERM, signal.SIGINT]), (0.01, [signal.SIGINT])])
+def test_a_close_that_hangs_is_ended_by_a_second_signal_or_after_a_while(closing_s, signals):
+    command = [sys.executable, "-c", HANGS, str(closing_s)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in (str(ROOT), *sys.path) if path)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "closing\n"
+        for number in signals:
+            process.send_signal(number)
+            if number == signals[0]:
+                line = process.stdout.readline()
+                assert (
+                    line
+                    == f"{number.name}: the run is being closed; again, or in {closing_s} s: end without its tables\n"
+                )
+        last = process.stdout.read()
+        assert process.wait() == 4
+    assert last == "ended before the run was closed; what is committed stays, and the same command continues\n"
 
 
 def test_the_end_of_the_grace_period_ends_the_run():

@@ -202,19 +202,19 @@ def test_cells_beside_a_grid_are_one_line(sweep_error, sweep_file, flags):
         ({"a/b": {"gamma": 0.5}}, "cell 'a/b': a cell's name"),
         ({"..": {"gamma": 0.5}}, "cell '..': a cell's name"),
         ({"": {"gamma": 0.5}}, "cell '': a cell's name"),
-        ({8: {"gamma": 0.5}}, "cell 8: a cell's name"),
         ({"sweep.parquet": {"gamma": 0.5}}, "cell 'sweep.parquet': a cell's name"),
         ({"a": {"gamma": 0.5}, "b": {}}, "cell 'b': expected a mapping of settings that differ"),
         ({"a": None}, "cell 'a': expected a mapping of settings that differ"),
         ({"a": 0.5}, "cell 'a': expected a mapping of settings that differ"),
-        ({"a": {"decode": 0.5}}, "cell 'a': expected a mapping of settings that differ"),
-        ({"a": {"gamma": 0.5}, "b": {"gama": 0.5}}, "cell 'b': --gama 0.5: Extra inputs are not permitted"),
-        ({"a": {"gamma": 0.5}, "b": {"gamma": 1.5}}, "cell 'b': --gamma 1.5: the exit threshold must lie in [0, 1]"),
+        ({"a": {"decode": 0.5}}, "`decode` must be a mapping of settings"),
+        ({"a": {"gamma": 0.5, "decode": {"gamma": 0.5}}}, "`gamma` stands in `decode` too"),
+        ({"a": {"gamma": 0.5}, "b": {"gama": 0.5}}, "there is no setting `gama`; did you mean `gamma`?"),
+        ({"a": {"gamma": 0.5}, "b": {"gamma": 1.5}}, ": gamma '1.5': the exit threshold must lie in [0, 1]"),
         ({"a": {"gamma": 0.5}, "b": {"heads": "none"}}, "cell 'b': --heads 'none': not a folder"),
         ({"a": {"gamma": 0.5}, "b": {"exits": [1, 3]}}, "cell 'b': --exits 1,3: there are no heads at [3]; those in '"),
         ({"a": {"heads": "original", "head": "shortlist"}}, "cell 'a': settings: --heads original is the model's own"),
-        ({"a": {"methods": ["adadecode"]}}, "cell 'a': --methods"),
-        ({"a": {"cells": {"b": {"gamma": 0.5}}}}, "cell 'a': --cells"),
+        ({"a": {"methods": ["adadecode"]}}, ": methods adadecode: methods must be distinct"),
+        ({"a": {"cells": {"b": {"gamma": 0.5}}}}, "there is no setting `cells`"),
     ],
     ids=str,
 )
@@ -238,7 +238,7 @@ def test_a_null_in_a_cell_takes_a_setting_of_the_file_back(sweep_file):
 
 def test_eval_names_the_command_that_takes_cells(usage_error, sweep_file, tmp_path):
     line = usage_error("eval", "--config", sweep_file({"a": {"gamma": 0.5}}), "--out", tmp_path / "run")
-    assert "it has `cells`, which are a sweep's: run it with `adadecode sweep`" in line
+    assert "`cells` are a sweep's: run the file with `adadecode sweep`" in line
 
 
 def test_the_ablation_is_the_papers_policy_in_every_cell_and_lossy_in_one():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adadecode.kernels.kv_cache import COLUMN_MULTIPLE, KVCache, num_columns
+from adadecode.kernels.kv_cache import COLUMN_MULTIPLE, KVCache, bucket_columns, num_columns
 
 LAYERS, GROUPS, HEAD_DIM = 2, 3, 4
 LIKE = torch.zeros(1, dtype=torch.bfloat16)
@@ -23,6 +23,22 @@ def test_columns_hold_every_position_and_scratch_in_a_multiple_of_64(num_positio
     assert num_columns(num_positions) == expected
     assert expected % COLUMN_MULTIPLE == 0
     assert num_positions <= make_cache(num_positions).scratch == expected - 1
+
+
+@pytest.mark.parametrize("context_len", [16, 300, 2048, 131_072])
+def test_buckets_are_few_hold_every_position_and_take_a_third_more_at_most(context_len):
+    found = [bucket_columns(num_positions, context_len) for num_positions in range(1, context_len + 1)]
+    assert found == sorted(found)
+    assert len(set(found)) <= 30
+    assert found[-1] == num_columns(context_len), "the last is no more than the context takes"
+    for num_positions, columns in enumerate(found, start=1):
+        assert columns % COLUMN_MULTIPLE == 0
+        assert num_positions < columns <= max(256, 4 * num_columns(num_positions) / 3)
+
+
+def test_the_first_buckets_grow_by_a_quarter():
+    found = dict.fromkeys(bucket_columns(num_positions, 131_072) for num_positions in range(1, 1500))
+    assert list(found) == [256, 320, 448, 576, 768, 960, 1216, 1536]
 
 
 def test_a_new_cache_is_zero_in_the_dtype_it_is_made_for():

@@ -1,12 +1,15 @@
 """native.cpp: rows whose bits depend on nothing else, and numbers that agree with the eager kernels'."""
 
+import inspect
+
 import pytest
 import torch
 
-from adadecode.kernels import library
+from adadecode.kernels import library, native, packed
 from adadecode.kernels.eager import EagerStep
 from adadecode.kernels.native import NativeStep
-from adadecode.kernels.weights import Head
+from adadecode.kernels.step import Segment
+from adadecode.kernels.weights import ExitTest, Gate, Head
 from adadecode.model.decoder import DecoderModel
 from tests.models import FAMILIES, needs_compiler, tiny_lm, tiny_model
 
@@ -196,3 +199,141 @@ def test_other_instruction_sets_keep_bits_and_numbers_too(instruction_set, uncom
             eager.run(0, 8, 0, 2)
             digits = 1e-4 if dtype == torch.float32 else 0.1
             torch.testing.assert_close(expected.hidden[:8], eager.hidden, rtol=digits, atol=digits)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", SIZES)
+@torch.inference_mode()
+def test_a_prompt_in_blocks_has_the_bits_of_one_that_is_run_as_a_whole(sizes, dtype, monkeypatch):
+    model = tiny_model("qwen3", kernels="native", dtype=dtype, num_layers=2, **SIZES[sizes])
+    block_len = native.BLOCK_LEN
+    for length in (1, block_len - 1, block_len, block_len + 1, 2 * block_len, 2 * block_len + 77):
+        prompt = [(5 * i + i // 7) % 61 for i in range(length)]
+        found = []
+        for num_rows in (length, block_len, 100):
+            monkeypatch.setattr(native, "BLOCK_LEN", num_rows)
+            step = model.new_step(8, length + 10)
+            found.append((step.prefill(prompt), step.hidden.clone(), step.cache.kv))
+        whole, *in_blocks = found
+        for block in in_blocks:
+            assert all(torch.equal(a, b) for a, b in zip(whole, block, strict=True)), length
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@torch.inference_mode()
+def test_what_earlier_calls_left_in_the_scratch_leaves_no_trace(dtype, num_threads):
+    num_threads(2)
+    model = tiny_model("qwen3", kernels="native", dtype=dtype, num_layers=2, **SIZES["rests"])
+    head = Head((torch.randn(43, model.width, generator=torch.Generator().manual_seed(2)).to(dtype),))
+    gate = Gate(torch.ones(model.width), 0.0)
+
+    def outcome(left: float) -> list[torch.Tensor]:
+        step = model.new_step(len(TOKENS), 40)
+        assert isinstance(step, NativeStep)
+
+        def after(call):
+            step._scratch.fill_(left)
+            return call()
+
+        found = [after(lambda: step.prefill(PROMPT))]
+        step.begin(len(PROMPT))
+        step.put(0, TOKENS)
+        after(lambda: step.run(0, 1, 0, 2))
+        after(lambda: step.run(1, 3, 0, 2))
+        after(lambda: step.run(3, 17, 0, 2))
+        found += [step.hidden, step.cache.kv]
+        found.append(torch.tensor(after(lambda: step.verify(0, 17))))
+        found.append(torch.tensor(after(lambda: step.test(head, 0, 17))))
+        found.append(torch.tensor(after(lambda: step.probe(gate, 3))))
+        return [*found, step.logits]
+
+    assert all(torch.equal(a, b) for a, b in zip(outcome(0.0), outcome(float("nan")), strict=True))
+
+
+@needs_compiler
+@torch.inference_mode()
+def test_a_head_far_wider_than_the_model_has_room_to_work_in():
+    """More outputs than there is scratch for the layers and the vocabulary."""
+    model = tiny_model(kernels="native", num_layers=1)
+    step = started_at_ones(model)
+    num_outputs = 2 * len(step._scratch)
+    matrix = torch.zeros(num_outputs, model.width)
+    matrix[num_outputs - 5] = 1.0
+    [(token_id, _)] = step.test(Head((matrix,)), 0, 1)
+    assert token_id == num_outputs - 5
+    assert len(step._scratch) > num_outputs
+
+
+def started_at_ones(model: DecoderModel) -> NativeStep:
+    """A step whose hidden states are ones."""
+    step = model.new_step(8, 20)
+    assert isinstance(step, NativeStep)
+    step.hidden.fill_(1.0)
+    return step
+
+
+def test_the_checks_before_memory_is_touched_are_no_asserts():
+    """`python -O` drops asserts, and native code would read or write past its buffers."""
+    for source in (native, packed):
+        assert "assert " not in inspect.getsource(source)
+
+
+OUTSIDE = {
+    "a slot before the first": lambda step, head: step.put(-1, [3]),
+    "more tokens than slots": lambda step, head: step.put(7, [3, 4]),
+    "an id past the vocabulary": lambda step, head: step.put(0, [97]),
+    "a negative id": lambda step, head: step.put(0, [-1]),
+    "an id of a prompt past the vocabulary": lambda step, head: step.prefill([1, 97]),
+    "a prompt longer than the cache": lambda step, head: step.prefill([1] * 65),
+    "rows past the last slot": lambda step, head: step.run(6, 9, 0, 1),
+    "a position past the cache": lambda step, head: (step.begin(63), step.run(0, 2, 0, 1)),
+    "a negative position": lambda step, head: (step.begin(-1), step.run(0, 1, 0, 1)),
+    "a layer past the last": lambda step, head: step.run(0, 1, 1, 3),
+    "a layer before the first": lambda step, head: step.run(0, 1, -1, 1),
+    "an exit past the last slot": lambda step, head: step.run_to_exit(Segment(0, 9, 0, 1), ExitTest(head), 8),
+    "a test before its segment": lambda step, head: step.run_to_exit(Segment(2, 4, 0, 1), ExitTest(head), 1),
+    "an exit past the cache": lambda step, head: (
+        step.begin(62),
+        step.run_to_exit(Segment(0, 3, 0, 1), ExitTest(head), 2),
+    ),
+    "a test of slots that are not there": lambda step, head: step.test(head, 4, 9),
+    "a probe of a slot that is not there": lambda step, head: step.probe(Gate(torch.ones(32), 0.0), 8),
+    "a verification of slots that are not there": lambda step, head: step.verify(-1, 2),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("call", OUTSIDE)
+@torch.inference_mode()
+def test_what_would_reach_past_a_buffer_is_refused_first(call):
+    model = tiny_model(kernels="native", num_layers=2)
+    step = started_at_ones(model)
+    step.begin(0)
+    with pytest.raises(IndexError):
+        OUTSIDE[call](step, model.weights.head)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "matrices",
+    [[torch.zeros(5, 31)], [torch.zeros(5, 32), torch.zeros(9, 6)], [torch.zeros(5, 32, dtype=torch.bfloat16)]],
+    ids=["narrower than the model", "two that do not follow", "another dtype"],
+)
+def test_a_head_that_does_not_fit_its_hidden_states_is_refused_first(matrices):
+    step = started_at_ones(tiny_model(kernels="native", num_layers=2))
+    for call in (lambda head: step.test(head, 0, 1), lambda head: step.prepare((), [ExitTest(head)])):
+        with pytest.raises(ValueError, match="a head of "):
+            call(Head(tuple(matrices)))
+
+
+@needs_compiler
+@pytest.mark.parametrize("weights", [torch.ones(31), torch.ones(32).double(), torch.ones(64)[::2]])
+def test_a_gate_that_does_not_fit_its_hidden_states_is_refused_first(weights):
+    model = tiny_model(kernels="native", num_layers=2)
+    step, gate = started_at_ones(model), Gate(weights, 0.0)
+    with pytest.raises(ValueError, match="a gate of "):
+        step.probe(gate, 0)
+    with pytest.raises(ValueError, match="a gate of "):
+        step.prepare((), [ExitTest(model.weights.head, gate, 0.5)])

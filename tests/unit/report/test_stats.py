@@ -1,3 +1,5 @@
+"""Speedups by hand, and intervals that cover what they say: simulated on log-ratios of the shapes that runs have."""
+
 import math
 
 import numpy as np
@@ -6,157 +8,192 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from adadecode.report import stats
-from adadecode.report.stats import paired_speedups, percentiles
+from adadecode.report.stats import (
+    MIN_PROMPTS,
+    Estimate,
+    Percentiles,
+    fastest,
+    geomean_speedup,
+    mean_interval,
+    mean_intervals,
+    mean_log_s,
+    percentiles,
+    total_s,
+    total_speedup,
+)
 
 SECONDS = st.floats(min_value=1e-3, max_value=1e3)
 PAIRS = st.lists(st.tuples(SECONDS, SECONDS), min_size=1, max_size=12)
 
 
 def approximately(estimate):
-    return stats.Estimate(*(pytest.approx(end) for end in (estimate.value, estimate.low, estimate.high)))
+    assert estimate is not None
+    ends = (pytest.approx(end) for end in (estimate.value, estimate.low, estimate.high))
+    return Estimate(*ends, num_prompts=estimate.num_prompts)
 
 
 def test_percentiles_interpolate_linearly_and_carry_n():
-    assert percentiles([1.0, 2.0, 3.0, 4.0, 5.0]) == stats.Percentiles(p50=3.0, p90=4.6, n=5)
+    assert percentiles([1.0, 2.0, 3.0, 4.0, 5.0]) == Percentiles(p50=3.0, p90=4.6, n=5)
 
 
 def test_percentiles_leave_out_what_was_not_measured():
-    assert percentiles([2.0, math.nan]) == stats.Percentiles(p50=2.0, p90=2.0, n=1)
+    assert percentiles([2.0, math.nan]) == Percentiles(p50=2.0, p90=2.0, n=1)
 
 
 def test_percentiles_of_nothing_are_none():
-    assert percentiles([]) == stats.Percentiles(p50=None, p90=None, n=0)
+    assert percentiles([]) == Percentiles(p50=None, p90=None, n=0)
 
 
 def test_geomean_and_total_speedup_by_hand():
     # ratios 2 and 8: geometric mean 4; totals (2 + 8) / (1 + 1) = 5
-    found = paired_speedups([0, 1], [2.0, 8.0], [1.0, 1.0])
-    assert found is not None
-    assert found.geomean.value == pytest.approx(4.0)
-    assert found.total.value == pytest.approx(5.0)
-    assert found.num_prompts == 2
+    pairs = ([0, 1], [2.0, 8.0], [1.0, 1.0])
+    assert geomean_speedup(*pairs) == Estimate(pytest.approx(4.0), None, None, num_prompts=2)
+    assert total_speedup(*pairs) == pytest.approx(5.0)
 
 
 def test_no_pairs_give_no_speedup():
-    assert paired_speedups([], [], []) is None
-
-
-def test_one_prompt_has_a_value_and_no_interval():
-    found = paired_speedups([7], [3.0], [2.0])
-    assert found is not None
-    for estimate in (found.geomean, found.total):
-        assert (estimate.value, estimate.low, estimate.high) == (pytest.approx(1.5), None, None)
+    assert geomean_speedup([], [], []) is None
+    assert total_speedup([], [], []) is None
 
 
 def test_many_repeats_of_one_prompt_are_still_one_prompt():
-    found = paired_speedups([4, 4, 4], [3.0, 4.0, 5.0], [2.0, 2.0, 2.0])
+    found = geomean_speedup([4] * 30, np.linspace(2, 5, 30), [2.0] * 30)
     assert found is not None
-    assert found.num_prompts == 1
-    assert found.geomean.low is None
-    assert found.total.low is None
+    assert (found.num_prompts, found.low, found.high) == (1, None, None)
 
 
-def test_equal_ratios_have_no_interval_even_when_rounding_differs():
-    base = np.array([0.2, 0.6, 1.4, 0.7])
-    found = paired_speedups(range(4), base, base / 3 + 1e-17)
-    assert found is not None
-    assert (found.geomean.low, found.geomean.high) == (None, None)
-    assert (found.total.low, found.total.high) == (None, None)
-    assert found.geomean.value == pytest.approx(3.0)
-
-
-def test_intervals_are_scipys_bca_over_prompts():
-    generator = np.random.default_rng(1)
-    base, method = generator.uniform(1, 2, 20), generator.uniform(0.5, 1, 20)
-    found = paired_speedups(range(20), base, method)
-    assert found is not None
-    geomean = scipy_stats.bootstrap((np.log(base / method),), np.mean, rng=np.random.default_rng(stats.SEED))
-    total = scipy_stats.bootstrap(
-        (base, method), lambda b, m, axis: b.sum(axis) / m.sum(axis), paired=True, rng=np.random.default_rng(stats.SEED)
-    )
-    assert (found.geomean.low, found.geomean.high) == pytest.approx(np.exp(geomean.confidence_interval))
-    assert (found.total.low, found.total.high) == pytest.approx(tuple(total.confidence_interval))
-    assert found.geomean.low < found.geomean.value < found.geomean.high
-    assert found.total.low < found.total.value < found.total.high
-
-
-def test_repeats_are_reduced_to_their_prompt_before_resampling():
+def test_repeats_are_reduced_to_their_prompt():
     # prompt 0: log-ratios of 2 and 8 average to that of 4, mean times 5 and 1; prompt 1: ratio 9, times 9 and 1
-    repeated = paired_speedups([0, 0, 1], [2.0, 8.0, 9.0], [1.0, 1.0, 1.0])
-    assert repeated is not None
-    assert repeated.num_prompts == 2
-    assert repeated.geomean.value == pytest.approx(6.0)  # sqrt(4 * 9)
-    assert repeated.total.value == pytest.approx(7.0)  # (5 + 9) / (1 + 1)
-    assert repeated.geomean == approximately(paired_speedups([0, 1], [4.0, 9.0], [1.0, 1.0]).geomean)
+    pairs = ([0, 0, 1], [2.0, 8.0, 9.0], [1.0, 1.0, 1.0])
+    assert geomean_speedup(*pairs) == approximately(geomean_speedup([0, 1], [4.0, 9.0], [1.0, 1.0]))
+    assert total_speedup(*pairs) == pytest.approx(7.0)  # (5 + 9) / (1 + 1)
 
 
 def test_repeating_every_measurement_does_not_narrow_the_interval():
-    base, method = [2.0, 3.0, 5.0, 4.0], [1.0, 2.0, 2.0, 3.0]
-    once = paired_speedups([0, 1, 2, 3], base, method)
-    thrice = paired_speedups([0, 1, 2, 3] * 3, base * 3, method * 3)
+    base, method = np.array([2.0, 3.0, 5.0, 4.0] * 3), np.array([1.0, 2.0, 2.0, 3.0, 2.0, 2.5] * 2)
+    once = geomean_speedup(range(12), base, method)
+    thrice = geomean_speedup([*range(12)] * 3, np.tile(base, 3), np.tile(method, 3))
     assert once is not None
-    assert thrice is not None
-    assert thrice.geomean == approximately(once.geomean)
-    assert thrice.total == approximately(once.total)
+    assert once.low is not None
+    assert thrice == approximately(once)
 
 
-def test_the_same_data_give_the_same_interval_twice():
-    arguments = (range(5), [2.0, 3.0, 5.0, 4.0, 1.0], [1.0, 2.0, 2.0, 3.0, 2.0])
-    assert paired_speedups(*arguments) == paired_speedups(*arguments)
+def test_equal_ratios_have_no_interval_even_when_rounding_differs():
+    base = np.linspace(0.2, 1.4, 20)
+    assert geomean_speedup(range(20), base, base / 3 + 1e-17) == Estimate(pytest.approx(3.0), None, None, 20)
 
 
-def test_many_prompts_use_the_percentile_interval_in_batches(monkeypatch):
-    monkeypatch.setattr(stats, "MAX_BCA_PROMPTS", 3)
-    monkeypatch.setattr(stats, "BATCH_ELEMENTS", 1000)
-    log_ratios = np.log([2.0, 1.5, 2.5, 4 / 3])
-    found = paired_speedups(range(4), np.exp(log_ratios), np.ones(4))
-    expected = scipy_stats.bootstrap(
-        (log_ratios,), np.mean, method="percentile", rng=np.random.default_rng(stats.SEED)
-    ).confidence_interval
+@pytest.mark.parametrize(("num_prompts", "has_interval"), [(MIN_PROMPTS - 1, False), (MIN_PROMPTS, True)])
+def test_an_interval_needs_a_few_prompts(num_prompts, has_interval):
+    found = geomean_speedup(range(num_prompts), np.linspace(1, 2, num_prompts), np.ones(num_prompts))
     assert found is not None
-    assert (found.geomean.low, found.geomean.high) == pytest.approx(np.exp(expected))
+    assert (found.low is not None, found.high is not None) == (has_interval, has_interval)
+
+
+def test_on_values_without_skewness_the_interval_is_students():
+    values = np.array([-3.0, -2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 3.0]) + 7
+    low, high = scipy_stats.t.interval(0.95, 7, loc=7, scale=scipy_stats.sem(values))
+    assert mean_interval(values) == pytest.approx((low, high))
+
+
+def test_a_long_tail_widens_the_interval_on_its_own_side_only():
+    values = np.array([0.0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.4, 3.0])
+    low, high = scipy_stats.t.interval(0.95, 7, loc=values.mean(), scale=scipy_stats.sem(values))
+    found = mean_interval(values)
+    assert found is not None
+    assert found[0] == pytest.approx(low)
+    assert found[1] > high + 0.1
+    assert mean_interval(-values) == pytest.approx((-found[1], -found[0]))
+
+
+NUM_SETS = 8000  # the standard error of a coverage near 0.95 is 0.0024
+
+# Log-ratios by shape: how to draw [size] of them, and the mean they are drawn with.
+SHAPES = {
+    "normal": (lambda rng, size: rng.normal(size=size), 0.0),
+    "skewed to the right": (lambda rng, size: rng.exponential(size=size), 1.0),
+    "skewed to the left": (lambda rng, size: -rng.gamma(2.0, size=size), -2.0),
+    "log-normal": (lambda rng, size: np.exp(0.8 * rng.normal(size=size)), math.exp(0.32)),
+    "heavy tails": (lambda rng, size: rng.standard_t(3, size=size), 0.0),
+    "heavy tails with ties": (lambda rng, size: np.round(rng.standard_t(3, size=size), 1), 0.0),
+}
+
+
+@pytest.mark.parametrize("num_prompts", [8, 12, 24, 48, 100])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_interval_covers_what_it_says(shape, num_prompts):
+    draw, mean = SHAPES[shape]
+    low, high = mean_intervals(draw(np.random.default_rng(num_prompts), (NUM_SETS, num_prompts)))
+    assert 0.93 <= np.mean((low <= mean) & (mean <= high)) <= 0.97
+
+
+@pytest.mark.parametrize("num_prompts", [8, 24])
+def test_the_interval_covers_what_it_says_of_prompts_with_repeats(num_prompts):
+    rng = np.random.default_rng(num_prompts)
+    of_prompt = rng.exponential(size=(1000, num_prompts, 1))
+    log_ratios = of_prompt + 0.3 * rng.normal(size=(1000, num_prompts, 3))
+    prompts = np.repeat(np.arange(num_prompts), 3)
+    found = [geomean_speedup(prompts, np.exp(ratios.ravel()), np.ones(3 * num_prompts)) for ratios in log_ratios]
+    covers = [one is not None and one.low <= math.e <= one.high for one in found]
+    assert 0.93 <= np.mean(covers) <= 0.97
+
+
+def test_each_statistic_has_the_baseline_that_is_faster_by_it():
+    # on every prompt `ours` is as fast as the better of the two: no geometric mean of 1.19 can come of that
+    times = {"wide": np.array([1.0] * 19 + [30.0]), "narrow": np.array([1.2] * 19 + [25.0])}
+    ours, prompts = np.array([1.0] * 19 + [25.0]), np.arange(20)
+    assert fastest(mean_log_s, times, prompts, times) == "wide"
+    assert fastest(total_s, times, prompts, times) == "narrow"
+    geomean = geomean_speedup(prompts, times["wide"], ours)
+    assert geomean is not None
+    assert geomean.value == pytest.approx(1.2 ** (1 / 20), abs=1e-3)
+    assert total_speedup(prompts, times["narrow"], ours) == pytest.approx(47.8 / 44)
+
+
+@settings(deadline=None)
+@given(PAIRS, PAIRS)
+def test_the_faster_baseline_gives_the_smaller_speedup_of_either_kind(pairs, others):
+    size = min(len(pairs), len(others))
+    wide, ours = np.array(pairs[:size]).T
+    narrow, prompts = np.array(others[:size])[:, 0], np.arange(size) // 2
+    times = {"wide": wide, "narrow": narrow}
+    for statistic, value in ((mean_log_s, lambda *pair: geomean_speedup(*pair).value), (total_s, total_speedup)):
+        of_all = [value(prompts, base, ours) for base in times.values()]
+        chosen = times[fastest(statistic, times, prompts, times)]
+        assert value(prompts, chosen, ours) == pytest.approx(min(of_all))
 
 
 @settings(deadline=None)
 @given(PAIRS)
-def test_swapping_base_and_method_inverts_both_speedups(pairs):
-    base, method = zip(*pairs, strict=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stats, "NUM_RESAMPLES", 199)
-        forward = paired_speedups(range(len(pairs)), base, method)
-        backward = paired_speedups(range(len(pairs)), method, base)
+def test_swapping_base_and_method_inverts_both_speedups_and_the_interval(pairs):
+    base, method = np.array(pairs).T
+    prompts = np.arange(len(pairs))
+    forward, backward = geomean_speedup(prompts, base, method), geomean_speedup(prompts, method, base)
     assert forward is not None
     assert backward is not None
-    assert forward.geomean.value * backward.geomean.value == pytest.approx(1.0)
-    assert forward.total.value * backward.total.value == pytest.approx(1.0)
+    assert forward.value * backward.value == pytest.approx(1.0)
+    assert total_speedup(prompts, base, method) * total_speedup(prompts, method, base) == pytest.approx(1.0)
+    if forward.low is not None:
+        assert forward.low <= forward.value <= forward.high
+        assert (forward.low * backward.high, forward.high * backward.low) == pytest.approx((1.0, 1.0))
 
 
 @settings(deadline=None)
 @given(PAIRS, st.floats(min_value=0.1, max_value=10))
 def test_speedups_do_not_depend_on_the_unit_of_time(pairs, unit):
     base, method = np.array(pairs).T
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stats, "NUM_RESAMPLES", 199)
-        found = paired_speedups(range(len(pairs)), base, method)
-        rescaled = paired_speedups(range(len(pairs)), base * unit, method * unit)
-    assert found is not None
-    assert rescaled is not None
-    assert rescaled.geomean.value == pytest.approx(found.geomean.value)
-    assert rescaled.total.value == pytest.approx(found.total.value)
+    prompts = np.arange(len(pairs))
+    assert geomean_speedup(prompts, base * unit, method * unit).value == pytest.approx(
+        geomean_speedup(prompts, base, method).value
+    )
+    assert total_speedup(prompts, base * unit, method * unit) == pytest.approx(total_speedup(prompts, base, method))
 
 
 @settings(deadline=None)
 @given(PAIRS)
-def test_both_speedups_lie_between_the_extreme_ratios_and_so_do_their_intervals(pairs):
+def test_both_speedups_lie_between_the_extreme_ratios(pairs):
     base, method = np.array(pairs).T
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stats, "NUM_RESAMPLES", 199)
-        found = paired_speedups(range(len(pairs)), base, method)
-    assert found is not None
     lowest, highest = (base / method).min() * (1 - 1e-9), (base / method).max() * (1 + 1e-9)
-    for estimate in (found.geomean, found.total):
-        assert lowest <= estimate.value <= highest
-        assert (estimate.low is None) == (estimate.high is None)
-        if estimate.low is not None:
-            assert lowest <= estimate.low <= estimate.high <= highest
+    prompts = np.arange(len(pairs))
+    assert lowest <= geomean_speedup(prompts, base, method).value <= highest
+    assert lowest <= total_speedup(prompts, base, method) <= highest

@@ -175,8 +175,34 @@ def test_repeats_are_one_prompt_each_in_the_interval(summary_of, row):
     assert (line["n"], line["num_prompts"]) == (3, 2)
     assert line["speedup_geomean"] == pytest.approx(6.0)  # sqrt(sqrt(2 * 8) * 9)
     assert line["speedup_total"] == pytest.approx(7.0)  # (5 + 9) / (1 + 1)
-    assert line["speedup_geomean_low"] == pytest.approx(4.0)
-    assert line["speedup_geomean_high"] == pytest.approx(9.0)
+
+
+def test_each_speedup_is_over_the_vanilla_that_is_faster_by_it(summary_of, row):
+    # on every prompt adadecode is as fast as the better of the two
+    wide, narrow, ours = [1.0] * 19 + [30.0], [1.2] * 19 + [25.0], [1.0] * 19 + [25.0]
+    lines = summary_of(
+        *(
+            row(method, f"s{i}", ttft_s=0.5, e2e_s=seconds[i])
+            for method, seconds in (("vanilla", wide), ("vanilla-w1", narrow), ("adadecode", ours))
+            for i in range(20)
+        )
+    )
+    line = lines["demo", "adadecode"]
+    assert (line["baseline"], line["baseline_total"]) == ("vanilla", "vanilla-w1")
+    assert line["speedup_geomean"] == pytest.approx((30 / 25) ** (1 / 20))
+    assert line["speedup_total"] == pytest.approx(47.8 / 44)
+    assert lines["demo", "vanilla"]["speedup_geomean"] == lines["demo", "vanilla-w1"]["speedup_total"] == 1.0
+
+
+@pytest.mark.parametrize("impossible", [0.0, -1.0, float("inf"), float("nan"), None])
+def test_a_time_that_no_clock_can_have_shown_is_in_no_speedup(summary_of, row, impossible):
+    lines = summary_of(
+        *(row(method, "s0", e2e_s=s) for method, s in (("vanilla", 4.0), ("adadecode", 2.0))),
+        *(row(method, "s1") | {"e2e_s": s} for method, s in (("vanilla", 5.0), ("adadecode", impossible))),
+    )
+    line = lines["demo", "adadecode"]
+    assert (line["num_prompts"], line["speedup_geomean"]) == (1, pytest.approx(2.0))
+    assert line["speedup_total"] == pytest.approx(2.0)
 
 
 def test_rows_are_ordered_by_task_then_vanillas_first(samples_table, row):

@@ -4,6 +4,7 @@ import pytest
 from rich.console import Console
 
 from adadecode.report.parity import recompute_parity
+from adadecode.report.stats import geomean_speedup
 from adadecode.report.summary import summarise
 from adadecode.report.tables import mismatch_lines, provenance_lines, summary_table
 
@@ -32,14 +33,18 @@ def test_summary_table_shows_the_numbers_in_their_units(rendered, row):
         row("adadecode", "s1", num_drafted=1, num_accepted=1, num_rounds=1, correct=False),
     )
     # speedups 4.5 / 2.5 and 8.5 / 2.5; TPOT (2.5 - 0.5) / 2 s
-    expected = "adadecode 2 1.2 1000.00 500.0 75.0% 2.00 8.00 2.47x (1.80-3.40) 2/2 1/2"
+    expected = "adadecode 2 1.2 1000.00 500.0 75.0% 2.00 8.00 2.47x (no CI, n=2) 2/2 1/2"
     assert line_of(lines, "adadecode") == expected.split()
     expected = "demo vanilla 2 0.5 3000.00 500.0 - 1.00 8.00 baseline - 2/2"
     assert line_of(lines, "vanilla") == expected.split()
 
 
-def test_one_prompt_prints_no_interval(rendered, row):
-    assert "(no CI)" in " ".join(rendered(row("vanilla", e2e_s=5.0), row("adadecode")))
+def test_an_interval_stands_beside_the_number_of_prompts_it_rests_on(rendered, row):
+    times = {"vanilla": [4.0 + i for i in range(9)], "adadecode": [2.0] * 9}
+    rows = [row(method, f"s{i}", e2e_s=times[method][i]) for i in range(9) for method in times]
+    found = geomean_speedup(range(9), *times.values())
+    assert found is not None
+    assert f"{found.value:.2f}x ({found.low:.2f}-{found.high:.2f}, n=9)" in " ".join(rendered(*rows))
 
 
 def test_failed_samples_have_a_column_where_there_are_any(rendered, row, error_row):

@@ -499,7 +499,7 @@ def test_rows_that_are_missing_of_a_complete_run_are_told_by_report_too(run, cli
         result = cli(command, run)
         assert result.exit_code == 4, result.output
         assert result.stderr == "1 planned rows are missing; run the same command again\n"
-        assert "11/12" in next(line for line in result.stdout.splitlines() if " adadecode " in line)
+        assert "11/12" in next(line for line in result.stdout.splitlines() if line.startswith("          adadecode "))
         assert "parity 11/12, logits 11/12" in result.stdout
     assert "status: incomplete, though run.json says complete" in result.stdout
 
@@ -514,7 +514,7 @@ def test_rows_that_are_missing_of_a_complete_run_are_told_by_report_too(run, cli
         ),
         (
             lambda table: table.set_column(16, "e2e_s", pa.array([["a"]] * 6)),
-            "no rows of a shard (",
+            "holds no rows of a shard (",
         ),
         (
             lambda table: table.set_column(10, "output_token_ids", pa.array([[1, None]] * 6, pa.list_(pa.int32()))),
@@ -533,7 +533,8 @@ def test_a_committed_file_that_holds_no_samples_rows_is_one_line(run, usage_erro
     for command in ("verify", "report"):
         line = usage_error(command, run)
         assert reason in line
-        assert "00000.json and run the same command again" in line
+        assert f"{file}: it holds no rows of a shard (" in line
+        assert "); delete it and run the same command again" in line
 
 
 def test_a_repeat_before_the_first_is_no_planned_row(run, usage_error):

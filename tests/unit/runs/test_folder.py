@@ -17,6 +17,7 @@ import pytest
 from adadecode.errors import RunFolderError
 from adadecode.report.schema import SAMPLES, SCHEMA_VERSION
 from adadecode.report.summary import summarise
+from adadecode.runs.editions import Edition, commit_of
 from adadecode.runs.folder import (
     RunFolder,
     new_attempt,
@@ -53,7 +54,7 @@ def open_run(path: Path, fingerprint: str = "f00d", facts: dict[str, Any] = FACT
 
 
 def commit(run: RunFolder, attempt: str = "one", shard_idx: int = 0) -> bool:
-    return run.commit_shard("jsonl", shard_idx, shard_rows(shard_idx), {"worker_id": "w"}, attempt)
+    return run.commit_shard(shard_idx, shard_rows(shard_idx), {"worker_id": "w"}, attempt)
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def refusal(path: Path) -> str:
 def test_a_shard_is_committed_once_and_the_first_attempts_rows_stay(run):
     assert commit(run, "first") is True
     assert commit(run, "second") is False
-    assert len(data_files(Path(run.location))) == 2, "the second attempt's data is there, but nobody reads it"
+    assert [file.name for file in data_files(Path(run.location))] == ["part-00000.parquet"], "the second leaves nothing"
     samples = read_samples(Path(run.location))
     assert samples["attempt"].to_pylist() == ["first"] * 4
     assert read_commits(Path(run.location))[0]["attempt"] == "first"
@@ -97,7 +98,7 @@ def test_attempts_have_names_of_their_own():
 def test_a_commit_names_its_file_rows_fingerprint_and_worker(run):
     commit(run, "one", shard_idx=7)
     stored = read_commits(Path(run.location))[7]
-    assert stored["file"] == "samples/task=jsonl/part-00007-one.parquet"
+    assert stored["file"] == "samples/part-00007.parquet"
     assert (stored["shard"], stored["task"], stored["num_rows"]) == (7, "jsonl", 4)
     assert (stored["fingerprint"], stored["attempt"], stored["worker"]) == ("f00d", "one", {"worker_id": "w"})
 
@@ -113,6 +114,8 @@ def test_a_data_file_has_the_samples_schema_its_metadata_and_rows_in_key_order(r
         "run_id": "run",
         "fingerprint": "f00d",
         "git_sha": "abc123",
+        "attempt": "one",
+        "worker": '{"worker_id": "w"}',
     }
     assert pq.ParquetFile(file).metadata.row_group(0).column(0).compression == "ZSTD"
     keys = pq.ParquetFile(file).read(["sample_id", "method"]).to_pylist()
@@ -155,9 +158,7 @@ def test_a_missing_committed_file_is_refused_and_says_to_run_again(run):
     commit(run, "one")
     commit(run, "one", shard_idx=3)
     data_files(Path(run.location))[1].unlink()
-    assert "part-00003-one.parquet: a committed file is missing; run the same command again" in refusal(
-        Path(run.location)
-    )
+    assert "part-00003.parquet: a committed file is missing; run the same command again" in refusal(Path(run.location))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"task": "jsonl"}', "\x00"])
@@ -268,21 +269,22 @@ def test_a_run_killed_between_data_and_commit_is_finished_exactly_once_by_its_re
         [sys.executable, "-c", KILLED_BEFORE_THE_COMMIT, *command], cwd=ROOT, env=os.environ, capture_output=True
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    orphans = [file.name for file in data_files(out) if file.name.startswith("part-00001-")]
-    assert len(orphans) == 1, "the data was written"
-    assert list(read_commits(out)) == [0], "and its commit was not"
+    written = out / "samples" / "part-00001.parquet"
+    content = written.read_bytes()
+    assert list(read_commits(out)) == [0], "the data was written, and its commit was not"
     assert json.loads((out / "run.json").read_text())["status"] == "running"
     first_commit = (out / "commits" / "00000.json").read_bytes()
 
     result = cli(*command)
     assert result.exit_code == 0, result.stderr
-    assert "5 samples in 3 shards, 1 done before, 2 to do" in result.stdout
+    assert f"{written}: found whole, and committed now" in result.stdout
+    assert "5 samples in 3 shards, 2 done before, 1 to do" in result.stdout
     assert (out / "commits" / "00000.json").read_bytes() == first_commit
-    assert list(read_commits(out)) == [0, 1, 2]
-    assert [Path(commit["file"]) for commit in read_commits(out).values()] == [
-        file.relative_to(out) for file in data_files(out)
-    ], "the data without a commit was swept"
-    assert Path(read_commits(out)[1]["file"]).name not in orphans
+    assert written.read_bytes() == content
+    commits = read_commits(out)
+    assert list(commits) == [0, 1, 2]
+    assert commits[1]["worker"] == commits[0]["worker"] | {"pid": commits[1]["worker"]["pid"]}, "of who wrote the data"
+    assert [Path(commit["file"]) for commit in commits.values()] == [file.relative_to(out) for file in data_files(out)]
     keys = [tuple(row.values()) for row in read_samples(out).select(["sample_id", "method"]).to_pylist()]
     assert len(keys) == len(set(keys)) == 5 * 3
     assert read_run(out)["status"] == "complete"
@@ -294,7 +296,7 @@ def test_shards_of_schema_version_1_are_read_beside_new_ones(run, monkeypatch):
         patch.setattr("adadecode.runs.folder.SAMPLES", old)
         assert commit(run, "old")
     lossless = [row | {"lossy": False} for row in shard_rows(1)]
-    assert run.commit_shard("jsonl", 1, lossless, {"worker_id": "w"}, "new")
+    assert run.commit_shard(1, lossless, {"worker_id": "w"}, "new")
     samples = read_samples(Path(run.location))
     assert samples.schema == SAMPLES
     assert samples["lossy"].to_pylist() == [None] * 4 + [False] * 4
@@ -339,24 +341,78 @@ def test_what_cannot_be_read_for_now_is_withdrawn_by_nobody(run):
     assert read_samples(run.location).num_rows == 4
 
 
-def test_leftovers_are_the_losers_and_temporary_files_and_nothing_else(run):
+def test_a_sweep_deletes_what_older_versions_left_and_temporary_files_and_nothing_else(run):
     commit(run, "first")
     commit(run, "second")
-    (committed, loser) = data_files(Path(run.location))
-    left = [committed.with_name(".part-00002-x.parquet.ab.tmp"), Path(run.location) / "commits" / ".00001.json.ab.tmp"]
+    (committed,) = data_files(Path(run.location))
+    loser = Path(run.location) / "samples" / "task=jsonl" / "part-00000-0123456789ab.parquet"
+    loser.parent.mkdir()
+    left = [
+        loser,
+        Path(run.location) / ".part-00002.parquet.ab.tmp",
+        Path(run.location) / "commits" / ".00001.json.ab.tmp",
+    ]
     for file in left:
         file.write_bytes(b"half")
-    assert run.delete_leftovers({commit["file"] for commit in read_commits(run.location).values()}) == 3
-    assert committed.exists()
-    assert not any(file.exists() for file in (loser, *left))
+    before = committed.read_bytes()
+    run.sweep({commit["file"] for commit in read_commits(run.location).values()})
+    assert committed.read_bytes() == before
+    assert not any(file.exists() for file in left)
     assert list(read_commits(run.location)) == [0]
+
+
+def test_a_withdrawn_edition_stays_empty_whoever_comes_late_and_the_next_has_names_of_its_own(run):
+    rows = [row | {"status": "error"} for row in shard_rows()]
+    assert run.commit_shard(0, rows, {"worker_id": "w"}, "failed")
+    assert run.withdraw_errors() == 1
+    late = json.dumps(commit_of(Edition(0), (Path(run.location) / "samples/part-00000.parquet").read_bytes(), "f00d"))
+    assert run.storage.create("samples/part-00000.parquet", b"of a late writer") is False
+    assert run.storage.create("commits/00000.json", late.encode()) is False
+    assert commit(run, "again") is True
+    assert commit(run, "late") is False
+    assert [file.name for file in data_files(Path(run.location))] == ["part-00000-1.parquet", "part-00000.parquet"]
+    (stored,) = read_commits(run.location).values()
+    assert (stored["file"], stored["attempt"]) == ("samples/part-00000-1.parquet", "again")
+    assert pq.read_table(Path(run.location) / "samples")["attempt"].to_pylist() == ["again"] * 4
+
+
+@pytest.mark.parametrize("found", ["truncated", "another shard's", "another run's", "not Parquet", "deleted"])
+def test_a_data_file_that_no_commit_can_be_made_of_is_withdrawn_and_the_shard_is_done_again(run, tmp_path, found):
+    other = open_run(tmp_path / "other", "beef")
+    for shard_idx, of in ((0, run), (1, run), (0, other)):
+        commit(of, shard_idx=shard_idx)
+    first, second = data_files(Path(run.location))
+    content = {
+        "truncated": first.read_bytes()[:-20],
+        "another shard's": second.read_bytes(),
+        "another run's": data_files(Path(other.location))[0].read_bytes(),
+        "not Parquet": b"",
+        "deleted": None,
+    }[found]
+    (Path(run.location) / "commits" / "00000.json").unlink()
+    first.unlink()
+    if content is not None:
+        first.write_bytes(content)
+    assert commit(run, "again") is True
+    assert read_commits(run.location)[0]["file"] == f"samples/part-00000{'-1' if content is not None else ''}.parquet"
+    assert pq.read_table(Path(run.location) / "samples").num_rows == 8
+    assert run.check_commits() == []
+
+
+def test_a_second_commit_of_a_shard_that_somebody_added_is_refused(run):
+    commit(run)
+    folder = Path(run.location) / "commits"
+    (folder / "00000-1.json").write_bytes((folder / "00000.json").read_bytes())
+    assert "shard 0 has two commits, of samples/part-00000.parquet and samples/part-00000.parquet" in refusal(
+        Path(run.location)
+    )
 
 
 def test_a_commit_tells_its_outcome_and_one_without_is_computed_from_its_file(run):
     rows = [row | {"output_len": 3, "e2e_s": 0.5} for row in shard_rows()]
     rows = [row | ({"parity": "exact"} if row["method"] == "adadecode" else {}) for row in rows]
     failed = [row | {"sample_id": "0-2", "status": "error", "output_len": None, "e2e_s": None} for row in rows[2:]]
-    run.commit_shard("jsonl", 0, rows + [row | {"parity": None} for row in failed], {"worker_id": "w"}, "one")
+    run.commit_shard(0, rows + [row | {"parity": None} for row in failed], {"worker_id": "w"}, "one")
     expected = {
         "num_samples": 3,
         "num_error_samples": 1,

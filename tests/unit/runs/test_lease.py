@@ -6,13 +6,19 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from adadecode.errors import LeaseError
+from adadecode.errors import LeaseError, RunFolderError
+from adadecode.runs.folder import read_run
 from adadecode.runs.lease import Lease, is_gone, this_owner
-from adadecode.runs.storage import open_storage
+from adadecode.runs.run import close_run, open_run
+from adadecode.runs.storage import Storage, open_storage
+from adadecode.settings import EvalConfig
 
 ROOT = Path(__file__).parents[3]
 HOLD = """
@@ -131,3 +137,99 @@ def test_a_second_evaluation_exits_2_and_leaves_the_folder_alone(tiny, usage_err
     line = usage_error("eval", "--local", *tiny.flags(), "--out", tmp_path / "run")
     assert f"process {owner.pid}" in line
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["lease"]
+
+
+class Failing:
+    """A storage that passes everything on but what a test replaces."""
+
+    def __init__(self, storage: Storage, **replaced: Callable[..., Any]) -> None:
+        self._storage, self.replaced, self.num_asked = storage, replaced, 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.replaced:
+            self.num_asked += 1
+            return self.replaced[name]
+        return getattr(self._storage, name)
+
+
+def until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def away(*_: object) -> None:
+    raise RunFolderError("the disk does not answer")
+
+
+@pytest.mark.parametrize("what", ["list", "replace", "read"])
+def test_a_disk_that_does_not_answer_for_long_takes_the_lease_from_nobody(tmp_path, what):
+    storage: Any = Failing(open_storage(tmp_path))
+    with Lease(storage, heartbeat_s=0.01, stale_s=0.02) as lease:
+        storage.replaced[what] = away
+        until(lambda: storage.num_asked > 10)  # longer than a lease takes to be stale
+        assert not lease.lost
+        storage.replaced.clear()
+        lease.confirm()
+    assert json.loads(storage.read("lease/00001.json"))["released"] is True
+
+
+def test_a_driver_whose_disk_was_away_learns_that_another_took_over(tmp_path):
+    storage: Any = Failing(open_storage(tmp_path))
+    with Lease(storage, heartbeat_s=0.01) as lease:
+        storage.replaced["list"] = away
+        until(lambda: storage.num_asked > 3)
+        open_storage(tmp_path).create("lease/00002.json", b"{}")
+        storage.replaced.clear()
+        lease._thread.join(60)
+        with pytest.raises(LeaseError, match="another driver took the run over"):
+            lease.check()
+
+
+@pytest.mark.parametrize("seen", [[], None])
+def test_a_listing_without_any_file_is_an_error_and_no_loss(tmp_path, seen):
+    storage: Any = Failing(open_storage(tmp_path))
+    with Lease(storage, heartbeat_s=0.01) as lease:
+        if seen is None:  # the file itself is gone
+            storage.delete("lease/00001.json")
+        storage.replaced["list"] = lambda folder: []
+        until(lambda: storage.num_asked > 3)
+        assert not lease.lost
+        with pytest.raises(RunFolderError, match=r"lease/00001\.json is not there any more, nor another's") as caught:
+            lease.confirm()
+        assert not isinstance(caught.value, LeaseError)
+
+
+def test_a_driver_that_took_the_same_number_in_a_folder_that_was_emptied_has_the_lease(tmp_path):
+    storage = open_storage(tmp_path)
+    with Lease(storage, heartbeat_s=60) as lease:
+        storage.delete("lease/00001.json")
+        with Lease(open_storage(tmp_path), heartbeat_s=60) as other:
+            other.confirm()
+            with pytest.raises(LeaseError, match="another driver took the run over"):
+                lease.confirm()
+
+
+def test_a_lease_whose_file_is_there_but_not_listed_is_refused_after_a_few_tries(tmp_path, monkeypatch):
+    monkeypatch.setattr("adadecode.runs.lease.TAKING_PAUSES_S", (0.001,) * 5)
+    open_storage(tmp_path).create("lease/00001.json", b"{}")
+    storage: Any = Failing(open_storage(tmp_path), list=lambda folder: [])
+    with pytest.raises(
+        LeaseError, match=r"the lease cannot be taken, at 5 tries: .* lease/ does not list what is in it"
+    ):
+        Lease(storage).__enter__()
+    assert storage.num_asked == 5
+
+
+def test_a_run_that_was_taken_over_is_not_closed_by_its_former_driver(tiny, cli, tmp_path):
+    out = tmp_path / "run"
+    assert cli("eval", "--local", *tiny.flags(methods="vanilla"), "--out", out).exit_code == 0
+    tables = {name: (out / name).read_bytes() for name in ("run.json", "summary.parquet", "verify.parquet")}
+    with open_run(EvalConfig.model_validate(read_run(out)["config"]), out) as prepared:
+        open_storage(out).create("lease/00009.json", b"{}")  # no heartbeat has noticed it
+        prepared.folder.update_run(status="of the next driver")
+        with pytest.raises(LeaseError, match="another driver took the run over"):
+            close_run(prepared)
+    assert read_run(out)["status"] == "of the next driver"
+    assert all((out / name).read_bytes() == tables[name] for name in tables if name != "run.json")

@@ -9,9 +9,10 @@ import pytest
 from adadecode.errors import RunFolderError
 from adadecode.report.parity import recompute_parity
 from adadecode.report.summary import error_lines, summarise
-from adadecode.runs.result import RunResult, mixed_weights, read_result, worker_processes
+from adadecode.runs.result import RunResult, read_result
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "run-0.1.0"
+ENGINE = "engine: native kernels, AMD EPYC, 1 thread, torch 2.13.0+cpu, Python 3.11.7"
 
 
 @pytest.fixture
@@ -74,19 +75,10 @@ def test_a_method_that_never_finished_exits_1(result_of, row, error_row):
     assert result.problem_lines() == ["every sample failed: vanilla-w1 on demo; see error_message in the samples"]
 
 
-def test_every_worker_process_is_named_once_and_two_models_are_a_disagreement():
-    worker = {"worker_id": "w0", "host": "a", "pid": 1, "model_hash": "m"}
-    driver = {"worker_id": "driver"}
-    commits = {idx: {"worker": found} for idx, found in enumerate([worker, dict(worker), worker | {"pid": 2}, driver])}
-    assert worker_processes(commits) == [worker, worker | {"pid": 2}, driver]
-    assert mixed_weights(commits) == [], "a sample that was lost was decoded by no model"
-    commits[4] = {"worker": worker | {"worker_id": "w1", "model_hash": "k"}}
-    assert mixed_weights(commits) == ["shards were computed with different weights: k, m"]
-
-
 def test_a_stored_run_is_judged_from_its_tables():
     complete, interrupted = read_result(GOLDEN / "complete"), read_result(GOLDEN / "interrupted")
-    assert complete.lines() == ["parity 12/12, logits 12/12", f"tables: {GOLDEN / 'complete'}"]
+    assert complete.lines() == ["parity 12/12, logits 12/12", ENGINE, f"tables: {GOLDEN / 'complete'}"]
+    assert complete.summary["num_engines"].to_pylist() == [1, 1, 1]
     assert (complete.exit_code, complete.problem_lines()) == (0, [])
     assert (interrupted.exit_code, interrupted.num_missing) == (4, 3 * 3 * 2)
 

@@ -134,6 +134,15 @@ def test_outputs_of_other_kernels_are_generated_again_and_parts_that_do_not_say_
     assert outputs_of(tiny_model(), tmp_path, config=eager)[1][0] == "outputs: reusing 5 of part-00000.parquet"
 
 
+@needs_compiler
+def test_outputs_of_what_auto_came_to_elsewhere_are_generated_again(tmp_path):
+    outputs_of(tiny_model(kernels="auto"), tmp_path)
+    without_compiler = tiny_model(kernels="eager")
+    _, lines = outputs_of(without_compiler, tmp_path)
+    assert lines[0] == "part-00000.parquet was made with another kernels: generating again"
+    assert outputs_of(without_compiler, tmp_path)[1][0] == "outputs: reusing 5 of part-00000.parquet"
+
+
 @pytest.mark.parametrize("content", [b"PAR1 but not really", b""])
 def test_a_damaged_part_is_generated_again(content, tmp_path):
     first, _ = outputs_of(tiny_model(), tmp_path)

@@ -19,7 +19,7 @@ from adadecode.tuning.result import (
 )
 from adadecode.tuning.table import TUNE_ROWS, tune_lines
 
-ONE = Estimate(1.0, None, None)
+ONE = Estimate(1.0, None, None, num_prompts=3)
 TUNED = ContenderResult("tuned", 9.0, ONE, ONE, 1.0, None, 4.0, 3, 3, 3, 3)
 NARROW = replace(TUNED, variant="vanilla-w1", num_exact=2, num_replayed_alike=None, num_replayed=None)
 
@@ -47,5 +47,5 @@ def test_the_json_names_the_oracles_as_the_tables_do_and_the_rows_are_the_column
     stored = json.loads(json.dumps(result_of(TUNED).to_json()))
     assert stored["oracle"] == {"oracle": 2.0, "oracle with n-grams": 2.5}
     assert stored["costs"]["seconds"] == [0.5, 0.25]
-    assert stored["variants"][0]["speedup"] == {"value": 1.0, "low": None, "high": None}
+    assert stored["variants"][0]["speedup"] == {"value": 1.0, "low": None, "high": None, "num_prompts": 3}
     assert [field.name for field in fields(TuneRow)] == TUNE_ROWS.names

@@ -1,0 +1,51 @@
+"""The worker of a run: one that computes with the kernels which the run has, so that its table is of one engine."""
+
+import socket
+from collections.abc import Callable
+
+import torch
+
+from adadecode.errors import KernelsError
+from adadecode.evaluation.worker import Worker, load_worker
+from adadecode.kernels.choose import choose_kernels
+from adadecode.records import ChosenKernels
+from adadecode.runs.kernels import settle_kernels, settled_kernels
+from adadecode.runs.storage import Storage
+from adadecode.settings import EvalConfig
+
+
+def load_run_worker(
+    config: EvalConfig, tasks: tuple[str, ...], worker_id: str, threads: int | None, storage: Storage
+) -> Worker:
+    """`load_worker` with the kernels of the run at `storage`; the first to have loaded settles what `auto` comes to.
+
+    Raises KernelsError when the run has kernels that cannot be had here: one table is of one engine.
+    """
+
+    def load(kernels: str) -> Worker:
+        return load_worker(config.model_copy(update={"kernels": kernels}), tasks, worker_id, threads)
+
+    if config.kernels != "auto":
+        return load(config.kernels)
+    found = settled_kernels(storage)
+    if found is not None:
+        return _load_settled(config, storage, found, load)
+    worker = load("auto")
+    settled = settle_kernels(storage, worker.model.chosen_kernels, worker_id)
+    if settled.kernels == worker.model.kernels:
+        return worker
+    del worker  # its memory is needed: another was first while this one loaded
+    return _load_settled(config, storage, settled, load)
+
+
+def _load_settled(
+    config: EvalConfig, storage: Storage, settled: ChosenKernels, load: Callable[[str], Worker]
+) -> Worker:
+    try:
+        return load(settled.kernels)
+    except KernelsError as error:
+        here = choose_kernels("auto", torch.device(config.device), getattr(torch, config.dtype))
+        raise KernelsError(
+            f"the run at {storage.location!r} has {settled.kernels} kernels, and here auto gives {here.kernels} because "
+            f"{here.because}: mend that on {socket.gethostname()}, or start another run with another --out"
+        ) from error

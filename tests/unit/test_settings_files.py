@@ -1,0 +1,225 @@
+"""Files of settings: a value means what its setting takes, and every mistake is one line with its file and line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adadecode.errors import UsageError
+from adadecode.settings import BenchConfig, DecodeSettings, EvalConfig, Settings, TrainConfig, build_settings
+
+
+def written(folder: Path, text: str | bytes, name: str = "settings.yaml") -> Path:
+    file = folder / name
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return file
+
+
+def refusal(file: Path, kind: type[Settings] = EvalConfig, **flags: object) -> str:
+    with pytest.raises(UsageError) as caught:
+        build_settings(kind, file, flags)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("revision: 1234567", "revision", "1234567"),
+        ("revision: 12e10", "revision", "12e10"),
+        ("revision: 2024-10-22", "revision", "2024-10-22"),
+        ("revision: no", "revision", "no"),
+        ("revision: 0x10", "revision", "0x10"),
+        ("revision: ~", "revision", None),
+        ("limit: 010", "limit", 10),
+        ('limit: "2"', "limit", 2),
+        ("limit:", "limit", None),
+        ("limit: null", "limit", None),
+        ("check_logits: no", "check_logits", False),
+        ("check_logits: Off", "check_logits", False),
+        ("local: yes", "local", True),
+        ("methods: vanilla,adadecode", "methods", ("vanilla", "adadecode")),
+        ("methods: vanilla", "methods", ("vanilla",)),
+        ("workers: 2", "workers", 2),
+        ("workers: auto", "workers", "auto"),
+        ("max_errors: 3", "max_errors", "3"),
+        ("grace_s: 1e1", "grace_s", 10.0),
+    ],
+)
+def test_a_value_is_what_its_setting_takes(text, name, value, tmp_path):
+    assert getattr(build_settings(EvalConfig, written(tmp_path, text), {}), name) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "changed"),
+    [
+        ("exits: 4,8,12", {"exits": (4, 8, 12)}),
+        ("exits: [4, 8, 12]", {"exits": (4, 8, 12)}),
+        ("exits: 8", {"exits": (8,)}),
+        ("gamma: 0.7, 0.75", {"gamma": (0.7, 0.75)}),
+        ("gamma: [0.7, 0.75]", {"gamma": (0.7, 0.75)}),
+        ("gamma: 7e-1", {"gamma": 0.7}),
+        ("ngram: null", {"ngram": None}),
+        ("decode: {<<: {gamma: 0.5, gate: 0.1}, gamma: 0.25}", {"gamma": 0.25, "gate": 0.1}),
+    ],
+)
+def test_decode_settings_may_be_written_as_their_flags_are(text, changed, tmp_path):
+    found = build_settings(EvalConfig, written(tmp_path, f"policy: paper\n{text}"), {})
+    if "decode" not in text:
+        assert found.decode == DecodeSettings().model_copy(update=changed)
+    assert {name: getattr(found.decode, name) for name in changed} == changed
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        # booleans where none is meant: n-gram drafts at every confidence, a limit of 0
+        ("a\nngram: no", "line 2: ngram 'no': is no value of it; null means no n-gram drafts"),
+        ("a\nreject: off", "line 2: reject 'off': is no value of it; null means never"),
+        ("a\nlimit: no", "line 2: limit 'no': is no value of it; null means all"),
+        ("a\nlimit: None", "line 2: limit 'None': is no value of it; null means all"),
+        ("a\nrepeats: yes", "line 2: repeats 'yes': Input should be a valid integer"),
+        ("a\ngamma: on", "line 2: gamma 'on': Input should be a valid number"),
+        # what only YAML would read into it
+        ("a\nlimit: 1:30", "line 2: limit '1:30': Input should be a valid integer"),
+        ("a\ndeadline_s: .inf", "line 2: deadline_s '.inf': Input should be a valid number"),
+        ("a\ndeadline_s: inf", "line 2: deadline_s 'inf': Input should be a finite number"),
+        ("a\ngamma: nan", "line 2: gamma 'nan': "),
+        # keys
+        ("a\na: gsm8k", "line 2: cannot be read as YAML: `a` stands twice, in line 1 too; keep one"),
+        ("decode:\n  gamma: 1\n  gamma: 0", "line 3: cannot be read as YAML: `gamma` stands twice, in line 2 too"),
+        ("gamma: 0.3\ndecode:\n  gamma: 0.9", "line 1: `gamma` stands in `decode` too"),
+        (
+            "task: demo\nmax-new-tokens: 8",
+            "line 2: there is no setting `max-new-tokens`; did you mean `max_new_tokens`?",
+        ),
+        ("limitt: 8", "line 1: there is no setting `limitt`; did you mean `limit`?"),
+        ("Task: demo", "line 1: there is no setting `Task`; did you mean `task`?"),
+        ("decode:\n  gama: 0.5", "line 2: there is no setting `gama`; did you mean `gamma`?"),
+        ("deadline: 5", "line 1: there is no setting `deadline`; did you mean `deadline_s`?"),
+        ("out: results/x", "line 1: there is no setting `out`; `--help` lists them as flags"),
+        ("1: 2", "line 1: there is no setting `1`"),
+        ("~: 2", "line 1: cannot be read as YAML: the name of a setting must be text"),
+        ("? [a]\n: 2", "line 1: cannot be read as YAML: the name of a setting must be text"),
+        # values
+        ("max_errors: 0.05", "line 1: max_errors '0.05': give the samples that may fail as a number from 0 on, or as"),
+        ("model:", "line 1: model null: Input should be a valid string"),
+        ("task: [a, b]", "line 1: task a,b: Input should be a valid string"),
+        ("methods: [[vanilla]]", "line 1: methods vanilla: Input should be a valid string"),
+        ("exits: [1, x]", "line 1: exits 'x': Input should be a valid integer"),
+        ("exits: 1,x", "line 1: exits 'x': Input should be a valid integer"),
+        ("repeats: many", "line 1: repeats 'many': "),
+        ('task: "\\ud800"', "line 1: task '\\ud800': it has a character that no text has"),
+        ('task: "a\\0b"', "line 1: task 'a\\x00b': it has a character that no text has"),
+        ("task: {a: b}", "line 1: task a mapping: Input should be a valid string"),
+        ("methods: [[[vanilla]]]", "line 1: methods a list: Input should be a valid string"),
+        ("device: " + "x" * 500, " ...: Input should be 'cpu' or 'cuda'"),
+        # policies
+        ("policy: 1", "line 1: policy '1': give paper, demo or a YAML file of decode settings"),
+        ("policy:", "line 1: policy null: give paper, demo or a YAML file of decode settings"),
+        ("policy: [a]", "line 1: policy ['a']: give paper, demo or a YAML file"),
+        # the file itself
+        ("- task", "expected a mapping of settings"),
+        ("gsm8k", "expected a mapping of settings"),
+        ("", "expected a mapping of settings"),
+        ("# nothing", "expected a mapping of settings"),
+        ("decode: 3", "line 1: `decode` must be a mapping of settings"),
+        ("decode:", "line 1: `decode` must be a mapping of settings"),
+        ("task: [gsm8k\nseed: }", "line 2: cannot be read as YAML: "),
+        ("task: a\n---\ntask: b", "line 2: cannot be read as YAML: expected a single document"),
+        ("task: !!python/object/apply:os.getcwd []", "line 1: cannot be read as YAML: tag:yaml.org,2002:python"),
+        ("a: &a {b: *a}", "cannot be read as YAML: it is nested too deep"),
+        ("<<: 3", "line 1: cannot be read as YAML: `<<` takes a mapping"),
+        ("task: " + "[" * 3000 + "]" * 3000, "cannot be read as YAML: it is nested too deep"),
+        (b"\xff\xfe\x00", "cannot be read as YAML: it is not UTF-8 text"),
+        (b"task: a\0", "cannot be read as YAML: unacceptable character"),
+    ],
+)
+def test_a_mistake_in_a_file_is_one_line_that_names_its_place(text, message, tmp_path):
+    if isinstance(text, str) and text.startswith("a\n"):
+        text = "task: demo" + text[1:] if "stands twice" not in message else "a: 1" + text[1:]
+    file = written(tmp_path, text)
+    line = refusal(file)
+    assert line.startswith((f"{file}: ", f"{file} line "))
+    assert message in line
+    assert len(line) < len(str(file)) * 3 + 400
+
+
+def test_text_that_refers_to_itself_again_and_again_is_read_in_no_time(tmp_path):
+    links = "".join(
+        f"{after}: &{after} [{', '.join([f'*{before}'] * 9)}]\n"
+        for before, after in zip("abcdefgh", "bcdefghi", strict=True)
+    )
+    line = refusal(written(tmp_path, f"a: &a [x]\n{links}task: *i\n"))
+    assert "there is no setting `" in line
+    line = refusal(written(tmp_path, f"task: demo\ncells: &a [x]\n{links}limit: *i\n"), TrainConfig)
+    assert len(line) < 1000
+
+
+def test_a_flag_that_replaces_a_bad_value_of_the_file_is_named_as_a_flag(tmp_path):
+    file = written(tmp_path, "limit: 0\ndeadline_s: 5\n")
+    assert build_settings(EvalConfig, file, {"limit": 3}).limit == 3
+    assert refusal(file, limit=-1).startswith("--limit -1: ")
+    assert "--deadline -1.0: " in refusal(file, deadline_s=-1.0)
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_a_program_cannot_pass_a_boolean_for_a_number_either(value):
+    for field in ("gamma", "reject", "ngram", "gate", "max_drafts"):
+        with pytest.raises(ValueError, match="true and false mean nothing here"):
+            DecodeSettings.model_validate({field: value})
+    with pytest.raises(ValueError, match="true and false mean nothing here"):
+        DecodeSettings.model_validate({"exits": [value, 2]})
+
+
+def test_a_policy_file_is_read_as_strictly(tmp_path):
+    good = written(tmp_path, "exits: 4,8\ngamma: 0.7,0.6\ntuned: {anything: [1, no]}\n", "good.yaml")
+    decode = build_settings(EvalConfig, None, {"policy": str(good)}).decode
+    assert (decode.exits, decode.gamma) == ((4, 8), (0.7, 0.6))
+    for text, message in [
+        ("gamma: 0.5\nngram: no\n", "line 2: ngram 'no': is no value of it; null means no n-gram drafts"),
+        ("gamma: 0.5\ngamma: 0.6\n", "line 2: cannot be read as YAML: `gamma` stands twice"),
+        ("gama: 0.5\n", "line 1: there is no setting `gama`; did you mean `gamma`?"),
+        ("gamma: 1.5\n", "line 1: gamma '1.5': the exit threshold must lie in [0, 1]"),
+    ]:
+        bad = written(tmp_path, text, "bad.yaml")
+        with pytest.raises(UsageError) as caught:
+            build_settings(EvalConfig, None, {"policy": str(bad)})
+        assert str(caught.value).startswith(f"--policy '{bad}': ")
+        assert message in str(caught.value)
+        place = written(tmp_path, f"task: demo\npolicy: {bad}\n")
+        assert refusal(place).startswith(f"{place} line 2: policy '{bad}': ")
+
+
+def test_the_run_json_of_a_run_repeats_it(tmp_path):
+    config = EvalConfig(
+        decode={"exits": (1, 2), "gamma": 0.3, "ngram": None}, methods=("vanilla",), limit=4, local=True
+    )
+    run: dict[str, Any] = {
+        "run_id": "r",
+        "fingerprint": "f",
+        "config": config.model_dump(mode="json"),
+        "workers": [{"pid": 1}],
+    }
+    file = written(tmp_path, json.dumps(run), "run.json")
+    assert build_settings(EvalConfig, file, {}) == config
+    assert build_settings(EvalConfig, file, {"limit": 2}).limit == 2
+    run["config"] = run["config"] | {"gone": 3}
+    assert refusal(written(tmp_path, json.dumps(run), "run.json")).startswith(f"{file}: there is no setting `gone`")
+
+
+def test_a_json_file_of_settings_is_read_too_and_as_strictly(tmp_path):
+    file = written(tmp_path, '{"limit": 3, "decode": {"gamma": [0.5, 0.25]}, "check_logits": false}', "settings.json")
+    config = build_settings(BenchConfig, written(tmp_path, '{"limit": 3}', "bench.json"), {})
+    assert config.limit == 3
+    config = build_settings(EvalConfig, file, {})
+    assert (config.limit, config.decode.gamma, config.check_logits) == (3, (0.5, 0.25), False)
+    for text, message in [
+        ('{"limit": 3, "limit": 4}', "`limit` stands twice"),
+        ('{"ngram": false}', "ngram False: true and false mean nothing here; null means no n-gram drafts"),
+        ('{"limit": 3', "cannot be read as YAML"),
+    ]:
+        file = written(tmp_path, text, "bad.json")
+        assert refusal(file).startswith(f"{file}: ")
+        assert message in refusal(file)
