@@ -10,7 +10,7 @@ import click
 from adadecode.cli.console import console, say_on_stderr
 from adadecode.cli.options import integers, settings_options
 from adadecode.cli.watch import Watcher
-from adadecode.errors import AdaDecodeError, StoppedError, UsageError
+from adadecode.errors import EXIT_MISMATCH, EXIT_OK, AdaDecodeError, StoppedError, UsageError
 from adadecode.evaluation.stop import StopRequest
 from adadecode.settings import EvalConfig, build_settings
 
@@ -112,6 +112,7 @@ def plan_command(config_file: Path | None, rates: str | None, gpus: tuple[int, .
 def report_command(run: str) -> None:
     """Print a run's settings and its tables, recomputed and judged as `verify` does; or list the runs in a folder."""
     from adadecode.report.tables import provenance_lines, summary_table
+    from adadecode.runs.engines import published_engine_lines
     from adadecode.runs.folder import read_run
     from adadecode.runs.listing import listing_table, read_published, runs_below
     from adadecode.runs.result import read_result
@@ -120,16 +121,21 @@ def report_command(run: str) -> None:
     if (listed := runs_below(run)) is not None:
         console().print(listing_table(listed))
         return
-    stored = read_run(run)
+    facts = read_run(run)
     if (published := read_published(run)) is not None:
-        for line in (*provenance_lines(stored), *start_lines(stored)):
+        summary, lines = published
+        for line in (*provenance_lines(facts), *start_lines(facts)):
             click.echo(line)
-        console().print(summary_table(published.summary))
-        for line in published.lines():
+        console().print(summary_table(summary))
+        for line in (
+            *lines,
+            *published_engine_lines(facts),
+            "its rows are not here: the table is as it was published, nothing was recomputed",
+        ):
             click.echo(line)
-        sys.exit(published.exit_code)
+        sys.exit(EXIT_MISMATCH if lines else EXIT_OK)
     result = read_result(run)
-    for line in (*provenance_lines(stored | {"status": result.status}), *start_lines(stored)):
+    for line in (*provenance_lines(facts | {"status": result.status}), *start_lines(facts)):
         click.echo(line)
     print_result(result, result.findings())
     sys.exit(result.exit_code)

@@ -21,10 +21,9 @@ from adadecode.runs.typed import typed_table
 T = TypeVar("T")
 U = TypeVar("U")
 
-# The entries of a commit of any version, of one that was withdrawn, and those that some versions lack.
-REQUIRED = {"shard": int, "file": str, "sha256": str, "fingerprint": str, "worker": dict}
-REQUIRED_OF_WITHDRAWN = {"shard": int, "file": str}
+REQUIRED = {"shard": int, "file": str, "sha256": str, "fingerprint": str, "worker": dict}  # of a commit of any version
 OPTIONAL = {"task": str, "attempt": str, "num_rows": int}
+REQUIRED_OF_WITHDRAWN = {"shard": int, "file": str}
 AGAIN = "run the same command again: it computes the shard again"
 
 
@@ -49,13 +48,13 @@ def read_commit(storage: Storage, name: str) -> dict[str, Any] | None:
 
 def _check_types(commit: Any) -> None:
     """Raises KeyError or TypeError where `commit` is none."""
-    required = REQUIRED_OF_WITHDRAWN if WITHDRAWN in commit else REQUIRED
-    known = required | {name: kind for name, kind in OPTIONAL.items() if name in commit}
-    for field, kind in known.items():
+    given = {name: kind for name, kind in OPTIONAL.items() if name in commit}
+    for field, kind in (REQUIRED_OF_WITHDRAWN if WITHDRAWN in commit else {**REQUIRED, **given}).items():
         if type(commit[field]) is not kind:
             raise TypeError(field)
-    counts = vars(ShardOutcome(**commit["outcome"])) if "outcome" in commit else {}
-    if not all(type(count) in (int, float) for count in counts.values()):
+    if "outcome" in commit and not all(
+        type(count) in (int, float) for count in vars(ShardOutcome(**commit["outcome"])).values()
+    ):
         raise TypeError("outcome")
 
 

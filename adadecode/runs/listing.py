@@ -11,14 +11,13 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from adadecode.errors import EXIT_MISMATCH, EXIT_OK, RunFolderError
+from adadecode.errors import RunFolderError
 from adadecode.methods import REFERENCE, baselines
 from adadecode.report.cells import ABSENT
 from adadecode.report.schema import SUMMARY, VERIFY
 from adadecode.report.summary import parity_line
 from adadecode.report.tables import speedup_text
-from adadecode.runs.engines import published_engine_lines
-from adadecode.runs.folder import RUN_FILE, read_run
+from adadecode.runs.folder import RUN_FILE
 from adadecode.runs.storage import Storage, open_storage
 from adadecode.runs.table_checks import published_lines
 from adadecode.runs.typed import typed_table
@@ -64,39 +63,20 @@ def stored_summary(storage: Storage, folder: str = "") -> pa.Table | None:
         return None
 
 
-@dataclass(frozen=True)
-class PublishedRun:
-    """A run that was published without plan and rows, as those in results/reference."""
-
-    summary: pa.Table
-    contradictions: list[str]
-    engines: list[str]
-
-    def lines(self) -> list[str]:
-        """What stands under the table of the summary."""
-        as_is = "its rows are not here: the table is as it was published, nothing was recomputed"
-        return [*self.contradictions, *self.engines, as_is]
-
-    @property
-    def exit_code(self) -> int:
-        """3 when its tables contradict each other."""
-        return EXIT_MISMATCH if self.contradictions else EXIT_OK
-
-
-def read_published(location: str | Path) -> PublishedRun | None:
-    """The run at `location` if it was published without plan and rows; None for any other."""
+def read_published(location: str | Path) -> tuple[pa.Table, list[str]] | None:
+    """The SUMMARY table of a run that was published without plan and rows, and what contradicts it; None for any other."""
     storage = open_storage(location)
     has_rows = any(name == "plan.parquet" or name.startswith(("commits/", "samples/")) for name in storage.list(""))
     summary = None if has_rows else stored_summary(storage)
     if summary is None:
         return None
     try:
-        contradictions = published_lines(summary, typed_table(storage.read("verify.parquet"), VERIFY))
+        verify = typed_table(storage.read("verify.parquet"), VERIFY)
     except FileNotFoundError:
-        contradictions = []
+        return summary, []
     except ValueError as error:
-        contradictions = [f"verify.parquet: it cannot be read ({error})"]
-    return PublishedRun(summary, contradictions, published_engine_lines(read_run(location)))
+        return summary, [f"verify.parquet: it cannot be read ({error})"]
+    return summary, published_lines(summary, verify)
 
 
 def listing_table(runs: list[ListedRun]) -> Table:

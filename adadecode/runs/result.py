@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +42,16 @@ class RunResult:
     disagreements: list[str]  # of stored parity claims, and of workers
     errors: list[str]  # a line that says how many samples failed, and how; none without
     num_missing: int
-    engines: list[str] = field(default_factory=list)  # lines that say what computed the rows, and what is mixed
     contradictions: Sequence[str] = ()  # of the tables with themselves, with each other and with run.json
+    engines: Sequence[str] = ()  # lines that say what computed the rows, and what is mixed
     status: str = "unknown"  # by run.json, unless rows are missing of what it calls complete
 
     def lines(self) -> list[str]:
-        """What stands under the table: what was found, and where the tables are."""
+        """What stands under the table of the summary: what was found, and where the tables are."""
         return [*self.findings(), f"tables: {self.folder}"]
 
     def findings(self) -> list[str]:
-        """Parity, errors, what differs, what contradicts itself, and what computed the rows."""
+        """Parity, errors, what differs and what computed the rows."""
         found = finding_lines(self.summary, self.verify, self.errors)
         return [*found, *self.disagreements, *self.contradictions, *self.engines]
 
@@ -143,8 +143,8 @@ def judge_run(location: str | Path, commits: Mapping[int, dict[str, Any]], plan:
         disagreements=mixed_experiments(commits) + committed.disagreements,
         errors=error_lines(committed.narrow),
         num_missing=missing,
-        engines=engine_lines(commits),
         contradictions=folder_lines(run, commits, plan) + checks.lines(),
+        engines=engine_lines(commits),
         status="incomplete, though run.json says complete" if missing and status == "complete" else status,
     )
     if missing or status != "complete":
