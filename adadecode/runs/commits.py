@@ -14,7 +14,7 @@ import pyarrow as pa
 from adadecode.errors import DamagedError, RunFolderError
 from adadecode.records import ShardOutcome
 from adadecode.report.schema import SAMPLES
-from adadecode.runs.editions import WITHDRAWN, Edition, edition_of
+from adadecode.runs.editions import WITHDRAWN
 from adadecode.runs.storage import Storage, join
 from adadecode.runs.typed import typed_table
 
@@ -87,9 +87,8 @@ def committed_table(storage: Storage, commit: dict[str, Any]) -> pa.Table:
     try:
         return typed_table(content, SAMPLES)
     except ValueError as error:
-        edition = edition_of(commit["file"]) or Edition(commit["shard"])
-        file, marker = (join(storage.location, name) for name in (commit["file"], edition.commit))
-        raise RunFolderError(f"{file}: no rows of a shard ({error}); delete {marker} and {AGAIN}") from error
+        file = join(storage.location, commit["file"])
+        raise RunFolderError(f"{file}: it holds no rows of a shard ({error}); delete it and {AGAIN}") from error
 
 
 def each(storage: Storage, function: Callable[[T], U], arguments: Sequence[T]) -> Iterator[U]:

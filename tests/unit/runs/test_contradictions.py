@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from adadecode.report.row_checks import MEASURED
 from adadecode.report.schema import SAMPLES
 from adadecode.runs.folder import read_commits, read_run
 from adadecode.runs.result import read_result
@@ -74,8 +75,15 @@ def altered_first(name: str, idx: int, value: int) -> Callable[[Row], list[int]]
 
 OURS, VANILLA, W1 = "adadecode", "vanilla", "vanilla-w1"
 TIMES = ("ttft_s", "decode_s", "e2e_s", "tpot_s", "step_gaps_s")
-DRAFTS = ("num_drafted", "num_accepted", "exits", "drafted_per_exit", "accepted_per_exit", "draft_depths")
-NO_OUTPUT = dict.fromkeys(("output_len", "output_token_ids", "output_text", "correct", "num_rounds", *TIMES, *DRAFTS))
+FAILED = dict.fromkeys(MEASURED) | {"status": "error", "finish_reason": "error", "error_type": "X", "width": None}
+ONE_TOKEN = {
+    "output_len": 1,
+    "output_token_ids": [5],
+    "num_rounds": 0,
+    "step_gaps_s": [],
+    "decode_s": 0.0,
+    "e2e_s": 1.0,
+}
 
 FAULTS = {
     # times
@@ -106,6 +114,10 @@ FAULTS = {
     "ttft_s 0": (once(OURS, ttft_s=0.0), "ttft_s is no positive, finite number: 1 rows"),
     "decode_s negative": (once(OURS, decode_s=-1e-3), "decode_s is no finite number from 0 on: 1 rows"),
     "tpot_s null": (once(OURS, tpot_s=None), "tpot_s is no positive, finite number: 1 rows"),
+    "tpot_s of one token": (
+        once(W1, **ONE_TOKEN, ttft_s=1.0),
+        f"tpot_s is there below two output tokens: 1 rows, first {FIRST} {W1} repeat 0",
+    ),
     "tpot_s negative": (once(OURS, tpot_s=-1e-3), "tpot_s is no positive, finite number: 1 rows"),
     "a gap NaN": (
         once(OURS, step_gaps_s=[math.nan] * 14),
@@ -280,6 +292,14 @@ FAULTS = {
         each(OURS, parity=lambda r: None),
         "parity is missing, but there is an output of vanilla: 12 rows",
     ),
+    "parity with an output that failed": (
+        once(VANILLA, **FAILED),
+        "parity is claimed, but there is no output of vanilla: 2 rows",
+    ),
+    "equal logits of a digest that is not there": (
+        once(VANILLA, logits_digest=None),
+        "logits_equal is claimed, but there are no two digests: 2 rows",
+    ),
     "vanilla's own parity": (each(VANILLA, parity=lambda r: "exact"), "vanilla claims parity with itself: 12 rows"),
     "parity unknown": (each(W1, parity=lambda r: "same"), "parity is none of exact, near_tie and mismatch: 12 rows"),
     "a near-tie that is none": (
@@ -381,6 +401,16 @@ def test_settings_that_are_not_those_of_the_fingerprint_are_told(run, cli, chang
     assert ", not b93d261f3521951c" in result.stdout
 
 
+def test_settings_that_rows_contradict_are_told_of_the_rows_too(run, cli):
+    edit_json(run / "run.json", lambda content: content["config"].update(check_logits=False))
+    plant(run, lambda rows: [row.update(method="medusa") for row in rows if row["method"] == OURS])
+    edit_json(run / "run.json", lambda content: content["config"].update(methods=[VANILLA, W1, "medusa"]))
+    result = cli("verify", run)
+    assert result.exit_code == 3
+    assert f"method is none that is known: 12 rows, first {FIRST} medusa repeat 0" in result.stdout
+    assert "logits_digest is there, but no logits were to be compared: 36 rows" in result.stdout
+
+
 def test_settings_of_placement_are_no_part_of_the_fingerprint(run, cli):
     edit_json(run / "run.json", lambda content: content["config"].update(threads=7, workers=3, local=False))
     assert cli("verify", run).exit_code == 0
@@ -469,7 +499,7 @@ def test_rows_that_are_missing_of_a_complete_run_are_told_by_report_too(run, cli
         result = cli(command, run)
         assert result.exit_code == 4, result.output
         assert result.stderr == "1 planned rows are missing; run the same command again\n"
-        assert "11/12" in next(line for line in result.stdout.splitlines() if " adadecode " in line)
+        assert "11/12" in next(line for line in result.stdout.splitlines() if line.startswith("          adadecode "))
         assert "parity 11/12, logits 11/12" in result.stdout
     assert "status: incomplete, though run.json says complete" in result.stdout
 
@@ -484,7 +514,7 @@ def test_rows_that_are_missing_of_a_complete_run_are_told_by_report_too(run, cli
         ),
         (
             lambda table: table.set_column(16, "e2e_s", pa.array([["a"]] * 6)),
-            "no rows of a shard (",
+            "holds no rows of a shard (",
         ),
         (
             lambda table: table.set_column(10, "output_token_ids", pa.array([[1, None]] * 6, pa.list_(pa.int32()))),
@@ -503,7 +533,8 @@ def test_a_committed_file_that_holds_no_samples_rows_is_one_line(run, usage_erro
     for command in ("verify", "report"):
         line = usage_error(command, run)
         assert reason in line
-        assert "00000.json and run the same command again" in line
+        assert f"{file}: it holds no rows of a shard (" in line
+        assert "); delete it and run the same command again" in line
 
 
 def test_a_repeat_before_the_first_is_no_planned_row(run, usage_error):
