@@ -11,6 +11,7 @@ from ray_jobs.events import Died, Event, Finished, Item, Loaded, Started
 from ray_jobs.limits import Limits
 from ray_jobs.pool import Place
 from ray_jobs.scheduler import Scheduler
+from ray_jobs.watch import ClusterWatch
 
 NO_COMPILER = KernelsError("--kernels native: no C++ compiler")
 GPU = Place("node-7", 4711, "0a0b", ("3",))
@@ -44,7 +45,8 @@ class ScriptedPool:
 class ListeningDriver(Driver):
     def __init__(self, events: list[Event], num_actors: int) -> None:
         pool: Any = ScriptedPool(events)
-        super().__init__(pool, Scheduler([Item("i0", None), Item("i1", None)], Limits()))
+        cluster = ClusterWatch(can_grow=True, list_nodes=list)
+        super().__init__(pool, Scheduler([Item("i0", None), Item("i1", None)], Limits()), cluster)
         self._num_actors = num_actors
         self.lines: list[str] = []
 

@@ -15,6 +15,7 @@ from ray_jobs.actors import ShardWork, SplitSample
 from ray_jobs.evaluation import EvaluationDriver, SplitShards, Waiting, phase_of, shard_item, split_shard
 from ray_jobs.events import Item
 from ray_jobs.state import ActorState, Phase
+from ray_jobs.watch import ClusterWatch
 
 SHARD = Shard(7, "gsm8k", (Example("a", "1+1", "1+1"), Example("b", "1+2", "1+2")))
 
@@ -74,7 +75,8 @@ def test_the_driver_says_once_why_kernels_are_slow_when_an_actor_has_loaded(prep
     actor = ActorState("worker-0", 0.0, Phase.LOADING)
     pool: Any = SimpleNamespace(resources={"num_cpus": 1}, places={})
     scheduler: Any = SimpleNamespace(actors={"worker-0": actor})
-    driver = EvaluationDriver(pool, scheduler, prepared, Lines(), lambda: False)
+    cluster = ClusterWatch(can_grow=True, list_nodes=list)
+    driver = EvaluationDriver(pool, scheduler, cluster, prepared, Lines(), lambda: False)
     driver.on_wait()
     settle_kernels(prepared.folder.storage, ChosenKernels("eager", "there is no C++ compiler"), "worker-0")
     driver.on_wait()
