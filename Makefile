@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs-ready
 
-.PHONY: demo test test-slow test-gpu chaos fuzz efficiency lint docs clean
+.PHONY: demo test test-slow test-gpu chaos fuzz mutations efficiency lint docs clean
 
 demo: $(READY)
 	$(BIN)/adadecode eval --config adadecode/recipes/demo.yaml
@@ -24,6 +24,9 @@ chaos: $(READY)
 
 fuzz: $(READY)
 	ADADECODE_FUZZ=whole $(BIN)/python -m pytest tests/fuzz --numprocesses 2
+
+mutations: $(READY)
+	$(BIN)/python -m tests.mutations
 
 efficiency: $(READY)
 	PYTHONPATH=. $(BIN)/python tests/efficiency/simulate_makespan.py
