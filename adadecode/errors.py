@@ -104,10 +104,3 @@ class RowsDependentError(AdaDecodeError):
 def is_rust_panic(error: BaseException) -> bool:
     """Whether a tokenizer's Rust code panicked: no Exception, and of a class of its own in every extension."""
     return (type(error).__module__, type(error).__name__) == ("pyo3_runtime", "PanicException")
-
-
-def on_one_line(text: str, max_len: int) -> str:
-    """`text`, which another program or a file wrote, on one line of at most `max_len` characters, all of them printable."""
-    line = " ".join(text.split())
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
-    return line if len(line) <= max_len else line[: max_len - 3] + "..."

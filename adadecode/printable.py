@@ -17,6 +17,12 @@ def printable(text: str, keep: str = "") -> str:
     return UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
 
 
+def on_one_line(said: object, max_len: int = 200) -> str:
+    """What an error or another program `said`, on one line of at most `max_len` characters that a terminal may get."""
+    line = printable(" ".join((str(said) or repr(said)).split()))
+    return line if len(line) <= max_len else line[: max_len - 3] + "..."
+
+
 def is_unicode(text: str) -> bool:
     """False for half of a surrogate pair, which JSON and a terminal's bytes may hold: no file or tokenizer takes it."""
     try:

@@ -14,6 +14,7 @@ from ray import _raylet
 from ray.exceptions import AuthenticationError, RayError
 
 from adadecode.errors import ResourcesError, UsageError
+from adadecode.printable import on_one_line
 from adadecode.settings import EvalConfig, TrainConfig
 
 PROBE_S, ALIVE_S = 5.0, 20.0
@@ -37,12 +38,12 @@ def connect(address: str | None) -> None:
             ray.init(address=address, **quiet)
         except AuthenticationError as error:
             raise UsageError(
-                f"--address {address!r}: the Ray cluster there asks for a token; {TOKEN_REMEDY} ({_reason(error)})"
+                f"--address {address!r}: the Ray cluster there asks for a token; {TOKEN_REMEDY} ({on_one_line(error)})"
             ) from error
         except (RayError, RuntimeError, ValueError, OSError) as error:
             raise UsageError(
                 f"--address {address!r}: no Ray cluster answers there; give HOST:PORT of a running head, or leave it out "
-                f"to start one on this machine ({_reason(error)})"
+                f"to start one on this machine ({on_one_line(error)})"
             ) from error
 
 
@@ -80,10 +81,6 @@ def _probe(address: str) -> None:
     needs_token = internals.get_authentication_mode() == internals.AuthenticationMode.TOKEN
     if not needs_token or internals.AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
         internals.GcsClient(address=address).check_alive([], timeout=ALIVE_S)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def actor_resources(config: EvalConfig | TrainConfig, nodes: Sequence[dict[str, Any]]) -> tuple[dict[str, float], int]:

@@ -15,6 +15,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
 
 from adadecode.errors import AdaDecodeError
+from adadecode.printable import on_one_line
 from ray_jobs.events import Cancelled, Died, Event, Finished, Item, Loaded, Started
 
 HELLO, LOAD = Item("starting", None), Item("loading the model", None)
@@ -116,20 +117,16 @@ class Pool:
             return Cancelled(name, item.name), None
         except RayTaskError as error:
             raised = _one_line_error(error, item.name)
-            return Died(name, _one_line(raised), error=raised), None
+            return Died(name, on_one_line(raised, 300), error=raised), None
         except RayError as error:  # the actor, its node or its environment is gone
             preempted = isinstance(error, RayActorError) and error.preempted
-            return Died(name, _one_line(error), preempted), None
+            return Died(name, on_one_line(error, 300), preempted), None
         if item is HELLO:
             self.places[name] = result
             return Started(name, result.name), None
         if item is LOAD:
             return Loaded(name), None
         return Finished(name, item.name, result.full_s), result.result
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def _one_line_error(error: RayTaskError, doing: str) -> AdaDecodeError:

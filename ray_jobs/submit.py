@@ -14,6 +14,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from adadecode.errors import EXIT_FAILED, EXIT_OK, AdaDecodeError, UsageError
+from adadecode.printable import on_one_line
 from adadecode.records import Say
 from ray_jobs.cluster import TOKEN_REMEDY
 
@@ -40,14 +41,14 @@ def submit_job(command: str, arguments: Sequence[str], address: str, working_dir
     except (ConnectionError, RuntimeError, AuthenticationError) as error:
         raise UsageError(
             f"--address {address!r}: no Ray dashboard answers there; give http://HOST:8265 of a running head, and where "
-            f"it asks for a token {TOKEN_REMEDY} ({_reason(error)})"
+            f"it asks for a token {TOKEN_REMEDY} ({on_one_line(error)})"
         ) from error
     shell_command = entrypoint(command, arguments)
     try:
         job_id = _submit_when_ready(client, shell_command, runtime_env(working_dir))
     except (RuntimeError, ValueError, OSError) as error:
         raise UsageError(
-            f"the cluster at {address} did not take the job; check --working-dir ({_reason(error)})"
+            f"the cluster at {address} did not take the job; check --working-dir ({on_one_line(error)})"
         ) from error
     say(f"job {job_id}: {shell_command}\n")
     details = follow_job(client, job_id, say, address)
@@ -135,7 +136,7 @@ def follow_job(
                 ) from error
             if lost_at is None:
                 lost_at = clock()
-                say(f"the connection to {address} is lost; trying again for {RETRY_S:.0f} s ({_reason(error)})\n")
+                say(f"the connection to {address} is lost; trying again for {RETRY_S:.0f} s ({on_one_line(error)})\n")
             if clock() - lost_at > RETRY_S:
                 raise AdaDecodeError(
                     f"the dashboard at {address} has not answered for {RETRY_S:.0f} s; the job may go on: "
@@ -156,7 +157,3 @@ def exit_code(details: JobDetails) -> int:
     if details.status == JobStatus.SUCCEEDED:
         return EXIT_OK
     return details.driver_exit_code or EXIT_FAILED
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import RayError
 
 from adadecode.errors import ClusterLostError
+from adadecode.printable import on_one_line
 from ray_jobs.cluster import RECONNECT, disconnect, is_ours
 
 LOOK_EVERY_S = 1.0
@@ -90,7 +91,7 @@ def watched_cluster(address: str | None) -> Generator[ClusterWatch]:
     except (ClusterLostError, RayError) as error:
         watch.end()
         disconnect()
-        reason = " ".join(str(error).split())[:200]
+        reason = on_one_line(error)
         raise ClusterLostError(
             f"the Ray cluster is gone ({reason}); what is committed stays, and the same command continues"
         ) from error

@@ -17,6 +17,7 @@ import torch
 
 from adadecode.errors import KernelsError
 from adadecode.files import short_hash, whole_file
+from adadecode.printable import on_one_line
 
 SOURCE = Path(__file__).with_name("native.cpp")
 # sums are fused where the source says so and nowhere else: else a compiler could do it for some numbers of rows only
@@ -135,9 +136,7 @@ def _compiled(compiler: Sequence[str], path: Path) -> ctypes.CDLL:
         told = str(error)
         if isinstance(error, subprocess.CalledProcessError):
             told = error.stderr.decode(errors="replace") or f"exit status {error.returncode}"
-        raise KernelsError(
-            f"{shlex.join(compiler)} cannot compile the native kernels ({' '.join(told.split())[:200]})"
-        ) from error
+        raise KernelsError(f"{shlex.join(compiler)} cannot compile the native kernels ({on_one_line(told)})") from error
     try:
         return _load(path)
     except OSError as error:

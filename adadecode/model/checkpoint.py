@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
-from adadecode.errors import on_one_line
 from adadecode.model.config_file import quantised_reason
 from adadecode.model.files import damage, read_object, reason, shown
+from adadecode.printable import on_one_line
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_SUFFIX = ".index.json"

@@ -20,7 +20,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from adadecode.demo import resolve_model
-from adadecode.errors import UsageError, on_one_line
+from adadecode.errors import UsageError
+from adadecode.printable import on_one_line
 
 CONFIG = "config.json"
 ALLOWED = "give `demo`, a folder with a transformers model, or a hub id such as Qwen/Qwen3-8B"
@@ -144,7 +145,7 @@ def damage(path: Path, otherwise: str) -> str:
 
 def reason(error: BaseException) -> str:
     """What another library's error says, short and on one line, after the kind it is of."""
-    return f"{type(error).__name__}: {on_one_line(str(error), 200)}"
+    return f"{type(error).__name__}: {on_one_line(error)}"
 
 
 def shown(value: object) -> str:

@@ -13,11 +13,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
-from adadecode.errors import ExitHeadsError, on_one_line
+from adadecode.errors import ExitHeadsError
 from adadecode.files import short_hash, write_whole
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads, HeadTensors
 from adadecode.model.files import shown
+from adadecode.printable import on_one_line
 from adadecode.settings import HeadKind, TrainedKind
 
 TENSORS, FACTS = "exit_heads.safetensors", "exit_heads.json"

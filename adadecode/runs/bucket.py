@@ -4,6 +4,7 @@ from collections.abc import Generator
 from typing import Any
 
 from adadecode.errors import RunFolderError, UsageError
+from adadecode.printable import on_one_line
 from adadecode.runs.patience import NUM_TRIES, REMEDY, PassingError, patiently
 
 EXTRAS = {"s3": "s3", "gs": "gcs"}  # what to install for a URL's protocol
@@ -106,7 +107,7 @@ class ObjectStorage:
 
     def _refusal(self, name: str, done: str, error: Exception) -> RunFolderError:
         """What went wrong in one line, whichever of the client's many errors it was."""
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = on_one_line(f"{type(error).__name__}: {error}")
         if _is_passing(error):
             return PassingError(f"{self._where(name)!r} cannot be {done} ({reason}; at {NUM_TRIES} tries): {REMEDY}")
         return RunFolderError(

@@ -4,6 +4,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from adadecode.printable import on_one_line
+
 
 def typed_table(content: bytes, schema: pa.Schema) -> pa.Table:
     """The Parquet table in `content` with the columns of `schema` and their types, then what else is there.
@@ -15,7 +17,7 @@ def typed_table(content: bytes, schema: pa.Schema) -> pa.Table:
         table = pq.read_table(pa.BufferReader(content)).replace_schema_metadata(None)
         columns = [_column(table, field) for field in schema]
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(" ".join(str(error).split())[:200]) from error
+        raise ValueError(on_one_line(error)) from error
     others = [field for field in table.schema if field.name not in schema.names]
     return pa.table(columns + [table[field.name] for field in others], pa.schema([*schema, *others]))
 

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from adadecode.errors import UsageError
+from adadecode.printable import on_one_line
 
 CORE = "tag:yaml.org,2002:"
 TAGS = (
@@ -53,13 +54,13 @@ def read_mapping(file: Path) -> FileSettings:
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f" line {error.problem_mark.line + 1}"
         said = ", ".join(part for part in (error.context, error.problem) if part)
-        raise UsageError(f"{file}{line}: cannot be read as YAML: {_on_one_line(said)}") from error
+        raise UsageError(f"{file}{line}: cannot be read as YAML: {on_one_line(said)}") from error
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{file}: cannot be read as YAML: it is not UTF-8 text") from error
     except (ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"{file}: cannot be read as YAML: {_on_one_line(error)}") from error
+        raise UsageError(f"{file}: cannot be read as YAML: {on_one_line(error)}") from error
     except RecursionError as error:
         raise UsageError(f"{file}: cannot be read as YAML: it is nested too deep") from error
     if not isinstance(loaded, FileSettings):
@@ -144,7 +145,3 @@ def _from_json(file: Path, text: str) -> Any:
 def quoted(name: str) -> str:
     """`name` as a line may show it: what it is not sure to be is text of a few printed characters."""
     return f"`{name}`" if name.isprintable() and len(name) <= 80 else repr(name[:80])
-
-
-def _on_one_line(error: object) -> str:
-    return " ".join(str(error).split())

@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from adadecode.methods import DEFAULT_METHODS, METHODS, REFERENCE
+from adadecode.printable import is_unicode
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Device = Literal["cpu", "cuda"]
@@ -80,7 +81,7 @@ class Settings(BaseModel):
         parts: list[object] = [*cast("list[object]", value)] if isinstance(value, list | tuple) else [value]
         if bool not in kinds and any(isinstance(part, bool) for part in parts):
             raise ValueError(f"true and false mean nothing here{nothing_means(field)}")
-        if not all(_is_text(part) for part in parts if isinstance(part, str)):
+        if not all(is_unicode(part) and "\0" not in part for part in parts if isinstance(part, str)):
             raise ValueError("it has a character that no text has")
         if not isinstance(value, str) or str in kinds:
             return cast("object", value)
@@ -99,13 +100,6 @@ def nothing_means(field: FieldInfo) -> str:
     """What null is for a setting that may be null, as the end of a line; nothing for the others."""
     unset = next((given.unset for given in field.metadata if isinstance(given, Flag)), None)
     return f"; null means {unset}" if field.default is None and unset else ""
-
-
-def _is_text(value: str) -> bool:
-    try:
-        return b"\0" not in value.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return False
 
 
 def increasing(exits: tuple[int, ...]) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adadecode.errors import TaskDataError
+from adadecode.printable import on_one_line
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 COPY_AGAIN = "check the file, or copy it again"
@@ -57,12 +58,7 @@ def file_rows(path: Path, wanted: Collection[str]) -> Iterator[PlacedRow]:
         else:
             raise TaskDataError(f"{path}: unknown suffix {path.suffix!r}; --data-file reads {', '.join(SUFFIXES)}")
     except (OSError, EOFError, zlib.error) as error:
-        raise TaskDataError(f"{path}: cannot be read ({one_line(error)}); {_advice(path) or COPY_AGAIN}") from error
-
-
-def one_line(error: BaseException) -> str:
-    """What `error` says, on one line and short."""
-    return " ".join((str(error) or repr(error)).split())[:200]
+        raise TaskDataError(f"{path}: cannot be read ({on_one_line(error)}); {_advice(path) or COPY_AGAIN}") from error
 
 
 def shown(value: object) -> str:
@@ -113,7 +109,7 @@ def _parse_line(line: bytes, where: str, path: Path) -> dict[str, Any]:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
         advice = _advice(path) or ONE_PER_LINE
-        raise TaskDataError(f"{where}: {shown(line)} is not JSON ({one_line(error)}); {advice}") from error
+        raise TaskDataError(f"{where}: {shown(line)} is not JSON ({on_one_line(error)}); {advice}") from error
     if not isinstance(value, dict):
         raise TaskDataError(f"{where}: {shown(value)} is not an object; {ONE_PER_LINE}")
     return value
@@ -126,7 +122,7 @@ def _parquet_rows(path: Path, wanted: Collection[str]) -> Iterator[PlacedRow]:
         raise
     except Exception as error:  # of a damaged file: pyarrow's own, of decoding names, of memory it would take
         advice = _advice(path) or COPY_AGAIN
-        raise TaskDataError(f"{path}: not readable as Parquet ({one_line(error)}); {advice}") from error
+        raise TaskDataError(f"{path}: not readable as Parquet ({on_one_line(error)}); {advice}") from error
 
 
 def _columns_read(path: Path, wanted: Collection[str]) -> Iterator[PlacedRow]:
@@ -154,4 +150,4 @@ def _value(scalar: Any, name: str, where: str) -> Any:
     try:
         return scalar.as_py()
     except Exception as error:  # unrelated families: text that is no UTF-8, a date past Python's, an unknown time zone
-        raise TaskDataError(f"{where}: column {name!r} cannot be read ({one_line(error)}); {TEXT_COLUMN}") from error
+        raise TaskDataError(f"{where}: column {name!r} cannot be read ({on_one_line(error)}); {TEXT_COLUMN}") from error

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from adadecode.errors import PromptError, PromptTooLongError, is_rust_panic
-from adadecode.printable import is_unicode
-from adadecode.tasks.data_files import one_line
+from adadecode.printable import is_unicode, on_one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,8 +39,8 @@ def usable_ids(tokenizer: PreTrainedTokenizerBase, example: Example, context_len
             raise
         what = "tokenizer" if tokenizer.chat_template is None else "chat template"
         raise PromptError(
-            f"the model's {what} cannot take the prompt ({type(error).__name__}: {one_line(error)}): change the prompt or "
-            f"the {what}"
+            f"the model's {what} cannot take the prompt ({type(error).__name__}: {on_one_line(error)}): change the prompt "
+            f"or the {what}"
         ) from error
     if not 1 <= len(token_ids) < context_len:
         raise PromptTooLongError.of(len(token_ids), context_len)

@@ -59,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "printable": set(),
     "files": {"errors"},
     "provenance": {"version", "files"},
-    "settings": {"errors", "methods", "demo", "files"},
+    "settings": {"errors", "methods", "demo", "files", "printable"},
     "kernels": LEAVES,
     "model": LEAVES | {"kernels"},
     "engine": LEAVES | {"kernels", "model"},
