@@ -1,5 +1,6 @@
 """The cluster a run is done on: joining or starting it, and what an actor may take of it."""
 
+import atexit
 import contextlib
 import logging
 import os
@@ -52,6 +53,8 @@ def disconnect() -> None:
     leaving = threading.Thread(target=ray.shutdown, name="leave-ray", daemon=True)
     leaving.start()
     leaving.join(LEAVE_S)
+    if leaving.is_alive():  # the end of this process would wait for the same head
+        atexit.unregister(ray.shutdown)
 
 
 def is_ours(address: str | None) -> bool:

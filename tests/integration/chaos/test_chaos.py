@@ -77,7 +77,7 @@ def test_a_node_that_is_lost_and_another_that_joins_cost_nothing(nodes, config, 
     rng = random.Random(100 + seed)
     config = config.model_copy(update={"workers": rng.choice([2, "auto"])})
     with ThreadPoolExecutor(1) as pool, Gate(out) as gate:  # the nodes are this thread's
-        gate.close(rng.randrange(LAST_MOMENT + 1), rng.choice(POINTS))
+        gate.close(rng.randrange(LAST_MOMENT), rng.choice(POINTS))  # two shards are left
         running = pool.submit(run_on_cluster, config, out, limits=PATIENT, actor_class=GATED)
         gate.wait_for(2, running.done)
         nodes.lose(rng.randrange(len(nodes.nodes)))

@@ -1,5 +1,7 @@
 """What is decided about a cluster without one."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,3 +35,23 @@ def test_an_address_where_nothing_listens_is_one_line_at_once(address, monkeypat
     ) as caught:
         connect(address)
     assert "\n" not in str(caught.value)
+
+
+STUCK = """
+import atexit, threading, ray
+from ray_jobs import cluster
+
+def never() -> None:
+    threading.Event().wait()
+
+atexit.register(never)
+ray.shutdown, cluster.LEAVE_S = never, 0.1
+cluster.disconnect()
+print("left")
+"""
+
+
+def test_a_head_that_hangs_keeps_no_process_from_leaving_or_ending():
+    root = Path(__file__).parents[3]
+    done = subprocess.run([sys.executable, "-c", STUCK], cwd=root, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "left\n"), done.stderr
