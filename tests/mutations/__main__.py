@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.mutations.table import MUTATIONS, Mutation
@@ -26,6 +27,9 @@ def main(wanted: list[str]) -> int:
     survivors: list[Mutation] = []
     with tempfile.TemporaryDirectory() as folder:
         copy = copy_of_project(Path(folder) / "project")
+        if do_tests_fail(sorted({test for one in chosen for test in one.tests}), copy):
+            print("the tests fail as the code is: mend that first")
+            return 2
         for idx, mutation in enumerate(chosen):
             started = time.monotonic()
             is_caught = run_tests_with(mutation, copy)
@@ -58,16 +62,22 @@ def run_tests_with(mutation: Mutation, copy: Path) -> bool:
     original = file.read_text(encoding="utf-8")
     assert original.count(mutation.before) == 1, mutation.name
     file.write_text(original.replace(mutation.before, mutation.after), encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutation.tests]
+    try:
+        return do_tests_fail(mutation.tests, copy)
+    finally:
+        file.write_text(original, encoding="utf-8")
+
+
+def do_tests_fail(tests: Sequence[str], copy: Path) -> bool:
+    """Whether any of `tests` of the project in `copy` fails, or takes for ever."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=TIMEOUT_S, check=False)
-        assert done.returncode in (0, 1, 2), done.stdout.decode()[-2000:]
-        return done.returncode != 0
     except subprocess.TimeoutExpired:
         return True
-    finally:
-        file.write_text(original, encoding="utf-8")
+    assert done.returncode in (0, 1, 2), done.stdout.decode()[-2000:]
+    return done.returncode != 0
 
 
 if __name__ == "__main__":
