@@ -1,6 +1,5 @@
 """One engine per table: kernels that a run keeps, and what is said where shards were computed by several engines."""
 
-import json
 import shutil
 import socket
 from pathlib import Path
