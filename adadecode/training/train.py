@@ -50,7 +50,7 @@ def train_from_config(config: TrainConfig, out: Path, say: Say) -> HeadFacts:
     model, tokenizer = load_base(config)
     for line in model.chosen_kernels.lines():
         say(line)
-    return train_heads(model, TaskPrompts(config, tokenizer, model.context_len), config, out, say)
+    return train_heads(model, TaskPrompts(config, tokenizer, model.context_len, model.vocab_size), config, out, say)
 
 
 def load_base(config: TrainConfig) -> tuple[DecoderModel, PreTrainedTokenizerBase]:
