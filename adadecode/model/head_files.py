@@ -59,7 +59,7 @@ def read_facts(folder: Path) -> HeadFacts | None:
 def load_heads(folder: Path, model: DecoderModel, head: HeadKind = "full", gate: float = 0.0) -> ExitHeads:
     """The exit heads in `folder`, tested in full or over their shortlist, after a gate when `gate` is above 0.
 
-    Raises ExitHeadsError when they cannot be read, are damaged, made for another model, or lack what `head` and `gate` need.
+    Raises ExitHeadsError when they are unreadable, damaged, made for another model, or lack what `head` and `gate` need.
     """
     retrain = "train heads for this model with `adadecode train-heads`"
     try:

@@ -100,7 +100,7 @@ def test_an_out_folder_of_another_user_is_refused_before_anything_is_computed(tm
     out.mkdir()
     with (
         locked(out),
-        pytest.raises(RunFolderError, match=r"--out '.*/out' cannot be .*: choose another folder") as caught,
+        pytest.raises(RunFolderError, match=r"--out '.*/out' cannot be .*: choose another folder"),
     ):
         make_folder(out)
     make_folder(out)
