@@ -3,11 +3,13 @@
 import contextlib
 import hashlib
 import itertools
+import json
 import os
 import re
 import uuid
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 from adadecode.errors import RunFolderError, UsageError
 
@@ -20,6 +22,14 @@ def short_hash(*parts: str | bytes) -> str:
     for part in parts:
         digest.update(part.encode() if isinstance(part, str) else part)
     return digest.hexdigest()[:16]
+
+
+def from_json(content: str | bytes) -> Any:
+    """The value that `content` is as JSON; raises ValueError, also when it is nested too deep to be read."""
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
 
 
 def check_location(text: str, flag: str = "") -> None:

@@ -255,7 +255,9 @@ def test_a_driver_elsewhere_is_alive_while_its_last_heartbeat_is_young(location,
     assert driver_status(storage).startswith("interrupted: no driver is alive; the same command continues (last sign")
 
 
-@pytest.mark.parametrize("content", [None, b"{", b'{"owner": {}, "since": "x", "beat": 1, "released": true}'])
+@pytest.mark.parametrize(
+    "content", [None, b"{", b"[" * 100_000, b'{"owner": {}, "since": "x", "beat": 1, "released": true}']
+)
 def test_a_run_without_a_lease_that_is_held_is_interrupted(location, content):
     storage = open_storage(location)
     if content is not None:
