@@ -62,9 +62,9 @@ def load_heads(folder: Path, model: DecoderModel, head: HeadKind = "full", gate:
     Raises ExitHeadsError when they are missing, damaged, made for another model, or lack what `head` and `gate` need.
     """
     retrain = "train heads for this model with `adadecode train-heads`"
-    if not (folder / FACTS).is_file() or not (folder / TENSORS).is_file():
-        raise ExitHeadsError(f"--heads {str(folder)!r}: no {FACTS} with {TENSORS} there; {retrain}")
     try:
+        if not (folder / FACTS).is_file() or not (folder / TENSORS).is_file():
+            raise ExitHeadsError(f"--heads {str(folder)!r}: no {FACTS} with {TENSORS} there; {retrain}")
         facts = HeadFacts.model_validate_json((folder / FACTS).read_bytes())
         raw = (folder / TENSORS).read_bytes()
         named = load(raw)
