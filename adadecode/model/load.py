@@ -37,8 +37,8 @@ ATTENTION = {"attn_implementation": "sdpa"}  # a configuration may name one, eve
 def load_model(settings: ModelSettings) -> tuple[DecoderModel, PreTrainedTokenizerBase]:
     """The decoder and tokenizer that `settings` name; raises UsageError or UnsupportedModelError.
 
-    What is odd about the model but no reason to refuse it is logged, and among the decoder's `notes`. Memory that runs out is
-    an AdaDecodeError.
+    What is odd about the model but no reason to refuse it is logged, and among the decoder's `notes`. Memory that runs
+    out is an AdaDecodeError.
     """
     transformers_logging.disable_progress_bar()
     if settings.device == "cuda" and not torch.cuda.is_available():

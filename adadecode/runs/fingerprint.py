@@ -7,7 +7,7 @@ from typing import Any
 
 from adadecode.demo import resolve_model
 from adadecode.errors import ExitHeadsError
-from adadecode.files import short_hash
+from adadecode.files import is_folder, short_hash
 from adadecode.methods import any_needs_heads
 from adadecode.settings import EvalConfig, fingerprint_of
 from adadecode.tasks import task_domain
@@ -20,7 +20,7 @@ def source_hashes(config: EvalConfig, tasks: tuple[str, ...]) -> dict[str, str]:
     """Hashes of the local folders a run reads: the model (a hub model is known by its revision) and each task's heads."""
     folders: dict[str, Path] = {}
     model = Path(resolve_model(config.model))
-    if model.is_dir():
+    if is_folder(model):
         folders["model_files"] = model
     folders |= {f"heads_files_{task}": folder for task, folder in heads_folders(config, tasks).items()}
     return {name: hash_folder(folder) for name, folder in folders.items()}
@@ -32,7 +32,7 @@ def heads_folders(config: EvalConfig, tasks: tuple[str, ...]) -> dict[str, Path]
         return {}
     folders = {task: folder for task in tasks if (folder := heads_folder(config, task_domain(task))) is not None}
     for folder in folders.values():
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise ExitHeadsError(f"--heads {str(folder)!r}: not a folder; give one that `adadecode train-heads` wrote")
     return folders
 
