@@ -107,7 +107,7 @@ def test_decode_settings_may_be_written_as_their_flags_are(text, changed, tmp_pa
         ("Task: demo", "line 1: there is no setting `Task`; did you mean `task`?"),
         ("decode:\n  gama: 0.5", "line 2: there is no setting `gama`; did you mean `gamma`?"),
         ("deadline: 5", "line 1: there is no setting `deadline`; did you mean `deadline_s`?"),
-        ("out: results/x", "line 1: there is no setting `out`; `--help` lists them as flags"),
+        ("out: results/x", "line 1: there is no setting `out`; it is the flag --out only"),
         ("1: 2", "line 1: there is no setting `1`"),
         ("~: 2", "line 1: cannot be read as YAML: the name of a setting must be text"),
         ("? [a]\n: 2", "line 1: cannot be read as YAML: the name of a setting must be text"),
@@ -229,11 +229,6 @@ def test_the_run_json_of_a_run_serves_the_other_commands_and_its_typos_none(tmp_
         file = written(tmp_path, json.dumps(run | {"config": run["config"] | {typo: 1}}), "run.json")
         with pytest.raises(UsageError, match=f"there is no setting `{typo}`"):
             build_settings(kind, file, {}, beside=EvalConfig)
-
-
-def test_a_file_that_names_a_folder_for_results_is_told_that_it_is_a_flag(tmp_path):
-    file = written(tmp_path, "task: demo\nout: results/x\n")
-    assert refusal(file) == f"{file} line 2: `out` is no setting: give it as the flag --out"
 
 
 def test_a_json_file_of_settings_is_read_too_and_as_strictly(tmp_path):
