@@ -59,10 +59,11 @@ class LanguageModel:
         """The greedy continuation of `prompt` by `method`, of at most `max_new_tokens` (the settings' when None).
 
         Raises UsageError for a method that is not there or that lacks heads, also as PromptError for a prompt that cannot
-        be used, and NonFiniteLogitsError.
+        be used, NonFiniteLogitsError, and AdaDecodeError when memory runs out.
         """
         from adadecode.engine.decode import decode
         from adadecode.engine.generate import Request
+        from adadecode.model.memory import out_of_memory_named
         from adadecode.records import Example
         from adadecode.tasks.encode import decode_output, usable_ids
         from adadecode.tasks.heads import heads_missing
@@ -78,7 +79,8 @@ class LanguageModel:
             self.tokenizer, Example("prompt", prompt, prompt), self.model.context_len, self.model.vocab_size
         )
         request = Request(prompt_ids, limit)
-        generation = decode(self.model, METHODS[method], request, self.policy, self.heads).generation
+        with out_of_memory_named():
+            generation = decode(self.model, METHODS[method], request, self.policy, self.heads).generation
         return Output(decode_output(self.tokenizer, generation), generation)
 
 
@@ -98,13 +100,15 @@ def load_configured(config: GenerateConfig) -> LanguageModel:
     from adadecode.engine.policy import make_policy
     from adadecode.evaluation.worker import heads_for
     from adadecode.model.load import load_model, use_threads
+    from adadecode.model.memory import out_of_memory_named
     from adadecode.tasks.heads import has_heads
 
     use_threads(config.threads)
     model, tokenizer = load_model(config)
-    heads = heads_for(config, config.domain, model) if has_heads(config) else None
-    policy = make_policy(config.decode, None if heads is None else heads.exits, model.num_layers)
-    check_rows_independent(model, policy.width)
+    with out_of_memory_named():
+        heads = heads_for(config, config.domain, model) if has_heads(config) else None
+        policy = make_policy(config.decode, None if heads is None else heads.exits, model.num_layers)
+        check_rows_independent(model, policy.width)
     return LanguageModel(config, model, tokenizer, heads, policy)
 
 

@@ -3,11 +3,13 @@
 import contextlib
 import hashlib
 import itertools
+import json
 import os
 import re
 import uuid
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 from adadecode.errors import RunFolderError, UsageError
 
@@ -20,6 +22,14 @@ def short_hash(*parts: str | bytes) -> str:
     for part in parts:
         digest.update(part.encode() if isinstance(part, str) else part)
     return digest.hexdigest()[:16]
+
+
+def from_json(content: str | bytes) -> Any:
+    """The value that `content` is as JSON; raises ValueError, also when it is nested too deep to be read."""
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
 
 
 def check_location(text: str, flag: str = "") -> None:
@@ -67,6 +77,14 @@ def readable(flag: str, path: Path) -> Generator[None]:
         raise UsageError(
             f"{flag} {str(path)!r} cannot be read ({error.strerror}): check its name and permissions, or give another"
         ) from error
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether there is a folder at `path`; False where none can be, such as under a name too long."""
+    try:
+        return Path(path).is_dir()
+    except OSError:
+        return False
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

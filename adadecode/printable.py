@@ -6,7 +6,7 @@ What is stored keeps its characters; only what is shown is escaped.
 import re
 
 # Control characters, line and paragraph separators, what changes the direction of writing, halves of surrogate pairs
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str, keep: str = "") -> str:

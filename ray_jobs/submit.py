@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
+import requests
 from ray.dashboard.modules.job.pydantic_models import JobDetails
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from adadecode.errors import EXIT_FAILED, EXIT_OK, AdaDecodeError, UsageError
@@ -36,9 +38,13 @@ def submit_job(command: str, arguments: Sequence[str], address: str, working_dir
     (3 for a parity mismatch, 4 for missing rows, ...) comes from the job's record. Raises UsageError when the job is not
     taken, and AdaDecodeError when its cluster is lost.
     """
+    if not is_web_address(address):
+        raise UsageError(
+            f"--address {on_one_line(repr(address))}: submit needs the dashboard's, such as http://HOST:8265"
+        )
     try:
         client = JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, AuthenticationError) as error:
+    except (OSError, RuntimeError, ValueError, AuthenticationError, RayError, requests.RequestException) as error:
         raise UsageError(
             f"--address {address!r}: no Ray dashboard answers there; give http://HOST:8265 of a running head, and where "
             f"it asks for a token {TOKEN_REMEDY} ({on_one_line(error)})"
@@ -54,6 +60,15 @@ def submit_job(command: str, arguments: Sequence[str], address: str, working_dir
     details = follow_job(client, job_id, say, address)
     say(f"job {job_id}: {details.status}\n")
     return exit_code(details)
+
+
+def is_web_address(address: str) -> bool:
+    """Whether `address` is that of a web server: http(s)://HOST, with a port from 1 to 65535 where it has one."""
+    try:
+        parts = urlsplit(address)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none, or brackets that do not close
+        return False
 
 
 def entrypoint(command: str, arguments: Sequence[str]) -> str:

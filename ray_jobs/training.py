@@ -13,16 +13,17 @@ from ray.exceptions import RayError
 from adadecode.errors import AdaDecodeError, RunFolderError
 from adadecode.model.head_files import HeadFacts
 from adadecode.model.load import load_tokenizer, use_threads
+from adadecode.model.memory import out_of_memory_named
 from adadecode.records import Say
 from adadecode.settings import TrainConfig
 from adadecode.training.outputs import OutputsProgress, Part, find_part, make_part
 from adadecode.training.prompts import Chunk, TaskPrompts, UsablePrompts
 from adadecode.training.train import (
+    SMALLER_TRAINING,
     check_settings,
     distill_heads,
     load_base,
     make_folders,
-    out_of_memory_named,
     outputs_folder,
 )
 from ray_jobs.actors import lost_device_ends_the_process
@@ -87,7 +88,7 @@ class TrainActor(ModelActor):
     def work(self, parts: list[Part]) -> Done:
         """Trains to the end; returns the facts of the heads, and what was said and not yet fetched."""
         use_threads(self._task.config.threads)  # a call may run in another thread than `load`
-        with out_of_memory_named():
+        with out_of_memory_named(SMALLER_TRAINING):
             facts = distill_heads(self._model, parts, self._task.config, self._task.out, self._lines.put)
         return Done((facts, self.take_lines()))
 

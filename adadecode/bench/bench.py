@@ -22,17 +22,19 @@ from adadecode.files import whole_file, write_whole
 from adadecode.kernels.weights import Gate, Head
 from adadecode.methods import METHODS, REFERENCE, in_turn
 from adadecode.model.load import use_threads
+from adadecode.model.memory import out_of_memory_named
 from adadecode.records import Say
 from adadecode.settings import BenchConfig
 
 PARTS_BUDGET_S = 8.0
 
 
+@out_of_memory_named()
 def run_bench(config: BenchConfig, say: Say) -> tuple[BenchResult, list[BenchRow]]:
     """What was found and its rows, one per measured generation; raises UsageError and RowsDependentError.
 
     The parts are timed between the repeats, so that a machine that is slower for a while is so for both. `say` is told
-    what is going on.
+    what is going on. Memory that runs out is an AdaDecodeError.
     """
     use_threads(config.threads)
     subject = load_subject(config, say)

@@ -59,7 +59,7 @@ def bench_command(config_file: Path | None, out: Path | None, **flags: Any) -> N
     from adadecode.bench.table import bench_lines, bench_tables
     from adadecode.files import make_folder
 
-    config = build_settings(BenchConfig, config_file, flags)
+    config = build_settings(BenchConfig, config_file, flags, beside=EvalConfig)
     if out is not None:
         make_folder(out)
     result, rows = run_bench(config, say=say_on_stderr)

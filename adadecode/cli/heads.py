@@ -8,7 +8,7 @@ import click
 
 from adadecode.cli.console import console, say
 from adadecode.cli.options import settings_options
-from adadecode.settings import TrainConfig, TuneConfig, build_settings
+from adadecode.settings import EvalConfig, TrainConfig, TuneConfig, build_settings
 
 
 @click.command("train-heads")
@@ -19,7 +19,7 @@ def train_heads_command(config_file: Path | None, out: Path, **flags: Any) -> No
     from adadecode.api import train_heads
     from adadecode.training.table import heads_table
 
-    facts = train_heads(build_settings(TrainConfig, config_file, flags), out, say=say)
+    facts = train_heads(build_settings(TrainConfig, config_file, flags, beside=EvalConfig), out, say=say)
     console().print(heads_table(facts.training))
     say(f"heads: {out}")
 
@@ -36,7 +36,7 @@ def tune_command(config_file: Path | None, out: Path, **flags: Any) -> None:
     from adadecode.api import tune
     from adadecode.tuning.table import tune_lines, tune_table
 
-    result = tune(build_settings(TuneConfig, config_file, flags), out, say=say)
+    result = tune(build_settings(TuneConfig, config_file, flags, beside=EvalConfig), out, say=say)
     console().print(tune_table(result))
     for line in tune_lines(result):
         say(line)

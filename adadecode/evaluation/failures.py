@@ -12,10 +12,9 @@ import torch
 from adadecode.errors import DeviceLostError, RowsDependentError, is_rust_panic
 from adadecode.evaluation.rows import MAX_MESSAGE_LEN
 from adadecode.model.decoder import DecoderModel
+from adadecode.model.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
-
-HOST_MEMORY_WORDS = ("can't allocate memory", "std::bad_alloc")  # of RuntimeErrors that torch makes of it
 
 ResultT = TypeVar("ResultT")
 
@@ -76,13 +75,7 @@ def failure_of(error: BaseException) -> Failure:
     """`error` as a row holds it."""
     message = " ".join((str(error) or repr(error)).split())
     message = message.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be stored
-    return Failure(type(error).__name__, message[:MAX_MESSAGE_LEN], _is_out_of_memory(error))
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in HOST_MEMORY_WORDS)
+    return Failure(type(error).__name__, message[:MAX_MESSAGE_LEN], is_out_of_memory(error))
 
 
 @contextlib.contextmanager

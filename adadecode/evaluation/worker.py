@@ -25,6 +25,7 @@ from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads, original_heads
 from adadecode.model.head_files import load_heads
 from adadecode.model.load import chat_template_hash, load_model, use_threads
+from adadecode.model.memory import out_of_memory_named
 from adadecode.provenance import cpu_name, gpu_driver
 from adadecode.records import Shard
 from adadecode.settings import DecodingSettings, Domain, EvalConfig
@@ -82,6 +83,7 @@ class Worker:
 
 
 @broken_devices_named()
+@out_of_memory_named()
 def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, threads: int | None) -> Worker:
     """Loads model and heads, checks that rows are independent at this width, and warms every method up."""
     started = time.perf_counter()

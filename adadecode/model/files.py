@@ -21,6 +21,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from adadecode.demo import resolve_model
 from adadecode.errors import UsageError
+from adadecode.files import from_json
 from adadecode.printable import on_one_line
 
 CONFIG = "config.json"
@@ -129,8 +130,8 @@ def _ask_hub(files: ModelFiles) -> None:
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in the file at `path`; raises ValueError with the reason when there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        value = from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path.name} {damage(path, f'is not JSON ({reason(error)})')}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path.name} holds {shown(value)}, not a JSON object")

@@ -24,6 +24,7 @@ from adadecode.model.config_file import TOKENIZER_FILES, check_tokenizer, ends_o
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.families import check_supported
 from adadecode.model.files import ModelFiles, find_model, reason
+from adadecode.model.memory import SMALLER_MODEL, is_out_of_memory, out_of_memory_named
 from adadecode.settings import ModelSettings
 
 log = logging.getLogger(__name__)
@@ -32,10 +33,12 @@ NO_CODE = {"trust_remote_code": False}  # None would ask on stdin
 ATTENTION = {"attn_implementation": "sdpa"}  # a configuration may name one, even one to be fetched from the hub
 
 
+@out_of_memory_named(SMALLER_MODEL)
 def load_model(settings: ModelSettings) -> tuple[DecoderModel, PreTrainedTokenizerBase]:
     """The decoder and tokenizer that `settings` name; raises UsageError or UnsupportedModelError.
 
-    What is odd about the model but no reason to refuse it is logged, and among the decoder's `notes`.
+    What is odd about the model but no reason to refuse it is logged, and among the decoder's `notes`. Memory that runs
+    out is an AdaDecodeError.
     """
     transformers_logging.disable_progress_bar()
     if settings.device == "cuda" and not torch.cuda.is_available():
@@ -150,7 +153,7 @@ def _explained(files: ModelFiles, what: str, read: tuple[str, ...] = ()) -> Gene
     except UsageError:
         raise
     except BaseException as error:
-        if not isinstance(error, Exception) and not is_rust_panic(error):
+        if is_out_of_memory(error) or not (isinstance(error, Exception) or is_rust_panic(error)):
             raise
         log.debug("%s: %s", files.source, what, exc_info=True)
         damaged = next(filter(None, map(files.damage, read)), None)

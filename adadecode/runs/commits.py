@@ -4,7 +4,6 @@ A marker or file that is not what was written raises DamagedError; what cannot b
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from adadecode.errors import DamagedError, RunFolderError
+from adadecode.files import from_json
 from adadecode.records import ShardOutcome
 from adadecode.report.schema import SAMPLES
 from adadecode.runs.editions import WITHDRAWN
@@ -39,7 +39,7 @@ def read_commit(storage: Storage, name: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     try:
-        commit = json.loads(content)
+        commit = from_json(content)
         _check_types(commit)
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{join(storage.location, name)}: the commit is damaged; {AGAIN}") from error

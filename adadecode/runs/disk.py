@@ -17,6 +17,17 @@ PASSING = {
     *(errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.ESHUTDOWN, errno.EPIPE, errno.ENOTRECOVERABLE),
     errno.ENOENT,  # in a write: the temporary file was swept, or the answer to its renaming was lost
 }
+IN_THE_WAY = "a file is in the way: give a run's folder, or choose another --out"
+NOT_ALLOWED = "check its permissions, or choose another --out"
+# What no try of the same command mends, and what does
+ITS_OWN_REMEDY = {
+    errno.ENOTDIR: IN_THE_WAY,
+    errno.EEXIST: IN_THE_WAY,
+    errno.EISDIR: "a folder is in the way: move it, or choose another --out",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "its links lead in a circle: give another folder",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), NOT_ALLOWED),
+}
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV}
 
 
@@ -133,5 +144,7 @@ def _one_line(path: Path, done: str) -> Generator[None]:
 def _refusal(path: Path, done: str, error: OSError) -> RunFolderError:
     if error.errno in PASSING:
         return PassingError(f"{str(path)!r} cannot be {done} ({error.strerror}, at {NUM_TRIES} tries): {REMEDY}")
-    remedy = "make room or choose another --out; " if done == "written" else ""
-    return RunFolderError(f"{str(path)!r} cannot be {done} ({error.strerror}): {remedy}{REMEDY}")
+    remedy = f"make room or choose another --out; {REMEDY}" if done == "written" else REMEDY
+    if error.errno is not None:
+        remedy = ITS_OWN_REMEDY.get(error.errno, remedy)
+    return RunFolderError(f"{str(path)!r} cannot be {done} ({error.strerror}): {remedy}")

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from adadecode.files import from_json
 from adadecode.report.schema import SCHEMA_VERSION
 from adadecode.runs.outcome import outcome_of
 
@@ -76,7 +77,7 @@ def commit_of(edition: Edition, content: bytes, fingerprint: str) -> dict[str, A
     try:
         table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
         facts = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-        attempt, worker = facts["attempt"], json.loads(facts["worker"])
+        attempt, worker = facts["attempt"], from_json(facts["worker"])
         shards, tasks = (table[name].unique().to_pylist() for name in ("shard", "task"))
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         return withdrawn(edition, f"{edition.data}: damaged before its commit ({type(error).__name__})")

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from adadecode.errors import DamagedError, RunFolderError
-from adadecode.files import TEMPORARY_SUFFIX
+from adadecode.files import TEMPORARY_SUFFIX, from_json
 from adadecode.records import ShardOutcome
 from adadecode.report.schema import SAMPLES
 from adadecode.runs.commits import (
@@ -263,7 +263,7 @@ def committed_tables(location: str | Path, commits: Mapping[int, dict[str, Any]]
 
 def _run_in(storage: Storage) -> dict[str, Any]:
     try:
-        run = json.loads(storage.read(RUN_FILE))
+        run = from_json(storage.read(RUN_FILE))
     except (FileNotFoundError, ValueError) as error:
         raise RunFolderError(f"{storage.location!r} is not a run folder: it has no readable {RUN_FILE}") from error
     if not isinstance(run, dict) or "fingerprint" not in run or "run_id" not in run:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from adadecode.errors import RunFolderError
+from adadecode.files import from_json
 from adadecode.records import ChosenKernels
 from adadecode.runs.storage import Storage, join
 
@@ -18,7 +19,7 @@ KERNELS_FILE = "kernels.json"
 def settled_kernels(storage: Storage) -> ChosenKernels | None:
     """The kernels of the run; None before a worker has loaded. Raises RunFolderError when they cannot be read."""
     try:
-        found = json.loads(storage.read(KERNELS_FILE))
+        found = from_json(storage.read(KERNELS_FILE))
         return ChosenKernels(found["kernels"], found["because"])
     except FileNotFoundError:
         return None

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from adadecode.errors import AdaDecodeError, LeaseError, RunFolderError
+from adadecode.files import from_json
 from adadecode.runs.storage import Storage
 
 HEARTBEAT_S = 5.0
@@ -148,7 +149,7 @@ class Lease:
 
     def _read(self, number: int) -> dict[str, Any] | None:
         try:
-            content = json.loads(self._storage.read(_name(number)))
+            content = from_json(self._storage.read(_name(number)))
             return content if {"owner", "since", "beat", "released"} <= content.keys() else None
         except (FileNotFoundError, ValueError, AttributeError):
             return None  # deleted by its successor, or damaged: no driver writes such a file

@@ -1,6 +1,5 @@
 """The runs below a folder, each with what its own tables say of it: a line per task, nothing recomputed."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adadecode.errors import RunFolderError
+from adadecode.files import from_json
 from adadecode.methods import REFERENCE, baselines
 from adadecode.report.cells import ABSENT
 from adadecode.report.schema import SUMMARY, VERIFY
@@ -113,7 +113,7 @@ def _lines(listed: ListedRun) -> Iterator[tuple[str, ...]]:
 def _run(content: bytes) -> dict[str, Any] | None:
     """A run.json; None where the file of that name is another thing."""
     try:
-        run = json.loads(content)
+        run = from_json(content)
     except ValueError:
         return None
     return run if isinstance(run, dict) and "fingerprint" in run and "run_id" in run else None

@@ -48,9 +48,10 @@ def read_mapping(file: Path) -> FileSettings:
 
     Of a run.json it is the configuration that the run was started with. Raises UsageError with file and line.
     """
+    form = "JSON" if file.suffix == ".json" else "YAML"
     try:
         text = file.read_bytes().decode("utf-8-sig")
-        loaded = _from_json(file, text) if file.suffix == ".json" else _from_yaml(file, text)
+        loaded = _from_json(file, text) if form == "JSON" else _from_yaml(file, text)
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f" line {error.problem_mark.line + 1}"
         said = ", ".join(part for part in (error.context, error.problem) if part)
@@ -58,11 +59,11 @@ def read_mapping(file: Path) -> FileSettings:
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{file}: cannot be read as YAML: it is not UTF-8 text") from error
+        raise UsageError(f"{file}: cannot be read as {form}: it is not UTF-8 text") from error
     except (ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"{file}: cannot be read as YAML: {on_one_line(error)}") from error
+        raise UsageError(f"{file}: cannot be read as {form}: {on_one_line(error)}") from error
     except RecursionError as error:
-        raise UsageError(f"{file}: cannot be read as YAML: it is nested too deep") from error
+        raise UsageError(f"{file}: cannot be read as {form}: it is nested too deep") from error
     if not isinstance(loaded, FileSettings):
         raise UsageError(f"{file}: expected a mapping of settings, such as `task: gsm8k`")
     config = loaded.get("config")

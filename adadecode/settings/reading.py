@@ -32,7 +32,10 @@ def build_settings(
 
 def others_alone(other: type[Settings], kind: type[Settings]) -> set[str]:
     """The settings that `other` has and `kind` has not."""
-    return set(other.model_fields) - set(kind.model_fields)
+    names = set(other.model_fields)
+    if "decode" in names - set(kind.model_fields):
+        names |= set(DecodeSettings.model_fields)  # they may stand flat
+    return names - set(kind.model_fields)
 
 
 def given_flags(flags: dict[str, Any]) -> dict[str, Any]:

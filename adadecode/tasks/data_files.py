@@ -4,13 +4,13 @@ Of a Parquet file only the columns that are asked for are read, so what other co
 """
 
 import gzip
-import json
 import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from adadecode.errors import TaskDataError
+from adadecode.files import from_json
 from adadecode.printable import on_one_line
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
@@ -106,8 +106,8 @@ def _jsonl_rows(path: Path) -> Iterator[PlacedRow]:
 
 def _parse_line(line: bytes, where: str, path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        value = from_json(line)
+    except ValueError as error:
         advice = _advice(path) or ONE_PER_LINE
         raise TaskDataError(f"{where}: {shown(line)} is not JSON ({on_one_line(error)}); {advice}") from error
     if not isinstance(value, dict):

@@ -1,9 +1,8 @@
 """From settings to saved heads: outputs, training, what makes tests cheap, and a report on held-out prompts."""
 
-import contextlib
 import copy
 import json
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,13 @@ from transformers import PreTrainedTokenizerBase
 
 from adadecode.engine.policy import paper_exits
 from adadecode.engine.soundness import sound_token
-from adadecode.errors import AdaDecodeError, ExitHeadsError, PromptError, UsageError
+from adadecode.errors import ExitHeadsError, PromptError, UsageError
 from adadecode.files import make_folder, short_hash
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import HeadTensors, Shortlist, check_exits
 from adadecode.model.head_files import HeadFacts, load_heads, read_facts, save_heads
 from adadecode.model.load import load_model, use_threads
+from adadecode.model.memory import out_of_memory_named
 from adadecode.model.shortlist import default_shortlist_len
 from adadecode.records import Say
 from adadecode.settings import TrainConfig
@@ -31,6 +31,10 @@ from adadecode.training.prompts import TaskPrompts
 from adadecode.training.reduce import fit_gates, frequent_tokens
 from adadecode.training.stream import OutputStream
 
+SMALLER_TRAINING = (
+    "try fewer --batch-tokens, --kl-top-k, fewer --max-new-tokens or fewer --exits; the same command goes on from what is "
+    "stored"
+)
 # Settings that decide the trained heads, beside the model and its outputs.
 DECISIVE = {
     "seed",
@@ -82,21 +86,9 @@ def train_heads(
     """
     check_settings(config, model.config)
     make_folders(config, out)
-    with out_of_memory_named():
+    with out_of_memory_named(SMALLER_TRAINING):
         parts = make_outputs(model, prompts, config, outputs_folder(config, out), say)
         return distill_heads(model, parts, config, out, say, checkpoint_every_s=checkpoint_every_s)
-
-
-@contextlib.contextmanager
-def out_of_memory_named() -> Generator[None]:
-    """Turns a device's lack of memory into one line that says which settings need less."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise AdaDecodeError(
-            f"the device is out of memory ({str(error).splitlines()[0][:120]}); try fewer --batch-tokens, --kl-top-k, "
-            "fewer --max-new-tokens or fewer --exits; the same command goes on from what is stored"
-        ) from error
 
 
 def distill_heads(

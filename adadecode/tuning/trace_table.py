@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adadecode.errors import TraceError
-from adadecode.files import whole_file
+from adadecode.files import from_json, whole_file
 from adadecode.tuning.trace import Node, SampleTrace
 
 FORMAT_VERSION = 1
@@ -51,7 +51,7 @@ def read_traces(path: Path, made_from: dict[str, Any]) -> Iterator[SampleTrace]:
     wanted = {"format_version": FORMAT_VERSION, **made_from}
     try:
         with pq.ParquetFile(path) as file:
-            stored = json.loads((file.schema_arrow.metadata or {}).get(MADE_FROM, b"{}"))
+            stored = from_json((file.schema_arrow.metadata or {}).get(MADE_FROM, b"{}"))
             differing = [name for name in wanted if stored.get(name) != wanted[name]]
             if differing or not file.schema_arrow.equals(TRACE):
                 what = f"another {', '.join(differing)}" if differing else "other columns"

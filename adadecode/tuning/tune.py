@@ -19,6 +19,7 @@ from adadecode.engine.policy import Policy
 from adadecode.errors import UsageError
 from adadecode.files import make_folder, whole_file, write_whole
 from adadecode.model.load import load_model, use_threads
+from adadecode.model.memory import out_of_memory_named
 from adadecode.provenance import cpu_name, provenance
 from adadecode.records import Prompt, Say
 from adadecode.settings import TuneConfig
@@ -51,6 +52,7 @@ MIN_TUNED, MIN_HELD_OUT = 4, 2
 SECONDS_BETWEEN_LINES = 10.0
 
 
+@out_of_memory_named()
 def tune_from_config(config: TuneConfig, out: Path, say: Say) -> TuneResult:
     """Tunes what `config` describes into `out`; returns what `tune.json` holds. Raises UsageError."""
     use_threads(config.threads)

@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 
 from adadecode.errors import EXIT_USAGE, RunFolderError
-from adadecode.files import make_folder, make_lasting, short_hash, stored_in, whole_file, write_whole
+from adadecode.files import (
+    from_json,
+    is_folder,
+    make_folder,
+    make_lasting,
+    short_hash,
+    stored_in,
+    whole_file,
+    write_whole,
+)
 from adadecode.records import Example
 from adadecode.runs.fingerprint import hash_folder
 from adadecode.runs.plan import make_plan, plan_hash, plan_table
@@ -22,6 +31,16 @@ def test_a_short_hash_is_16_digits_of_the_sha256_of_its_parts_joined():
     assert short_hash("abc") == hashlib.sha256(b"abc").hexdigest()[:16] == "ba7816bf8f01cfea"
     assert short_hash(b"a", "b", b"c") == short_hash("abc")
     assert short_hash("\u00e9") == short_hash(b"\xc3\xa9")
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, '{"a":' * 100_000, b"\xff", "{", "1" * 5000])
+def test_what_is_no_json_or_nested_too_deep_is_a_value_error(content):
+    with pytest.raises(ValueError, match=r".+"):
+        from_json(content)
+
+
+def test_there_is_no_folder_under_a_name_too_long(tmp_path):
+    assert [is_folder(tmp_path / name) for name in ("", "none", "x" * 300)] == [True, False, False]
 
 
 def test_stored_hashes_are_those_of_version_0_1_0(tmp_path):

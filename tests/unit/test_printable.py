@@ -17,6 +17,7 @@ from adadecode.printable import is_unicode, printable
         ("\r\x1b[2K\x07\x9b31m", "\\r\\x1b[2K\\x07\\x9b31m"),
         ("a\u2028b\x85c\x0bd", "a\\u2028b\\x85c\\x0bd"),
         ("\u202egnp.exe\u2066", "\\u202egnp.exe\\u2066"),
+        ("a\u200eb\u200fc\u061cd", "a\\u200eb\\u200fc\\u061cd"),
         ("half \ud83d", "half \\ud83d"),
     ],
 )

@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 
 from adadecode.errors import UsageError
-from adadecode.settings import BenchConfig, DecodeSettings, EvalConfig, Settings, TrainConfig, build_settings
+from adadecode.settings import (
+    BenchConfig,
+    DecodeSettings,
+    EvalConfig,
+    GenerateConfig,
+    Settings,
+    TrainConfig,
+    TuneConfig,
+    build_settings,
+)
 
 
 def written(folder: Path, text: str | bytes, name: str = "settings.yaml") -> Path:
@@ -98,7 +107,7 @@ def test_decode_settings_may_be_written_as_their_flags_are(text, changed, tmp_pa
         ("Task: demo", "line 1: there is no setting `Task`; did you mean `task`?"),
         ("decode:\n  gama: 0.5", "line 2: there is no setting `gama`; did you mean `gamma`?"),
         ("deadline: 5", "line 1: there is no setting `deadline`; did you mean `deadline_s`?"),
-        ("out: results/x", "line 1: there is no setting `out`; `--help` lists them as flags"),
+        ("out: results/x", "line 1: there is no setting `out`; it is the flag --out only"),
         ("1: 2", "line 1: there is no setting `1`"),
         ("~: 2", "line 1: cannot be read as YAML: the name of a setting must be text"),
         ("? [a]\n: 2", "line 1: cannot be read as YAML: the name of a setting must be text"),
@@ -211,6 +220,19 @@ def test_the_run_json_of_a_run_repeats_it(tmp_path):
     assert refusal(written(tmp_path, json.dumps(run), "run.json")).startswith(f"{file}: there is no setting `gone`")
 
 
+@pytest.mark.parametrize("kind", [GenerateConfig, BenchConfig, TuneConfig, TrainConfig])
+def test_the_run_json_of_a_run_serves_the_other_commands_and_its_typos_none(tmp_path, kind):
+    config = EvalConfig(decode={"gamma": 0.3}, limit=9, local=True, retry_errors=True, threads=2, dtype="float32")
+    run: dict[str, Any] = {"run_id": "r", "fingerprint": "f", "config": config.model_dump(mode="json")}
+    file = written(tmp_path, json.dumps(run), "run.json")
+    taken = build_settings(kind, file, {}, beside=EvalConfig)
+    assert (taken.threads, taken.dtype, getattr(taken, "limit", 9)) == (2, "float32", 9)
+    for typo in ("retry_error", "gama", "limits"):
+        file = written(tmp_path, json.dumps(run | {"config": run["config"] | {typo: 1}}), "run.json")
+        with pytest.raises(UsageError, match=f"there is no setting `{typo}`"):
+            build_settings(kind, file, {}, beside=EvalConfig)
+
+
 def test_a_json_file_of_settings_is_read_too_and_as_strictly(tmp_path):
     file = written(tmp_path, '{"limit": 3, "decode": {"gamma": [0.5, 0.25]}, "check_logits": false}', "settings.json")
     config = build_settings(BenchConfig, written(tmp_path, '{"limit": 3}', "bench.json"), {})
@@ -220,7 +242,8 @@ def test_a_json_file_of_settings_is_read_too_and_as_strictly(tmp_path):
     for text, message in [
         ('{"limit": 3, "limit": 4}', "`limit` stands twice"),
         ('{"ngram": false}', "ngram False: true and false mean nothing here; null means no n-gram drafts"),
-        ('{"limit": 3', "cannot be read as YAML"),
+        ('{"limit": 3', "cannot be read as JSON: "),
+        ("[" * 100_000, "cannot be read as JSON: it is nested too deep"),
     ]:
         file = written(tmp_path, text, "bad.json")
         assert refusal(file).startswith(f"{file}: ")

@@ -97,3 +97,29 @@ def test_what_is_odd_about_a_model_is_said_once_stored_and_reported(tiny, cli, f
     assert f"model: {note}" in cli("report", tmp_path / "run").stdout.splitlines()
     done = cli(*command_line(tiny, "generate", folder, tmp_path))
     assert (done.exit_code, done.stderr.count(note)) == (0, 1), done.stderr
+
+
+def no_room(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has 1 GiB")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_model_that_does_not_fit_the_device_is_the_same_line_in_every_command(
+    command, tiny, cli, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("transformers.PreTrainedModel.to", no_room)
+    result = cli(*command_line(tiny, command, tiny.model, tmp_path / "out"))
+    assert result.exit_code == 1
+    assert (
+        "adadecode: out of memory (CUDA out of memory. Tried to allocate 20.00 MiB.); try a smaller --dtype such as "
+        "bfloat16, --device cpu, or end what else is on this device"
+    ) in result.stderr.splitlines()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_memory_that_runs_out_in_decoding_is_one_line_with_what_helps(command, tiny, cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("adadecode.model.decoder.DecoderModel.new_step", no_room)
+    result = cli(*command_line(tiny, command, tiny.model, tmp_path / "out"))
+    start = "adadecode: out of memory (CUDA out of memory. Tried to allocate 20.00 MiB.); try "
+    assert result.exit_code == 1
+    assert any(line.startswith(start) and "fewer --max-new-tokens" in line for line in result.stderr.splitlines())

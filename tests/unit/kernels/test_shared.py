@@ -62,7 +62,7 @@ def test_a_cache_that_fills_all_the_room_is_kept_alone():
     assert notes.allocated == [256, 1000]
 
 
-def test_two_caches_of_the_whole_context_fit_a_device_where_one_does(monkeypatch):
+def test_steps_of_two_widths_share_one_cache_of_the_whole_context(monkeypatch):
     """What a model keeps on a CUDA device, by its own reckoning: a `vanilla-w1` beside it takes no second cache."""
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
     monkeypatch.setattr("adadecode.kernels.choose.free_workspaces", lambda: None)

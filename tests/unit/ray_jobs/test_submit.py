@@ -12,8 +12,8 @@ from ray.job_submission import JobStatus
 
 from adadecode.cli.main import main
 from adadecode.cli.submit import with_absolute_out
-from adadecode.errors import AdaDecodeError
-from ray_jobs.submit import MOST_S, RETRY_S, entrypoint, exit_code, follow_job
+from adadecode.errors import AdaDecodeError, UsageError
+from ray_jobs.submit import MOST_S, RETRY_S, entrypoint, exit_code, follow_job, submit_job
 from tests.command_lines import parse, program_commands
 
 
@@ -44,6 +44,28 @@ def test_submit_takes_the_commands_that_make_results():
 @pytest.mark.parametrize("out", ["s3://bucket/run", "gs://bucket/run"])
 def test_an_out_in_a_bucket_stays_as_it_is(out):
     assert shlex.split(entrypoint("sweep", with_absolute_out([f"--out={out}"])))[-2:] == ["--out", out]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("foo", "", "auto", "127.0.0.1:6379", "head.example:8265", "ray://head.example:10001", "ftp://head.example"),
+        *("http://", "http://:8265", "http://127.0.0.1:x", "http://127.0.0.1:99999", "http://127.0.0.1:-1"),
+        *("http://127.0.0.1:0", "https://[::1", "http:\x1b[2J\n"),
+    ],
+)
+def test_an_address_of_another_form_is_refused_in_one_line_that_names_the_right_one(address):
+    with pytest.raises(UsageError, match="such as http://HOST:8265") as caught:
+        submit_job("eval", [], address, None, print)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:1", "http://a..b:8265", f"http://{'x' * 70}:8265", "https://[::1]:1"]
+)
+def test_an_address_where_no_dashboard_can_answer_is_one_line(address):
+    with pytest.raises(UsageError, match="no Ray dashboard answers there"):
+        submit_job("eval", [], address, None, print)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from adadecode.errors import RunFolderError
 from adadecode.runs import patience
 from adadecode.runs.disk import LocalStorage
 from adadecode.runs.folder import RunFolder, read_commits, refuse_others_results
+from adadecode.runs.listing import runs_below
 from adadecode.runs.storage import open_storage
 from tests.unit.runs.test_folder import FACTS, commit
 
@@ -56,12 +57,43 @@ def test_one_bad_moment_of_a_disk_is_not_the_end_of_a_commit(run, monkeypatch, f
     assert run.storage.list("samples") == ["samples/part-00000.parquet"]
 
 
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_told_at_once(run, monkeypatch, error):
     calls = failing(monkeypatch, "fsync", error, 1000)
     with pytest.raises(RunFolderError, match=r"cannot be written \(.*\): make room or choose another --out") as caught:
         commit(run)
     assert (len(calls), type(caught.value)) == (1, RunFolderError)
+
+
+@pytest.mark.parametrize("error", [errno.EROFS, errno.EACCES, errno.EPERM])
+def test_a_disk_that_may_not_be_written_is_told_at_once_and_is_not_full(run, monkeypatch, error):
+    calls = failing(monkeypatch, "fsync", error, 1000)
+    with pytest.raises(
+        RunFolderError, match=r"cannot be written \(.*\): check its permissions, or choose another --out$"
+    ):
+        commit(run)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("in_the_way", "remedy"),
+    [
+        ("a file", "): a file is in the way: give a run's folder, or choose another --out"),
+        ("a file above", "): a file is in the way: give a run's folder, or choose another --out"),
+        ("a long name", " (File name too long): give a shorter name"),
+        ("a circle", " (Too many levels of symbolic links): its links lead in a circle: give another folder"),
+    ],
+)
+def test_a_place_that_holds_no_run_and_never_will_is_not_told_to_be_tried_again(tmp_path, in_the_way, remedy):
+    path = tmp_path / {"a file above": "file/run", "a long name": "x" * 300}.get(in_the_way, "file")
+    if in_the_way == "a circle":
+        path.symlink_to(path)
+    elif in_the_way != "a long name":
+        (tmp_path / "file").write_text("")
+    for use in (runs_below, lambda path: RunFolder.open(path, "beef", FACTS)):
+        with pytest.raises(RunFolderError) as caught:
+            use(path)
+        assert str(caught.value).endswith(remedy)
 
 
 def test_a_disk_that_stays_away_is_asked_a_few_times_and_then_one_line(run, monkeypatch):

@@ -161,7 +161,7 @@ def test_a_missing_committed_file_is_refused_and_says_to_run_again(run):
     assert "part-00003.parquet: a committed file is missing; run the same command again" in refusal(Path(run.location))
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"task": "jsonl"}', "\x00"])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"task": "jsonl"}', "\x00", "[" * 100_000])
 def test_a_damaged_commit_is_refused_by_name(run, content):
     (Path(run.location) / "commits").mkdir()
     (Path(run.location) / "commits" / "00004.json").write_text(content)
@@ -229,7 +229,9 @@ def test_a_folder_that_cannot_be_written_is_one_line(in_the_way, tmp_path):
     assert "choose another --out" in message
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b'{"run_id": "run"}', b'{"fingerprint": "f00d"}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000, b'{"run_id": "run"}', b'{"fingerprint": "f00d"}']
+)
 def test_a_damaged_run_file_is_refused(run, content):
     (Path(run.location) / "run.json").write_bytes(content)
     for use in (read_run, open_run):

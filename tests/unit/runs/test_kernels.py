@@ -51,7 +51,7 @@ def test_a_run_with_rows_keeps_its_kernels_and_one_without_does_not(location):
 
 
 def test_kernels_that_cannot_be_read_are_one_line(tmp_path):
-    for content in ("", "[]", "{}"):
+    for content in ("", "[]", "{}", "[" * 100_000):
         (tmp_path / KERNELS_FILE).write_text(content)
         with pytest.raises(RunFolderError, match=r"kernels.json: damaged; delete it"):
             settled_kernels(open_storage(tmp_path))

@@ -267,7 +267,9 @@ def test_a_minute_without_a_heartbeat_counts_as_the_death_of_a_driver_elsewhere(
     assert driver_status(storage).startswith(says)
 
 
-@pytest.mark.parametrize("content", [None, b"{", b'{"owner": {}, "since": "x", "beat": 1, "released": true}'])
+@pytest.mark.parametrize(
+    "content", [None, b"{", b"[" * 100_000, b'{"owner": {}, "since": "x", "beat": 1, "released": true}']
+)
 def test_a_run_without_a_lease_that_is_held_is_interrupted(location, content):
     storage = open_storage(location)
     if content is not None:
