@@ -1,7 +1,7 @@
 """The tables that a closed run keeps, summary.parquet and verify.parquet, against those its rows give now."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -39,9 +39,23 @@ def closed_lines(
             continue  # nothing is said, so nothing is wrong
         except ValueError as error:
             lines.append(f"{file}: it cannot be read ({error})")
-    stored = run.get("workers")
-    if stored is not None and sorted(map(_shown, stored)) != sorted(map(_shown, workers)):
+    stored = run.get("workers", [] if "starts" in run else workers)  # older versions have neither
+    if not isinstance(stored, list) or sorted(map(_shown, stored)) != sorted(map(_shown, workers)):
         lines.append("run.json: its workers are not those of the commits")
+    return lines
+
+
+def stray_lines(storage: Storage, named: Collection[str]) -> list[str]:
+    """A line for each file under `samples/` that is not `named` and has rows, which who reads the folder counts too."""
+    lines: list[str] = []
+    for name in storage.list("samples"):
+        if name not in named and name.endswith(".parquet"):
+            try:
+                num_rows = typed_table(storage.read(name), pa.schema([])).num_rows
+            except (FileNotFoundError, ValueError):
+                continue  # who reads the folder is told
+            if num_rows:
+                lines.append(f"{name}: {num_rows} rows that no commit names; delete it")
     return lines
 
 

@@ -434,6 +434,32 @@ def test_a_run_without_usable_settings_is_one_line(run, usage_error, edit):
         assert "its run.json has no settings with `methods` and `repeats`" in usage_error(command, run)
 
 
+def test_workers_that_a_run_of_this_version_lacks_are_told(run, cli):
+    edit_json(run / "run.json", lambda content: content.pop("workers"))
+    assert cli("verify", run).exit_code == 0, "a version may have stored none"
+    edit_json(run / "run.json", lambda content: content.update(starts=[]))
+    result = cli("verify", run)
+    assert result.exit_code == 3
+    assert "run.json: its workers are not those of the commits" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "name", ["extra.parquet", "part-00002.parquet", "task=demo-math/part-00000-ffffffffffff.parquet"]
+)
+def test_a_data_file_that_no_commit_names_is_told_with_its_rows(run, cli, name):
+    first = run / json.loads((run / "commits" / "00000.json").read_text())["file"]
+    shutil.copy(first, run / "samples" / name)
+    result = cli("verify", run)
+    assert result.exit_code == 3
+    assert f"samples/{name}: 6 rows that no commit names; delete it" in result.stdout.splitlines()
+    table = pq.ParquetFile(first).read()
+    pq.write_table(table.slice(0, 0), run / "samples" / name)
+    assert cli("verify", run).exit_code == 0, "the file of a withdrawn edition has no rows"
+    shutil.copy(first, run / "samples" / name)
+    edit_json(run / "run.json", lambda content: content.update(status="running"))
+    assert cli("verify", run).exit_code == 0, "a run that goes on may have leftovers"
+
+
 def test_workers_that_are_not_those_of_the_commits_are_told(run, cli):
     edit_json(run / "run.json", lambda content: content["workers"][0].update(cpu="another"))
     result = cli("verify", run)
