@@ -96,7 +96,7 @@ def engine_lines(commits: Commits) -> list[str]:
 
 def published_engine_lines(run: dict[str, Any]) -> list[str]:
     """The same from run.json alone, of a run whose commits are not there: one line for each engine."""
-    workers = _that_decoded(run.get("workers", ()))
+    workers = _that_decoded(_dicts(run.get("workers")))
     return list(dict.fromkeys(f"engine: {_described(facts)}" for facts in workers))
 
 
@@ -123,7 +123,12 @@ def changed_code_notes(commits: Commits, code: str, revision: str | None) -> lis
 def _of_commit(commit: dict[str, Any]) -> list[Facts]:
     """The facts of every worker that made rows of the shard: several when it was done sample by sample."""
     facts = dict(commit["worker"])
-    return [*facts.pop("others", ()), facts]
+    return [*_dicts(facts.pop("others", None)), facts]
+
+
+def _dicts(workers: Any) -> list[Facts]:
+    """What of `workers` is facts of one; none where that is no list."""
+    return [facts for facts in workers if isinstance(facts, dict)] if isinstance(workers, list) else []
 
 
 def _that_decoded(workers: Iterable[Facts]) -> list[Facts]:

@@ -164,3 +164,9 @@ def test_changed_code_is_told_before_more_is_computed():
     assert note.startswith("committed shards are of revision 0123456789ab, those to come of ffffffffffff; whether")
     assert changed_code_notes(commits_of(old), "c2", old["git_sha"]) == []
     assert changed_code_notes(commits_of(old), "c2", None) == [], "an installed package has no revision"
+
+
+@pytest.mark.parametrize("odd", [5, [5], "abc", None, {}])
+def test_workers_that_are_no_facts_are_left_out(odd):
+    assert worker_facts(commits_of(FACTS | {"others": odd})) == [FACTS]
+    assert published_engine_lines({"workers": odd}) == []

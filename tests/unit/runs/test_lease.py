@@ -255,7 +255,28 @@ def test_a_driver_elsewhere_is_alive_while_its_last_heartbeat_is_young(location,
     assert driver_status(storage).startswith("interrupted: no driver is alive; the same command continues (last sign")
 
 
-@pytest.mark.parametrize("content", [None, b"{", b'{"owner": {}, "since": "x", "beat": 1, "released": true}'])
+NOW = "2026-01-01T00:00:00+00:00"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"{",
+        b'{"owner": {}, "since": "x", "beat": 1, "released": true}',
+        b'{"owner": [], "since": "2026-01-01T00:00:00+00:00", "beat": 1, "released": false}',
+        *(
+            json.dumps({"owner": this_owner(), "beat": 1, "released": False, "since": NOW} | odd).encode()
+            for odd in (
+                {"since": "yesterday"},
+                {"since": 5},
+                {"since": "2026-01-01"},
+                {"beat_at": None},
+                {"beat_at": ""},
+            )
+        ),
+    ],
+)
 def test_a_run_without_a_lease_that_is_held_is_interrupted(location, content):
     storage = open_storage(location)
     if content is not None:
