@@ -145,7 +145,8 @@ def describe(run: Mapping[str, Any], commits: Mapping[int, dict[str, Any]]) -> s
     machines = sorted({worker.get("gpu") or _cpu_text(worker) for worker in (c["worker"] for c in commits.values())})
     most = max(num_engines(commits).values(), default=0)
     mixed = f"; its times are averages over {most} engines, see `adadecode report`" if most > 1 else ""
-    return f"run {run['run_id']}: {config['model']} in {config['dtype']} on {config['device']} ({', '.join(machines)}){mixed}"
+    where = f"{config['dtype']} on {config['device']} ({', '.join(machines)}){mixed}"
+    return f"run {run['run_id']}: {config['model']} in {where}"
 
 
 def _cpu_text(worker: Mapping[str, Any]) -> str:
