@@ -2,7 +2,7 @@
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 
 from adadecode.errors import RunFolderError, UsageError
 from adadecode.records import Shard
+from adadecode.report.row_checks import impossible_times
+from adadecode.runs.engines import num_engines
 from adadecode.runs.folder import read_commits, read_run, read_samples
 from adadecode.runs.plan import longest_first
 from adadecode.runs.storage import open_storage
@@ -89,20 +91,28 @@ class Capacity:
 
 
 def read_rates(location: str | Path) -> Rates:
-    """The rates of the run at `location`, complete or not; raises RunFolderError when it has measured nothing."""
+    """The rates of the run at `location`, complete or not; raises RunFolderError when it has measured nothing.
+
+    Times that no clock can have shown are left out.
+    """
     run = read_run(location)
     try:
         prompt_hash = prompt_hashes(pq.read_table(pa.BufferReader(open_storage(location).read("plan.parquet"))))
     except (OSError, pa.ArrowException) as error:
         raise RunFolderError(f"--rates {str(location)!r}: its plan.parquet cannot be read; give another run") from error
-    rows = read_samples(location).select(["task", "sample_id", "method", "status", "e2e_s", "output_len"]).to_pylist()
+    samples = read_samples(location)
+    possible = samples.filter(pa.array(~impossible_times(samples)))
+    rows = possible.select(["task", "sample_id", "method", "status", "e2e_s", "output_len"]).to_pylist()
     costs: dict[tuple[str, str, str, str], list[Cost]] = defaultdict(list)
     for row in rows:
-        if row["status"] == "ok":
-            sample = (row["task"], row["sample_id"])
+        sample = (row["task"], row["sample_id"])
+        if row["status"] == "ok" and row["output_len"] is not None and sample in prompt_hash:
             costs[(*sample, prompt_hash[sample], row["method"])].append(Cost(row["e2e_s"], row["output_len"]))
+    commits = read_commits(location)
     if not costs:
-        raise RunFolderError(f"--rates {str(location)!r}: it has no committed row without error; give another run")
+        raise RunFolderError(
+            f"--rates {str(location)!r}: it has no committed row without error that has a time; give another run"
+        )
     of_sample = {key: mean_cost(found) for key, found in costs.items()}
     of_task: dict[tuple[str, str], list[Cost]] = defaultdict(list)
     of_method: dict[str, list[Cost]] = defaultdict(list)
@@ -114,7 +124,7 @@ def read_rates(location: str | Path) -> Rates:
         {key: mean_cost(found) for key, found in of_task.items()},
         {key: mean_cost(found) for key, found in of_method.items()},
         run["config"],
-        describe(run, [commit["worker"] for commit in read_commits(location).values()]),
+        describe(run, commits),
     )
 
 
@@ -129,11 +139,14 @@ def mean_cost(costs: Sequence[Cost]) -> Cost:
     return Cost(*(sum(parts) / len(costs) for parts in zip(*costs, strict=True)))
 
 
-def describe(run: Mapping[str, Any], workers: Iterable[Mapping[str, Any]]) -> str:
-    """Which run it was, and on what its workers decoded."""
+def describe(run: Mapping[str, Any], commits: Mapping[int, dict[str, Any]]) -> str:
+    """Which run it was, on what its workers decoded, and how many engines its times are mixed of."""
     config = run["config"]
-    machines = sorted({worker.get("gpu") or _cpu_text(worker) for worker in workers})
-    return f"run {run['run_id']}: {config['model']} in {config['dtype']} on {config['device']} ({', '.join(machines)})"
+    machines = sorted({worker.get("gpu") or _cpu_text(worker) for worker in (c["worker"] for c in commits.values())})
+    most = max(num_engines(commits).values(), default=0)
+    mixed = f"; its times are averages over {most} engines, see `adadecode report`" if most > 1 else ""
+    where = f"{config['dtype']} on {config['device']} ({', '.join(machines)}){mixed}"
+    return f"run {run['run_id']}: {config['model']} in {where}"
 
 
 def _cpu_text(worker: Mapping[str, Any]) -> str:

@@ -118,7 +118,13 @@ def provenance_lines(run: dict[str, Any]) -> list[str]:
 
 def model_notes(run: dict[str, Any]) -> list[str]:
     """What the workers of a run noted of the model's files, each once."""
-    return list(dict.fromkeys(note for worker in run.get("workers") or [] for note in worker.get("model_notes", [])))
+    workers = run.get("workers")
+    found = (
+        [worker.get("model_notes") for worker in workers or [] if isinstance(worker, dict)]
+        if isinstance(workers, list)
+        else []
+    )
+    return list(dict.fromkeys(str(note) for notes in found if isinstance(notes, list) for note in notes))
 
 
 def _cells(row: dict[str, Any], has_errors: bool, num_vanilla: int | None) -> Iterator[str]:
@@ -143,7 +149,7 @@ def speedup_text(row: dict[str, Any]) -> str:
     if row["speedup_geomean"] is None:
         return ABSENT
     low, high = row["speedup_geomean_low"], row["speedup_geomean_high"]
-    interval = "no CI" if low is None else f"{low:.2f}-{high:.2f}"
+    interval = "no CI" if low is None or high is None else f"{low:.2f}-{high:.2f}"
     return f"{row['speedup_geomean']:.2f}x ({interval}, n={row['num_prompts']})"
 
 

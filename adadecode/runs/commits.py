@@ -4,6 +4,7 @@ A marker or file that is not what was written raises DamagedError; what cannot b
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from adadecode.errors import DamagedError, RunFolderError
 from adadecode.files import from_json
 from adadecode.records import ShardOutcome
 from adadecode.report.schema import SAMPLES
-from adadecode.runs.editions import WITHDRAWN
+from adadecode.runs.editions import WITHDRAWN, edition_of
 from adadecode.runs.storage import Storage, join
 from adadecode.runs.typed import typed_table
 
@@ -41,6 +42,7 @@ def read_commit(storage: Storage, name: str) -> dict[str, Any] | None:
     try:
         commit = from_json(content)
         _check_types(commit)
+        _check_names(name, commit)
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{join(storage.location, name)}: the commit is damaged; {AGAIN}") from error
     return commit
@@ -56,6 +58,16 @@ def _check_types(commit: Any) -> None:
         type(count) in (int, float) for count in vars(ShardOutcome(**commit["outcome"])).values()
     ):
         raise TypeError("outcome")
+
+
+def _check_names(name: str, commit: dict[str, Any]) -> None:
+    """Raises ValueError where the commit under `name` is of another shard or edition, or its file none of a shard's."""
+    edition = edition_of(name)
+    if edition is None or commit["shard"] != edition.shard_idx:
+        raise ValueError("shard")
+    of_version_0_1 = re.fullmatch(r"samples/task=[^/]+/part-(\d{5,})-\w+\.parquet", commit["file"])
+    if commit["file"] != edition.data and (of_version_0_1 is None or int(of_version_0_1[1]) != edition.shard_idx):
+        raise ValueError("file")
 
 
 def listed_commit(storage: Storage, name: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -53,6 +53,21 @@ def edition_of(name: str) -> Edition | None:
     """The edition whose data file or commit has `name`; None for other files, such as the data files of version 0.1."""
     found = re.fullmatch(r"(?:samples/part-|commits/)(\d{5,})(?:-(\d+))?\.(?:parquet|json)", name)
     return None if found is None else Edition(int(found[1]), int(found[2] or 0))
+
+
+def beside_the_first(counting: Iterable[Edition], names: Collection[str]) -> Iterator[tuple[Edition, str]]:
+    """The editions to withdraw so that each shard has one that counts, the first of `counting`, and why each.
+
+    Those are the later ones, and of earlier ones those whose commit is not among `names`: somebody deleted it.
+    """
+    first: dict[int, Edition] = {}
+    for edition in sorted(counting):
+        if (kept := first.setdefault(edition.shard_idx, edition)) != edition:
+            yield edition, f"{kept.data} counts, which is of an earlier edition"
+    for kept in first.values():
+        for edition in (Edition(kept.shard_idx, number) for number in range(kept.number)):
+            if edition.commit not in names:
+                yield edition, f"it was deleted, and {kept.data} counts"
 
 
 def parquet_bytes(table: pa.Table, facts: Mapping[str, str]) -> bytes:

@@ -1,6 +1,7 @@
 """Which engines computed a run's shards: what a table cannot hold two of, and what it may, told beside it.
 
-A fact that some commits lack, as those of older versions do, is compared among the others.
+A fact that a whole version does not store is compared among the commits of the others; one that some commits of a version
+lack is a value too.
 """
 
 import json
@@ -32,9 +33,13 @@ OF_SPEED = {
     "gpu_driver": "driver",
     "cuda": "CUDA",
     "threads": "threads",
+    "attention": "attention",
+    "float32_precision": "float32 precision",
+    "reduced_precision_sums": "reduced-precision sums",
     "torch": "torch",
     "python": "Python",
 }
+MISSING = "not stored"
 MAX_SHOWN = 4  # engines that have a line
 
 
@@ -96,7 +101,7 @@ def engine_lines(commits: Commits) -> list[str]:
 
 def published_engine_lines(run: dict[str, Any]) -> list[str]:
     """The same from run.json alone, of a run whose commits are not there: one line for each engine."""
-    workers = _that_decoded(run.get("workers", ()))
+    workers = _that_decoded(_dicts(run.get("workers")))
     return list(dict.fromkeys(f"engine: {_described(facts)}" for facts in workers))
 
 
@@ -104,7 +109,7 @@ def changed_code_notes(commits: Commits, code: str, revision: str | None) -> lis
     """What to say before more shards are computed by `code` of `revision`: a line when `commits` are of other code."""
     decoding = _that_decoded(worker_facts(commits))
     before = [value for value in _values(decoding, "code_hash") if value != code]
-    remedy = "for a table of one engine choose another --out, or install what computed the others"
+    remedy = "for a table of one experiment choose another --out, or install what computed the others"
     if before:
         return [
             f"the code of engine, kernels or model has changed: committed shards are of {', '.join(before)}, those to come "
@@ -123,7 +128,12 @@ def changed_code_notes(commits: Commits, code: str, revision: str | None) -> lis
 def _of_commit(commit: dict[str, Any]) -> list[Facts]:
     """The facts of every worker that made rows of the shard: several when it was done sample by sample."""
     facts = dict(commit["worker"])
-    return [*facts.pop("others", ()), facts]
+    return [*_dicts(facts.pop("others", None)), facts]
+
+
+def _dicts(workers: Any) -> list[Facts]:
+    """What of `workers` is facts of one; none where that is no list."""
+    return [facts for facts in workers if isinstance(facts, dict)] if isinstance(workers, list) else []
 
 
 def _that_decoded(workers: Iterable[Facts]) -> list[Facts]:
@@ -132,18 +142,25 @@ def _that_decoded(workers: Iterable[Facts]) -> list[Facts]:
 
 
 def _known(commits: Commits) -> list[str]:
-    """The facts of speed that all workers have."""
+    """The facts of speed that the workers of every version have."""
     decoding = _that_decoded(worker_facts(commits))
-    return [fact for fact in OF_SPEED if all(fact in facts for facts in decoding)]
+    return [fact for fact in OF_SPEED if len(_that_tell(decoding, fact)) == len(decoding)]
+
+
+def _that_tell(workers: Iterable[Facts], fact: str) -> list[Facts]:
+    """The workers that have `fact`, and those that lack it though others of their version have it."""
+    workers = list(workers)
+    versions = [facts["adadecode"] for facts in workers if fact in facts and "adadecode" in facts]
+    return [facts for facts in workers if fact in facts or facts.get("adadecode") in versions]
 
 
 def _engine(facts: Facts, known: Sequence[str]) -> Engine:
-    return tuple(_text(facts[fact]) for fact in known)
+    return tuple(_text(facts.get(fact, MISSING)) for fact in known)
 
 
 def _values(workers: Iterable[Facts], fact: str) -> list[str]:
-    """The different values of `fact` among the workers that have it, as text, sorted."""
-    return sorted({_text(facts[fact]) for facts in workers if fact in facts})
+    """The different values of `fact` among the workers whose version stores it, as text, sorted."""
+    return sorted({_text(facts.get(fact, MISSING)) for facts in _that_tell(workers, fact)})
 
 
 def _text(value: Any) -> str:

@@ -65,3 +65,9 @@ def hash_folder(folder: Path) -> str:
         with file.open("rb") as stream:
             parts += [file.name, hashlib.file_digest(stream, "sha256").digest()]
     return short_hash(*parts)
+
+
+def changed_settings(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """Which settings of two runs differ, for a person; where none does, what then changed."""
+    names = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+    return f"different: {', '.join(names)}" if names else "the model, heads or data behind the same settings changed"

@@ -28,7 +28,17 @@ from adadecode.runs.commits import (
     listed_commit,
     read_commit,
 )
-from adadecode.runs.editions import WITHDRAWN, Edition, commit_of, data_bytes, edition_of, parquet_bytes, withdrawn
+from adadecode.runs.editions import (
+    WITHDRAWN,
+    Edition,
+    beside_the_first,
+    commit_of,
+    data_bytes,
+    edition_of,
+    parquet_bytes,
+    withdrawn,
+)
+from adadecode.runs.fingerprint import changed_settings
 from adadecode.runs.outcome import outcome_of
 from adadecode.runs.storage import Storage, join, open_storage
 
@@ -93,20 +103,26 @@ class RunFolder:
         return None if commit is None else ShardOutcome(**commit["outcome"])
 
     def check_commits(self) -> list[str]:
-        """Withdraws every commit that is damaged or whose file is, and makes those of files without; a line for each.
+        """Withdraws every commit that is damaged, another run's or whose file is, and makes those of files without.
 
-        Only for the driver that holds the lease: the run then computes what was withdrawn again. What cannot be read now
-        raises RunFolderError and is withdrawn by nobody.
+        Of a shard's editions the first counts that is not withdrawn, so later ones are. Returns a line for each change.
+        Only for the driver that holds the lease: its run computes again what was withdrawn. What cannot be read now raises
+        RunFolderError and is withdrawn by nobody.
         """
+        counting: list[Edition] = []
 
         def check(name: str) -> str | None:
             edition = edition_of(name)
             try:
                 commit = listed_commit(self.storage, name)
-                if WITHDRAWN not in commit:
-                    committed_content(self.storage, commit)
-                elif edition is not None:
+                assert edition is not None, name  # else it is damaged
+                if WITHDRAWN in commit:
                     self._bar(edition)
+                    return None
+                if commit["fingerprint"] != self.fingerprint:
+                    raise DamagedError(f"{join(self.location, name)}: the commit is another run's; {AGAIN}")
+                committed_content(self.storage, commit)
+                counting.append(edition)
                 return None
             except DamagedError as error:
                 reason = str(error).removesuffix("; " + AGAIN)
@@ -123,6 +139,11 @@ class RunFolder:
                 reason = self._settled(edition).get(WITHDRAWN)
                 found = f"withdrawn, to be computed again: {reason}" if reason else "found whole, and committed now"
                 lines.append(found if reason else f"{join(self.location, edition.data)}: {found}")
+                names.append(edition.commit)
+                counting += [] if reason else [edition]
+        for edition, reason in beside_the_first(counting, names):
+            self._withdraw(edition, reason)
+            lines.append(f"withdrawn: {join(self.location, edition.data)}: {reason}")
         return lines
 
     def withdraw_errors(self) -> int:
@@ -202,7 +223,7 @@ def refuse_others_results(location: str | Path, fingerprint: str, facts: dict[st
         return
     theirs = _run_in(storage)
     if theirs["fingerprint"] != fingerprint and commit_names(storage):
-        changed = _changed_settings(theirs.get("config", {}), facts.get("config", {}))
+        changed = changed_settings(theirs.get("config", {}), facts.get("config", {}))
         raise RunFolderError(
             f"--out {storage.location!r} belongs to another run (fingerprint {theirs['fingerprint']}, this one is "
             f"{fingerprint}; {changed}): choose another --out, or repeat that run's settings to finish it"
@@ -233,7 +254,8 @@ def read_commits(location: str | Path) -> dict[int, dict[str, Any]]:
         if (first := commits.get(commit["shard"])) is not None:
             raise RunFolderError(
                 f"{storage.location!r}: shard {commit['shard']} has two commits, of {first['file']} and "
-                f"{commit['file']}: delete the one that was added"
+                f"{commit['file']}: run the same command again, which keeps the earlier edition, or before that delete the "
+                "data file that is not to count"
             )
         commit["worker"] = workers.setdefault(json.dumps(commit["worker"], sort_keys=True), commit["worker"])
         if "outcome" not in commit:
@@ -257,7 +279,7 @@ def committed_tables(location: str | Path, commits: Mapping[int, dict[str, Any]]
     fingerprint = _run_in(storage)["fingerprint"]
     foreign = [shard_idx for shard_idx, commit in commits.items() if commit["fingerprint"] != fingerprint]
     if foreign:
-        raise RunFolderError(f"{storage.location!r}: the commits of shards {foreign} are of another run: delete them")
+        raise RunFolderError(f"{storage.location!r}: the commits of shards {foreign} are of another run; {AGAIN}")
     yield from each(storage, lambda commit: committed_table(storage, commit), list(commits.values()))
 
 
@@ -271,11 +293,6 @@ def _run_in(storage: Storage) -> dict[str, Any]:
             f"{storage.location!r} is not a run folder: its {RUN_FILE} names no run_id and fingerprint"
         )
     return run
-
-
-def _changed_settings(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    names = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
-    return f"different: {', '.join(names)}" if names else "the model, heads or data behind the same settings changed"
 
 
 def _json_bytes(content: dict[str, Any]) -> bytes:

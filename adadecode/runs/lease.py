@@ -24,6 +24,7 @@ HEARTBEAT_S = 5.0
 STALE_S = 30.0
 FOLDER = "lease"
 POLLS_PER_HEARTBEAT = 5
+OWNER = {"user", "host", "boot_id", "pid", "started", "id"}  # what a lease of any version says of its owner
 TAKING_PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 DEAD = "interrupted: no driver is alive; the same command continues"
 
@@ -150,9 +151,12 @@ class Lease:
     def _read(self, number: int) -> dict[str, Any] | None:
         try:
             content = from_json(self._storage.read(_name(number)))
-            return content if {"owner", "since", "beat", "released"} <= content.keys() else None
-        except (FileNotFoundError, ValueError, AttributeError):
+            if (OWNER - content["owner"].keys()) or ({"beat", "released"} - content.keys()):
+                return None
+            _seconds_since(content.get("beat_at", content["since"]))
+        except (FileNotFoundError, ValueError, AttributeError, KeyError, TypeError):
             return None  # deleted by its successor, or damaged: no driver writes such a file
+        return content
 
 
 def driver_status(storage: Storage) -> str:
@@ -165,10 +169,15 @@ def driver_status(storage: Storage) -> str:
     if seen is None or seen["released"]:
         return DEAD
     owner, last = seen["owner"], seen.get("beat_at", seen["since"])
-    age_s = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(last)).total_seconds())
+    age_s = _seconds_since(last)
     if is_gone(owner) or (not is_here(owner) and age_s > 2 * STALE_S):
         return f"{DEAD} (last sign of life {age_s:.0f} s ago)"
     return f"running (process {owner['pid']} on {owner['host']}, last sign of life {age_s:.0f} s ago)"
+
+
+def is_driven(storage: Storage) -> bool:
+    """Whether the driver of a run that says it is running lives, as `driver_status` judges."""
+    return not driver_status(storage).startswith(DEAD)
 
 
 def this_owner() -> dict[str, Any]:
@@ -214,7 +223,7 @@ def _started(pid: int) -> int | None:
     """When process `pid` started, in clock ticks since the boot; None when there is none, or only its remains."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no number at all
         return None
     return None if fields[0] in "ZX" else int(fields[19])
 
@@ -228,6 +237,11 @@ def _user() -> str:
 
 def _name(number: int) -> str:
     return f"{FOLDER}/{number:05d}.json"
+
+
+def _seconds_since(moment: str) -> float:
+    """How long ago `moment` was by this host's clock, 0 for one to come; raises TypeError or ValueError for no moment."""
+    return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds())
 
 
 def _now() -> str:

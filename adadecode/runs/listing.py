@@ -8,17 +8,17 @@ from typing import Any
 import pyarrow as pa
 from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from adadecode.errors import RunFolderError
 from adadecode.files import from_json
 from adadecode.methods import REFERENCE, baselines
-from adadecode.report.cells import ABSENT
+from adadecode.report.cells import ABSENT, cell
 from adadecode.report.schema import SUMMARY, VERIFY
 from adadecode.report.summary import parity_line
 from adadecode.report.tables import speedup_text
 from adadecode.runs.folder import RUN_FILE
-from adadecode.runs.storage import Storage, open_storage
+from adadecode.runs.lease import is_driven
+from adadecode.runs.storage import Storage, join, open_storage
 from adadecode.runs.table_checks import published_lines
 from adadecode.runs.typed import typed_table
 
@@ -43,7 +43,7 @@ def runs_below(location: str | Path) -> list[ListedRun] | None:
     if RUN_FILE in names:
         return None
     found = [
-        ListedRun(folder, run, stored_summary(storage, f"{folder}/"))
+        ListedRun(folder, _as_driven(run, join(storage.location, folder)), stored_summary(storage, f"{folder}/"))
         for folder in (name.rpartition("/")[0] for name in names)
         if (run := _run(storage.read(f"{folder}/{RUN_FILE}"))) is not None
     ]
@@ -86,8 +86,7 @@ def listing_table(runs: list[ListedRun]) -> Table:
         table.add_column(name, justify="left" if idx < 3 else "right", overflow="fold")
     for listed in runs:
         for idx, cells in enumerate(_lines(listed)):
-            # Text, because a string would have its brackets read as markup
-            table.add_row(*(Text(cell) for cell in ("" if idx else listed.name, *cells)))
+            table.add_row(*map(cell, ("" if idx else listed.name, *cells)))
     return table
 
 
@@ -108,6 +107,12 @@ def _lines(listed: ListedRun) -> Iterator[tuple[str, ...]]:
         parity = parity_line(listed.summary.filter(pa.array([row["task"] == task for row in rows])))
         headline = (ABSENT, ABSENT) if shown is None else (shown["method"], speedup_text(shown))
         yield (task, status, str(num_samples), *headline, parity.removeprefix("parity "))
+
+
+def _as_driven(run: dict[str, Any], location: str) -> dict[str, Any]:
+    """A run.json whose status is `interrupted` where it says `running` and no driver is alive."""
+    is_dead = run.get("status") == "running" and not is_driven(open_storage(location))
+    return run | {"status": "interrupted"} if is_dead else run
 
 
 def _run(content: bytes) -> dict[str, Any] | None:

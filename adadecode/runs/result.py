@@ -26,7 +26,7 @@ from adadecode.runs.folder import committed_tables, read_commits, read_run
 from adadecode.runs.plan import num_missing, num_unplanned
 from adadecode.runs.run_checks import RunChecks, folder_lines
 from adadecode.runs.storage import open_storage
-from adadecode.runs.table_checks import closed_lines
+from adadecode.runs.table_checks import closed_lines, stray_lines
 from adadecode.runs.typed import typed_table
 
 SHARDS_AT_A_TIME = 64  # whose token ids are in memory together
@@ -58,8 +58,10 @@ class RunResult:
     def problem_lines(self, resume: str | None = None) -> list[str]:
         """Why the exit code is not 0; none when it is. `resume` is the command that goes on, when it is known."""
         lines = []
-        if self._num_broken or self.disagreements:
+        if self._num_broken:
             lines.append(f"parity broken on {self._num_broken} of {self.verify.num_rows} checked outputs")
+        if self.disagreements:
+            lines.append(f"experiments are mixed, or stored claims wrong: {len(self.disagreements)}, each a line above")
         if self.contradictions:
             lines.append(f"the tables contradict themselves in {len(self.contradictions)} ways, each a line above")
         if self.num_missing:
@@ -149,7 +151,9 @@ def judge_run(location: str | Path, commits: Mapping[int, dict[str, Any]], plan:
     )
     if missing or status != "complete":
         return result  # what was closed before has other rows by now
-    lines = closed_lines(open_storage(location), run, worker_facts(commits), result.summary, result.verify)
+    storage = open_storage(location)
+    lines = closed_lines(storage, run, worker_facts(commits), result.summary, result.verify)
+    lines += stray_lines(storage, {commit["file"] for commit in commits.values()})
     return replace(result, contradictions=[*result.contradictions, *lines])
 
 

@@ -27,10 +27,14 @@ def new_start(config: EvalConfig, command: str | None) -> dict[str, Any]:
 
 
 def starts_of(run: dict[str, Any]) -> list[dict[str, Any]]:
-    """The starts in `run`, a run.json; of an older version's, which lists none, what is known of the first."""
+    """The starts in `run`, a run.json; of an older version's, which lists none, what is known of the first.
+
+    What is no start, as somebody may have put there, is left out.
+    """
     if "starts" in run:
-        return run["starts"]
-    made, config = run.get("provenance", {}), run.get("config", {})
+        starts = run["starts"]
+        return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
+    made, config = (part if isinstance(part := run.get(name), dict) else {} for name in ("provenance", "config"))
     known = {name: made[name] for name in ("adadecode", "git_sha") if name in made}
     placement = {name: config[name] for name in PLACEMENT if name in config}
     return [{"at": run.get("created_at"), "command": None, **known, "placement": placement}]
@@ -45,10 +49,10 @@ def start_lines(run: dict[str, Any]) -> list[str]:
 
 def _lines(starts: list[dict[str, Any]]) -> Iterator[str]:
     for idx, start in enumerate(starts):
-        command = start["command"] or "command not stored"
-        settings = start["placement"]
+        command = start.get("command") or "command not stored"
+        settings = start["placement"] if isinstance(start.get("placement"), dict) else {}
         placement = ", ".join(f"{name}={settings[name]}" for name in PLACEMENT if settings.get(name) is not None)
         code, revision = start.get("code_hash"), start.get("git_sha")
         made_by = [f"adadecode {start.get('adadecode', 'unknown')}"]
-        made_by += [f"code {code}"] if code else [f"revision {revision[:12]}"] if revision else []
-        yield f"start {idx + 1}, {start['at']}: {command} ({placement}; {', '.join(made_by)})"
+        made_by += [f"code {code}"] if code else [f"revision {str(revision)[:12]}"] if revision else []
+        yield f"start {idx + 1}, {start.get('at')}: {command} ({placement}; {', '.join(made_by)})"

@@ -1,11 +1,12 @@
 """The tables that a closed run keeps, summary.parquet and verify.parquet, against those its rows give now."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from adadecode.methods import baselines
 from adadecode.report.findings import RTOL
 from adadecode.report.parity import KEY
 from adadecode.runs.storage import Storage
@@ -16,9 +17,11 @@ OF_ROWS = (
     *("n", "num_errors", "num_output_tokens", "tokens_per_s", "decode_tokens_per_s", "ttft_p50_s", "ttft_p90_s"),
     *("num_tpot", "tpot_mean_s", "tpot_p50_s", "tpot_p90_s", "e2e_p50_s", "e2e_p90_s", "num_drafted", "num_accepted"),
     *("acceptance_rate", "tokens_per_round", "layers_per_token", "num_parity_exact", "num_parity_checked"),
-    *("num_logits_equal", "num_logits_checked", "num_correct", "num_scored", "consistency", "lossy"),
+    *("num_logits_equal", "num_logits_checked", "num_correct", "num_scored", "consistency", "lossy", "num_engines"),
 )
-OVER_BASELINE = ("num_prompts", "speedup_geomean", "speedup_total")  # they do where the baseline is the same
+BASELINES = ("baseline", "baseline_total")  # up to version 0.1.0 one for both speedups, and chosen in another way
+OVER_BASELINE = ("num_prompts", "speedup_geomean", "speedup_total")
+SUMMARY_COLUMNS = (*OF_ROWS, *BASELINES, *OVER_BASELINE)
 
 
 def closed_lines(
@@ -36,16 +39,44 @@ def closed_lines(
             continue  # nothing is said, so nothing is wrong
         except ValueError as error:
             lines.append(f"{file}: it cannot be read ({error})")
-    stored = run.get("workers")
-    if stored is not None and sorted(map(_shown, stored)) != sorted(map(_shown, workers)):
+    stored = run.get("workers", [] if "starts" in run else workers)  # older versions have neither
+    if not isinstance(stored, list) or sorted(map(_shown, stored)) != sorted(map(_shown, workers)):
         lines.append("run.json: its workers are not those of the commits")
+    return lines
+
+
+def stray_lines(storage: Storage, named: Collection[str]) -> list[str]:
+    """A line for each file under `samples/` that is not `named` and has rows, which who reads the folder counts too."""
+    lines: list[str] = []
+    for name in storage.list("samples"):
+        if name not in named and name.endswith(".parquet"):
+            try:
+                num_rows = typed_table(storage.read(name), pa.schema([])).num_rows
+            except (FileNotFoundError, ValueError):
+                continue  # who reads the folder is told
+            if num_rows:
+                lines.append(f"{name}: {num_rows} rows that no commit names; delete it")
     return lines
 
 
 def summary_lines(stored: pa.Table, found: pa.Table) -> list[str]:
     """Where a stored SUMMARY table, of any version, is not the one its rows give, in the columns that both have."""
-    shared = [name for name in (*OF_ROWS, *OVER_BASELINE) if name in stored.schema.names and name in found.schema.names]
-    return _lines("summary.parquet", stored, found, ("task", "method"), shared)
+    shared = [name for name in SUMMARY_COLUMNS if name in stored.schema.names and name in found.schema.names]
+    return _lines("summary.parquet", stored, found, ("task", "method"), shared) or _speedup_lines(stored)
+
+
+def _speedup_lines(summary: pa.Table) -> list[str]:
+    """Where a SUMMARY table of any version has an interval without its speedup in it, or a baseline that is no vanilla."""
+    lines: list[str] = []
+    for row in summary.to_pylist():
+        of = f"of {row['task']} {row['method']}"
+        low, value, high = (row.get(f"speedup_geomean{end}") for end in ("_low", "", "_high"))
+        bounds = [(low, value), (value, high)] if value is not None else []
+        if any(None not in pair and not pair[0] <= pair[1] * (1 + RTOL) for pair in bounds):
+            lines.append(f"summary.parquet: the speedup {of} is {value}, outside of its interval from {low} to {high}")
+        others = [name for name in BASELINES if row.get(name) not in (None, *baselines())]
+        lines += [f"summary.parquet: {name} {of} is {row[name]}, which is no vanilla" for name in others]
+    return lines
 
 
 def verify_lines(stored: pa.Table, found: pa.Table) -> list[str]:
@@ -76,6 +107,7 @@ def published_lines(summary: pa.Table, verify: pa.Table) -> list[str]:
             for name, count in found.items()
             if line[name] != count
         ]
+    lines += _speedup_lines(summary)
     return lines + [f"verify.parquet: {task} {method} is not in summary.parquet" for task, method in checked]
 
 
@@ -106,7 +138,7 @@ def _differing(names: Sequence[str], stored: dict[str, Any], found: dict[str, An
 
 
 def _differ(name: str, stored: dict[str, Any], found: dict[str, Any]) -> bool:
-    if name in OVER_BASELINE and _baseline(name, stored) != _baseline(name, found):
+    if "baseline_total" not in stored and name in (*BASELINES, *OVER_BASELINE) and _other_baseline(name, stored, found):
         return False
     a, b = stored[name], found[name]
     if isinstance(a, float) and isinstance(b, float):
@@ -114,9 +146,10 @@ def _differ(name: str, stored: dict[str, Any], found: dict[str, Any]) -> bool:
     return a != b
 
 
-def _baseline(name: str, row: dict[str, Any]) -> str | None:
-    """The baseline of a speedup; up to version 0.1.0 both had one."""
-    return row["baseline_total"] if name == "speedup_total" and "baseline_total" in row else row.get("baseline")
+def _other_baseline(name: str, stored: dict[str, Any], found: dict[str, Any]) -> bool:
+    """Whether a version that had one baseline for both speedups took another vanilla than is taken now."""
+    now = found["baseline_total" if name == "speedup_total" else "baseline"]
+    return stored.get("baseline") in baselines() and stored["baseline"] != now
 
 
 def _shown(worker: Any) -> str:

@@ -1,5 +1,6 @@
 """What `plan --rates` predicts from a run that was really computed."""
 
+import math
 import re
 import shutil
 from pathlib import Path
@@ -20,9 +21,13 @@ from adadecode.runs.run import plan_run
 from adadecode.settings import DecodeSettings, EvalConfig
 from adadecode.settings.groups import PlacementSettings
 from tests.folders import write_prompts
+from tests.planting import edit_json, plant
 from tests.unit.conftest import PROMPTS
 
 METHODS = ("vanilla", "vanilla-w1", "adadecode")
+
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "run-0.1.0" / "complete"
 
 
 @pytest.fixture(scope="module")
@@ -120,11 +125,31 @@ def test_a_run_without_rows_or_plan_is_refused(measured, tiny, tmp_path):
     run = Path(shutil.copytree(measured, tmp_path / "run"))
     for file in (run / "commits").iterdir():
         file.unlink()
-    with pytest.raises(RunFolderError, match="no committed row without error; give another run"):
+    with pytest.raises(RunFolderError, match="no committed row without error that has a time; give another run"):
         predict(run, tiny.prompts)
     (run / "plan.parquet").unlink()
     with pytest.raises(RunFolderError, match=r"its plan\.parquet cannot be read; give another run"):
         predict(run, tiny.prompts)
+
+
+@pytest.mark.parametrize("e2e_s", [None, math.nan, math.inf, 0.0, -1.0])
+def test_times_that_no_clock_can_have_shown_predict_nothing(tmp_path, e2e_s):
+    run = Path(shutil.copytree(GOLDEN, tmp_path / "run"))
+    before = read_rates(run)
+    plant(run, lambda rows: [row.update(e2e_s=e2e_s) for row in rows if row["sample_id"] == "demo-math-000"])
+    rates = read_rates(run)
+    lost = [key for key in before.of_sample if key[1] == "demo-math-000"]
+    assert rates.of_sample == {key: cost for key, cost in before.of_sample.items() if key not in lost}
+    plant(run, lambda rows: [row.update(e2e_s=e2e_s) for row in rows])
+    with pytest.raises(RunFolderError, match="no committed row without error that has a time"):
+        read_rates(run)
+
+
+def test_rates_that_are_averages_over_engines_say_so(tmp_path):
+    run = Path(shutil.copytree(GOLDEN, tmp_path / "run"))
+    assert "engines" not in read_rates(run).measured_on
+    edit_json(run / "commits" / "00001.json", lambda commit: commit["worker"].update(threads=64))
+    assert read_rates(run).measured_on.endswith("; its times are averages over 2 engines, see `adadecode report`")
 
 
 def test_settings_that_change_the_time_are_told():

@@ -16,6 +16,7 @@ from adadecode.report.row_checks import MEASURED
 from adadecode.report.schema import SAMPLES
 from adadecode.runs.folder import read_commits, read_run
 from adadecode.runs.result import read_result
+from adadecode.runs.table_checks import summary_lines
 from tests.folders import save_tiny_heads, save_tiny_model, write_prompts
 from tests.planting import Row, edit_json, edit_table, plant
 
@@ -433,6 +434,32 @@ def test_a_run_without_usable_settings_is_one_line(run, usage_error, edit):
         assert "its run.json has no settings with `methods` and `repeats`" in usage_error(command, run)
 
 
+def test_workers_that_a_run_of_this_version_lacks_are_told(run, cli):
+    edit_json(run / "run.json", lambda content: content.pop("workers"))
+    assert cli("verify", run).exit_code == 0, "a version may have stored none"
+    edit_json(run / "run.json", lambda content: content.update(starts=[]))
+    result = cli("verify", run)
+    assert result.exit_code == 3
+    assert "run.json: its workers are not those of the commits" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "name", ["extra.parquet", "part-00002.parquet", "task=demo-math/part-00000-ffffffffffff.parquet"]
+)
+def test_a_data_file_that_no_commit_names_is_told_with_its_rows(run, cli, name):
+    first = run / json.loads((run / "commits" / "00000.json").read_text())["file"]
+    shutil.copy(first, run / "samples" / name)
+    result = cli("verify", run)
+    assert result.exit_code == 3
+    assert f"samples/{name}: 6 rows that no commit names; delete it" in result.stdout.splitlines()
+    table = pq.ParquetFile(first).read()
+    pq.write_table(table.slice(0, 0), run / "samples" / name)
+    assert cli("verify", run).exit_code == 0, "the file of a withdrawn edition has no rows"
+    shutil.copy(first, run / "samples" / name)
+    edit_json(run / "run.json", lambda content: content.update(status="running"))
+    assert cli("verify", run).exit_code == 0, "a run that goes on may have leftovers"
+
+
 def test_workers_that_are_not_those_of_the_commits_are_told(run, cli):
     edit_json(run / "run.json", lambda content: content["workers"][0].update(cpu="another"))
     result = cli("verify", run)
@@ -470,6 +497,48 @@ def test_intervals_of_a_summary_may_be_those_of_another_version(run, cli):
     table = pq.read_table(run / "summary.parquet")
     pq.write_table(table.drop_columns(["consistency", "lossy", "num_tpot"]), run / "summary.parquet")
     assert cli("verify", run).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (
+            {"baseline": lambda x: OURS, "speedup_geomean": lambda x: 9.9},
+            "in baseline, speedup_geomean; first demo-math vanilla: baseline is stored as adadecode and recomputed as",
+        ),
+        (
+            {"baseline": lambda x: None, "speedup_geomean": lambda x: 9.9},
+            "in baseline, speedup_geomean; first demo-math vanilla: baseline is stored as None",
+        ),
+        (
+            {"speedup_geomean_low": lambda x: 9.9, "speedup_geomean_high": lambda x: 10.0},
+            "the speedup of demo-math adadecode is 1.4008444327672704, outside of its interval from 9.9 to 10.0",
+        ),
+        ({"speedup_geomean_high": lambda x: math.nan}, "outside of its interval from "),
+        ({"num_prompts": lambda x: 60}, "in num_prompts; first demo-math vanilla: num_prompts is stored as 60"),
+    ],
+)
+def test_a_headline_of_an_older_version_cannot_be_forged_by_its_baseline_or_interval(run, cli, columns, said):
+    edit_table(run / "summary.parquet", **columns)
+    result = cli("verify", run)
+    assert result.exit_code == 3
+    assert said in result.stdout
+
+
+def test_the_one_baseline_of_an_older_version_may_be_the_other_vanilla(run, cli):
+    edit_table(run / "summary.parquet", baseline=lambda x: W1, speedup_geomean=lambda x: 1.0)
+    edit_table(run / "summary.parquet", speedup_geomean_low=lambda x: None, speedup_geomean_high=lambda x: None)
+    assert cli("verify", run).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["baseline", "baseline_total", "num_engines", "num_prompts", "speedup_geomean"])
+def test_a_summary_of_this_version_is_compared_in_its_baselines_too(run, name):
+    found = read_result(run).summary
+    assert summary_lines(found, found) == []
+    altered = {"baseline": W1, "baseline_total": W1, "speedup_geomean": 1.01}.get(name, 7)
+    rows = [row | {name: altered} for row in found.to_pylist()]
+    (line,) = summary_lines(pa.Table.from_pylist(rows, schema=found.schema), found)
+    assert f"in {name}; first demo-math" in line
 
 
 def test_an_altered_verify_table_is_told(run, cli):

@@ -96,6 +96,25 @@ def test_two_engines_in_one_table_are_told_and_counted(other, says):
     assert num_engines(commits_of(FACTS, without(fact))) == {"math": 1}, "what one does not say is no difference"
 
 
+@pytest.mark.parametrize("fact", ["code_hash", "model_hash", "threads"])
+def test_a_fact_that_some_commits_of_one_version_lack_is_a_value(fact):
+    told = FACTS | {"adadecode": "2"}
+    silent = {name: value for name, value in told.items() if name != fact}
+    commits = commits_of(told, told, silent, without(fact) | {"adadecode": "1"})
+    found = num_engines(commits_of(told, silent))["math"] > 1 or mixed_experiments(commits)
+    assert found
+    assert any(
+        line.endswith("not stored") for line in (*mixed_experiments(commits), *engine_lines(commits_of(told, silent)))
+    )
+    assert mixed_experiments(commits_of(told, without(fact) | {"adadecode": "1"})) == []
+    assert num_engines(commits_of(told, without(fact) | {"adadecode": "1"})) == {"math": 1}
+
+
+@pytest.mark.parametrize("fact", ["attention", "float32_precision", "reduced_precision_sums"])
+def test_how_a_gpu_computes_is_a_fact_of_speed(fact):
+    assert num_engines(commits_of(FACTS | {fact: "a"}, FACTS | {fact: "b"})) == {"math": 2}
+
+
 def test_a_published_run_names_the_engines_of_its_run_file():
     one = engine_lines(commits_of(FACTS))
     assert published_engine_lines({"workers": [FACTS, FACTS | {"pid": 8}, LOST]}) == one
@@ -164,3 +183,9 @@ def test_changed_code_is_told_before_more_is_computed():
     assert note.startswith("committed shards are of revision 0123456789ab, those to come of ffffffffffff; whether")
     assert changed_code_notes(commits_of(old), "c2", old["git_sha"]) == []
     assert changed_code_notes(commits_of(old), "c2", None) == [], "an installed package has no revision"
+
+
+@pytest.mark.parametrize("odd", [5, [5], "abc", None, {}])
+def test_workers_that_are_no_facts_are_left_out(odd):
+    assert worker_facts(commits_of(FACTS | {"others": odd})) == [FACTS]
+    assert published_engine_lines({"workers": odd}) == []

@@ -175,7 +175,12 @@ def test_a_commit_of_another_run_is_refused(run, tmp_path):
     commit(open_run(tmp_path / "other", "beef"), shard_idx=2)
     stray = tmp_path / "other" / "commits" / "00002.json"
     (Path(run.location) / "commits" / "00002.json").write_bytes(stray.read_bytes())
-    assert "the commits of shards [2] are of another run: delete them" in refusal(Path(run.location))
+    assert "the commits of shards [2] are of another run; run the same command again" in refusal(Path(run.location))
+    commit(run, shard_idx=1)
+    (line,) = run.check_commits()
+    assert line == f"withdrawn, to be computed again: {run.location}/commits/00002.json: the commit is another run's"
+    assert commit(run, "again", shard_idx=2) is True
+    assert read_samples(run.location).num_rows == 12
 
 
 def test_a_run_opened_by_its_path_is_the_one_that_was_made(run, tmp_path):
@@ -414,13 +419,75 @@ def test_a_copy_of_what_a_writer_of_version_0_1_committed_leaves_no_rows(run):
     assert run.check_commits() == []
 
 
-def test_a_second_commit_of_a_shard_that_somebody_added_is_refused(run):
+def committed_twice(run: RunFolder) -> Path:
+    """The folder of a run whose shard 0 was withdrawn and done again, when a backup of the first edition is put back."""
+    path = Path(run.location)
+    commit(run, "first")
+    backup = {name: run.storage.read(name) for name in (Edition(0).data, Edition(0).commit)}
+    data_files(path)[0].write_bytes(b"damaged")
+    run.check_commits()
+    commit(run, "second")
+    for name, content in backup.items():
+        (path / name).write_bytes(content)
+    return path
+
+
+def test_of_two_editions_of_a_shard_the_next_start_keeps_the_first(run):
+    path = committed_twice(run)
+    said = refusal(path)
+    assert "shard 0 has two commits, of samples/part-00000-1.parquet and samples/part-00000.parquet" in said
+    assert "run the same command again, which keeps the earlier edition" in said
+    (line,) = run.check_commits()
+    kept = "samples/part-00000.parquet counts, which is of an earlier edition"
+    assert line == f"withdrawn: {path}/samples/part-00000-1.parquet: {kept}"
+    assert read_samples(path)["attempt"].to_pylist() == ["first"] * 4
+    assert pq.read_table(path / "samples").num_rows == 4
+    assert run.check_commits() == []
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_of_two_editions_of_a_shard_that_one_counts_whose_data_file_is_left(run, number):
+    path = committed_twice(run)
+    (path / Edition(0, 1 - number).data).unlink()
+    assert len(run.check_commits()) == 1
+    assert read_commits(path)[0]["file"] == Edition(0, number).data
+    assert run.committed_outcome(0) is not None
+
+
+def test_a_later_edition_counts_when_the_withdrawn_one_was_deleted(run):
+    path = committed_twice(run)
+    for name in (Edition(0).data, Edition(0).commit):
+        (path / name).unlink()
+    run.check_commits()
+    assert run.committed_outcome(0) is not None
+    assert commit(run, "late") is False
+    assert read_samples(path)["attempt"].to_pylist() == ["second"] * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("00000-1", {}),
+        ("copy", {}),
+        ("00001", {}),
+        ("00001", {"shard": 1}),
+        ("00000", {"shard": 1}),
+        ("00000", {"file": "../../x"}),
+        ("00000", {"file": "/etc/passwd"}),
+        ("00000", {"file": "samples/task=a/../part-00000-0123456789ab.parquet"}),
+        ("00000", {"file": "samples/task=a/part-00001-0123456789ab.parquet"}),
+    ],
+)
+def test_a_commit_that_names_another_file_or_shard_than_its_own_is_damaged_and_the_next_start_mends_it(
+    run, name, changed
+):
     commit(run)
-    folder = Path(run.location) / "commits"
-    (folder / "00000-1.json").write_bytes((folder / "00000.json").read_bytes())
-    assert "shard 0 has two commits, of samples/part-00000.parquet and samples/part-00000.parquet" in refusal(
-        Path(run.location)
-    )
+    file = Path(run.location) / "commits" / f"{name}.json"
+    file.write_text(json.dumps(json.loads(run.storage.read("commits/00000.json")) | changed))
+    assert f"commits/{name}.json: the commit is damaged; run the same command again" in refusal(Path(run.location))
+    assert len(run.check_commits()) == 1
+    assert commit(run, "again") is (name == "00000")
+    assert read_samples(run.location).num_rows == pq.read_table(Path(run.location) / "samples").num_rows == 4
 
 
 def test_a_commit_tells_its_outcome_and_one_without_is_computed_from_its_file(run):

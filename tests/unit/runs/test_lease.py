@@ -267,8 +267,28 @@ def test_a_minute_without_a_heartbeat_counts_as_the_death_of_a_driver_elsewhere(
     assert driver_status(storage).startswith(says)
 
 
+NOW = "2026-01-01T00:00:00+00:00"
+
+
 @pytest.mark.parametrize(
-    "content", [None, b"{", b"[" * 100_000, b'{"owner": {}, "since": "x", "beat": 1, "released": true}']
+    "content",
+    [
+        None,
+        b"{",
+        b"[" * 100_000,
+        b'{"owner": {}, "since": "x", "beat": 1, "released": true}',
+        b'{"owner": [], "since": "2026-01-01T00:00:00+00:00", "beat": 1, "released": false}',
+        *(
+            json.dumps({"owner": this_owner(), "beat": 1, "released": False, "since": NOW} | odd).encode()
+            for odd in (
+                {"since": "yesterday"},
+                {"since": 5},
+                {"since": "2026-01-01"},
+                {"beat_at": None},
+                {"beat_at": ""},
+            )
+        ),
+    ],
 )
 def test_a_run_without_a_lease_that_is_held_is_interrupted(location, content):
     storage = open_storage(location)

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from adadecode.errors import RunFolderError
+from adadecode.runs.lease import Lease
 from adadecode.runs.listing import read_published, runs_below
 from adadecode.runs.result import read_result
 from adadecode.runs.storage import open_storage
@@ -42,6 +43,24 @@ def test_a_folder_of_runs_is_listed_wherever_it_lies(location, cli):
     assert cell[1:5] == ["demo-math", "incomplete", "3", "adadecode"]
 
 
+def test_a_run_is_listed_as_running_while_its_driver_lives(tmp_path, cli):
+    run = Path(shutil.copytree(GOLDEN / "complete", tmp_path / "one"))
+    edit_json(run / "run.json", lambda content: content.update(status="running"))
+    with Lease(open_storage(run)):
+        assert "one demo-math running" in " ".join(cli("report", tmp_path).stdout.split())
+    assert "one demo-math interrupted" in " ".join(cli("report", tmp_path).stdout.split())
+
+
+def test_a_folder_or_a_run_forges_no_line_of_the_listing(tmp_path, cli):
+    run = Path(shutil.copytree(GOLDEN / "complete", tmp_path / "x\x1b[2J\nparity 9"))
+    (run / "summary.parquet").unlink()
+    edit_json(run / "run.json", lambda content: content.update(status="\x1b[1Afine\nmore", config={"task": "a\nb"}))
+    result = cli("report", tmp_path)
+    assert result.exit_code == 0
+    assert "\x1b" not in result.stdout
+    assert not [line for line in result.stdout.splitlines() if line.startswith(("more", "b ", "parity 9"))]
+
+
 def test_a_run_without_tables_or_with_odd_ones_is_listed_too(tmp_path, cli):
     for name in ("running", "odd"):
         shutil.copytree(GOLDEN / "complete", tmp_path / name)
@@ -55,7 +74,7 @@ def test_a_run_without_tables_or_with_odd_ones_is_listed_too(tmp_path, cli):
     result = cli("report", tmp_path)
     assert result.exit_code == 0
     rows = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines()}
-    assert rows["running"] == ["-", "running", "-", "-", "-", "-"]
+    assert rows["running"] == ["-", "interrupted", "-", "-", "-", "-"], "it says it is running, and has no driver"
     assert rows["odd"] == ["demo-math", "complete", "-", "-", "-", "-"]
     assert not rows.keys() & {"other", "deep"}
 
@@ -129,3 +148,12 @@ def test_a_published_summary_of_another_version_is_readable(tmp_path):
     assert published is not None
     summary, contradictions = published
     assert (summary["lossy"].null_count, contradictions) == (3, [])
+
+
+@pytest.mark.parametrize("end", ["low", "high"])
+def test_a_published_speedup_with_half_an_interval_has_none(tmp_path, cli, end):
+    run = Path(shutil.copytree(REFERENCE / "gsm8k-bf16", tmp_path / "run"))
+    edit_table(run / "summary.parquet", **{f"speedup_geomean_{end}": lambda x: None})
+    result = cli("report", run)
+    assert result.exit_code == 0
+    assert "no CI" in result.stdout

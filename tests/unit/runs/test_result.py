@@ -51,7 +51,10 @@ def test_broken_parity_exits_3_and_missing_rows_are_told_beside_it(result_of, ro
 def test_a_stored_claim_that_is_wrong_exits_3_although_the_outputs_are_equal(result_of, row):
     result = replace(result_of(row("vanilla"), row("adadecode")), disagreements=["demo/s0: parity is stored as ..."])
     assert result.lines() == ["parity 1/1", "demo/s0: parity is stored as ...", "tables: results/r"]
-    assert (result.exit_code, result.problem_lines()) == (3, ["parity broken on 0 of 1 checked outputs"])
+    assert (result.exit_code, result.problem_lines()) == (
+        3,
+        ["experiments are mixed, or stored claims wrong: 1, each a line above"],
+    )
 
 
 def test_missing_rows_exit_4_before_anything_is_called_unproved(result_of, row, error_row):

@@ -1,5 +1,7 @@
 """The starts of a run: what run.json keeps of each, and what of an old run's first can be known."""
 
+import pytest
+
 from adadecode.runs.starts import new_start, start_lines, starts_of
 from adadecode.settings import EvalConfig
 
@@ -31,3 +33,14 @@ def test_of_many_starts_the_first_and_the_last_have_lines():
     lines = start_lines({"starts": [start] * 7})
     assert [line.partition(",")[0] for line in lines] == ["start 1", "and 4 more starts", "start 6", "start 7"]
     assert len(start_lines({"starts": [start] * 3})) == 3
+
+
+@pytest.mark.parametrize("starts", [None, "x", 5, {}, ["x", None]])
+def test_what_is_no_start_has_no_line(starts):
+    assert start_lines({"starts": starts}) == []
+
+
+def test_a_start_that_says_little_has_what_it_says():
+    assert start_lines({"starts": [{}]}) == ["start 1, None: command not stored (; adadecode unknown)"]
+    (line,) = start_lines({"provenance": 5, "config": "x", "created_at": "then"})
+    assert line == "start 1, then: command not stored (; adadecode unknown)"
