@@ -79,6 +79,14 @@ def readable(flag: str, path: Path) -> Generator[None]:
         ) from error
 
 
+def is_folder(path: str | Path) -> bool:
+    """Whether there is a folder at `path`; False where none can be, such as under a name too long."""
+    try:
+        return Path(path).is_dir()
+    except OSError:
+        return False
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes `content` to `path`, whole or not at all; text as UTF-8."""
     with whole_file(path) as unfinished:
