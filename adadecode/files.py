@@ -33,7 +33,9 @@ def from_json(content: str | bytes) -> Any:
 
 
 def check_location(text: str, flag: str = "") -> None:
-    """Raises UsageError when the path `text`, given for `flag`, is a URL that lacks a slash, or a flag itself."""
+    """Raises UsageError when the path `text`, given for `flag`, is empty, a URL that lacks a slash, or a flag itself."""
+    if not text.strip():
+        raise UsageError(f"{flag} {text!r} names no folder: give one".lstrip())
     named, path = f"{flag} {text!r}".lstrip(), str(Path(text))
     if (scheme := _scheme(path)) is not None:
         right = f"{scheme}://{path[len(scheme) + 1 :].lstrip('/')}"

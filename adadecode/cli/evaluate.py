@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adadecode.cli.console import console, say, say_on_stderr
-from adadecode.cli.options import integers, settings_options
+from adadecode.cli.options import integers, settings_options, some_text
 from adadecode.cli.watch import Watcher
 from adadecode.errors import EXIT_MISMATCH, EXIT_OK, AdaDecodeError, StoppedError, UsageError
 from adadecode.evaluation.stop import StopRequest
@@ -22,7 +22,11 @@ DEFAULT_GPUS = (1, 2, 4, 8)
 
 @click.command("eval")
 @settings_options(EvalConfig)
-@click.option("--out", help="Run folder, or s3:// or gs:// URL.  [default: results/<task>-<fingerprint>]")
+@click.option(
+    "--out",
+    callback=some_text,
+    help="Run folder, or s3:// or gs:// URL.  [default: results/<task>-<fingerprint>]",
+)
 def eval_command(config_file: Path | None, out: str | None, **flags: Any) -> None:
     """Evaluate AdaDecode against vanilla decoding; rerun the same command to finish what is missing.
 
@@ -80,7 +84,7 @@ def resume_command() -> str:
 
 @click.command("plan")
 @settings_options(EvalConfig)
-@click.option("--rates", help="Run folder (or its URL) whose measured times predict this run's.")
+@click.option("--rates", callback=some_text, help="Run folder (or its URL) whose measured times predict this run's.")
 @click.option("--gpus", callback=integers, help="Numbers of workers to predict for, with --rates.  [default: 1,2,4,8]")
 def plan_command(config_file: Path | None, rates: str | None, gpus: tuple[int, ...] | None, **flags: Any) -> None:
     """Show how a run would be sharded; with --rates, how long it would take. Loads no model and writes nothing."""
@@ -116,7 +120,7 @@ def plan_command(config_file: Path | None, rates: str | None, gpus: tuple[int, .
 
 
 @click.command("report")
-@click.argument("run")
+@click.argument("run", callback=some_text)
 def report_command(run: str) -> None:
     """Print a run's settings and its tables, recomputed and judged as `verify` does; or list the runs in a folder."""
     from adadecode.report.tables import provenance_lines, summary_table
@@ -155,7 +159,7 @@ def report_command(run: str) -> None:
 
 
 @click.command("verify")
-@click.argument("run")
+@click.argument("run", callback=some_text)
 def verify_command(run: str) -> None:
     """Recompute a run from its tables alone: parity, and whether rows, plan, settings and tables contradict each other."""
     from adadecode.runs.result import read_result

@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 
 from adadecode.cli.console import console, say, say_on_stderr
-from adadecode.cli.options import settings_options
+from adadecode.cli.options import settings_options, some_path
 from adadecode.errors import EXIT_MISMATCH, EXIT_OK
 from adadecode.methods import OURS, REFERENCE
 from adadecode.settings import BenchConfig, EvalConfig, GenerateConfig, build_settings
@@ -46,7 +46,7 @@ def generate_command(prompt: str, config_file: Path | None, compare: bool, **fla
 
 @click.command("bench")
 @settings_options(BenchConfig)
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for bench.json, bench.txt and bench.parquet.")
+@click.option("--out", callback=some_path, metavar="PATH", help="Folder for bench.json, bench.txt and bench.parquet.")
 def bench_command(config_file: Path | None, out: Path | None, **flags: Any) -> None:
     """Measure speed here: rounds, their parts, and what is between them.
 

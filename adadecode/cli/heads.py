@@ -7,13 +7,13 @@ from typing import Any
 import click
 
 from adadecode.cli.console import console, say
-from adadecode.cli.options import settings_options
+from adadecode.cli.options import settings_options, some_path
 from adadecode.settings import EvalConfig, TrainConfig, TuneConfig, build_settings
 
 
 @click.command("train-heads")
 @settings_options(TrainConfig)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the heads.")
+@click.option("--out", callback=some_path, metavar="PATH", required=True, help="Folder for the heads.")
 def train_heads_command(config_file: Path | None, out: Path, **flags: Any) -> None:
     """Train exit heads on the model's own greedy outputs; rerun the same command to resume."""
     from adadecode.api import train_heads
@@ -26,7 +26,7 @@ def train_heads_command(config_file: Path | None, out: Path, **flags: Any) -> No
 
 @click.command("tune")
 @settings_options(TuneConfig)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for trace, policy and tables.")
+@click.option("--out", callback=some_path, metavar="PATH", required=True, help="Folder for trace, policy and tables.")
 def tune_command(config_file: Path | None, out: Path, **flags: Any) -> None:
     """Find the fastest policy for a model on this machine, and say how far from the best possible it is.
 

@@ -118,6 +118,19 @@ def split(kind: Callable[[str], Any], text: str, wanted: str) -> tuple[Any, ...]
         raise click.BadParameter(f"{text!r} must be {wanted}") from None
 
 
+def some_text(_: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
+    """`text`; None when the flag is not given. Raises BadParameter when it is empty."""
+    if text is not None and not text.strip():
+        raise click.BadParameter(f"{text!r} is empty: {'' if parameter.required else 'leave it out, or '}give one")
+    return text
+
+
+def some_path(context: click.Context, parameter: click.Parameter, text: str | None) -> Path | None:
+    """What `some_text` gives as a path, which would take empty text for this folder."""
+    given = some_text(context, parameter, text)
+    return None if given is None else Path(given)
+
+
 def integers(_: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
     """The whole numbers in `text`, with commas between; None when the flag is not given."""
     return None if text is None else split(int, text, "whole numbers with commas, such as 4,8,12")

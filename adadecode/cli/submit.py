@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import click
 
+from adadecode.cli.options import some_text
 from adadecode.errors import UsageError
 from adadecode.printable import printable
 
@@ -12,9 +13,17 @@ SUBMITTED = ("eval", "train-heads", "sweep", "tune")
 
 
 @click.command("submit", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("--address", default="http://127.0.0.1:8265", show_default=True, help="The head's dashboard.")
 @click.option(
-    "--working-dir", help="Folder sent to a cluster without adadecode, less .gitignore, .git, .env and the like."
+    "--address",
+    callback=some_text,
+    default="http://127.0.0.1:8265",
+    show_default=True,
+    help="The head's dashboard.",
+)
+@click.option(
+    "--working-dir",
+    callback=some_text,
+    help="Folder sent to a cluster without adadecode, less .gitignore, .git, .env and the like.",
 )
 @click.argument("command", type=click.Choice(SUBMITTED))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)

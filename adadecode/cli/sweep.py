@@ -9,7 +9,7 @@ import click
 
 from adadecode.cli.console import console, say, say_on_stderr
 from adadecode.cli.evaluate import evaluate, report_result, resume_command
-from adadecode.cli.options import settings_options, split
+from adadecode.cli.options import settings_options, some_text, split
 from adadecode.errors import EXIT_INCOMPLETE, UsageError
 from adadecode.evaluation.stop import StopRequest
 from adadecode.settings import EvalConfig
@@ -49,7 +49,9 @@ DECIMAL = (float, "numbers with commas, such as 0.5,0.75")
 )
 @click.option("--max-drafts", callback=grid(*WHOLE), help="Numbers with commas.  [default: the policy's]")
 @click.option("--tasks", callback=grid(str, "names with commas"), help="Tasks with commas.  [default: --task]")
-@click.option("--out", default="results/sweep", show_default=True, help="Folder, or s3:// or gs:// URL.")
+@click.option(
+    "--out", callback=some_text, default="results/sweep", show_default=True, help="Folder, or s3:// or gs:// URL."
+)
 def sweep_command(
     config_file: Path | None,
     gammas: tuple[float, ...],

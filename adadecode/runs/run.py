@@ -75,7 +75,7 @@ def open_run(config: EvalConfig, out: str | Path | None, command: str | None = N
         "provenance": provenance() | {"hashes": hashes},
         "starts": [],
     }
-    location = str(out) if out else str(Path("results") / f"{config.task}-{fingerprint[:8]}")
+    location = str(Path("results") / f"{config.task}-{fingerprint[:8]}") if out is None else str(out)
     refuse_others_results(location, fingerprint, facts)
     with Lease(open_storage(location)) as lease:
         folder = RunFolder.open(location, fingerprint, facts)

@@ -93,6 +93,8 @@ class Settings(BaseModel):
             raise ValueError(f"true and false mean nothing here{nothing_means(field)}")
         if not all(is_unicode(part) and "\0" not in part for part in parts if isinstance(part, str)):
             raise ValueError("it has a character that no text has")
+        if isinstance(value, str) and not value.strip():
+            raise ValueError(f"empty text is no value of it: leave it out, or give one{nothing_means(field)}")
         if not isinstance(value, str) or str in kinds:
             return cast("object", value)
         if value.lower() in NOTHINGS and (meaning := nothing_means(field)):

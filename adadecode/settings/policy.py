@@ -41,7 +41,7 @@ def read_policy(name: object) -> dict[str, Any]:
     """
     if name == "paper":
         return {}
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not name.strip():
         shown = "null" if name is None else repr(name)
         raise PolicyError(f"--policy {shown}: {POLICIES}; leave it out for the default")
     try:

@@ -144,7 +144,7 @@ def test_settings_come_back_from_their_json():
         ({"max_errors": "5 %"}, "--max-errors '5 %': give the samples"),
         ({"max_errors": "0.5"}, "--max-errors '0.5': give the samples"),
         ({"max_errors": "٥%"}, "--max-errors '٥%': give the samples"),
-        ({"max_errors": ""}, "--max-errors '': give the samples"),
+        ({"max_errors": ""}, "--max-errors '': empty text is no value of it"),
         ({"max_errors": -1}, "--max-errors -1: give the samples"),
         ({"max_errors": 0.5}, "--max-errors 0.5: Input should be a valid string"),
         ({"max_errors": True}, "--max-errors True: true and false mean nothing here"),
@@ -157,6 +157,23 @@ def test_settings_come_back_from_their_json():
 )
 def test_a_value_out_of_range_is_one_line_with_flag_and_value(flags, message):
     assert message in refusal(**flags)
+
+
+TEXTS = [
+    (kind, setting.name)
+    for kind in (BenchConfig, EvalConfig, GenerateConfig, TrainConfig, TuneConfig)
+    for setting in settings_in(kind)
+    if str in members(setting.field.annotation)
+]
+
+
+@pytest.mark.parametrize("text", ["", " "])
+@pytest.mark.parametrize(("kind", "name"), TEXTS)
+def test_empty_text_is_not_taken_for_a_setting_that_is_left_out(kind, name, text):
+    flags = {"task": "gsm8k"} if kind is TrainConfig else {}
+    line = refusal(kind, None, **{**flags, name: text})
+    assert line.startswith(f"{flag_name(name, field_of(kind, name))} {text!r}: ")
+    assert "leave it out" in line
 
 
 NUMBERS = [

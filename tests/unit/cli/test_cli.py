@@ -222,6 +222,31 @@ def test_plan_of_the_demo_has_both_embedded_prompt_sets(cli):
     ]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        *(([command, "--out", ""], "--out") for command in ("eval", "sweep", "bench", "tune")),
+        (["train-heads", "--task", "gsm8k", "--out", " "], "--out"),
+        (["plan", "--rates", ""], "--rates"),
+        (["report", ""], "RUN"),
+        (["verify", ""], "RUN"),
+        (["submit", "--working-dir", "", "eval", "--out", "a"], "--working-dir"),
+        (["submit", "--address", "", "eval", "--out", "a"], "--address"),
+    ],
+)
+def test_empty_text_is_no_folder(usage_error, arguments, named, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = usage_error(*arguments)
+    assert line.startswith(f"Error: Invalid value for '{named}': '")
+    assert line.endswith("give one")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_job_needs_a_folder_that_is_not_empty_text(usage_error):
+    for given in (["--out", ""], ["--out="]):
+        assert usage_error("submit", "eval", *given) == "adadecode: '' names no folder: give one"
+
+
 @pytest.mark.parametrize("gpus", ["0", "1,-2", "100001", "1" + "0" * 30])
 def test_plan_refuses_numbers_of_workers_that_no_cluster_has(usage_error, gpus):
     line = usage_error("plan", "--rates", "anything", "--gpus", gpus)
