@@ -75,7 +75,9 @@ class LanguageModel:
         if max_new_tokens is not None and max_new_tokens < 1:
             raise UsageError(f"max_new_tokens {max_new_tokens}: give at least 1")
         limit = self.config.decode.max_new_tokens if max_new_tokens is None else max_new_tokens
-        prompt_ids = usable_ids(self.tokenizer, Example("prompt", prompt, prompt), self.model.context_len)
+        prompt_ids = usable_ids(
+            self.tokenizer, Example("prompt", prompt, prompt), self.model.context_len, self.model.vocab_size
+        )
         request = Request(prompt_ids, limit)
         with out_of_memory_named():
             generation = decode(self.model, METHODS[method], request, self.policy, self.heads).generation

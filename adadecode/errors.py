@@ -75,8 +75,16 @@ class PromptTooLongError(PromptError):
         )
 
 
-class UnknownTokenError(AdaDecodeError, ValueError):
+class UnknownTokenError(PromptError):
     """One sample's prompt has a token that its model lacks: an error row, not the end of the run."""
+
+    @classmethod
+    def of(cls, lowest: int, highest: int, vocab_size: int) -> "UnknownTokenError":
+        """The error of a prompt of token ids `lowest` to `highest` for a model that knows `vocab_size` tokens."""
+        return cls(
+            f"the prompt has token ids {lowest} to {highest}, the model knows 0 to {vocab_size - 1}: its tokenizer has "
+            "more tokens than the model; leave them out of the prompt"
+        )
 
 
 class NonFiniteLogitsError(AdaDecodeError, ArithmeticError):

@@ -51,7 +51,7 @@ def _scheme(path: str) -> str | None:
 def make_folder(folder: Path, flag: str = "--out") -> None:
     """Makes the `folder` of this machine that `flag` names, before work is done for it.
 
-    Raises RunFolderError when it cannot be made, and UsageError for a URL and for a name like a flag's.
+    Raises RunFolderError when it cannot be made or used, and UsageError for a URL and for a name like a flag's.
     """
     if _scheme(str(folder)) is not None:  # a Path of a URL has one slash
         raise UsageError(f"{flag} {str(folder)!r}: give a folder of this machine; this command writes to no URL")
@@ -61,6 +61,21 @@ def make_folder(folder: Path, flag: str = "--out") -> None:
     except OSError as error:
         raise RunFolderError(
             f"{flag} {str(folder)!r} cannot be made a folder ({error.strerror}): choose another folder"
+        ) from error
+    needed = {"read": os.R_OK | os.X_OK, "written": os.W_OK if flag == "--out" else 0}  # others' outputs are only read
+    for done, mode in needed.items():
+        if not os.access(folder, mode, effective_ids=os.access in os.supports_effective_ids):
+            raise RunFolderError(f"{flag} {str(folder)!r} cannot be {done} by this user: choose another folder")
+
+
+@contextlib.contextmanager
+def readable(flag: str, path: Path) -> Generator[None]:
+    """Makes a UsageError of what the system says when what lies at the `path` given for `flag` cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"{flag} {str(path)!r} cannot be read ({error.strerror}): check its name and permissions, or give another"
         ) from error
 
 

@@ -10,10 +10,10 @@ class Limits:
     """When an actor counts as hung, an item as poison and a run as lost."""
 
     max_deaths: int = 2  # places at which an item may end an actor before it is split, or given up where it cannot be
-    max_load_failures: int = 4  # in a row, without any that loaded, before the run fails
+    max_load_failures: int = 4  # in a row, without any that loaded, before the run fails when nobody is at work
     max_errors: int = 2  # raised at work, without anything finished, before the run fails when every place raised one
     backoff_s: float = 10.0  # after an actor failed, doubled each time: a lost node looks alive for a while
-    longest_rest_s: float = 1800.0  # of a place at which actors die
+    longest_rest_s: float = 1800.0  # of a place at which actors die, and of starts after loads that failed
     start_s: float = 60.0  # an actor that has not begun to load by then waits for a node
     load_deadline_s: float = 1800.0
     first_deadline_s: float | None = FIRST_DEADLINE_S  # of an item before any was timed; None: items have no deadline

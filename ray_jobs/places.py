@@ -16,8 +16,9 @@ from ray_jobs.state import ActorState, ItemState, Phase
 class Record:
     """What happened at one place."""
 
-    num_failures: int = 0  # actors that died there since anything was finished there
+    num_failures: int = 0  # actors that died at work there since anything was finished there
     has_finished: bool = False
+    is_unloadable: bool = False  # the last load there failed
     rests_until: float = 0.0
 
 
@@ -40,13 +41,27 @@ class Places:
         """An actor has started there."""
         self._records[place]  # makes its record
 
+    @property
+    def none_loads(self) -> bool:
+        """Whether at every place the last load failed."""
+        return all(record.is_unloadable for record in self._records.values())
+
+    def loaded(self, place: str) -> None:
+        """An actor has loaded there."""
+        self._records[place].is_unloadable = False
+
+    def load_failed(self, place: str) -> None:
+        """An actor has died there before it had loaded; one that never started has no place."""
+        if place in self._records:
+            self._records[place].is_unloadable = True
+
     def finished(self, place: str) -> None:
         """An actor has finished an item there."""
         record = self._records[place]
         record.num_failures, record.has_finished, record.rests_until = 0, True, 0.0
 
     def failed(self, place: str, now: float) -> None:
-        """An actor has died there, or raised an error."""
+        """An actor that had loaded has died there, or raised an error."""
         record = self._records[place]
         rest_s = self._limits.backoff_s * 2 ** min(record.num_failures, 30)
         record.num_failures += 1
@@ -81,11 +96,15 @@ class Places:
         )
 
     def _untried(self, item: ItemState, actors: Collection[ActorState], now: float) -> list[ActorState]:
-        """Those of `actors` that do not rest and are where none died of the item, or may come to be."""
+        """Those of `actors` that do not rest and are where none died of the item, or may come to be.
+
+        One that loads where the last load failed is not waited for.
+        """
         return [
             actor
             for actor in actors
             if (actor.phase is not Phase.STARTING or now - actor.since < self._limits.start_s)
+            and (actor.phase is not Phase.LOADING or not self._records[actor.place].is_unloadable)
             and actor.place not in item.deaths
             and not self.is_resting(actor.place, now)
         ]

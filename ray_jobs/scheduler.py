@@ -81,13 +81,12 @@ class Scheduler:
 
     def deadline_s(self, item: Item) -> float | None:
         """How long `item` may take: `slack` times the slowest measured, doubled for each actor it ended."""
-        limits = self._limits
-        if limits.first_deadline_s is None:
+        if self._limits.first_deadline_s is None:
             return None
         patience = 2 ** self.num_deaths(item.name)
         if self._slowest_s is None:
-            return patience * limits.first_deadline_s
-        return patience * max(limits.least_deadline_s, limits.slack * item.size * self._slowest_s)
+            return patience * self._limits.first_deadline_s
+        return patience * max(self._limits.least_deadline_s, self._limits.slack * item.size * self._slowest_s)
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """What is to be done about `event`; `now` is seconds of a clock that never goes back."""
@@ -102,6 +101,7 @@ class Scheduler:
             case Loaded(name) if actor := self.actors.get(name):
                 actor.phase, actor.since = Phase.READY, now
                 self._setbacks.loaded(now)
+                self._places.loaded(actor.place)
             case Finished(name, item_name, full_s):
                 actions += self._on_finished(name, item_name, full_s, now)
             case Cancelled(name, item_name) if actor := self.actors.get(name):
@@ -143,6 +143,8 @@ class Scheduler:
     def _on_death(self, death: Died, now: float) -> list[Action]:
         """Forgets a dead actor; its items come back, and the death counts against the one in flight."""
         actor = self.actors.pop(death.actor)
+        if actor.phase is Phase.READY:
+            self._setbacks.begin_anew(now)
         if not death.preempted:
             self._count(actor, death, now)
         actions: list[Action] = []
@@ -157,17 +159,16 @@ class Scheduler:
 
     def _count(self, actor: ActorState, death: Died, now: float) -> None:
         """Holds a death against the place, against the item in flight and, when it failed to load or raised, the run."""
-        others = self.actors.values()
         if actor.phase is not Phase.READY:
-            if self._setbacks.load_failed(death, others, now):
-                self._num_wanted = len(self.actors)  # others go on; until a node joins no more are started
-        elif death.error is not None:
-            self._setbacks.raised(death.error, actor.place, others, now)
+            self._places.load_failed(actor.place)
+            self._setbacks.load_failed(death, self.actors.values(), self._places.none_loads, now)
+            return
+        self._places.failed(actor.place, now)
+        if death.error is not None:
+            self._setbacks.raised(death.error, actor.place, self.actors.values(), now)
         if actor.in_flight and (blamed := self._items.get(actor.in_flight.name)):
             blamed.deaths[actor.place] += 1
             blamed.reason, blamed.is_quarantined = death.reason, True
-        if actor.phase is not Phase.STARTING:
-            self._places.failed(actor.place, now)
 
     def _requeue(self, state: ItemState, now: float) -> list[Action]:
         """Makes an item that no actor has any more pending again, or its pieces, or gives it up."""

@@ -10,6 +10,7 @@ from ray_jobs.events import Died, Fail
 from ray_jobs.limits import Limits
 from ray_jobs.state import ActorState, Phase
 
+LONG = 2  # times the loads in a row that fail before the run does, where a place is left that may only be away
 FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
 
 
@@ -29,7 +30,7 @@ class Setbacks:
     fails_from: float = 0.0  # what is in flight may end before
 
     def begin_anew(self, now: float) -> None:
-        """Nodes have joined: actors may be started at once."""
+        """Nodes have joined, or an actor that had loaded is gone: actors may be started at once."""
         self.num_load_failures, self.start_from = 0, now
 
     def loaded(self, now: float) -> None:
@@ -41,19 +42,26 @@ class Setbacks:
         """An actor has finished an item."""
         self.raised_at.clear()
 
-    def load_failed(self, death: Died, others: Collection[ActorState], now: float) -> bool:
-        """Counts an actor that ended before it had loaded, beside `others`; returns whether too many did in a row."""
+    def load_failed(self, death: Died, others: Collection[ActorState], is_everywhere: bool, now: float) -> None:
+        """Counts an actor that ended before it had loaded, beside `others`; `is_everywhere`: as did the last of each place.
+
+        The next is started later and later. The run is lost when too many ended in a row and none of `others` is left
+        that may do better.
+        """
         self.refusal = self.refusal or death.error
-        if now < self.start_from:
-            return False
-        self.start_from = now + self.limits.backoff_s * 2**self.num_load_failures
-        self.num_load_failures += 1
-        if self.num_load_failures < self.limits.max_load_failures:
-            return False
-        if all(other.phase is Phase.STARTING for other in others):
+        if now >= self.start_from:
+            rest_s = self.limits.backoff_s * 2 ** min(self.num_load_failures, 30)
+            self.start_from = now + min(rest_s, self.limits.longest_rest_s)
+            self.num_load_failures += 1
+        if self.has_loaded:
+            most = self.limits.max_load_failures * (1 if is_everywhere else LONG)
+            is_anyone_left = any(self._may_load(other, now) for other in others)
+        else:
+            most = self.limits.max_load_failures
+            is_anyone_left = any(other.phase is not Phase.STARTING for other in others)
+        if self.failure is None and self.num_load_failures >= most and not is_anyone_left:
             lost = f"{self.num_load_failures} workers ended while loading the model ({death.reason})"
             self.failure = Fail(lost, None if self.has_loaded else self.refusal)
-        return True
 
     def raised(self, error: Exception, place: str, others: Collection[ActorState], now: float) -> None:
         """Counts an error that work raised at `place`.

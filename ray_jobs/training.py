@@ -111,8 +111,8 @@ def train_on_ray(config: TrainConfig, out: Path, say: Say) -> HeadFacts:
     lm_config, tokenizer = load_tokenizer(config.model, config.revision)
     check_settings(config, lm_config)
     make_folders(config, out)
-    context_len = lm_config.max_position_embeddings
-    prompts = UsablePrompts(TaskPrompts(config, tokenizer, context_len), context_len)
+    sizes = lm_config.max_position_embeddings, lm_config.vocab_size
+    prompts = UsablePrompts(TaskPrompts(config, tokenizer, *sizes), *sizes)
     outputs = outputs_folder(config, out).resolve()
     config = with_absolute_paths(config).model_copy(update={"outputs": str(outputs)})
     with watched_cluster(config.address) as cluster:

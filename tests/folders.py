@@ -63,3 +63,9 @@ def write_prompts(path: Path, prompts: list[str]) -> Path:
     """Writes `prompts` as a data file for --task jsonl, and returns its path."""
     path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts), encoding="utf-8")
     return path
+
+
+def undo_shard(run: Path, shard_idx: int) -> None:
+    """Leaves the folder of a finished run as it was before one shard was computed."""
+    (run / "commits" / f"{shard_idx:05d}.json").unlink()
+    (run / "samples" / f"part-{shard_idx:05d}.parquet").unlink()

@@ -1,4 +1,4 @@
-"""A cluster in simulated time: places that hold an actor each, some of which end it at work, and the real scheduler."""
+"""A cluster in simulated time: places that hold an actor each, some of which fail it, and the real scheduler."""
 
 import heapq
 import itertools
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from adadecode.errors import AdaDecodeError
 from ray_jobs.events import (
     Accept,
     Action,
@@ -29,8 +30,10 @@ from ray_jobs.events import (
 )
 from ray_jobs.limits import Limits
 from ray_jobs.scheduler import Scheduler
+from ray_jobs.state import ActorState
 
 START_S, TICK_S = 2.0, 5.0
+UNLOADABLE = AdaDecodeError("the model is not to be had")
 
 
 def shards(num: int, num_samples: int, seconds: float, rng: random.Random, poison: Sequence[str] = ()) -> list[Item]:
@@ -56,7 +59,8 @@ class Cluster:
     """Runs `items` with an actor per place; Ray puts a new one at the first place that is free.
 
     From `bad_from_s` on an actor at a place in `bad` dies 2 to 5 seconds after it began an item; anywhere an actor dies 5
-    seconds into a sample that is poison.
+    seconds into a sample that is poison. Loading raises at a place in `unloadable`, and anywhere when it would end within
+    `outage_s`, from and to. `preemptions` are times and places: whichever actor is there dies.
     """
 
     items: Sequence[Item]
@@ -66,12 +70,16 @@ class Cluster:
     load_s: float = 30.0
     seed: int = 0
     limits: Limits = field(default_factory=Limits)
+    unloadable: frozenset[int] = frozenset()
+    outage_s: tuple[float, float] = (0.0, 0.0)
+    preemptions: Sequence[tuple[float, int]] = ()
 
     now: float = 0.0
     accepted: Counter[str] = field(default_factory=Counter)
     given_up: Counter[str] = field(default_factory=Counter)
     failure: Fail | None = None
-    deaths: Counter[int] = field(default_factory=Counter)  # by place
+    deaths: Counter[int] = field(default_factory=Counter)  # at work, by place
+    num_failed_loads: Counter[int] = field(default_factory=Counter)  # by place
     _places: dict[str, int] = field(default_factory=dict)  # of each actor that has one
     _waiting: deque[str] = field(default_factory=deque)  # actors without
     _queues: dict[str, list[Item]] = field(default_factory=dict)
@@ -84,9 +92,13 @@ class Cluster:
     def run(self, most_s: float = 1e7) -> "Cluster":
         """Runs to the end, for at most `most_s`."""
         self._tell(Wanted(self.num_places))
-        tick_at = TICK_S
+        tick_at, preemptions = TICK_S, deque(sorted(self.preemptions))
         while not self._scheduler.is_over and self.failure is None and self.now < most_s:
-            if self._coming and self._coming[0][0] <= tick_at:
+            next_at = min(tick_at, self._coming[0][0]) if self._coming else tick_at
+            if preemptions and preemptions[0][0] <= next_at:
+                self.now, place = preemptions.popleft()
+                self._preempt(place)
+            elif self._coming and self._coming[0][0] <= tick_at:
                 self.now, _, actor, happens = heapq.heappop(self._coming)
                 if actor in self._queues and (event := happens()) is not None:
                     self._tell(event)
@@ -98,6 +110,10 @@ class Cluster:
     @property
     def is_over(self) -> bool:
         return self._scheduler.is_over
+
+    @property
+    def actors(self) -> dict[str, ActorState]:
+        return self._scheduler.actors
 
     def _tell(self, event: Event) -> None:
         for action in self._scheduler.handle(event, self.now):
@@ -133,7 +149,19 @@ class Cluster:
             name = self._waiting.popleft()
             place = self._places[name] = free.pop(0)
             self._later(START_S, name, lambda name=name, place=place: Started(name, str(place)))
-            self._later(START_S + self.load_s, name, lambda name=name: Loaded(name))
+            self._later(START_S + self.load_s, name, lambda name=name, place=place: self._load(name, place))
+
+    def _load(self, name: str, place: int) -> Event:
+        if place not in self.unloadable and not self.outage_s[0] <= self.now < self.outage_s[1]:
+            return Loaded(name)
+        self.num_failed_loads[place] += 1
+        self._forget(name)
+        return Died(name, str(UNLOADABLE), error=UNLOADABLE)
+
+    def _preempt(self, place: int) -> None:
+        for name in [name for name, its_place in self._places.items() if its_place == place]:
+            self._forget(name)
+            self._tell(Died(name, "preempted", preempted=True))
 
     def _begin(self, name: str) -> None:
         """Has the actor do the first of its queue."""

@@ -78,7 +78,7 @@ def load_subject(config: BenchConfig, say: Say) -> BenchSubject:
         data = config if config.limit else config.model_copy(update={"limit": PROMPTS_PER_TASK})
         found = {task: load_found(task, data) for task in tasks}
         model, tokenizer = load_model(config)
-        prompts = usable_prompts(tokenizer, found, model.context_len, say)
+        prompts = usable_prompts(tokenizer, found, model.context_len, model.vocab_size, say)
         if drafts:
             heads = {task: heads_for(config, task_domain(task), model) for task in tasks}
     policies = {task: make_policy(config.decode, of_task.exits, model.num_layers) for task, of_task in heads.items()}

@@ -12,7 +12,7 @@ from adadecode.cli.options import integers, settings_options
 from adadecode.cli.watch import Watcher
 from adadecode.errors import EXIT_MISMATCH, EXIT_OK, AdaDecodeError, StoppedError, UsageError
 from adadecode.evaluation.stop import StopRequest
-from adadecode.settings import EvalConfig, build_settings
+from adadecode.settings import MAX_WORKERS, EvalConfig, build_settings
 
 if TYPE_CHECKING:
     from adadecode.runs.result import RunResult
@@ -90,8 +90,10 @@ def plan_command(config_file: Path | None, rates: str | None, gpus: tuple[int, .
     config = build_settings(EvalConfig, config_file, flags)
     if gpus is not None and rates is None:
         raise UsageError(f"--gpus {','.join(map(str, gpus))}: without --rates no time is known; give a finished run")
-    if gpus is not None and min(gpus) < 1:
-        raise UsageError(f"--gpus {','.join(map(str, gpus))}: numbers of workers, each at least 1, such as 1,2,4,8")
+    if gpus is not None and not 1 <= min(gpus) <= max(gpus) <= MAX_WORKERS:
+        raise UsageError(
+            f"--gpus {','.join(map(str, gpus))}: numbers of workers, each from 1 to {MAX_WORKERS}, such as 1,2,4,8"
+        )
     shards, plan = plan_run(config)
     rows_per_sample = len(config.methods) * config.repeats
     for task in dict.fromkeys(shard.task for shard in shards):

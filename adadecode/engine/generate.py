@@ -32,11 +32,9 @@ class Request:
         Raises UnknownTokenError for a prompt with a token that the model lacks.
         """
         room = room_for_output(model, len(self.prompt_ids))
-        if not 0 <= min(self.prompt_ids) <= max(self.prompt_ids) < model.vocab_size:
-            raise UnknownTokenError(
-                f"the prompt has token ids {min(self.prompt_ids)} to {max(self.prompt_ids)}, the model knows 0 to "
-                f"{model.vocab_size - 1}: its tokenizer has more tokens than the model; leave them out of the prompt"
-            )
+        lowest, highest = min(self.prompt_ids), max(self.prompt_ids)
+        if not 0 <= lowest <= highest < model.vocab_size:
+            raise UnknownTokenError.of(lowest, highest, model.vocab_size)
         return min(self.max_new_tokens, room)
 
     def eos(self, model: DecoderModel) -> Collection[int]:

@@ -73,7 +73,10 @@ class ModelFiles:
     def _path(self, file: str) -> Path | None:
         if self.folder is not None:
             path = self.folder / file
-            return path if path.exists() else None
+            try:
+                return path if path.exists() else None
+            except OSError as error:
+                raise ValueError(f"{file} cannot be read ({error.strerror})") from error
         try:
             return Path(hf_hub_download(self.source, file, revision=self.revision))
         except EntryNotFoundError:
@@ -81,14 +84,21 @@ class ModelFiles:
 
 
 def find_model(model: str, revision: str | None = None) -> ModelFiles:
-    """The files of `model`; raises UsageError when it is neither a folder nor, as far as the hub can say, a model there.
+    """The files of `model`; raises UsageError when it is no folder to read, nor, as far as the hub can say, a model there.
 
     The hub is asked only for what can be a hub id, and waits for it are short.
     """
     files = ModelFiles(model, resolve_model(model), revision)
-    if files.folder is not None:
-        return files
-    if os.path.exists(files.source):  # noqa: PTH110  # any text may be given
+    try:
+        if files.folder is not None:
+            with os.scandir(files.folder):
+                return files
+        os.stat(files.source)  # noqa: PTH116  # any text may be given
+    except PermissionError as error:
+        raise files.refusal(f"it cannot be read ({error.strerror})") from error
+    except (OSError, ValueError):
+        pass  # there is none
+    else:
         raise files.refusal("it is a file; give the folder with config.json, the weights and the tokenizer")
     try:
         validate_repo_id(files.source)

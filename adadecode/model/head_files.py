@@ -59,7 +59,7 @@ def read_facts(folder: Path) -> HeadFacts | None:
 def load_heads(folder: Path, model: DecoderModel, head: HeadKind = "full", gate: float = 0.0) -> ExitHeads:
     """The exit heads in `folder`, tested in full or over their shortlist, after a gate when `gate` is above 0.
 
-    Raises ExitHeadsError when they are missing, damaged, made for another model, or lack what `head` and `gate` need.
+    Raises ExitHeadsError when they are unreadable, damaged, made for another model, or lack what `head` and `gate` need.
     """
     retrain = "train heads for this model with `adadecode train-heads`"
     try:
@@ -68,7 +68,11 @@ def load_heads(folder: Path, model: DecoderModel, head: HeadKind = "full", gate:
         facts = HeadFacts.model_validate_json((folder / FACTS).read_bytes())
         raw = (folder / TENSORS).read_bytes()
         named = load(raw)
-    except (SafetensorError, ValidationError, OSError, RuntimeError, LookupError) as error:
+    except OSError as error:
+        raise ExitHeadsError(
+            f"--heads {str(folder)!r}: cannot be read ({error.strerror}); check its name and permissions, or {retrain}"
+        ) from error
+    except (SafetensorError, ValidationError, RuntimeError, LookupError) as error:
         raise ExitHeadsError(
             f"--heads {str(folder)!r}: the files are damaged; {retrain} ({type(error).__name__})"
         ) from error

@@ -7,7 +7,7 @@ from typing import Any
 
 from adadecode.demo import resolve_model
 from adadecode.errors import ExitHeadsError
-from adadecode.files import is_folder, short_hash
+from adadecode.files import readable, short_hash
 from adadecode.methods import any_needs_heads
 from adadecode.settings import EvalConfig, fingerprint_of
 from adadecode.tasks import task_domain
@@ -17,23 +17,32 @@ HASHED_SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}
 
 
 def source_hashes(config: EvalConfig, tasks: tuple[str, ...]) -> dict[str, str]:
-    """Hashes of the local folders a run reads: the model (a hub model is known by its revision) and each task's heads."""
-    folders: dict[str, Path] = {}
+    """Hashes of the local folders a run reads: the model (a hub model is known by its revision) and each task's heads.
+
+    Raises UsageError when one cannot be read, also as ExitHeadsError.
+    """
+    hashes: dict[str, str] = {}
     model = Path(resolve_model(config.model))
-    if is_folder(model):
-        folders["model_files"] = model
-    folders |= {f"heads_files_{task}": folder for task, folder in heads_folders(config, tasks).items()}
-    return {name: hash_folder(folder) for name, folder in folders.items()}
+    with readable("--model", model):
+        if model.is_dir():
+            hashes["model_files"] = hash_folder(model)
+    for task, folder in heads_folders(config, tasks).items():
+        with readable("--heads", folder):
+            hashes[f"heads_files_{task}"] = hash_folder(folder)
+    return hashes
 
 
 def heads_folders(config: EvalConfig, tasks: tuple[str, ...]) -> dict[str, Path]:
-    """The folder of each of `tasks` whose heads lie in one; raises ExitHeadsError when it is not there."""
+    """The folder of each of `tasks` whose heads lie in one; raises UsageError when it is not there."""
     if not any_needs_heads(config.methods):
         return {}
     folders = {task: folder for task in tasks if (folder := heads_folder(config, task_domain(task))) is not None}
     for folder in folders.values():
-        if not is_folder(folder):
-            raise ExitHeadsError(f"--heads {str(folder)!r}: not a folder; give one that `adadecode train-heads` wrote")
+        with readable("--heads", folder):
+            if not folder.is_dir():
+                raise ExitHeadsError(
+                    f"--heads {str(folder)!r}: not a folder; give one that `adadecode train-heads` wrote"
+                )
     return folders
 
 

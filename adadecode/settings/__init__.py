@@ -13,6 +13,7 @@ from adadecode.settings.configs import (
 )
 from adadecode.settings.files import FileSettings
 from adadecode.settings.groups import (
+    MAX_WORKERS,
     ORIGINAL_HEADS,
     DataSettings,
     DecodeSettings,
@@ -34,6 +35,7 @@ from adadecode.settings.policy import read_policy
 from adadecode.settings.reading import build_settings, checked_decode, given_flags, read_settings, settings_of
 
 __all__ = [
+    "MAX_WORKERS",
     "ORIGINAL_HEADS",
     "BenchConfig",
     "DataSettings",

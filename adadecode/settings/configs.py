@@ -11,7 +11,12 @@ from adadecode.settings.groups import (
     ADDRESS_TEXT,
     HEAD_TEXT,
     LIMIT_TEXT,
+    MAX_COUNT,
     MAX_NEW_TOKENS_TEXT,
+    MAX_REPEATS,
+    MAX_SEED,
+    MAX_WARMUP,
+    MAX_WORKERS,
     ORIGINAL_HEADS,
     Address,
     DataSettings,
@@ -62,9 +67,11 @@ class GenerateConfig(ThreadSettings, DecodingSettings):
 class EvalConfig(PlacementSettings, MethodSettings, DataSettings, DecodingSettings):
     """One evaluation run. The resolved form is stored in run.json; `fingerprint` ties a run folder to it."""
 
-    repeats: int = Field(default=1, ge=1, description="Measurements of each sample and method.")
-    warmup: int = Field(default=1, ge=0, description="Generations per method and worker that are not recorded.")
-    shard_size: int = Field(default=4, ge=1, description="Samples committed together.")
+    repeats: int = Field(default=1, ge=1, le=MAX_REPEATS, description="Measurements of each sample and method.")
+    warmup: int = Field(
+        default=1, ge=0, le=MAX_WARMUP, description="Generations per method and worker that are not recorded."
+    )
+    shard_size: int = Field(default=4, ge=1, le=MAX_COUNT, description="Samples committed together.")
     check_logits: bool = Field(default=True, description="Compare logits too, bit by bit.")
 
     def fingerprint(self, **facts: str | None) -> str:
@@ -86,32 +93,37 @@ class TrainConfig(ThreadSettings, DataSettings, ModelSettings):
 
     # no default: heads trained on the prompts they are judged by would look better than they are
     task: str = Field(description="A data set of `adadecode tasks`, other prompts than those the heads are judged by.")
-    limit: Annotated[int | None, Flag(unset="all")] = Field(default=None, ge=2, description=LIMIT_TEXT)
+    limit: Annotated[int | None, Flag(unset="all")] = Field(default=None, ge=2, le=MAX_COUNT, description=LIMIT_TEXT)
     kind: TrainedKind = Field(default="transform", description="What a head is; transform is the paper's.")
-    rank: Annotated[int | None, Flag(unset="32")] = Field(default=None, ge=1, description="Rank of low-rank heads.")
+    rank: Annotated[int | None, Flag(unset="32")] = Field(
+        default=None, ge=1, le=MAX_COUNT, description="Rank of low-rank heads."
+    )
     exits: Annotated[Exits | None, Flag(unset="L/4, L/2, 3L/4")] = Field(
         default=None, description="Exit layers, any number, such as 4,8,12."
     )
-    max_new_tokens: int = Field(default=256, ge=1, description="Longest output to learn from, in tokens.")
-    seed: int = Field(default=0, description="Order of the batches and choice of held-out prompts.")
-    epochs: int = Field(default=8, ge=1, description="Passes over the outputs.")
-    batch_tokens: int = Field(default=1024, ge=1, description="Tokens per training step.")
-    learning_rate: float = Field(default=1e-3, gt=0.0, description="Largest learning rate, after the warm-up.")
+    max_new_tokens: int = Field(default=256, ge=1, le=MAX_COUNT, description="Longest output to learn from, in tokens.")
+    seed: int = Field(default=0, ge=0, le=MAX_SEED, description="Order of the batches and choice of held-out prompts.")
+    epochs: int = Field(default=8, ge=1, le=MAX_REPEATS, description="Passes over the outputs.")
+    batch_tokens: int = Field(default=1024, ge=1, le=MAX_COUNT, description="Tokens per training step.")
+    learning_rate: float = Field(default=1e-3, gt=0.0, le=1.0, description="Largest learning rate, after the warm-up.")
     held_out: float = Field(default=0.1, gt=0.0, lt=1.0, description="Share of the prompts kept for the report.")
     kl_top_k: Annotated[int | None, Flag(unset="the whole vocabulary")] = Field(
-        default=None, ge=1, description="KL over this many tokens and the rest, to save memory."
+        default=None, ge=1, le=MAX_COUNT, description="KL over this many tokens and the rest, to save memory."
     )
     shortlist_len: Annotated[int | None, Flag(unset="V / 4, at most 32768")] = Field(
-        default=None, ge=1, description="Tokens of the cheap heads."
+        default=None, ge=1, le=MAX_COUNT, description="Tokens of the cheap heads."
     )
     outputs: Annotated[str | None, Flag(unset="--out")] = Field(
         default=None, description="Folder of other heads whose outputs to learn from."
     )
     part_prompts: int = Field(
-        default=512, ge=1, description="Prompts whose outputs are one file, the unit of work and of resuming."
+        default=512,
+        ge=1,
+        le=MAX_COUNT,
+        description="Prompts whose outputs are one file, the unit of work and of resuming.",
     )
     workers: Annotated[int | None, Flag(unset="in this process, without Ray")] = Field(
-        default=None, ge=1, description="Ray actors that generate."
+        default=None, ge=1, le=MAX_WORKERS, description="Ray actors that generate."
     )
     address: Address = Field(default=None, description=f"{ADDRESS_TEXT}, with --workers.")
 
@@ -136,7 +148,7 @@ class TrainConfig(ThreadSettings, DataSettings, ModelSettings):
 class TuneConfig(ThreadSettings, DataSettings, HeadsSettings, ModelSettings):
     """One search for the best policy of a model on a machine."""
 
-    limit: int | None = Field(default=96, ge=8, description=LIMIT_TEXT)
+    limit: int | None = Field(default=96, ge=8, le=MAX_COUNT, description=LIMIT_TEXT)
     exits: Annotated[Exits | None, Flag(unset="all that have heads")] = Field(
         default=None, description="Candidate exits, such as 4,8,12."
     )
@@ -144,17 +156,19 @@ class TuneConfig(ThreadSettings, DataSettings, HeadsSettings, ModelSettings):
         default=None, description=HEAD_TEXT
     )
     max_drafts: int = Field(default=5, ge=1, le=7, description="Most drafts that are considered.")
-    max_new_tokens: int = Field(default=256, ge=2, description=MAX_NEW_TOKENS_TEXT)
+    max_new_tokens: int = Field(default=256, ge=2, le=MAX_COUNT, description=MAX_NEW_TOKENS_TEXT)
     held_out: float = Field(default=0.25, gt=0.0, lt=1.0, description="Share of the prompts the search does not see.")
-    folds: int = Field(default=5, ge=2, description="Folds of the cross-validation.")
-    repeats: int = Field(default=3, ge=1, description="Measurements of each held-out prompt and policy.")
-    seed: int = Field(default=0, description="Choice of held-out prompts and folds.")
+    folds: int = Field(default=5, ge=2, le=MAX_REPEATS, description="Folds of the cross-validation.")
+    repeats: int = Field(
+        default=3, ge=1, le=MAX_REPEATS, description="Measurements of each held-out prompt and policy."
+    )
+    seed: int = Field(default=0, ge=0, le=MAX_SEED, description="Choice of held-out prompts and folds.")
 
 
 class BenchDecodeSettings(DecodeSettings):
     """Decode settings of a measurement of speed, whose outputs are shorter by default."""
 
-    max_new_tokens: int = Field(default=128, ge=1, description=MAX_NEW_TOKENS_TEXT)
+    max_new_tokens: int = Field(default=128, ge=1, le=MAX_COUNT, description=MAX_NEW_TOKENS_TEXT)
 
 
 class BenchConfig(ThreadSettings, MethodSettings, DataSettings, DecodingSettings):
@@ -164,10 +178,12 @@ class BenchConfig(ThreadSettings, MethodSettings, DataSettings, DecodingSettings
         default=None, description="Synthetic weights of a published size."
     )
     limit: Annotated[int | None, Flag(unset="2 of each task, or 3 synthetic prompts")] = Field(
-        default=None, ge=1, description=LIMIT_TEXT
+        default=None, ge=1, le=MAX_REPEATS, description=LIMIT_TEXT
     )
     decode: BenchDecodeSettings = BenchDecodeSettings()  # pyright: ignore[reportIncompatibleVariableOverride]  # frozen
-    repeats: int = Field(default=5, ge=1, description="Measurements of each method, after one to warm up.")
+    repeats: int = Field(
+        default=5, ge=1, le=MAX_REPEATS, description="Measurements of each method, after one to warm up."
+    )
 
     @model_validator(mode="after")
     def _shape_stands_alone(self) -> Self:

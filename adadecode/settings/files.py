@@ -101,13 +101,14 @@ class _Yaml:
             key, value, line = self.value(key_node), self.value(value_node), key_node.start_mark.line + 1
             if not isinstance(key, str):
                 raise _refused("the name of a setting must be text", key_node)
+            if key in places:
+                raise _refused(f"{quoted(key)} stands twice, in line {places[key]} too; keep one", key_node)
+            places[key] = line
             if key_node.tag == MERGE:
                 below = self._merged(value_node)
-            elif key in places:
-                raise _refused(f"{quoted(key)} stands twice, in line {places[key]} too; keep one", key_node)
             else:
-                values[key], places[key] = value, line
-        own = {key: f"{self.file} line {line}" for key, line in places.items()}
+                values[key] = value
+        own = {key: f"{self.file} line {places[key]}" for key in values}
         return FileSettings({**below, **values}, below.places | own)
 
     def _merged(self, node: yaml.Node) -> FileSettings:

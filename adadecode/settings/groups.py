@@ -33,6 +33,16 @@ HeadKind = Literal["full", "shortlist"]
 Kernels = Literal["auto", "native", "eager", "compile"]
 Domain = Literal["math", "code"]
 
+# Above them a number is a slip, and would end in another library's error: it overflows, or no machine holds so many.
+MAX_COUNT = 10**9  # samples, tokens
+MAX_REPEATS = 10**6
+MAX_WARMUP = 1000
+MAX_LAYERS = 10**4
+MAX_THREADS = 1024
+MAX_WORKERS = 10**5
+MAX_SECONDS = 1e7
+MAX_SEED = 2**32 - 1
+
 ORIGINAL_HEADS = "original"  # instead of a folder: the model's own norm and LM head at every exit
 
 
@@ -104,7 +114,7 @@ def nothing_means(field: FieldInfo) -> str:
 
 def increasing(exits: tuple[int, ...]) -> tuple[int, ...]:
     """`exits`; raises ValueError unless they can be exit layers of some model."""
-    if not exits or exits[0] < 1 or any(a >= b for a, b in pairwise(exits)):
+    if not exits or not 1 <= exits[0] <= exits[-1] <= MAX_LAYERS or any(a >= b for a, b in pairwise(exits)):
         raise ValueError("exit layers must increase and lie in 1..L-1, such as 4,8,12")
     return exits
 
@@ -132,10 +142,10 @@ def with_reference(methods: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def number_or_auto(workers: Any) -> Any:
-    """`workers`; raises ValueError unless it is a number from 1 on or `auto`."""
+    """`workers`; raises ValueError unless it is a number from 1 to MAX_WORKERS or `auto`."""
     number = int(workers) if isinstance(workers, str) and re.fullmatch("[0-9]{1,9}", workers) else workers
-    if number != "auto" and (type(number) is not int or number < 1):
-        raise ValueError("give a number from 1 on, or auto: as many as the cluster holds, also later")
+    if number != "auto" and (type(number) is not int or not 1 <= number <= MAX_WORKERS):
+        raise ValueError(f"give a number from 1 to {MAX_WORKERS}, or auto: as many as the cluster holds, also later")
     return number
 
 
@@ -203,8 +213,8 @@ class DataSettings(Settings):
         default=None, description="A .jsonl, .jsonl.gz or .parquet file of samples instead of the hub."
     )
     prompt_field: str = Field(default="prompt", description="Column of the prompt, for --task jsonl.")
-    offset: int = Field(default=0, ge=0, description="Leave out the first N samples of each task.")
-    limit: Annotated[int | None, Flag(unset="all")] = Field(default=None, ge=1, description=LIMIT_TEXT)
+    offset: int = Field(default=0, ge=0, le=MAX_COUNT, description="Leave out the first N samples of each task.")
+    limit: Annotated[int | None, Flag(unset="all")] = Field(default=None, ge=1, le=MAX_COUNT, description=LIMIT_TEXT)
 
 
 class DecodeSettings(Settings):
@@ -236,7 +246,7 @@ class DecodeSettings(Settings):
     ngram: Annotated[float | None, Flag(unset="no n-gram drafts")] = Field(
         default=None, ge=0.0, lt=1.0, description="Threshold of n-gram drafts in [0, 1)."
     )
-    max_new_tokens: int = Field(default=512, ge=1, description=MAX_NEW_TOKENS_TEXT)
+    max_new_tokens: int = Field(default=512, ge=1, le=MAX_COUNT, description=MAX_NEW_TOKENS_TEXT)
 
 
 class MethodSettings(Settings):
@@ -249,7 +259,7 @@ class ThreadSettings(Settings):
     """How many CPU threads one process computes with."""
 
     threads: Annotated[int | None, Flag(unset="cores // workers")] = Field(
-        default=None, ge=1, description="CPU threads per worker."
+        default=None, ge=1, le=MAX_THREADS, description="CPU threads per worker."
     )
 
 
@@ -265,10 +275,11 @@ class PlacementSettings(ThreadSettings):
     deadline_s: Annotated[float, Flag("deadline")] = Field(
         default=60.0,
         gt=0.0,
+        le=MAX_SECONDS,
         description="Least seconds a shard may take before its worker counts as hung; more by measured rates.",
     )
     grace_s: Annotated[float, Flag("grace")] = Field(
-        default=20.0, ge=0.0, description="Seconds for shards in flight after Ctrl-C."
+        default=20.0, ge=0.0, le=MAX_SECONDS, description="Seconds for shards in flight after Ctrl-C."
     )
     max_errors: Annotated[str, BeforeValidator(number_or_share)] = Field(
         default="5%", description="Samples that may fail before the run stops: N, or P% of those planned."

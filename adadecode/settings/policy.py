@@ -50,8 +50,8 @@ def read_policy(name: object) -> dict[str, Any]:
         raise PolicyError(f"--policy {name!r}: {POLICIES} ({error})") from None
     settings = settings.without({"tuned"})  # what `tune` says of it; decides nothing
     names = DecodeSettings.model_fields.keys() - {"policy"}
-    for unknown in settings.keys() - names:
-        raise PolicyError(f"--policy {name!r}: {unknown_line(unknown, settings.places[unknown], names)}")
+    if unknown := [name for name in settings if name not in names]:
+        raise PolicyError(f"--policy {name!r}: {unknown_line(unknown[0], settings.places[unknown[0]], names)}")
     try:
         return DecodeSettings.model_validate(settings).model_dump(exclude_unset=True)
     except ValidationError as error:

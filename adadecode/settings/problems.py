@@ -14,7 +14,7 @@ MAX_SHOWN_LEN = 80  # of a bad value, in characters
 
 def unknown_line(name: str, place: str | None, names: Iterable[str]) -> str:
     """The line about a setting that there is not, with the one that was probably meant."""
-    close = difflib.get_close_matches(str(name).lower().replace("-", "_"), names, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(name).lower().replace("-", "_"), sorted(names), n=1, cutoff=0.6)
     remedy = f"did you mean `{close[0]}`?" if close else "`--help` lists them as flags, with - for _"
     remedy = "it is the flag --out only" if name == "out" else remedy
     return f"{'' if place is None else f'{place}: '}there is no setting {quoted(name)}; {remedy}"

@@ -53,7 +53,7 @@ def checked_decode(settings: FileSettings) -> FileSettings:
     decode = settings.get("decode", FileSettings({}, {}))
     if not isinstance(decode, FileSettings):
         raise UsageError(f"{settings.places['decode']}: `decode` must be a mapping of settings, such as `gamma: 0.7`")
-    for name in decode.keys() & settings.keys():
+    for name in (name for name in settings if name in decode):
         raise UsageError(f"{settings.places[name]}: `{name}` stands in `decode` too ({decode.places[name]}); keep one")
     return settings
 
@@ -71,11 +71,11 @@ def settings_of(kind: type[SettingsT], *layers: Mapping[str, Any]) -> SettingsT:
             given |= part
             places |= {name: part.places[name] if isinstance(part, FileSettings) else None for name in part}
     names = {name for name in kind.model_fields if name != "decode" or not of_decode} | of_decode
-    for name in given.keys() - names:
-        raise UsageError(unknown_line(name, places[name], names))
+    if unknown := [name for name in given if name not in names]:
+        raise UsageError(unknown_line(unknown[0], places[unknown[0]], names))
     values = {name: value for name, value in given.items() if name not in of_decode}
     if of_decode:
-        values |= {"decode": {name: given[name] for name in of_decode & given.keys()}}
+        values |= {"decode": {name: value for name, value in given.items() if name in of_decode}}
     try:
         return kind.model_validate(with_policy(values) if of_decode else values)
     except PolicyError as error:

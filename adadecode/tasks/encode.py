@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from adadecode.errors import PromptError, PromptTooLongError, is_rust_panic
+from adadecode.errors import PromptError, PromptTooLongError, UnknownTokenError, is_rust_panic
 from adadecode.printable import is_unicode, on_one_line
 
 if TYPE_CHECKING:
@@ -25,10 +25,11 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[
     return cast("list[int]", token_ids)
 
 
-def usable_ids(tokenizer: PreTrainedTokenizerBase, example: Example, context_len: int) -> list[int]:
-    """What `encode_prompt` gives, when a token can follow it in a context of `context_len`.
+def usable_ids(tokenizer: PreTrainedTokenizerBase, example: Example, context_len: int, vocab_size: int) -> list[int]:
+    """What `encode_prompt` gives, when a model of that context and vocabulary can continue it.
 
-    Raises PromptError, also as PromptTooLongError, when the prompt cannot be used: whatever template and tokenizer raise.
+    Raises PromptError, also as PromptTooLongError and UnknownTokenError, when the prompt cannot be used: whatever template
+    and tokenizer raise.
     """
     if not is_unicode(example.prompt):
         raise PromptError("the prompt is not valid Unicode: give text in UTF-8")
@@ -42,9 +43,16 @@ def usable_ids(tokenizer: PreTrainedTokenizerBase, example: Example, context_len
             f"the model's {what} cannot take the prompt ({type(error).__name__}: {on_one_line(error)}): change the prompt "
             f"or the {what}"
         ) from error
+    check_ids(token_ids, context_len, vocab_size)
+    return token_ids
+
+
+def check_ids(token_ids: list[int], context_len: int, vocab_size: int) -> None:
+    """Raises PromptTooLongError unless a token can follow `token_ids`, and UnknownTokenError unless all are known."""
     if not 1 <= len(token_ids) < context_len:
         raise PromptTooLongError.of(len(token_ids), context_len)
-    return token_ids
+    if not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
+        raise UnknownTokenError.of(min(token_ids), max(token_ids), vocab_size)
 
 
 def decode_output(tokenizer: PreTrainedTokenizerBase, generation: Generation) -> str:

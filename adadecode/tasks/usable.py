@@ -42,7 +42,7 @@ class LeftOut:
 
 
 def encode_found(
-    tokenizer: PreTrainedTokenizerBase, task: str, found: Iterable[Found], context_len: int
+    tokenizer: PreTrainedTokenizerBase, task: str, found: Iterable[Found], context_len: int, vocab_size: int
 ) -> Iterator[Prompt | PromptError]:
     """Yields the prompts of what was found for `task`; for one that cannot be used the error that names it and says why."""
     for example in found:
@@ -50,13 +50,17 @@ def encode_found(
             yield example
             continue
         try:
-            yield Prompt(task, example.sample_id, usable_ids(tokenizer, example, context_len))
+            yield Prompt(task, example.sample_id, usable_ids(tokenizer, example, context_len, vocab_size))
         except PromptError as error:
             yield PromptError(f"{task}/{example.sample_id}: {error}")
 
 
 def usable_prompts(
-    tokenizer: PreTrainedTokenizerBase, found: Mapping[str, Iterable[Found]], context_len: int, say: Say
+    tokenizer: PreTrainedTokenizerBase,
+    found: Mapping[str, Iterable[Found]],
+    context_len: int,
+    vocab_size: int,
+    say: Say,
 ) -> list[Prompt]:
     """The prompts of what was `found` for each task; how many are left out, and why, is said.
 
@@ -66,7 +70,7 @@ def usable_prompts(
     prompts = [
         prompt
         for task, of_task in found.items()
-        for prompt in left_out.keep(encode_found(tokenizer, task, of_task, context_len))
+        for prompt in left_out.keep(encode_found(tokenizer, task, of_task, context_len, vocab_size))
     ]
     if not prompts:
         raise UsageError("; ".join(["no prompt can be used", *left_out.lines()]))

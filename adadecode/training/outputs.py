@@ -120,7 +120,7 @@ def make_outputs(
 
     Raises UsageError when fewer than two prompts are usable. `prompts` is iterated over twice.
     """
-    usable = UsablePrompts(prompts, model.context_len)
+    usable = UsablePrompts(prompts, model.context_len, model.vocab_size)
     num_prompts, lines = usable.count()
     for line in lines:
         say(line)

@@ -6,10 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from adadecode.errors import PromptError, PromptTooLongError, UsageError
+from adadecode.errors import PromptError, UsageError
 from adadecode.files import short_hash
 from adadecode.settings import TrainConfig
 from adadecode.tasks import expand_task, iterate_found
+from adadecode.tasks.encode import check_ids
 from adadecode.tasks.usable import LeftOut, encode_found
 
 
@@ -23,34 +24,36 @@ class Chunk(NamedTuple):
 class TaskPrompts:
     """Token ids of the prompts `config` names, read and encoded anew each time they are iterated over.
 
-    In place of a prompt that cannot be used, or that a token does not fit behind in a context of `context_len`, comes the
-    error that says why.
+    In place of a prompt that a model of that context and vocabulary cannot use comes the error that says why.
     """
 
-    def __init__(self, config: TrainConfig, tokenizer: PreTrainedTokenizerBase, context_len: int) -> None:
-        self._config, self._tokenizer, self._context_len = config, tokenizer, context_len
+    def __init__(
+        self, config: TrainConfig, tokenizer: PreTrainedTokenizerBase, context_len: int, vocab_size: int
+    ) -> None:
+        self._config, self._tokenizer = config, tokenizer
+        self._context_len, self._vocab_size = context_len, vocab_size
 
     def __iter__(self) -> Iterator[list[int] | PromptError]:
         for task in expand_task(self._config.task):
             found = iterate_found(task, self._config)
-            for prompt in encode_found(self._tokenizer, task, found, self._context_len):
+            for prompt in encode_found(self._tokenizer, task, found, self._context_len, self._vocab_size):
                 yield prompt if isinstance(prompt, PromptError) else prompt.token_ids
 
 
 class UsablePrompts:
-    """The prompts after which a token fits into the context, each once, so that none is both trained on and held out.
+    """The prompts a model of that context and vocabulary can continue, each once: none is both trained on and held out.
 
     Iterating again gives the same; of all prompts only a hash is kept, and that only meanwhile.
     """
 
-    def __init__(self, prompts: Iterable[list[int] | PromptError], context_len: int) -> None:
-        self._prompts, self._context_len = prompts, context_len
+    def __init__(self, prompts: Iterable[list[int] | PromptError], context_len: int, vocab_size: int) -> None:
+        self._prompts, self._context_len, self._vocab_size = prompts, context_len, vocab_size
         self._left_out, self._num_usable, self._num_repeated = LeftOut(), 0, 0
 
     def __iter__(self) -> Iterator[list[int]]:
         self._left_out, self._num_usable, self._num_repeated = LeftOut(), 0, 0
         seen: set[bytes] = set()
-        for prompt_ids in self._left_out.keep(self._fitting()):
+        for prompt_ids in self._left_out.keep(self._checked()):
             digest = hash_ids([prompt_ids]).encode()
             if digest in seen:
                 self._num_repeated += 1
@@ -59,12 +62,14 @@ class UsablePrompts:
                 self._num_usable += 1
                 yield prompt_ids
 
-    def _fitting(self) -> Iterator[list[int] | PromptError]:
+    def _checked(self) -> Iterator[list[int] | PromptError]:
         for idx, prompt in enumerate(self._prompts):
-            if isinstance(prompt, PromptError) or 1 <= len(prompt) < self._context_len:
+            try:
+                if not isinstance(prompt, PromptError):
+                    check_ids(prompt, self._context_len, self._vocab_size)
                 yield prompt
-            else:
-                yield PromptError(f"prompt {idx}: {PromptTooLongError.of(len(prompt), self._context_len)}")
+            except PromptError as error:
+                yield PromptError(f"prompt {idx}: {error}")
 
     def chunks(self, chunk_len: int) -> Iterator[Chunk]:
         """The usable prompts in their order, `chunk_len` at a time."""

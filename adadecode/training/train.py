@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from adadecode.engine.policy import paper_exits
+from adadecode.engine.soundness import sound_token
 from adadecode.errors import ExitHeadsError, PromptError, UsageError
 from adadecode.files import make_folder, short_hash
 from adadecode.model.decoder import DecoderModel
@@ -54,13 +55,18 @@ def train_from_config(config: TrainConfig, out: Path, say: Say) -> HeadFacts:
     model, tokenizer = load_base(config)
     for line in model.chosen_kernels.lines():
         say(line)
-    return train_heads(model, TaskPrompts(config, tokenizer, model.context_len), config, out, say)
+    return train_heads(model, TaskPrompts(config, tokenizer, model.context_len, model.vocab_size), config, out, say)
 
 
 def load_base(config: TrainConfig) -> tuple[DecoderModel, PreTrainedTokenizerBase]:
-    """The model that `config` names and its tokenizer, computing with its threads."""
+    """The model that `config` names and its tokenizer, computing with its threads.
+
+    Raises NotFiniteError when it gives no finite logits, before outputs that mean nothing are made and stored.
+    """
     use_threads(config.threads)
-    return load_model(config)
+    model, tokenizer = load_model(config)
+    sound_token(model, width=1)
+    return model, tokenizer
 
 
 def train_heads(

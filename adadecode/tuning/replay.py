@@ -103,6 +103,7 @@ def generate_over(
     """`generate` with `step` in place of a model's."""
     model: Any = SimpleNamespace(
         num_layers=facts.num_layers,
+        vocab_size=facts.vocab_size,
         context_len=facts.context_len,
         eos_token_ids=facts.eos_token_ids,
         device=torch.device("cpu"),

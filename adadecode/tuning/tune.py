@@ -67,7 +67,7 @@ def tune_from_config(config: TuneConfig, out: Path, say: Say) -> TuneResult:
     model, tokenizer = load_model(config)
     for line in model.chosen_kernels.lines():
         say(line)
-    prompts = usable_prompts(tokenizer, found, model.context_len, say)
+    prompts = usable_prompts(tokenizer, found, model.context_len, model.vocab_size, say)
     return tune(load_subject(config, model, tokenizer, folders), prompts, out, say)
 
 

@@ -322,7 +322,35 @@ MUTATIONS = (
         "if self.refusal is not None and not any(",
         RAY,
     ),
+    Mutation(
+        "a lost actor waits until loads that failed elsewhere are tried again",
+        "ray_jobs/scheduler.py",
+        "        if actor.phase is Phase.READY:\n            self._setbacks.begin_anew(now)\n",
+        "",
+        RAY,
+    ),
+    Mutation(
+        "a run that had begun ends though a place is left",
+        "ray_jobs/setbacks.py",
+        "self.limits.max_load_failures * (1 if is_everywhere else LONG)",
+        "self.limits.max_load_failures",
+        RAY,
+    ),
     # runs
+    Mutation(
+        "a driver elsewhere lives for hours after its last heartbeat",
+        "adadecode/runs/lease.py",
+        "age_s > 2 * STALE_S",
+        "age_s > 200 * STALE_S",
+        ("tests/unit/runs/test_lease.py",),
+    ),
+    Mutation(
+        "a store that is busy is not asked again",
+        "adadecode/runs/bucket.py",
+        "(status in (408, 429) or status >= 500)",
+        "(status == 408 or status > 500)",
+        ("tests/unit/runs/test_faults.py",),
+    ),
     Mutation(
         "a file's content is not on disk before its name",
         "adadecode/files.py",

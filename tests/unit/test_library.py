@@ -89,7 +89,7 @@ def test_an_output_has_at_least_one_token(tiny, max_new_tokens):
     ("settings", "message"),
     [
         ({"gamma": 2.0}, "--gamma 2.0: "),
-        ({"gama": 0.5}, "--gama 0.5: Extra inputs"),
+        ({"gama": 0.5}, "there is no setting `gama`; did you mean `gamma`?"),
         ({"heads": "none"}, "--heads 'none': "),
     ],
 )

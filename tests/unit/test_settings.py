@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from adadecode.cli.options import settings_in
 from adadecode.errors import UsageError
 from adadecode.settings import (
     BenchConfig,
@@ -14,7 +15,10 @@ from adadecode.settings import (
     GenerateConfig,
     Settings,
     TrainConfig,
+    TuneConfig,
     build_settings,
+    flag_name,
+    members,
     read_policy,
 )
 
@@ -153,6 +157,26 @@ def test_settings_come_back_from_their_json():
 )
 def test_a_value_out_of_range_is_one_line_with_flag_and_value(flags, message):
     assert message in refusal(**flags)
+
+
+NUMBERS = [
+    (kind, setting.name)
+    for kind in (BenchConfig, EvalConfig, GenerateConfig, TrainConfig, TuneConfig)
+    for setting in settings_in(kind)
+    if {int, float, tuple[int, ...]} & set(members(setting.field.annotation))
+]
+
+
+@pytest.mark.parametrize("value", [10**30, -(10**30), "9" * 30])
+@pytest.mark.parametrize(("kind", "name"), NUMBERS)
+def test_every_number_has_a_least_and_a_largest_value(kind, name, value):
+    flags = {"task": "gsm8k"} if kind is TrainConfig else {}
+    given = (value,) if name == "exits" and isinstance(value, int) else value
+    assert refusal(kind, None, **flags, **{name: given}).startswith(f"{flag_name(name, field_of(kind, name))} ")
+
+
+def field_of(kind, name):
+    return next(setting.field for setting in settings_in(kind) if setting.name == name)
 
 
 @pytest.mark.parametrize("text", ["max_errors: 3\n", "max_errors: '3'\n", "max_errors: 2.5%\n"])

@@ -139,6 +139,8 @@ def test_decode_settings_may_be_written_as_their_flags_are(text, changed, tmp_pa
         ("task: a\n---\ntask: b", "line 2: cannot be read as YAML: expected a single document"),
         ("task: !!python/object/apply:os.getcwd []", "line 1: cannot be read as YAML: tag:yaml.org,2002:python"),
         ("a: &a {b: *a}", "cannot be read as YAML: it is nested too deep"),
+        ("<<: {limit: 1}\n<<: {limit: 2}", "line 2: cannot be read as YAML: `<<` stands twice, in line 1 too"),
+        ("limitt: 8\nofset: 1", "line 1: there is no setting `limitt`"),
         ("<<: 3", "line 1: cannot be read as YAML: `<<` takes a mapping"),
         ("task: " + "[" * 3000 + "]" * 3000, "cannot be read as YAML: it is nested too deep"),
         (b"\xff\xfe\x00", "cannot be read as YAML: it is not UTF-8 text"),

@@ -8,6 +8,10 @@ import pytest
 from tests.folders import save_tiny_heads, save_tiny_model, word_tokenizer
 
 TOO_LONG = " ".join(["w7"] * 100)
+UNKNOWN, UNKNOWN_REASON = (
+    "w5 w120",
+    "the prompt has token ids 5 to 120, the model knows 0 to 96: its tokenizer has more tokens",
+)
 TEMPLATE = (
     "{% for m in messages %}{% if 'w90' in m.content %}{{ raise_exception('forbidden word') }}{% endif %}"
     "{{ m.content }}{% endfor %}"
@@ -17,10 +21,10 @@ REASON = "the model's chat template cannot take the prompt (TemplateError: forbi
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model of 64 positions whose template raises at w90, heads, and prompts of which some cannot be used."""
+    """A model of 64 positions and 97 tokens, fewer than its tokenizer has, whose template raises at w90; heads; prompts."""
     folder = tmp_path_factory.mktemp("prompts")
     model = save_tiny_model(folder / "model", context_len=64)
-    tokenizer = word_tokenizer(97)
+    tokenizer = word_tokenizer(150)
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(model)
     save_tiny_heads(folder / "heads", model, (1, 2))
@@ -69,6 +73,15 @@ def test_an_evaluation_in_which_every_sample_fails_says_why_on_its_first_line(cl
     assert first.endswith("(6 TemplateError); first: jsonl/00000: forbidden word")
 
 
+@pytest.mark.parametrize("command", ["train-heads", "tune", "bench"])
+def test_a_prompt_with_a_token_that_the_model_lacks_is_left_out_and_named(cli, folder, tmp_path, command):
+    write_rows(folder / "unknown.jsonl", [*(f"w{5 + i} w{20 + i}" for i in range(8)), UNKNOWN])
+    result = cli(*arguments(folder, command, "unknown", tmp_path / "out"))
+    assert result.exit_code == 0, result.stderr
+    said = (result.stderr if command == "bench" else result.stdout).splitlines()
+    assert said[0].startswith(f"1 of 9 prompts left out: jsonl/00008: {UNKNOWN_REASON}")
+
+
 def test_one_prompt_too_long_in_a_bench_is_named_before_anything_is_measured(cli, folder, tmp_path):
     write_rows(folder / "long.jsonl", ["w5", "w6", "w7 w8", TOO_LONG, "w9", "w10", "w11", "w12"])
     result = cli(*arguments(folder, "bench", "long", tmp_path))
@@ -81,7 +94,12 @@ def test_one_prompt_too_long_in_a_bench_is_named_before_anything_is_measured(cli
 
 
 @pytest.mark.parametrize(
-    ("prompt", "reason"), [("w90", REASON), (TOO_LONG, "the prompt has 100 tokens; the model's context of 64 needs")]
+    ("prompt", "reason"),
+    [
+        ("w90", REASON),
+        (TOO_LONG, "the prompt has 100 tokens; the model's context of 64 needs"),
+        (UNKNOWN, UNKNOWN_REASON),
+    ],
 )
 def test_generate_refuses_a_prompt_that_cannot_be_used(usage_error, folder, prompt, reason):
     flags = ["--model", folder / "model", "--heads", "original", "--dtype", "float32", "--threads", 1]

@@ -222,6 +222,17 @@ def test_plan_of_the_demo_has_both_embedded_prompt_sets(cli):
     ]
 
 
+@pytest.mark.parametrize("gpus", ["0", "1,-2", "100001", "1" + "0" * 30])
+def test_plan_refuses_numbers_of_workers_that_no_cluster_has(usage_error, gpus):
+    line = usage_error("plan", "--rates", "anything", "--gpus", gpus)
+    assert line == f"adadecode: --gpus {gpus}: numbers of workers, each from 1 to 100000, such as 1,2,4,8"
+
+
+@pytest.mark.parametrize("flags", [["--limit", "9" * 22], ["--threads", 10**12], ["--offset", 2**63]])
+def test_a_number_too_large_for_what_computes_with_it_is_one_line(usage_error, flags):
+    assert f"{flags[0]} {flags[1]}: Input should be less than or equal to 1" in usage_error("plan", *flags)
+
+
 def test_report_prints_provenance_the_table_and_parity(cli, tiny, tmp_path):
     out = tmp_path / "run"
     run = cli("eval", "--local", *tiny.flags(limit=2), "--out", out)

@@ -8,8 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from adadecode.errors import NotFiniteError
 from adadecode.runs.folder import read_run
+from adadecode.settings import TrainConfig
+from ray_jobs.training import ModelActor, TrainTask, is_refusal
 
+BROKEN = "model.layers.2.mlp.down_proj.weight"
 COMMANDS = {
     "generate": ["w5"],
     "eval": ["--local"],
@@ -52,6 +56,31 @@ def test_a_missing_folder_is_the_same_line_in_every_command(command, tiny, usage
     assert line.startswith(
         f"adadecode: --model {str(missing)!r} cannot be loaded: there is no such folder; give `demo`"
     )
+
+
+def test_heads_are_not_trained_on_the_outputs_of_a_model_that_gives_no_finite_logits(
+    tiny, usage_error, folder, tmp_path
+):
+    break_a_weight(folder)
+    assert usage_error(*command_line(tiny, "train-heads", folder, tmp_path / "out")) == (
+        f"adadecode: logits are not finite in float32, whatever the prompt: {BROKEN} holds NaN or infinity; check the "
+        "checkpoint"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_worker_that_makes_outputs_refuses_a_model_that_gives_no_finite_logits(folder, tmp_path):
+    break_a_weight(folder)
+    config = TrainConfig(model=str(folder), task="jsonl", dtype="float32", threads=1)
+    with pytest.raises(NotFiniteError, match=f"{BROKEN} holds NaN") as caught:
+        ModelActor("w0", TrainTask(config, tmp_path / "out")).load()
+    assert is_refusal(caught.value)
+
+
+def break_a_weight(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors[BROKEN][0, 0] = torch.nan
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def test_what_is_odd_about_a_model_is_said_once_stored_and_reported(tiny, cli, folder, tmp_path):

@@ -250,7 +250,7 @@ def test_a_token_the_model_has_no_embedding_for_is_error_rows(cli, tiny, tmp_pat
     flags = tiny.flags(model=model, heads=None, data_file=prompts, methods="vanilla")
     assert cli("eval", "--local", *flags, "--out", tmp_path / "run").exit_code == 0
     rows = read_samples(tmp_path / "run").to_pylist()
-    assert [(row["status"], row["error_type"]) for row in rows] == [("error", "IndexError"), ("ok", None)]
+    assert [(row["status"], row["error_type"]) for row in rows] == [("error", "UnknownTokenError"), ("ok", None)]
 
 
 def test_a_run_whose_every_sample_failed_exits_1(cli, tiny, tmp_path):

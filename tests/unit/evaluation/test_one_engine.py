@@ -1,6 +1,5 @@
 """One engine per table: kernels that a run keeps, and what is said where shards were computed by several engines."""
 
-import json
 import shutil
 import socket
 from pathlib import Path
@@ -16,7 +15,9 @@ from adadecode.runs.folder import read_commits, read_run
 from adadecode.runs.kernels import KERNELS_FILE, settle_kernels
 from adadecode.runs.storage import open_storage
 from adadecode.settings import EvalConfig
+from tests.folders import undo_shard
 from tests.models import needs_compiler, tiny_model
+from tests.planting import edit_json
 
 NO_COMPILER = "/nowhere/no-such-g++ cannot compile the native kernels ([Errno 2] No such file or directory: "
 
@@ -42,7 +43,7 @@ def finished(tiny, cli, tmp_path_factory) -> Path:
 def interrupted(finished, tmp_path) -> Path:
     """A copy of the run with one shard to do."""
     out = Path(shutil.copytree(finished, tmp_path / "run"))
-    (out / "commits" / "00001.json").unlink()
+    undo_shard(out, 1)
     return out
 
 
@@ -103,14 +104,14 @@ def test_a_run_keeps_the_kernels_it_came_to_although_better_ones_are_there_later
     (line,) = [line for line in first.stdout.splitlines() if line.startswith("kernels: ")]
     assert line.startswith(f"kernels: eager, because {NO_COMPILER}")
     assert line.endswith(f"(on {socket.gethostname()}, the first to load)")
-    (out / "commits" / "00001.json").unlink()
+    undo_shard(out, 1)
     again = rerun(out)
     assert again.exit_code == 0, again.stderr
     assert line in again.stdout.splitlines()
     assert kernels_of(out) == ["eager"] * 3
     assert "mixed" not in again.stdout
-    for commit in (out / "commits").iterdir():
-        commit.unlink()
+    for shard_idx in range(3):
+        undo_shard(out, shard_idx)
     assert rerun(out).exit_code == 0
     assert kernels_of(out) == ["native"] * 3, "a run without rows may come to other kernels"
 
@@ -132,7 +133,7 @@ def test_other_kernels_that_are_asked_for_are_other_settings(interrupted, rerun)
 def test_kernels_that_were_asked_for_need_no_explanation(rerun, tmp_path):
     out = tmp_path / "run"
     assert rerun(out, kernels="eager").exit_code == 0
-    (out / "commits" / "00001.json").unlink()
+    undo_shard(out, 1)
     result = rerun(out, kernels="eager")
     assert (result.exit_code, result.stderr) == (0, "")
     assert "kernels: " not in result.stdout
@@ -188,11 +189,9 @@ def test_every_command_that_decodes_says_why_kernels_are_slow(command, tiny, cli
 
 
 def plant(out: Path, **facts: object) -> None:
-    """Has one commit say that its worker was another."""
-    file = out / "commits" / "00001.json"
-    commit = json.loads(file.read_text())
-    commit["worker"] |= facts
-    file.write_text(json.dumps(commit))
+    """Has one commit say that its worker was another, of a run that was not yet closed."""
+    edit_json(out / "commits" / "00001.json", lambda commit: commit["worker"].update(facts))
+    edit_json(out / "run.json", lambda run: run.update(status="running"))
 
 
 @pytest.fixture
@@ -234,7 +233,7 @@ def test_shards_of_two_experiments_make_verify_exit_3(fact, what, copied, cli):
 def test_shards_of_two_engines_are_told_by_every_command_and_exit_0(fact, copied, cli, rerun):
     plant(copied, **fact)
     (value,) = fact.values()
-    for result in (cli("verify", copied), cli("report", copied), rerun(copied)):
+    for result in (rerun(copied), cli("verify", copied), cli("report", copied)):
         assert (result.exit_code, result.stderr) == (0, "")
         (line,) = [line for line in result.stdout.splitlines() if "engines are mixed" in line]
         assert str(value) in line

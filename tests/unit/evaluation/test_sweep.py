@@ -10,7 +10,7 @@ from adadecode.cli.main import main
 from adadecode.evaluation.sweep import Grid, join_cells, plan_cells
 from adadecode.report.schema import SCHEMA_VERSION, SWEEP
 from adadecode.runs.folder import read_run, read_samples
-from tests.folders import save_tiny_heads, save_tiny_model, write_prompts
+from tests.folders import save_tiny_heads, save_tiny_model, undo_shard, write_prompts
 
 ABLATION = Path(__file__).parents[3] / "adadecode" / "recipes" / "ablation.yaml"
 
@@ -176,7 +176,7 @@ def test_an_interrupted_sweep_is_finished_by_the_same_command(cli, sweep_file, t
     file, out = sweep_file({"a": {"gamma": 0.1}, "b": {"gamma": 0.2}}, shard_size=2), tmp_path / "out"
     assert cli("sweep", "--config", file, "--out", out).exit_code == 0
     (out / "sweep.parquet").unlink()
-    (out / "b" / "commits" / "00001.json").unlink()
+    undo_shard(out / "b", 1)
     result = cli("sweep", "--config", file, "--out", out)
     assert result.exit_code == 0, result.stderr
     assert "3 done before, 0 to do" in result.stdout

@@ -26,7 +26,8 @@ from ray_jobs.events import (
 )
 from ray_jobs.limits import Limits
 from ray_jobs.scheduler import Scheduler
-from tests.simulated_cluster import Cluster, samples, shards
+from ray_jobs.state import Phase
+from tests.simulated_cluster import UNLOADABLE, Cluster, samples, shards
 
 LIMITS = Limits(backoff_s=10, start_s=60, grace_s=20)
 STALE, FULL = (
@@ -155,18 +156,35 @@ def test_two_places_that_proved_good_are_enough_to_split_an_item():
     shard_s=st.sampled_from([30.0, 60.0, 300.0]),
     load_s=st.sampled_from([1.0, 30.0, 120.0]),
     poison=st.sampled_from([(), ("0.0",), ("0.1", "2.0", "2.3", "7.2")]),
+    num_unloadable=st.integers(0, 5),
+    outage_s=st.sampled_from([0.0, 50.0]),  # in longer ones every place may fail too often
+    outage_from_s=st.floats(130, 3000),
+    preemptions=st.lists(st.tuples(st.floats(0, 6000), st.integers(0, 5)), max_size=12),
     seed=st.integers(0, 1000),
 )
 def test_no_good_sample_is_given_up_while_a_good_place_exists(
-    num_places, num_bad, num_shards, shard_s, load_s, poison, seed
+    num_places,
+    num_bad,
+    num_shards,
+    shard_s,
+    load_s,
+    poison,
+    num_unloadable,
+    outage_s,
+    outage_from_s,
+    preemptions,
+    seed,
 ):
-    num_bad = min(num_bad, num_places - 1)
-    bad = frozenset(random.Random(seed).sample(range(num_places), num_bad))
+    not_good = random.Random(seed).sample(range(num_places), min(num_bad + num_unloadable, num_places - 1))
+    bad, unloadable = frozenset(not_good[:num_bad]), frozenset(not_good[num_bad:])
     items = shards(num_shards, 4, shard_s, random.Random(seed), poison)
     here = {name for item in items for name, seconds in item.work.items() if seconds is None}
-    world = Cluster(items, num_places, bad, load_s=load_s, seed=seed).run()
-    assert world.is_over
+    outage = (outage_from_s, outage_from_s + outage_s)
+    world = Cluster(
+        items, num_places, bad, 0, load_s, seed, unloadable=unloadable, outage_s=outage, preemptions=preemptions
+    ).run()
     assert world.failure is None
+    assert world.is_over
     assert set(world.given_up) == here, "poison, all of it and nothing else"
     done = [*world.accepted.elements(), *world.given_up.elements()]
     pieces = [name for item in items for name in (item.work if item.name in done else ()) or ()]
@@ -188,6 +206,32 @@ def test_a_run_on_bad_places_alone_ends(num_places, num_shards, seed):
     world = Cluster(items, num_places, frozenset(range(num_places)), seed=seed).run(most_s=1e6)
     assert world.is_over
     assert world.given_up.total() == 2 * num_shards
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    num_places=st.integers(1, 5),
+    load_s=st.sampled_from([1.0, 30.0, 120.0]),
+    outage_from_s=st.floats(130, 1000),
+    preempted_s=st.lists(st.floats(0, 500), min_size=5, max_size=5),
+    seed=st.integers(0, 1000),
+)
+def test_a_run_that_had_begun_ends_with_the_error_when_no_place_loads_any_more(
+    num_places, load_s, outage_from_s, preempted_s, seed
+):
+    preemptions = [(outage_from_s + preempted_s[place], place) for place in range(num_places)]
+    world = Cluster(
+        shards(1000, 4, 60.0, random.Random(seed)),
+        num_places,
+        load_s=load_s,
+        seed=seed,
+        outage_s=(outage_from_s, math.inf),
+        preemptions=preemptions,
+    ).run(1e5)
+    assert world.failure is not None
+    assert world.failure.reason.endswith(f" workers ended while loading the model ({UNLOADABLE})")
+    assert not world.given_up
+    assert world.now - max(preemptions)[0] < 200 + 6 * (load_s + 2), "four loads in a row, and 10, 20 and 40 s between"
 
 
 # Loads that raise.
@@ -259,6 +303,76 @@ def test_an_actor_that_waits_for_a_node_is_not_waited_for_when_a_load_raised():
             scheduler.handle(Started(name, "a"), now)
             assert not of_type(scheduler.handle(Died(name, "no compiler", error=NO_COMPILER), now), Fail)
     assert now == 60, "worker-1 might have begun to load until then"
+
+
+@pytest.mark.parametrize("preempted", [(), (1,), (1, 2), (2, 1), (1, 2, 1, 2)])
+def test_a_place_that_never_loads_does_not_keep_a_lost_actor_from_being_replaced(preempted):
+    items = shards(200, 4, 60.0, random.Random(0))
+    preemptions = [(2000.0 + 500 * turn, place) for turn, place in enumerate(preempted)]
+    found = Cluster(items, 3, unloadable=frozenset({0}), preemptions=preemptions).run()
+    alone = Cluster(items, 2, preemptions=[(at_s, place - 1) for at_s, place in preemptions]).run()
+    assert found.failure is None
+    assert found.accepted.total() == 200
+    assert found.now <= 1.02 * alone.now
+    assert found.num_failed_loads[0] >= 7
+
+
+def test_an_actor_that_dies_at_work_is_replaced_at_once_however_long_loads_elsewhere_have_failed():
+    scheduler = placed(50, "ab", Limits(first_deadline_s=None))
+    scheduler.handle(Wanted(3), 0)
+    now = 0.0
+    for idx in range(12):
+        scheduler.handle(Tick(), now)
+        scheduler.handle(Started(f"worker-{2 + idx}", "c"), now)
+        scheduler.handle(Died(f"worker-{2 + idx}", "no compiler", error=NO_COMPILER), now)
+        now += 1800
+    assert not of_type(scheduler.handle(Tick(), now - 1), Start)
+    actions = scheduler.handle(Died("worker-0", "spot", preempted=True), now - 1)
+    assert len(of_type(actions, Start)) == 2, "its place and the one that fails are both free: one for each"
+
+
+def test_what_keeps_every_other_place_from_loading_for_hours_costs_them_no_longer_than_that():
+    world = Cluster(
+        shards(3000, 4, 60.0, random.Random(0)),
+        3,
+        outage_s=(100.0, 10_000.0),
+        preemptions=[(200.0, 0), (300.0, 1)],
+    ).run(12_000)
+    assert world.num_failed_loads.total() < 30
+    assert [actor.phase for actor in world.actors.values()] == [Phase.READY] * 3
+    assert all(actor.items for actor in world.actors.values()), "those that came back work"
+
+
+def test_a_place_that_never_loads_is_tried_each_half_hour():
+    world = Cluster(shards(2880, 4, 60.0, random.Random(0)), 3, unloadable=frozenset({1})).run()
+    assert world.now > 24 * 3600
+    assert 0 <= world.num_failed_loads[1] - world.now / (1800 + 32) <= 9
+
+
+def test_a_place_that_loads_after_it_had_failed_to_is_used_at_once():
+    scheduler = placed(50, "ab")
+    scheduler.handle(Wanted(3), 0)
+    for idx, now in enumerate((0, 10, 30, 70)):
+        scheduler.handle(Tick(), now)
+        scheduler.handle(Started(f"worker-{2 + idx}", "c"), now)
+        scheduler.handle(Died(f"worker-{2 + idx}", "hub 503", error=NO_COMPILER), now)
+    scheduler.handle(Died("worker-0", "spot", preempted=True), 75)
+    assert of_type(comes(scheduler, "worker-6", "c", 76), Assign)
+
+
+def test_a_run_ends_when_its_good_place_is_gone_and_the_other_never_loads():
+    scheduler = placed(50, "ab")
+    scheduler.handle(Died("worker-1", "gone"), 1)
+    scheduler.handle(Died("worker-0", "spot", preempted=True), 2)
+    now, name, failures = 62.0, "worker-2", []  # worker-3 waits for a node
+    while not failures and now < 10_000:
+        scheduler.handle(Started(name, "b"), now)
+        failures += of_type(scheduler.handle(Died(name, "no compiler", error=NO_COMPILER), now), Fail)
+        while not failures and name not in scheduler.actors:
+            now += 1
+            name = next((action.actor for action in of_type(scheduler.handle(Tick(), now), Start)), name)
+    assert failures == [Fail("8 workers ended while loading the model (no compiler)", None)]
+    assert now < 1400, "10, 20, 40 s and so on between them"
 
 
 # Errors at work.

@@ -222,6 +222,9 @@ def refusing(monkeypatch, status: int, code: str) -> Generator[list[str]]:
     [
         (409, "ConditionalRequestConflict", True, "at 4 tries"),
         (503, "SlowDown", True, "at 4 tries"),
+        (500, "InternalError", True, "at 4 tries"),
+        (429, "TooManyRequests", True, "at 4 tries"),
+        (408, "RequestTimeout", True, "at 4 tries"),
         (412, "PreconditionFailed", True, "is there and is not, at 4 tries"),
         (409, "BucketNotEmpty", False, "check the bucket and its credentials"),
         (403, "AccessDenied", False, "check the bucket and its credentials"),

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,17 @@ def test_a_driver_elsewhere_is_alive_while_its_last_heartbeat_is_young(location,
     content = json.loads(storage.read(name)) | {"beat_at": "2026-01-01T00:00:00+00:00"}
     storage.replace("lease/00002.json", json.dumps(content).encode())  # of a driver that beats no more
     assert driver_status(storage).startswith("interrupted: no driver is alive; the same command continues (last sign")
+
+
+@pytest.mark.parametrize(("age_s", "says"), [(20, "running (process "), (100, "interrupted: no driver is alive;")])
+def test_a_minute_without_a_heartbeat_counts_as_the_death_of_a_driver_elsewhere(location, age_s, says):
+    beat_at = datetime.now(UTC) - timedelta(seconds=age_s)
+    lease = {"owner": this_owner() | {"host": "elsewhere"}, "since": "2026-01-01T00:00:00+00:00", "beat": 7}
+    storage = open_storage(location)
+    storage.replace(
+        "lease/00001.json", json.dumps(lease | {"beat_at": beat_at.isoformat(), "released": False}).encode()
+    )
+    assert driver_status(storage).startswith(says)
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,14 @@ def test_prompts_that_cannot_be_used_and_repeated_ones_are_left_out_with_a_line(
     assert lines[1] == "skipped 1 prompts that occur more than once"
 
 
+def test_a_prompt_with_a_token_that_the_model_lacks_is_left_out(tmp_path):
+    outputs, lines = outputs_of(tiny_model(), tmp_path, [[1], [2], [3, 97]])
+    assert [output.prompt_ids for output in outputs] == [[1], [2]]
+    assert lines[0].startswith(
+        "1 of 3 prompts left out: prompt 2: the prompt has token ids 3 to 97, the model knows 0 to"
+    )
+
+
 @pytest.mark.parametrize("prompts", [[], [[1] * 16], [[1], [1]]])
 def test_fewer_than_two_usable_prompts_are_refused(prompts, tmp_path):
     with pytest.raises(UsageError, match=r"prompts are usable; heads need at least 2"):

@@ -235,7 +235,7 @@ def test_heads_that_are_a_shortlist_alone_are_tuned_without_the_papers_full_ones
 
 
 def test_a_policy_file_that_is_no_mapping_or_has_odd_keys_is_one_line(tmp_path):
-    for content, expected in (("", "expected a mapping"), ("1: 2\na: 3\n", "1, a is not among the decode settings")):
+    for content, expected in (("", "expected a mapping"), ("1: 2\na: 3\n", "line 1: there is no setting `1`; ")):
         (tmp_path / "policy.yaml").write_text(content)
         result = run("plan", "--task", "demo-math", "--policy", tmp_path / "policy.yaml")
         assert result.exit_code == 2
