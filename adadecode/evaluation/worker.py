@@ -26,7 +26,7 @@ from adadecode.model.exit_heads import ExitHeads, original_heads
 from adadecode.model.head_files import load_heads
 from adadecode.model.load import chat_template_hash, load_model, use_threads
 from adadecode.model.memory import out_of_memory_named
-from adadecode.provenance import cpu_name, gpu_driver
+from adadecode.provenance import code_hash, cpu_name, gpu_driver
 from adadecode.records import Shard
 from adadecode.settings import DecodingSettings, Domain, EvalConfig
 from adadecode.tasks import score, task_domain
@@ -87,6 +87,7 @@ class Worker:
 def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, threads: int | None) -> Worker:
     """Loads model and heads, checks that rows are independent at this width, and warms every method up."""
     started = time.perf_counter()
+    code_hash()  # of the files as they are now, when they are imported: commits store it hours later
     use_threads(threads)
     model, tokenizer = load_model(config)
     drafts = any_needs_heads(config.methods)

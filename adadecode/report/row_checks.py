@@ -100,6 +100,8 @@ def _lengths(columns: Columns) -> Iterator[Wrong]:
     yield "status is ok, but there is no prompt", columns.is_ok & ~(columns.numbers("prompt_len") > 0)
     for name, of in (("prompt_len", "prompt_token_ids"), ("output_len", "output_token_ids")):
         yield f"{name} is not the number of {of}", differs(columns.numbers(name), columns.lengths(of))
+        ids, of_row = columns.values(of)
+        yield f"{of} has negative ids", any_value(ids < 0, of_row, columns)
     has_depths = columns.has("draft_depths")
     yield "draft_depths are not one per output token", has_depths & differs(columns.lengths("draft_depths"), output_len)
     yield (
@@ -169,6 +171,8 @@ def _claims(columns: Columns, rules: Rules) -> Iterator[Wrong]:
     yield "vanilla claims parity with itself", is_vanilla & claimed
     yield "parity is none of exact, near_tie and mismatch", columns.has("parity") & ~columns.among("parity", PARITIES)
     has_digest = columns.has("logits_digest")
+    is_digest = pc.match_substring_regex(columns.table["logits_digest"], "^[0-9a-f]{32}$")
+    yield "logits_digest is not 32 hexadecimal digits", ~pc.fill_null(is_digest, True).to_numpy()
     verified = columns.among("method", [name for name, method in METHODS.items() if method.verified])
     if rules.check_logits is not None:
         expected = columns.is_ok & verified if rules.check_logits else np.zeros_like(verified)

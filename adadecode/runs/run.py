@@ -62,7 +62,7 @@ def open_run(config: EvalConfig, out: str | Path | None, command: str | None = N
     """Plans the run and opens its folder, `results/<task>-<fingerprint>` when `out` is None.
 
     While the context lasts this process is the folder's only driver. What is damaged in the folder is withdrawn, so that
-    the run computes it again. run.json stores every start that computes, with the `command` a person would type for it.
+    the run computes it again. run.json stores every start that has shards to compute, with the `command` typed for it.
     Raises LeaseError when another driver is at work there, and RunFolderError when the folder holds another run's results.
     """
     shards, plan = plan_run(config)
@@ -87,7 +87,7 @@ def open_run(config: EvalConfig, out: str | Path | None, command: str | None = N
         commits = read_commits(location)
         if config.kernels == "auto":
             resume_kernels(folder.storage, commits)
-        if len(commits) < len(shards):  # a start that computes nothing is none
+        if len(commits) < len(shards):  # a start that finds nothing to compute is none
             folder.update_run(starts=[*starts_of(run), new_start(config, command)])
             notes += changed_code_notes(commits, code_hash(), git_sha())
         committed = {idx: ShardOutcome(**commit["outcome"]) for idx, commit in commits.items()}

@@ -9,7 +9,9 @@ import pytest
 
 from adadecode.errors import KernelsError
 from adadecode.evaluation import run_worker
+from adadecode.evaluation.worker import load_worker
 from adadecode.kernels.library import load_library
+from adadecode.provenance import code_hash
 from adadecode.records import ChosenKernels
 from adadecode.runs.folder import read_commits, read_run
 from adadecode.runs.kernels import KERNELS_FILE, settle_kernels
@@ -276,3 +278,11 @@ def test_changed_code_is_told_at_the_resume_and_a_table_of_both_is_a_disagreemen
     assert result.exit_code == 3
     assert "shards were computed with different code of engine, kernels or model: " in result.stdout
     assert cli("verify", interrupted).exit_code == 3
+
+
+def test_a_workers_code_is_hashed_when_it_loads_and_not_at_its_first_commit(finished):
+    """An edit of the sources in between is not what decodes."""
+    config = EvalConfig.model_validate(read_run(finished)["config"])
+    code_hash.cache_clear()
+    load_worker(config, ("jsonl",), "w", 1)
+    assert code_hash.cache_info().currsize == 1

@@ -359,3 +359,9 @@ def test_a_long_message_is_cut(samples_table, error_row):
 def test_a_row_without_type_or_message_is_counted_too(samples_table, error_row):
     (line,) = error_lines(samples_table(failed(error_row, "vanilla", "s0", None, None)))
     assert line.endswith("vanilla 1 rows (1 unknown); first: demo/s0: no message")
+
+
+def test_each_task_has_its_own_number_of_engines(samples_table, row):
+    samples = samples_table(row("vanilla", task="a"), row("vanilla", task="b"))
+    summary = summarise(samples, num_engines={"a": 1, "b": 3})
+    assert dict(zip(summary["task"].to_pylist(), summary["num_engines"].to_pylist(), strict=True)) == {"a": 1, "b": 3}

@@ -130,6 +130,18 @@ FAULTS = {
         each(OURS, output_len=lambda r: r["output_len"] * 3),
         f"output_len is not the number of output_token_ids: 12 rows, first {FIRST} {OURS} repeat 0",
     ),
+    "negative ids": (
+        each(output_token_ids=altered_first("output_token_ids", 3, -1)),
+        "output_token_ids has negative ids: 36 rows",
+    ),
+    "a prompt of negative ids": (
+        each(prompt_token_ids=altered_first("prompt_token_ids", 0, -1)),
+        "prompt_token_ids has negative ids: 36 rows",
+    ),
+    "digests that are none": (
+        each(logits_digest=lambda r: "equal"),
+        f"logits_digest is not 32 hexadecimal digits: 36 rows, first {FIRST} {OURS} repeat 0",
+    ),
     "an output without ids": (
         once(OURS, output_token_ids=None),
         "output_len is not the number of output_token_ids: 1 rows",
@@ -366,6 +378,13 @@ def test_rows_that_their_commit_does_not_count_are_told(run, cli):
     assert "outcome of a commit is not what its rows come to: 6 rows, first shard 0" in result.stdout
     edit_json(run / "commits" / "00002.json", lambda commit: commit.update(num_rows=7))
     assert "num_rows of a commit is not the number of its rows: 1 rows, first shard 2" in cli("verify", run).stdout
+
+
+def test_rows_of_another_task_than_their_commits_are_told(run, cli):
+    edit_json(run / "commits" / "00001.json", lambda commit: commit.update(task="demo-code"))
+    result = cli("verify", run)
+    assert result.exit_code == 3
+    assert "task is not that of their commit: 6 rows, first demo-math/demo-math-001 " in result.stdout
 
 
 def test_shards_taken_out_of_commits_and_plan_together_are_missed(run, cli):

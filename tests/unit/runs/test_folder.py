@@ -414,7 +414,11 @@ def test_a_copy_of_what_a_writer_of_version_0_1_committed_leaves_no_rows(run):
     run.storage.replace("commits/00000.json", json.dumps(stored).encode())
     run.storage.delete("samples/part-00000.parquet")
     assert commit(run, "late") is False
-    assert pq.read_table(Path(run.location) / "samples" / "part-00000.parquet").num_rows == 0
+    copy = Path(run.location) / "samples" / "part-00000.parquet"
+    assert pq.read_table(copy).num_rows == 0
+    copy.write_bytes(run.storage.read(old))  # of a writer that was late and died
+    run.sweep({old})
+    assert pq.read_table(copy).num_rows == 0
     assert read_samples(run.location)["attempt"].to_pylist() == ["old"] * 4
     assert run.check_commits() == []
 
