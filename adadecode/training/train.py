@@ -58,6 +58,7 @@ def train_from_config(config: TrainConfig, out: Path, say: Say) -> HeadFacts:
     return train_heads(model, TaskPrompts(config, tokenizer, model.context_len, model.vocab_size), config, out, say)
 
 
+@out_of_memory_named(SMALLER_TRAINING)
 def load_base(config: TrainConfig) -> tuple[DecoderModel, PreTrainedTokenizerBase]:
     """The model that `config` names and its tokenizer, computing with its threads.
 

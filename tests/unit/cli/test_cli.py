@@ -126,8 +126,12 @@ def test_an_output_folder_of_another_run_or_with_a_file_in_the_way_is_one_line(c
     assert "belongs to another run" in line
     assert "different: heads, methods)" in line
     (tmp_path / "file").write_text("")
-    assert "cannot be written" in eval_error("--out", tmp_path / "file")
-    assert "cannot be written" in eval_error("--out", tmp_path / "file" / "below")
+    assert "a file is in the way: give a run's folder, or choose another --out" in eval_error(
+        "--out", tmp_path / "file"
+    )
+    assert "a file is in the way: give a run's folder, or choose another --out" in eval_error(
+        "--out", tmp_path / "file" / "below"
+    )
 
 
 def test_a_revision_means_nothing_for_a_folder(cli, tiny, tmp_path):

@@ -196,6 +196,8 @@ def test_plan_warns_of_rates_of_other_settings(measured, tiny, cli):
 
 def test_mistakes_with_rates_are_one_line(usage_error, tiny, tmp_path):
     assert "--gpus 2: without --rates no time is known" in usage_error("plan", "--gpus", "2")
-    assert "--gpus 0,1: numbers of workers, each at least 1" in usage_error("plan", "--gpus", "0,1", "--rates", "x")
+    assert "--gpus 0,1: numbers of workers, each from 1 to 100000" in usage_error(
+        "plan", "--gpus", "0,1", "--rates", "x"
+    )
     assert "'--gpus': 'two' must be whole numbers" in usage_error("plan", "--gpus", "two")
     assert f"{str(tmp_path)!r} is not a run folder" in usage_error("plan", *tiny.flags(), "--rates", tmp_path)
