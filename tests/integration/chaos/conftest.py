@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +60,11 @@ class Nodes:
     def lose(self, idx: int) -> None:
         """Kills the node's raylet with SIGKILL; its actors die with it."""
         self.cluster.remove_node(self.nodes.pop(idx), allow_graceful=False)
+
+    def until_known(self) -> None:
+        """Returns when the head knows which nodes there are."""
+        while sum(node["Alive"] for node in ray.nodes()) != len(self.nodes) + 1:
+            time.sleep(0.1)
 
     def at_least(self, num: int) -> None:
         while len(self.nodes) < num:

@@ -208,6 +208,17 @@ def test_one_logit_that_is_nan_is_a_clear_error(kernels, bad_id):
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
+def test_logits_that_are_not_finite_after_the_prefill_are_a_clear_error_too(kernels):
+    model = tiny_model(kernels=kernels)
+    first_id = generate(model, Request([4, 5], 5), Policy(rows=2)).generation.output_token_ids[0]
+    assert first_id not in (4, 5)
+    with torch.no_grad():
+        model.lm.model.embed_tokens.weight[first_id] = float("nan")
+    with pytest.raises(NonFiniteLogitsError, match="at position 2 are not finite"):
+        generate(model, Request([4, 5], 5), Policy(rows=2))
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
 def test_ties_go_to_the_lowest_id(kernels):
     model = tiny_model(kernels=kernels)
     with torch.no_grad():
