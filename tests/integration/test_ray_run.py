@@ -11,6 +11,7 @@ from adadecode.kernels.library import load_library
 from adadecode.runs.folder import read_commits, read_run
 from adadecode.settings import DecodeSettings, EvalConfig
 from ray_jobs.scheduler import Limits
+from tests.folders import undo_shard
 from tests.integration.chaos.faults import UnloadableEvaluator
 from tests.integration.runs import Recorder, deterministic, run_in_process, run_on_cluster
 from tests.models import needs_compiler
@@ -55,7 +56,7 @@ def test_actors_take_the_kernels_that_the_run_came_to_elsewhere(ray_cluster, con
         patch.setenv("CXX", "/nowhere/no-such-g++")
         run_in_process(config, out)
     load_library.cache_clear()
-    (out / "commits" / "00000.json").unlink()
+    undo_shard(out, 0)
     observer = Recorder()
     assert run_on_cluster(config, out, observer=observer).num_missing == 0
     commits = read_commits(out)
