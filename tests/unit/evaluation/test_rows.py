@@ -3,8 +3,10 @@
 import subprocess
 import sys
 import types
+from collections import Counter
 from dataclasses import MISSING, fields
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
@@ -114,6 +116,14 @@ def test_a_turn_that_begins_again_has_the_later_time():
     turn.begin()
     assert first <= turn.started_at <= datetime.now(UTC)
     assert turn.name == "jsonl/s1 vanilla"
+
+
+@pytest.mark.parametrize("num_methods", [2, 3, 4])
+def test_each_method_follows_each_other_as_often_as_the_other_follows_it(num_methods):
+    methods = tuple(METHODS)[:num_methods]
+    orders = [in_turn(methods, turn) for turn in range(2 * num_methods)]
+    follows = Counter(pair for order in orders for pair in pairwise(order))
+    assert all(num == follows[after, before] for (before, after), num in follows.items())
 
 
 def test_a_lost_sample_is_an_error_row_for_each_method_and_repeat_in_the_order_of_their_turns():

@@ -336,7 +336,7 @@ def test_running_to_an_exit_is_running_probing_and_testing(kernels, dtype):
     apart.run(1, 3, 0, 2)
     chance = apart.probe(gate, 2)
     for head in heads_of(model, 50, dtype):
-        for least, first_tested in ((chance - 1e-6, 2), (chance + 1e-6, 2), (chance + 1e-6, 1)):
+        for least, first_tested in ((chance - 1e-6, 2), (chance, 2), (chance + 1e-6, 2), (chance + 1e-6, 1)):
             together.put(1, TOKENS[1:3])
             proposals = together.run_to_exit(Segment(1, 3, 0, 2), ExitTest(head, gate, least), first_tested)
             is_skipped = first_tested == 2 and chance < least
