@@ -202,6 +202,7 @@ class Sleeper(PooledActor):
 def test_an_actor_whose_node_was_preempted_is_told_from_one_whose_node_failed(nodes, is_preempted):
     while len(nodes.nodes) > 1:
         nodes.lose(0)
+    nodes.until_known()  # else the actor may be placed where there is no node any more
     actors = Pool(ray.remote(Sleeper), None, 1, {"num_cpus": 1})
     actors.start("worker-0")
     seen: list[Event] = []
