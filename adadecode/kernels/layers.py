@@ -39,7 +39,7 @@ def layer_step(
     # the query heads that share keys become rows, so keys are never repeated
     folded = queries.transpose(0, 1).reshape(1, num_groups, num_heads // num_groups * num_rows, head_dim)
     mixed = scaled_dot_product_attention(folded, keys[None], values[None], attn_mask=mask, scale=shape.scale)
-    mixed = mixed.view(num_heads, num_rows, head_dim).transpose(0, 1).reshape(num_rows, num_heads * head_dim)
+    mixed = mixed.reshape(num_heads, num_rows, head_dim).transpose(0, 1).reshape(num_rows, num_heads * head_dim)
     hidden = hidden + linear(mixed, weights.o)
     x = rms_norm(hidden, hidden.shape[-1:], weights.post_norm, shape.eps)
     gate, up = linear(x, weights.gate_up).chunk(2, dim=-1)

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Checks this checkout on a CUDA device: the tests of this folder, then `bench` at real sizes with synthetic weights,
-# and `tune` on the embedded model.
+# and `eval` and `tune` on the embedded model.
 # Nothing need be installed but torch, transformers, pydantic, click, rich, PyYAML, pyarrow, scipy and pytest.
 #
-#   tests/gpu/check.sh [OUT]    tables, JSON and logs go to OUT (results/reference/gpu); PYTHON names the interpreter
+#   tests/gpu/check.sh [OUT [CHECK...]]    tables, JSON and logs go to OUT (results/reference/gpu); PYTHON names the
+#                                          interpreter; only the named checks run, or all
 #
 # May take a quarter of an hour on a large GPU. Exits with 1 when a test or a bench fails; without a device it does nothing.
 set -uo pipefail
@@ -11,6 +12,7 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 out=$(realpath -m "${1:-$root/results/reference/gpu}")
 python=${PYTHON:-python3}
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+only=("${@:2}")
 cd "$root" || exit 1
 
 devices=$("$python" -c 'import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)') || exit 1
@@ -25,6 +27,7 @@ failed=()
 check() {
     local name=$1 limit_s=$2 started=$SECONDS code=0
     shift 2
+    [[ ${#only[@]} = 0 || " ${only[*]} " = *" $name "* ]] || return 0
     mkdir -p "$out/$name"
     timeout "$limit_s" "$@" > "$out/$name/log" 2>&1 || code=$?
     echo "$name: exit code $code after $((SECONDS - started)) s"
@@ -43,7 +46,8 @@ bench() {
 }
 
 check pytest 400 "$python" -m pytest tests/gpu -p no:cacheprovider --durations 10
-tail -n 20 "$out/pytest/log"
+check eval-demo 120 "$python" -m adadecode eval --local --device cuda --task demo --limit 8 \
+    --max-new-tokens 96 --out "$out/eval-demo"
 bench llama-3.1-8b-eager --shape llama-3.1-8b --kernels eager
 bench llama-3.1-8b-compile --shape llama-3.1-8b --kernels compile
 bench llama-3.1-8b-compile-shortlist --shape llama-3.1-8b --kernels compile --head shortlist
@@ -53,7 +57,9 @@ bench llama-3.2-1b-compile --shape llama-3.2-1b --kernels compile
 bench llama-3.2-1b-compile-shortlist-gate --shape llama-3.2-1b --kernels compile --head shortlist --gate 0.5
 check tune-demo 300 "$python" -m adadecode tune --device cuda --task demo --limit 12 \
     --max-new-tokens 96 --repeats 2 --out "$out/tune-demo"
-tail -n 20 "$out/tune-demo/log"
+for log in "$out"/{pytest,eval-demo,tune-demo}/log; do
+    [ -e "$log" ] && printf '\n%s\n' "$log" && tail -n 20 "$log"
+done
 for text in "$out"/*/bench.txt; do
     [ -e "$text" ] && printf '\n%s\n' "$(basename "$(dirname "$text")")" && cat "$text"
 done
