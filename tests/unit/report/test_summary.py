@@ -252,6 +252,11 @@ def test_parity_line_leaves_out_logits_that_were_not_recorded(samples_table, row
     assert parity_line(summarise(samples_table(row("vanilla"), row("adadecode")))) == "parity 1/1"
 
 
+def test_parity_line_counts_what_a_failed_method_owes(samples_table, row, error_row):
+    rows = row("vanilla", "s0"), row("vanilla", "s1"), row("adadecode", "s0"), error_row("adadecode", "s1")
+    assert parity_line(summarise(samples_table(*rows))) == "parity 1/2"
+
+
 def test_parity_line_does_not_boast_of_nothing(samples_table, row):
     assert parity_line(summarise(samples_table(row("vanilla")))) == "parity not checked"
 
