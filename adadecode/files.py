@@ -81,10 +81,10 @@ def readable(flag: str, path: Path) -> Generator[None]:
         ) from error
 
 
-def is_folder(path: str | Path) -> bool:
-    """Whether there is a folder at `path`; False where none can be, such as under a name too long."""
+def is_there(path: str | Path) -> bool:
+    """Whether there is a file or folder at `path`; False where none can be, such as under a name too long."""
     try:
-        return Path(path).is_dir()
+        return Path(path).exists()
     except OSError:
         return False
 

@@ -15,7 +15,7 @@ from ray import _raylet
 from ray.exceptions import AuthenticationError, RayError
 
 from adadecode.errors import ResourcesError, UsageError
-from adadecode.files import is_folder
+from adadecode.files import is_there
 from adadecode.printable import on_one_line
 from adadecode.settings import EvalConfig, TrainConfig
 
@@ -135,7 +135,7 @@ ConfigT = TypeVar("ConfigT", EvalConfig, TrainConfig)
 
 
 def with_absolute_paths(config: ConfigT) -> ConfigT:
-    """`config` with the local folders of model and heads absolute: an actor runs in a folder of its own."""
+    """`config` with the local paths of model and heads absolute: an actor runs in a folder of its own."""
     names = {"model", "heads"} & set(type(config).model_fields)
-    local = {name: path for name in names if (path := getattr(config, name)) and is_folder(path)}
+    local = {name: path for name in names if (path := getattr(config, name)) and is_there(path)}
     return config.model_copy(update={name: str(Path(path).resolve()) for name, path in local.items()})

@@ -104,13 +104,19 @@ def read_config(files: ModelFiles) -> dict[str, Any]:
             raise ValueError(f"it has no {CONFIG}; give a folder that transformers' save_pretrained wrote")
         for why in _refusals(files, config):
             raise ValueError(why)
+    check_config(files, config)
+    return config
+
+
+def check_config(files: ModelFiles, config: dict[str, Any]) -> None:
+    """Raises UsageError when the values in `config` are none that a model can be made of and decoded."""
+    with files.refused():
         try:
             kind = ConfigFile.model_validate(config).model_type
         except ValidationError as error:
             raise ValueError(_first_error(error)) from error
     if kind not in FAMILIES:
         check_supported(SimpleNamespace(**config))
-    return config
 
 
 def check_tokenizer(files: ModelFiles) -> None:

@@ -25,23 +25,34 @@ from adadecode.files import from_json
 from adadecode.printable import on_one_line
 
 CONFIG = "config.json"
-ALLOWED = "give `demo`, a folder with a transformers model, or a hub id such as Qwen/Qwen3-8B"
+GGUF_SUFFIX = ".gguf"
+ALLOWED = "give `demo`, a folder with a transformers model, a GGUF file, or a hub id such as Qwen/Qwen3-8B"
 HUB_TIMEOUT_S = 10.0  # to learn whether a model is there: its files have time limits of their own
 LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The files of a model: its `name` as it was given, its folder or hub id, and which `revision` on the hub."""
+    """The files of a model: its `name` as it was given, its folder or hub id, and which `revision` on the hub.
+
+    A model that is one GGUF file has no folder of its own, and no JSON files: `gguf` names the file in `source`.
+    """
 
     name: str
     source: str
     revision: str | None = None
+    gguf: str | None = None
 
     @property
     def folder(self) -> Path | None:
-        """Its folder; None for a model on the hub."""
-        return Path(self.source) if os.path.isdir(self.source) else None  # noqa: PTH112  # any text may be given
+        """Its folder; None for a model on the hub, and for one in a GGUF file."""
+        is_folder = self.gguf is None and os.path.isdir(self.source)  # noqa: PTH112  # any text may be given
+        return Path(self.source) if is_folder else None
+
+    @property
+    def where(self) -> dict[str, str | None]:
+        """What transformers' `from_pretrained` is told beside `source`."""
+        return {"revision": self.revision} if self.gguf is None else {"gguf_file": self.gguf}
 
     def refusal(self, why: str) -> UsageError:
         """The error that says why the model cannot be loaded."""
@@ -71,6 +82,8 @@ class ModelFiles:
         return None
 
     def _path(self, file: str) -> Path | None:
+        if self.gguf is not None:
+            return None
         if self.folder is not None:
             path = self.folder / file
             try:
@@ -84,9 +97,9 @@ class ModelFiles:
 
 
 def find_model(model: str, revision: str | None = None) -> ModelFiles:
-    """The files of `model`; raises UsageError when it is no folder to read, nor, as far as the hub can say, a model there.
+    """The files of `model`; raises UsageError when it is no folder or GGUF file to read, nor a model on the hub.
 
-    The hub is asked only for what can be a hub id, and waits for it are short.
+    The hub is asked, as far as it can say, only for what can be a hub id, and waits for it are short.
     """
     files = ModelFiles(model, resolve_model(model), revision)
     try:
@@ -94,12 +107,17 @@ def find_model(model: str, revision: str | None = None) -> ModelFiles:
             with os.scandir(files.folder):
                 return files
         os.stat(files.source)  # noqa: PTH116  # any text may be given
+        path = Path(files.source)
+        if path.suffix == GGUF_SUFFIX:
+            return ModelFiles(model, str(path.parent), gguf=path.name)
     except PermissionError as error:
         raise files.refusal(f"it cannot be read ({error.strerror})") from error
     except (OSError, ValueError):
         pass  # there is none
     else:
-        raise files.refusal("it is a file; give the folder with config.json, the weights and the tokenizer")
+        raise files.refusal(
+            "it is a file and no .gguf; give the folder with config.json, the weights and the tokenizer"
+        )
     try:
         validate_repo_id(files.source)
     except HFValidationError as error:

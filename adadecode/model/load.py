@@ -1,10 +1,12 @@
 """From a model's name to its decoder and tokenizer."""
 
 import contextlib
+import io
 import json
 import logging
 import warnings
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    GgufConfig,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
@@ -20,16 +23,18 @@ from transformers.utils import logging as transformers_logging
 from adadecode.errors import UsageError, is_rust_panic
 from adadecode.files import short_hash
 from adadecode.model.checkpoint import check_folder, few, lacking, layers_too_many, wrong_shapes
-from adadecode.model.config_file import TOKENIZER_FILES, check_tokenizer, ends_of, read_config
+from adadecode.model.config_file import TOKENIZER_FILES, check_config, check_tokenizer, ends_of, read_config
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.families import check_supported
 from adadecode.model.files import ModelFiles, find_model, reason
+from adadecode.model.gguf import check_gguf
 from adadecode.model.memory import SMALLER_MODEL, is_out_of_memory, out_of_memory_named
 from adadecode.settings import ModelSettings
 
 log = logging.getLogger(__name__)
 
 NO_CODE = {"trust_remote_code": False}  # None would ask on stdin
+UNPACKED = {"quantization_config": GgufConfig(dequantize=True)}  # else a package for packed products would be used
 ATTENTION = {"attn_implementation": "sdpa"}  # a configuration may name one, even one to be fetched from the hub
 
 
@@ -79,10 +84,20 @@ def chat_template_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def _read_config(files: ModelFiles) -> tuple[dict[str, Any], Any]:
-    """The content of config.json and transformers' configuration made of it; raises UsageError when it is refused."""
+    """The content of config.json and transformers' configuration made of it; raises UsageError when it is refused.
+
+    A GGUF file has the latter only.
+    """
     with _explained(files, "its configuration is not understood"):
-        raw = read_config(files)
-        config = AutoConfig.from_pretrained(files.source, revision=files.revision, **NO_CODE)
+        if files.gguf is None:
+            raw = read_config(files)
+            config = AutoConfig.from_pretrained(files.source, **files.where, **NO_CODE)
+        else:
+            with files.refused():
+                check_gguf(Path(files.source) / files.gguf)
+            config = AutoConfig.from_pretrained(files.source, **files.where, **NO_CODE)
+            raw = config.to_dict()
+            check_config(files, raw)
     check_supported(config)
     return raw, config
 
@@ -90,7 +105,7 @@ def _read_config(files: ModelFiles) -> tuple[dict[str, Any], Any]:
 def _read_tokenizer(files: ModelFiles, config: Any) -> PreTrainedTokenizerBase:
     with _explained(files, "its tokenizer is not understood; was it saved by another version?", TOKENIZER_FILES):
         check_tokenizer(files)
-        tokenizer = AutoTokenizer.from_pretrained(files.source, config=config, revision=files.revision, **NO_CODE)
+        tokenizer = AutoTokenizer.from_pretrained(files.source, config=config, **files.where, **NO_CODE)
         template = tokenizer.chat_template
         if not (template is None or isinstance(template, str | dict)):
             raise files.refusal(f"its chat_template is a {type(template).__name__}, not text")
@@ -108,7 +123,8 @@ def _read_weights(files: ModelFiles, config: Any, dtype: torch.dtype) -> tuple[A
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             files.source,
             config=config,
-            revision=files.revision,
+            **files.where,
+            **({} if files.gguf is None else UNPACKED),
             dtype=dtype,
             generation_config=GenerationConfig(eos_token_id=config.eos_token_id),
             ignore_mismatched_sizes=True,  # they are refused below, by name
@@ -147,7 +163,10 @@ def _explained(files: ModelFiles, what: str, read: tuple[str, ...] = ()) -> Gene
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        with warnings.catch_warnings():
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):  # a bar while a GGUF file is unpacked
             warnings.simplefilter("ignore")
             yield
     except UsageError:

@@ -17,7 +17,7 @@ HASHED_SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}
 
 
 def source_hashes(config: EvalConfig, tasks: tuple[str, ...]) -> dict[str, str]:
-    """Hashes of the local folders a run reads: the model (a hub model is known by its revision) and each task's heads.
+    """Hashes of the local files a run reads: the model (a hub model is known by its revision) and each task's heads.
 
     Raises UsageError when one cannot be read, also as ExitHeadsError.
     """
@@ -26,6 +26,8 @@ def source_hashes(config: EvalConfig, tasks: tuple[str, ...]) -> dict[str, str]:
     with readable("--model", model):
         if model.is_dir():
             hashes["model_files"] = hash_folder(model)
+        elif model.is_file():
+            hashes["model_file"] = hash_file(model)
     for task, folder in heads_folders(config, tasks).items():
         with readable("--heads", folder):
             hashes[f"heads_files_{task}"] = hash_folder(folder)
@@ -60,11 +62,18 @@ def stored_hashes(run: Mapping[str, Any]) -> dict[str, str]:
 
 def hash_folder(folder: Path) -> str:
     """A hash of the names and contents of the model files in `folder`."""
-    parts: list[str | bytes] = []
-    for file in sorted(file for file in folder.iterdir() if file.suffix in HASHED_SUFFIXES):
-        with file.open("rb") as stream:
-            parts += [file.name, hashlib.file_digest(stream, "sha256").digest()]
-    return short_hash(*parts)
+    files = sorted(file for file in folder.iterdir() if file.suffix in HASHED_SUFFIXES)
+    return short_hash(*(part for file in files for part in (file.name, _digest(file))))
+
+
+def hash_file(file: Path) -> str:
+    """A hash of the content of `file`."""
+    return short_hash(_digest(file))
+
+
+def _digest(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def changed_settings(theirs: dict[str, Any], ours: dict[str, Any]) -> str:

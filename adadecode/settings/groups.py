@@ -187,7 +187,9 @@ METHODS_TEXT = "Methods with commas: " + "; ".join(f"{name}, {method.what}" for 
 class ModelSettings(Settings):
     """Which model is decoded, and by what."""
 
-    model: str = Field(default="demo", description="`demo`, a folder with a transformers model, or a hub id.")
+    model: str = Field(
+        default="demo", description="`demo`, a folder with a transformers model, a GGUF file, or a hub id."
+    )
     revision: Annotated[str | None, Flag(unset="the newest")] = Field(
         default=None, description="Revision of a model on the hub."
     )

@@ -9,7 +9,7 @@ import pytest
 from adadecode.errors import EXIT_USAGE, RunFolderError
 from adadecode.files import (
     from_json,
-    is_folder,
+    is_there,
     make_folder,
     make_lasting,
     short_hash,
@@ -39,8 +39,8 @@ def test_what_is_no_json_or_nested_too_deep_is_a_value_error(content):
         from_json(content)
 
 
-def test_there_is_no_folder_under_a_name_too_long(tmp_path):
-    assert [is_folder(tmp_path / name) for name in ("", "none", "x" * 300)] == [True, False, False]
+def test_there_is_nothing_under_a_name_too_long(tmp_path):
+    assert [is_there(tmp_path / name) for name in ("", "none", "x" * 300)] == [True, False, False]
 
 
 def test_stored_hashes_are_those_of_version_0_1_0(tmp_path):

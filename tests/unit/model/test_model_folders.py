@@ -547,7 +547,7 @@ def test_what_can_be_no_hub_id_is_a_missing_folder_and_the_hub_is_not_asked(name
 
 
 def test_a_file_is_no_folder(folder):
-    assert refusal(folder / WEIGHTS).startswith("it is a file; give the folder with config.json")
+    assert refusal(folder / WEIGHTS).startswith("it is a file and no .gguf; give the folder with")
 
 
 def test_a_name_that_is_neither_folder_nor_on_the_hub_is_told_both(monkeypatch):

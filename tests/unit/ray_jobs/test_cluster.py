@@ -19,9 +19,11 @@ def test_a_worker_gets_as_many_threads_as_one_node_can_give_all_of_them(workers,
     assert most_threads(workers, cpus_per_node) == threads
 
 
-def test_local_folders_are_made_absolute_for_the_actors_and_hub_ids_are_not(tmp_path, monkeypatch):
+def test_local_paths_are_made_absolute_for_the_actors_and_hub_ids_are_not(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("heads").mkdir()
+    Path("tiny.gguf").touch()
+    assert with_absolute_paths(EvalConfig(model="tiny.gguf", task="gsm8k")).model == str(tmp_path / "tiny.gguf")
     config = with_absolute_paths(EvalConfig(model="meta-llama/Llama-3.1-8B", heads="heads", task="gsm8k"))
     assert config.model == "meta-llama/Llama-3.1-8B"
     assert config.heads == str(tmp_path / "heads")
