@@ -542,7 +542,7 @@ def test_generation_settings_that_are_not_used_may_be_anything(odd, folder):
 def test_what_can_be_no_hub_id_is_a_missing_folder_and_the_hub_is_not_asked(name, monkeypatch):
     monkeypatch.setattr("adadecode.model.files.HfApi", None)  # asking would be a TypeError
     assert refusal(name).startswith(
-        "there is no such folder; give `demo`, a folder with a transformers model, or a hub"
+        "there is no such folder; give `demo`, a folder with a transformers model, a GGUF file, or a hub"
     )
 
 
