@@ -1,23 +1,23 @@
 """The n-gram drafter: what followed the newest tokens when they last stood in this prompt or output.
 
 Prompt lookup, as in transformers and vLLM: it runs no layers, so its drafts are parked at boundary 0. Unlike those it
-gives each proposal a confidence, as an exit head does: how likely the token is to be right, judged by how long the match
-is and how often it went on like that (`confidence_of`).
+takes the longest match of any length (`Suffixes`), and gives each proposal a confidence, as an exit head does: how likely
+the token is to be right, judged by how long the match is and how often it went on like that (`confidence_of`).
 """
 
+import math
+
 from adadecode.engine.round import Round
+from adadecode.engine.suffixes import Continuation, Suffixes
 from adadecode.kernels.step import DecodeStep, Proposals, Segment
 from adadecode.kernels.weights import ExitTest
 
-LENGTHS = (8, 4, 2, 1)  # of the n-grams that are indexed; all of 1 to 8 find hardly more and cost twice the time
-MOST_STREAK = 3
-
-# How an n-gram went on: the next token, how often it did so in a row (at most MOST_STREAK), whether it ever did otherwise.
-Match = tuple[int, int, bool]
+# Past these a match is as sure as at them.
+MOST_LENGTH, MOST_STREAK = 32, 16
 
 
 class NgramDrafter:
-    """A drafter at boundary 0: an index of one sequence's n-grams by how they went on."""
+    """A drafter at boundary 0: one sequence's n-grams by how they went on."""
 
     boundary = 0
     tests: tuple[ExitTest, ...] = ()
@@ -25,26 +25,12 @@ class NgramDrafter:
     def __init__(self, gamma: float) -> None:
         """Drafts are proposed while all of them are right with a probability above `gamma`."""
         self.gamma = gamma
-        self._tokens: list[int] = []
-        self._index: dict[tuple[int, ...], Match] = {}
+        self._suffixes = Suffixes()
 
     def extend(self, token_ids: list[int]) -> None:
         """Adds verified tokens to the sequence."""
-        tokens, index = self._tokens, self._index
         for token_id in token_ids:
-            # an n-gram is indexed when its successor comes, so that none finds itself
-            for length in LENGTHS:
-                if length > len(tokens):
-                    continue
-                ngram = tuple(tokens[-length:])
-                match = index.get(ngram)
-                if match is None:
-                    index[ngram] = (token_id, 1, False)
-                elif match[0] != token_id:
-                    index[ngram] = (token_id, 1, True)
-                elif match[1] < MOST_STREAK:
-                    index[ngram] = (token_id, match[1] + 1, match[2])
-            tokens.append(token_id)
+            self._suffixes.append(token_id)
 
     def propose(self, step: DecodeStep, round_: Round, segment: Segment, first_tested: int) -> Proposals:
         """What may follow the round's drafts, as many as it has room for."""
@@ -55,45 +41,46 @@ class NgramDrafter:
 
         Beside each the probability that it and all before it in the chain are right.
         """
-        recent = self._tokens[-LENGTHS[0] :] + drafts
+        suffixes = self._suffixes
+        context = suffixes.newest
+        for token_id in drafts:
+            context = suffixes.after(context, token_id)
         chain: Proposals = []
         confidence = 1.0
-        for _ in range(max_tokens):
-            proposal = self._successor(recent)
-            if proposal is None:
-                break
-            confidence *= proposal[1]
+        while len(chain) < max_tokens and (found := suffixes.continuation(context)) is not None:
+            length, seen = found
+            confidence *= confidence_in(length, seen)
             if confidence <= self.gamma:
                 break
-            recent.append(proposal[0])
-            chain.append((proposal[0], confidence))
+            chain.append((seen.token_id, confidence))
+            context = suffixes.after(context, seen.token_id)
         return chain
 
-    def successor(self, drafts: list[int]) -> tuple[int, float] | None:
-        """What follows the sequence and the pending `drafts` by its longest match, and how likely; None without a match."""
-        return self._successor(self._tokens[-LENGTHS[0] :] + drafts)
+    def successor(self) -> tuple[int, float] | None:
+        """What follows the sequence by its longest match, and how likely; None without a match."""
+        found = self._suffixes.continuation(self._suffixes.newest)
+        return None if found is None else (found[1].token_id, confidence_in(*found))
 
-    def _successor(self, recent: list[int]) -> tuple[int, float] | None:
-        for length in LENGTHS:
-            match = self._index.get(tuple(recent[-length:]))
-            if match is not None:
-                return match[0], CONFIDENCE[length, match[1], match[2]]
-        return None
+
+def confidence_in(length: int, seen: Continuation) -> float:
+    """The probability that a context of `length` tokens goes on as it last did."""
+    return CONFIDENCE[seen.has_changed][min(length, MOST_LENGTH)][min(seen.streak, MOST_STREAK)]
 
 
 def confidence_of(length: int, streak: int, has_changed: bool) -> float:
-    """The probability that an n-gram goes on as it last did.
+    """The probability that the longest match, of `length` tokens, goes on as it did the last `streak` times.
 
-    Log-linear odds, fitted by eye to the demo model's outputs on 60 GSM8K prompts: right are 39 % for one token seen once,
-    81 % for eight; 81 % and 84 % for one token that went on alike twice and thrice, 24 % for one that went on otherwise.
+    A logistic regression over the greedy outputs of two models, the demo's and SmolLM2-135M-Instruct, on prompts of GSM8K's
+    training split and of HumanEval (`tests/efficiency/fit_ngrams.py`).
     """
-    odds = 0.6 * 1.25 ** (length - 1) * 4.0 ** (streak - 1) * (0.4 if has_changed else 1.0)
+    odds = math.exp(-0.56) * length**1.10 * streak**1.44 * (math.exp(-1.29) if has_changed else 1.0)
     return odds / (1.0 + odds)
 
 
-CONFIDENCE = {
-    (length, streak, has_changed): confidence_of(length, streak, has_changed)
-    for length in LENGTHS
-    for streak in range(1, MOST_STREAK + 1)
+CONFIDENCE = [
+    [
+        [confidence_of(length, streak, has_changed) if length and streak else 0.0 for streak in range(MOST_STREAK + 1)]
+        for length in range(MOST_LENGTH + 1)
+    ]
     for has_changed in (False, True)
-}
+]

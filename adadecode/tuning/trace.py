@@ -83,7 +83,7 @@ def record(model: DecoderModel, heads: ExitHeads, space: TraceSpace, prompt: Pro
         node, second, next_id = recorder.on_path(idx, output[-1])
         trace.nodes.append(node)
         trace.second_confidences.append(second)
-        trace.ngrams.append(recorder.ngrams[0].successor([]))
+        trace.ngrams.append(recorder.ngrams[0].successor())
         for path, found in recorder.behind(idx, (), node, next_id):
             trace.off_path[idx, path] = found
         output.append(next_id)

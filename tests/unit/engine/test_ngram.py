@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from adadecode.engine.drafters import drafters_of
 from adadecode.engine.generate import Request, generate
-from adadecode.engine.ngram import CONFIDENCE, LENGTHS, NgramDrafter
+from adadecode.engine.ngram import MOST_LENGTH, MOST_STREAK, NgramDrafter, confidence_of
 from adadecode.engine.policy import Policy
 from adadecode.engine.tally import Decoded
 from tests.models import KERNELS, ScriptedExitHead, tiny_model
@@ -47,10 +47,12 @@ def test_without_an_earlier_occurrence_nothing_is_proposed(token_ids):
 
 
 def test_confidence_grows_with_the_match_and_its_streak_and_falls_when_it_went_on_otherwise():
-    assert all(0.0 < confidence < 1.0 for confidence in CONFIDENCE.values())
-    for (length, streak, has_changed), confidence in CONFIDENCE.items():
-        more = [(2 * length, streak, has_changed), (length, streak + 1, has_changed), (length, streak, False)]
-        assert all(CONFIDENCE.get(key, 1.0) >= confidence for key in more)
+    for length, streak, has_changed in itertools.product((1, 2, 7, MOST_LENGTH), (1, 2, MOST_STREAK), (False, True)):
+        confidence = confidence_of(length, streak, has_changed)
+        assert 0.0 < confidence < 1.0
+        assert confidence_of(length + 1, streak, has_changed) > confidence
+        assert confidence_of(length, streak + 1, has_changed) > confidence
+        assert confidence_of(length, streak, False) >= confidence
 
 
 @pytest.mark.parametrize(
@@ -60,20 +62,22 @@ def test_confidence_grows_with_the_match_and_its_streak_and_falls_when_it_went_o
         ([5, 3, 1, 9, 4, 3, 1], (2, 1, False)),
         ([1, 9, 4, 1, 9, 6, 1], (1, 2, False)),
         ([1, 9, 4, 1, 9, 6, 1, 9, 7, 1], (1, 3, False)),
-        ([1, 9, 4, 1, 9, 6, 1, 9, 7, 1, 9, 8, 1], (1, 3, False)),
+        ([1, 9, 4, 1, 9, 6, 1, 9, 7, 1, 9, 8, 1], (1, 4, False)),
         ([1, 8, 4, 1, 9, 6, 1], (1, 1, True)),
         ([1, 8, 4, 1, 9, 6, 1, 9, 7, 1], (1, 2, True)),
         ([1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7, 8], (8, 1, False)),
+        ([*range(10, 50), 9, 3, *range(10, 50)], (MOST_LENGTH, 1, False)),
+        ([1, 9] * 3 + [4, 1, 9] * 20 + [4, 1], (MOST_LENGTH, 1, False)),
     ],
 )
 def test_a_proposal_is_made_when_its_confidence_exceeds_gamma(token_ids, seen):
-    confidence = CONFIDENCE[seen]
+    confidence = confidence_of(*seen)
     assert after(confidence - 1e-9, token_ids, max_tokens=1) == [9]
     assert after(confidence, token_ids, max_tokens=1) == []
 
 
 def test_a_chain_of_proposals_ends_where_all_of_them_together_are_too_unsure():
-    once, chained = CONFIDENCE[1, 1, False], CONFIDENCE[2, 1, False]
+    once, chained = confidence_of(1, 1, False), confidence_of(2, 1, False)
     token_ids = [1, 2, 3, 4, 5, 1]
     assert after(once * chained - 1e-9, token_ids) == [2, 3]
     assert after(once * chained, token_ids) == [2]
@@ -96,20 +100,20 @@ def test_pending_drafts_are_not_remembered():
 
 def next_by_search(token_ids: list[int], context: list[int]) -> tuple[int, float] | None:
     """The next token and its confidence by looking through the whole sequence: no index."""
-    for length in LENGTHS:
+    for length in range(len(context), 0, -1):
         ends = [e for e in range(length, len(token_ids)) if token_ids[e - length : e] == context[-length:]]
-        if ends and length <= len(context):
+        if ends:
             followed_by = [token_ids[end] for end in ends]
             streak = len(ends)
             while set(followed_by[-streak:]) != {followed_by[-1]}:
                 streak -= 1
-            return followed_by[-1], CONFIDENCE[length, min(streak, 3), streak < len(ends)]
+            return followed_by[-1], confidence_of(length, streak, streak < len(ends))
     return None
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(
-    pieces=st.lists(st.lists(st.integers(0, 3), max_size=12), max_size=4),
+    pieces=st.lists(st.lists(st.integers(0, 3), max_size=8), max_size=3),  # short: each suffix learns
     drafts=st.lists(st.integers(0, 3), max_size=3),
     gamma=st.floats(0.0, 0.9),
 )
@@ -129,6 +133,7 @@ def test_the_index_finds_what_a_search_finds_however_the_tokens_came(pieces, dra
         expected.append(found[0])
         sureness.append(confidence)
     assert drafter.chain(drafts, 5) == list(zip(expected, sureness, strict=True))
+    assert drafter.successor() == next_by_search(token_ids, token_ids)
 
 
 class ScriptedNgrams:
