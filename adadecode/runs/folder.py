@@ -157,7 +157,7 @@ class RunFolder:
     def sweep(self, named: Collection[str]) -> None:
         """Leaves under `samples/` the data files that are `named` and empty ones, and no temporary file anywhere.
 
-        Only for the driver of a run that is complete.
+        Only for the driver of a run of which no planned row is missing.
         """
         for name in self.storage.list("samples"):
             if name not in named:

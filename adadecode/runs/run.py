@@ -107,7 +107,7 @@ def close_run(prepared: PreparedRun) -> RunResult:
     prepared.lease.confirm()
     folder.write_table("verify.parquet", result.verify)
     folder.write_table("summary.parquet", result.summary)
-    folder.update_run(status="incomplete" if result.num_missing else "complete", workers=worker_facts(commits))
-    if not result.num_missing:
+    if not result.num_missing:  # before the run is called complete, or a driver killed here would leave them in it
         folder.sweep({commit["file"] for commit in commits.values()})
+    folder.update_run(status="incomplete" if result.num_missing else "complete", workers=worker_facts(commits))
     return result
