@@ -16,8 +16,8 @@ from adadecode.report.cells import ABSENT, cell
 from adadecode.report.schema import SUMMARY, VERIFY
 from adadecode.report.summary import parity_line
 from adadecode.report.tables import speedup_text
-from adadecode.runs.folder import RUN_FILE
 from adadecode.runs.lease import is_driven
+from adadecode.runs.run_file import RUN_FILE
 from adadecode.runs.storage import Storage, join, open_storage
 from adadecode.runs.table_checks import published_lines
 from adadecode.runs.typed import typed_table
