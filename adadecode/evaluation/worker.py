@@ -17,7 +17,7 @@ from adadecode.engine.invariance import NUM_POSITIONS, check_rows_independent
 from adadecode.engine.policy import Policy, make_policy, paper_exits, step_width
 from adadecode.engine.tally import Decoded
 from adadecode.evaluation.compare import compare, logits_digest
-from adadecode.evaluation.failures import Failure, broken_devices_named, result_or_failure
+from adadecode.evaluation.failures import Failure, result_or_failure
 from adadecode.evaluation.rows import SampleRow, Turn, turns
 from adadecode.kernels.arithmetic import arithmetic
 from adadecode.methods import METHODS, REFERENCE, any_needs_heads
@@ -25,7 +25,7 @@ from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads, original_heads
 from adadecode.model.head_files import load_heads
 from adadecode.model.load import chat_template_hash, load_model, use_threads
-from adadecode.model.memory import out_of_memory_named
+from adadecode.model.memory import broken_devices_named, out_of_memory_named
 from adadecode.provenance import code_hash, cpu_name, gpu_driver
 from adadecode.records import Shard
 from adadecode.settings import DecodingSettings, Domain, EvalConfig

@@ -19,8 +19,14 @@ from tokenizers import Regex, pre_tokenizers
 
 from adadecode.engine.drafters import HeadDrafter
 from adadecode.errors import DeviceLostError, RowsDependentError
-from adadecode.evaluation.failures import MAX_MESSAGE_LEN, Failure, failure_of, result_or_failure
+from adadecode.evaluation.failures import (
+    MAX_MESSAGE_LEN,
+    Failure,
+    failure_of,
+    result_or_failure,
+)
 from adadecode.evaluation.worker import Worker, evaluate_shard
+from adadecode.model.memory import broken_devices_named
 from adadecode.records import Example, Shard
 from adadecode.report.schema import SAMPLES
 from adadecode.runs.folder import read_samples
@@ -260,6 +266,24 @@ def test_what_ends_a_process_is_no_samples_failure(error):
 def test_a_broken_device_context_needs_a_new_process():
     with pytest.raises(DeviceLostError, match="needs a new process: CUDA error: an illegal memory access"):
         result_or_failure("s0", raising(torch.AcceleratorError("CUDA error: an illegal memory access")), tiny_model())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+    ids=["outside of torch's allocator", "cuBLAS"],
+)
+def test_a_devices_memory_that_runs_out_outside_of_torch_is_tried_again_and_no_lost_device(error):
+    calls = iter([raising(error), lambda: 7])
+    assert result_or_failure("s0", lambda: next(calls)(), tiny_model()) == 7
+    failure = result_or_failure("s0", raising(error), tiny_model())
+    assert isinstance(failure, Failure)
+    assert failure.is_out_of_memory
+    with pytest.raises(type(error)), broken_devices_named():
+        raise error
 
 
 def test_the_retry_has_the_result_of_its_own():
