@@ -45,7 +45,8 @@ def _load_settled(
         return load(settled.kernels)
     except KernelsError as error:
         here = choose_kernels("auto", torch.device(config.device), getattr(torch, config.dtype))
+        why = str(error) if here.because is None else f"auto gives {here.kernels} because {here.because}"
         raise KernelsError(
-            f"the run at {storage.location!r} has {settled.kernels} kernels, and here auto gives {here.kernels} because "
-            f"{here.because}: mend that on {socket.gethostname()}, or start another run with another --out"
+            f"the run at {storage.location!r} has {settled.kernels} kernels, and here {why}: mend that on "
+            f"{socket.gethostname()}, or start another run with another --out"
         ) from error

@@ -357,7 +357,7 @@ def test_rows_that_depend_on_each_other_at_the_columns_of_one_prompt_end_the_run
         if model.num_columns(num_positions[0]) == 512:
             raise RowsDependentError("a row's bits depend on its slot")
 
-    monkeypatch.setattr("adadecode.evaluation.worker.check_rows_independent", check)
+    monkeypatch.setattr("adadecode.engine.invariance.check_rows_independent", check)
     data = write_prompts(tmp_path / "p.jsonl", ["w5 w6", " ".join(["w7"] * 500)])
     flags = tiny.flags(data_file=data, max_new_tokens=6, kernels="eager")
     result = cli("eval", "--local", *flags, "--out", tmp_path / "run")
@@ -372,7 +372,7 @@ def test_each_number_of_columns_a_run_needs_is_checked_once(monkeypatch, kernels
     config = EvalConfig(model="tiny", task="jsonl", methods=("vanilla", "vanilla-w1"), decode=decode, dtype="float32")
     worker = Worker("w0", config, model, word_tokenizer(97), {}, 8)
     monkeypatch.setattr(
-        "adadecode.evaluation.worker.check_rows_independent",
+        "adadecode.engine.invariance.check_rows_independent",
         lambda model, width, num_positions: seen.append(model.num_columns(*num_positions)),
     )
     prompts = [" ".join(["w7"] * length) for length in (2, 5, 90, 200, 95, 2)]
