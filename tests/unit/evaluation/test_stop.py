@@ -146,6 +146,16 @@ def test_once_the_run_is_being_closed_the_end_of_the_grace_period_is_not_heeded_
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_a_signal_while_a_run_is_closed_is_a_stop_of_what_would_follow_it():
+    noted = threading.Event()
+    with StopRequest(60, lambda line: noted.set()) as stop:
+        stop.end()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert noted.wait(60)
+        stop.install()  # the next cell of a sweep
+        assert stop.is_made
+
+
 HANGS = """
 import ctypes, os, sys
 from adadecode.evaluation import stop
