@@ -100,6 +100,7 @@ def test_memory_that_runs_out_with_nothing_left_to_let_go_of_is_the_callers():
     device = SmallDevice(room=1)
     with pytest.raises(torch.OutOfMemoryError):
         device.steps.step(8, 256)
+    assert device.steps.kept_columns == (256,), "its own cache is no room to be had"
     device.room = 2
     assert device.steps.step(8, 256).width == 8
 
