@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,15 +54,18 @@ class LanguageModel:
     tokenizer: PreTrainedTokenizerBase
     heads: ExitHeads | None
     policy: Policy
+    checked: set[int] = field(default_factory=set[int])  # S of the steps in which rows were found to be independent
 
     def generate(self, prompt: str, *, method: str = OURS, max_new_tokens: int | None = None) -> Output:
         """The greedy continuation of `prompt` by `method`, of at most `max_new_tokens` (the settings' when None).
 
         Raises UsageError for a method that is not there or that lacks heads, also as PromptError for a prompt that cannot
-        be used, NonFiniteLogitsError, and AdaDecodeError when memory runs out.
+        be used, NonFiniteLogitsError, RowsDependentError where rows are not independent in a step as long as this takes,
+        and AdaDecodeError when memory runs out.
         """
         from adadecode.engine.decode import decode
-        from adadecode.engine.generate import Request
+        from adadecode.engine.generate import Request, room_for_output
+        from adadecode.engine.invariance import check_rows_once
         from adadecode.model.memory import out_of_memory_named
         from adadecode.records import Example
         from adadecode.tasks.encode import decode_output, usable_ids
@@ -79,7 +82,9 @@ class LanguageModel:
             self.tokenizer, Example("prompt", prompt, prompt), self.model.context_len, self.model.vocab_size
         )
         request = Request(prompt_ids, limit)
+        num_positions = len(prompt_ids) + min(limit, room_for_output(self.model, len(prompt_ids)))
         with out_of_memory_named():
+            check_rows_once(self.model, self.policy.width, num_positions, self.checked)
             generation = decode(self.model, METHODS[method], request, self.policy, self.heads).generation
         return Output(decode_output(self.tokenizer, generation), generation)
 
@@ -96,7 +101,7 @@ def load(model: str = "demo", heads: str | None = None, **settings: Any) -> Lang
 
 def load_configured(config: GenerateConfig) -> LanguageModel:
     """What `load` gives for settings that are resolved."""
-    from adadecode.engine.invariance import check_rows_independent
+    from adadecode.engine.invariance import NUM_POSITIONS, check_rows_once
     from adadecode.engine.policy import make_policy
     from adadecode.evaluation.worker import heads_for
     from adadecode.model.load import load_model, use_threads
@@ -108,8 +113,10 @@ def load_configured(config: GenerateConfig) -> LanguageModel:
     with out_of_memory_named():
         heads = heads_for(config, config.domain, model) if has_heads(config) else None
         policy = make_policy(config.decode, None if heads is None else heads.exits, model.num_layers)
-        check_rows_independent(model, policy.width)
-    return LanguageModel(config, model, tokenizer, heads, policy)
+        lm = LanguageModel(config, model, tokenizer, heads, policy)
+        for num_positions in NUM_POSITIONS:
+            check_rows_once(model, policy.width, num_positions, lm.checked)
+    return lm
 
 
 def evaluate(

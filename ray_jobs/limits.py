@@ -14,9 +14,11 @@ class Limits:
     max_errors: int = 2  # raised at work, without anything finished, before the run fails when every place raised one
     backoff_s: float = 10.0  # after an actor failed, doubled each time: a lost node looks alive for a while
     longest_rest_s: float = 1800.0  # of a place at which actors die, and of starts after loads that failed
+    away_s: float = 600.0  # after its last actor was lost a place may have one again
     start_s: float = 60.0  # an actor that has not begun to load by then waits for a node
     load_deadline_s: float = 1800.0
     first_deadline_s: float | None = FIRST_DEADLINE_S  # of an item before any was timed; None: items have no deadline
     least_deadline_s: float = 60.0
+    most_doublings: int = 3  # of an item's deadline, one for each actor it ended
     slack: float = 4.0  # times the slowest time per size that was seen
     grace_s: float = 20.0  # for what others have in flight when an error ends the run

@@ -4,6 +4,7 @@ A place is a host's GPU, or a host where actors compute on CPUs. A bad one loads
 free: what is not held against it is held against the items that it is given.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ class Record:
     has_finished: bool = False
     is_unloadable: bool = False  # the last load there failed
     rests_until: float = 0.0
+    left_at: float = -math.inf  # when the last actor was lost there
 
 
 SURELY = 8  # times the deaths of which an item is poison, wherever they were: no place is left that is any good
@@ -30,7 +32,8 @@ class Places:
     """The record of every place at which an actor of the run has started.
 
     A place at which an actor died rests, each time for twice as long until something is finished there, as long as
-    another place did better: nothing is lost by that, and a place that always fails is tried ever less often.
+    another that is held did better: nothing is lost by that, and a place that always fails is tried ever less often. A
+    place is held while an actor is there, and for a while after: it or its node may come back.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -45,6 +48,11 @@ class Places:
     def none_loads(self) -> bool:
         """Whether at every place the last load failed."""
         return all(record.is_unloadable for record in self._records.values())
+
+    def left(self, place: str, now: float) -> None:
+        """An actor there is no more."""
+        if place in self._records:
+            self._records[place].left_at = now
 
     def loaded(self, place: str) -> None:
         """An actor has loaded there."""
@@ -70,14 +78,14 @@ class Places:
     def is_poison(self, item: ItemState, actors: Collection[ActorState], now: float) -> bool:
         """Whether the item is to blame for the deaths, and not the places.
 
-        Once anything was finished, deaths count at places where something was; at one such place again only when none of
-        `actors` is where none died of it.
+        While a place where something was finished is held, deaths count at such places; at one place again only when none
+        of `actors` is where none died of it.
         """
         enough = self._limits.max_deaths
-        proven = [place for place, found in self._records.items() if found.has_finished]
-        counting = [num for place, num in item.deaths.items() if place in proven or not proven]
-        if (proven and len(counting) >= enough) or item.deaths.total() >= SURELY * enough:
+        proven = [num for place, num in item.deaths.items() if self._records[place].has_finished]
+        if len(proven) >= enough or item.deaths.total() >= SURELY * enough:
             return True
+        counting = proven if any(held.has_finished for held in self._held(actors, now)) else item.deaths.values()
         return sum(counting) >= enough and not self._untried(item, actors, now)
 
     def best_for(self, item: ItemState, actors: Collection[ActorState], now: float) -> Collection[ActorState]:
@@ -88,12 +96,21 @@ class Places:
         ]
         return clean or untried or actors
 
-    def is_resting(self, place: str, now: float) -> bool:
-        """Whether an actor there shall wait: fewer have died elsewhere."""
+    def is_resting(self, place: str, actors: Collection[ActorState], now: float) -> bool:
+        """Whether an actor there shall wait: fewer have died elsewhere, at a place that is held."""
         mine = self._records.get(place, UNKNOWN)
         return now < mine.rests_until and any(
-            other.num_failures < mine.num_failures for other in self._records.values()
+            other.num_failures < mine.num_failures for other in self._held(actors, now)
         )
+
+    def _held(self, actors: Collection[ActorState], now: float) -> list[Record]:
+        """The records of the places where one of `actors` is, or one was so lately that its place may have it back."""
+        here = {actor.place for actor in actors}
+        return [
+            record
+            for place, record in self._records.items()
+            if place in here or now - record.left_at < self._limits.away_s
+        ]
 
     def _untried(self, item: ItemState, actors: Collection[ActorState], now: float) -> list[ActorState]:
         """Those of `actors` that do not rest and are where none died of the item, or may come to be.
@@ -106,5 +123,5 @@ class Places:
             if (actor.phase is not Phase.STARTING or now - actor.since < self._limits.start_s)
             and (actor.phase is not Phase.LOADING or not self._records[actor.place].is_unloadable)
             and actor.place not in item.deaths
-            and not self.is_resting(actor.place, now)
+            and not self.is_resting(actor.place, actors, now)
         ]

@@ -57,10 +57,9 @@ class Scheduler:
         self._coming: Iterator[Item] = iter(items)
         self._pending: deque[Item] = deque()
         self._items: dict[str, ItemState] = {}  # every item that was ever assigned and is not done
-        self._num_wanted, self._num_started = 0, 0
+        self._num_wanted, self._num_started, self._is_stopped = 0, 0, False
         self._places, self._setbacks = Places(limits), Setbacks(limits, is_final)
         self._slowest_s: float | None = None  # per size
-        self._is_stopped = False
         self.actors: dict[str, ActorState] = {}
 
     @property
@@ -80,10 +79,10 @@ class Scheduler:
         return state.deaths.total() if (state := self._items.get(item_name)) else 0
 
     def deadline_s(self, item: Item) -> float | None:
-        """How long `item` may take: `slack` times the slowest measured, doubled for each actor it ended."""
+        """How long `item` may take: `slack` times the slowest measured, doubled for each actor it ended, a few times."""
         if self._limits.first_deadline_s is None:
             return None
-        patience = 2 ** self.num_deaths(item.name)
+        patience = 2 ** min(self.num_deaths(item.name), self._limits.most_doublings)
         if self._slowest_s is None:
             return patience * self._limits.first_deadline_s
         return patience * max(self._limits.least_deadline_s, self._limits.slack * item.size * self._slowest_s)
@@ -143,6 +142,7 @@ class Scheduler:
     def _on_death(self, death: Died, now: float) -> list[Action]:
         """Forgets a dead actor; its items come back, and the death counts against the one in flight."""
         actor = self.actors.pop(death.actor)
+        self._places.left(actor.place, now)
         if actor.phase is Phase.READY:
             self._setbacks.begin_anew(now)
         if not death.preempted:
@@ -229,7 +229,7 @@ class Scheduler:
     def _ready(self, now: float) -> list[ActorState]:
         """The actors that may be assigned something: not those at a place that rests."""
         ready = [actor for actor in self.actors.values() if actor.phase is Phase.READY]
-        return [actor for actor in ready if not self._places.is_resting(actor.place, now)]
+        return [actor for actor in ready if not self._places.is_resting(actor.place, self.actors.values(), now)]
 
     def _next_for(self, actor: ActorState, now: float) -> Item | None:
         """The first pending item that `actor` may be assigned; None when there is none."""

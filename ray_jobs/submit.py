@@ -24,6 +24,7 @@ POLL_S, MOST_S = 0.5, 30.0
 AGENT_TIMEOUT_S = 60.0
 QUIET_S = 60.0  # of a log, after which the job is asked for: a connection may be cut without a sign
 RETRY_S = 300.0
+ANSWER_S = 60.0
 # What no job needs of a working directory, and what should not leave this machine; patterns as in .gitignore.
 NEVER_SENT = (
     *(".git/", ".venv/", "venv/", "__pycache__/", "/results/"),
@@ -43,7 +44,7 @@ def submit_job(command: str, arguments: Sequence[str], address: str, working_dir
             f"--address {on_one_line(repr(address))}: submit needs the dashboard's, such as http://HOST:8265"
         )
     try:
-        client = JobSubmissionClient(address)
+        client = PatientClient(address)
     except (OSError, RuntimeError, ValueError, AuthenticationError, RayError, requests.RequestException) as error:
         raise UsageError(
             f"--address {address!r}: no Ray dashboard answers there; give http://HOST:8265 of a running head, and where "
@@ -52,6 +53,11 @@ def submit_job(command: str, arguments: Sequence[str], address: str, working_dir
     shell_command = entrypoint(command, arguments)
     try:
         job_id = _submit_when_ready(client, shell_command, runtime_env(working_dir))
+    except requests.Timeout as error:
+        raise UsageError(
+            f"the cluster at {address} gave no answer for {ANSWER_S:.0f} s and may have taken the job: look with "
+            f"ray job list --address {address}"
+        ) from error
     except (RuntimeError, ValueError, OSError) as error:
         raise UsageError(
             f"the cluster at {address} did not take the job; check --working-dir ({on_one_line(error)})"
@@ -60,6 +66,16 @@ def submit_job(command: str, arguments: Sequence[str], address: str, working_dir
     details = follow_job(client, job_id, say, address)
     say(f"job {job_id}: {details.status}\n")
     return exit_code(details)
+
+
+class PatientClient(JobSubmissionClient):
+    """Ray's client with an end to its patience: a request of which nothing was heard for ANSWER_S raises an OSError.
+
+    Ray's own waits for ever where a link was cut without a sign.
+    """
+
+    def _do_request(self, method: str, endpoint: str, **given: Any) -> requests.Response:
+        return super()._do_request(method, endpoint, timeout=ANSWER_S, **given)
 
 
 def is_web_address(address: str) -> bool:

@@ -11,10 +11,14 @@ import ray
 from ray.exceptions import RayError
 
 from adadecode.errors import AdaDecodeError, RunFolderError
+from adadecode.evaluation.run_worker import load_settled
+from adadecode.model.decoder import DecoderModel
 from adadecode.model.head_files import HeadFacts
 from adadecode.model.load import load_tokenizer, use_threads
-from adadecode.model.memory import out_of_memory_named
+from adadecode.model.memory import broken_devices_named, out_of_memory_named
 from adadecode.records import Say
+from adadecode.runs.kernels import KERNELS_FILE
+from adadecode.runs.storage import open_storage
 from adadecode.settings import TrainConfig
 from adadecode.training.outputs import OutputsProgress, Part, find_part, make_part
 from adadecode.training.prompts import Chunk, TaskPrompts, UsablePrompts
@@ -35,8 +39,9 @@ from ray_jobs.pool import Done, Pool, PooledActor
 from ray_jobs.scheduler import Scheduler
 from ray_jobs.watch import ClusterWatch, watched_cluster
 
-# How long a part or a training takes is not known beforehand, and one that is alone does not try again for hours.
-LIMITS = Limits(max_deaths=3, max_errors=1, first_deadline_s=None)
+# How long a part or a training takes is not known beforehand. What a disk refused for a moment is tried again, by another
+# actor, which goes on from what is stored.
+LIMITS = Limits(max_deaths=3, max_errors=3, first_deadline_s=None)
 
 LINES_S = 5.0  # an actor whose node is gone with the head never answers
 
@@ -46,7 +51,8 @@ class TrainTask:
     """What an actor needs to know of its training; sent once."""
 
     config: TrainConfig
-    out: Path
+    out: Path  # the folder of the outputs that are made, or of the heads that are trained
+    heads: Path
 
 
 class ModelActor(PooledActor):
@@ -57,14 +63,26 @@ class ModelActor(PooledActor):
 
     def load(self) -> None:
         """Loads the model. Separate from `__init__`, so that errors arrive whole."""
-        with lost_device_ends_the_process():
-            self._model, _ = load_base(self._task.config)
+        with lost_device_ends_the_process(), broken_devices_named():
+            self._model = self.load_model()
         self._to_say = self._model.chosen_kernels.lines()
+
+    def load_model(self, kernels: str | None = None) -> DecoderModel:
+        """The base model, with other `kernels` than the settings' where they are given."""
+        config = self._task.config
+        return load_base(config if kernels is None else config.model_copy(update={"kernels": kernels}))[0]
 
 
 @ray.remote
 class OutputsActor(ModelActor):
     """Makes parts of the outputs, one at a time; rows go from here to the folder, not through the driver."""
+
+    def load_model(self, kernels: str | None = None) -> DecoderModel:
+        """With the kernels of the training: the first to have loaded settles what `auto` comes to."""
+        assert kernels is None, kernels
+        storage = open_storage(str(self._task.heads))
+        load = super().load_model
+        return load_settled(self._task.config, self._worker_id, storage, load, lambda model: model)
 
     def work(self, chunk: Chunk) -> Done:
         """Makes the part of `chunk`, unless it is stored; returns it, whether it was, and what is to be said of it."""
@@ -73,7 +91,7 @@ class OutputsActor(ModelActor):
         part = find_part(self._model, chunk, config, out, lines.append)
         if part is not None:
             return Done((part, True, lines))
-        with lost_device_ends_the_process():
+        with lost_device_ends_the_process(), out_of_memory_named(SMALLER_TRAINING):
             return Done((make_part(self._model, chunk, config, out, lambda *_: None), False, lines))
 
 
@@ -88,7 +106,7 @@ class TrainActor(ModelActor):
     def work(self, parts: list[Part]) -> Done:
         """Trains to the end; returns the facts of the heads, and what was said and not yet fetched."""
         use_threads(self._task.config.threads)  # a call may run in another thread than `load`
-        with out_of_memory_named(SMALLER_TRAINING):
+        with lost_device_ends_the_process(), broken_devices_named(), out_of_memory_named(SMALLER_TRAINING):
             facts = distill_heads(self._model, parts, self._task.config, self._task.out, self._lines.put)
         return Done((facts, self.take_lines()))
 
@@ -113,27 +131,32 @@ def train_on_ray(config: TrainConfig, out: Path, say: Say) -> HeadFacts:
     make_folders(config, out)
     sizes = lm_config.max_position_embeddings, lm_config.vocab_size
     prompts = UsablePrompts(TaskPrompts(config, tokenizer, *sizes), *sizes)
-    outputs = outputs_folder(config, out).resolve()
-    config = with_absolute_paths(config).model_copy(update={"outputs": str(outputs)})
+    out, outputs = out.resolve(), outputs_folder(config, out).resolve()
+    config = with_absolute_paths(config)
+    if config.outputs is not None:  # the user's: what lies there is never made again
+        config = config.model_copy(update={"outputs": str(outputs)})
     with watched_cluster(config.address) as cluster:
-        parts = _make_outputs(config, prompts, outputs, say, cluster)
-        return _train(config, parts, out.resolve(), say, cluster)
+        parts = _make_outputs(config, prompts, outputs, out, say, cluster)
+        return _train(config, parts, out, say, cluster)
 
 
 def _make_outputs(
-    config: TrainConfig, prompts: UsablePrompts, out: Path, say: Say, cluster: ClusterWatch
+    config: TrainConfig, prompts: UsablePrompts, outputs: Path, heads: Path, say: Say, cluster: ClusterWatch
 ) -> list[Part]:
-    """Has every worker make parts; returns all parts in the order of the prompts."""
+    """Has every worker make parts in the folder `outputs`; returns all parts in the order of the prompts."""
+    open_storage(str(heads)).delete(KERNELS_FILE)  # settled anew by each training
     resources, threads = actor_resources(config, cluster.nodes())
     num_prompts, lines = prompts.count()
     for line in lines:
         say(line)
     assert config.workers is not None, config
     num_actors = min(config.workers, -(-num_prompts // config.part_prompts))
-    pool = Pool(OutputsActor, TrainTask(config.model_copy(update={"threads": threads}), out), threads, resources)
+    task = TrainTask(config.model_copy(update={"threads": threads}), outputs, heads)
+    pool = Pool(OutputsActor, task, threads, resources)
     scheduler = Scheduler(chunk_items(prompts, config.part_prompts), LIMITS, is_final=is_refusal)
     driver = OutputsDriver(pool, scheduler, cluster, num_actors, OutputsProgress(num_prompts, say), say)
     driver.drive()
+    open_storage(str(heads)).delete(KERNELS_FILE)
     return [driver.parts[part_idx] for part_idx in range(len(driver.parts))]
 
 
@@ -141,7 +164,7 @@ def _train(config: TrainConfig, parts: list[Part], out: Path, say: Say, cluster:
     """Trains in one actor, with one GPU or all threads of a node; one that dies is replaced and resumes."""
     resources, threads = actor_resources(config.model_copy(update={"workers": 1}), cluster.nodes())
     resources |= {"max_concurrency": 2}  # so that it can tell what it says while it works
-    pool = Pool(TrainActor, TrainTask(config.model_copy(update={"threads": threads}), out), threads, resources)
+    pool = Pool(TrainActor, TrainTask(config.model_copy(update={"threads": threads}), out, out), threads, resources)
     scheduler = Scheduler([Item("the training", parts)], LIMITS, is_final=is_refusal)
     driver = TrainDriver(pool, scheduler, cluster, say)
     driver.drive()
@@ -158,6 +181,9 @@ class HeadsDriver(Driver):
 
     def num_wanted(self) -> int:
         return self._num_actors
+
+    def on_lost_actor(self, line: str) -> None:
+        self._say(line)
 
     def on_give_up(self, item: Item, reason: str) -> NoReturn:
         """Raises AdaDecodeError."""

@@ -16,6 +16,7 @@ from ray_jobs.cluster import RECONNECT, disconnect, is_ours
 
 LOOK_EVERY_S = 1.0
 PATIENCE_S = 30.0
+LEAST_LOOKS = 5  # without an answer before a head is lost
 STRIDE_S = 2.0  # of silence between two checks no more counts: a driver that stood still has heard nobody either
 
 Node = dict[str, Any]  # as `ray.nodes` has it
@@ -100,6 +101,9 @@ def watched_cluster(address: str | None) -> Generator[ClusterWatch]:
 
 
 def patience_s() -> float:
-    """How long a head may be silent: half of what Ray was told to wait for one that is started again, where it was."""
+    """How long a head may be silent: half of what Ray was told to wait for one that is started again, where it was.
+
+    Several looks at least, however short that is.
+    """
     given = os.environ.get(RECONNECT, "")
-    return float(given) / 2 if given.isdigit() else PATIENCE_S
+    return max(float(given) / 2, LEAST_LOOKS * LOOK_EVERY_S) if given.isdigit() else PATIENCE_S

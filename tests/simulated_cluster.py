@@ -60,7 +60,8 @@ class Cluster:
 
     From `bad_from_s` on an actor at a place in `bad` dies 2 to 5 seconds after it began an item; anywhere an actor dies 5
     seconds into a sample that is poison. Loading raises at a place in `unloadable`, and anywhere when it would end within
-    `outage_s`, from and to. `preemptions` are times and places: whichever actor is there dies.
+    `outage_s`, from and to. `preemptions` are times and places: whichever actor is there dies; so it
+    does in `removals`, and the place is no more.
     """
 
     items: Sequence[Item]
@@ -73,6 +74,7 @@ class Cluster:
     unloadable: frozenset[int] = frozenset()
     outage_s: tuple[float, float] = (0.0, 0.0)
     preemptions: Sequence[tuple[float, int]] = ()
+    removals: Sequence[tuple[float, int]] = ()
 
     now: float = 0.0
     accepted: Counter[str] = field(default_factory=Counter)
@@ -92,7 +94,7 @@ class Cluster:
     def run(self, most_s: float = 1e7) -> "Cluster":
         """Runs to the end, for at most `most_s`."""
         self._tell(Wanted(self.num_places))
-        tick_at, preemptions = TICK_S, deque(sorted(self.preemptions))
+        tick_at, preemptions = TICK_S, deque(sorted([*self.preemptions, *self.removals]))
         while not self._scheduler.is_over and self.failure is None and self.now < most_s:
             next_at = min(tick_at, self._coming[0][0]) if self._coming else tick_at
             if preemptions and preemptions[0][0] <= next_at:
@@ -144,7 +146,8 @@ class Cluster:
         self._place_those_that_wait()
 
     def _place_those_that_wait(self) -> None:
-        free = sorted(set(range(self.num_places)) - set(self._places.values()))
+        gone = {place for at_s, place in self.removals if at_s <= self.now}
+        free = sorted(set(range(self.num_places)) - gone - set(self._places.values()))
         while free and self._waiting:
             name = self._waiting.popleft()
             place = self._places[name] = free.pop(0)

@@ -12,6 +12,7 @@ from adadecode.bench.calls import used_tests
 from adadecode.bench.result import BenchMachine, Memory
 from adadecode.bench.subject import BenchSubject
 from adadecode.engine.policy import VANILLA, Policy
+from adadecode.kernels.arithmetic import arithmetic
 from adadecode.provenance import cpu_name, gpu_driver
 
 COPY_BYTES, NUM_COPIES, NUM_WARMUP_COPIES = 2 << 30, 20, 3
@@ -74,6 +75,8 @@ def machine_of(subject: BenchSubject) -> BenchMachine:
         dtype=subject.config.dtype,
         threads=torch.get_num_threads(),
         kernels=subject.model.kernels,
+        attention=subject.model.steps.attention,
+        **arithmetic(),
         width=subject.width,
         num_layers=subject.model.num_layers,
         model_hash=subject.model.model_hash,

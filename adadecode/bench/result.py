@@ -120,6 +120,9 @@ class BenchMachine:
     dtype: str
     threads: int
     kernels: str
+    attention: str | None  # who computes it in decode steps; None where that is torch's choice
+    float32_precision: str
+    reduced_precision_sums: bool
     width: int
     num_layers: int
     model_hash: str

@@ -25,24 +25,36 @@ def check_rows_independent(model: DecoderModel, width: int, num_positions: tuple
     instead of assumed. Raises NotFiniteError when the model gives no finite logits at all.
     """
     first_token = sound_token(model, width)
-    if model.kernels == "native":  # to which columns are no shape
-        num_positions = (min(num_positions), max(num_positions))
+    if model.kernels == "native":  # to which columns are no shape: as many as all slots take
+        num_positions = (min(num_positions), max(*num_positions, PROMPT_LEN + 2 * width))
     for columns in {model.num_columns(min(num, model.context_len)): num for num in num_positions}.values():
         _check_at(model, width, columns, first_token)
+
+
+def check_rows_once(model: DecoderModel, width: int, num_positions: int, checked: set[int]) -> None:
+    """`check_rows_independent` for `num_positions`, unless S is in `checked`, to which it is added.
+
+    Which S are needed is known as prompts come. To native kernels they are no shape, and the first check is enough.
+    """
+    columns = model.num_columns(min(num_positions, model.context_len))
+    if columns not in checked and not (checked and model.kernels == "native"):
+        check_rows_independent(model, width, (num_positions,))
+        checked.add(columns)
 
 
 def _check_at(model: DecoderModel, width: int, num_positions: int, first_token: int) -> None:
     """The check in a step for `num_positions`, with tokens from `first_token` on.
 
-    Where the context is too short for W rows after a prompt, as many slots are tried as a request could use.
+    Where its columns, or the context, are too few for W rows after a prompt, as many slots are tried as a request could
+    use.
     """
-    context_len = model.context_len
-    prompt_len = max(1, min(PROMPT_LEN, context_len // 2))
-    num_slots = min(width, context_len - prompt_len - 1)
+    room = min(model.context_len, model.num_columns(num_positions) - 1)  # positions
+    prompt_len = max(1, min(PROMPT_LEN, room // 2))
+    num_slots = min(width, room - prompt_len - 1)
     if num_slots < 1:
         return  # there is no room for a second token
     last = prompt_len + num_slots  # the position of the row
-    step = model.new_step(width, min(max(num_positions, prompt_len + 2 * width), context_len))
+    step = model.new_step(width, min(num_positions, model.context_len))
     tokens = [(first_token + i) % model.vocab_size for i in range(max(prompt_len, 2 + num_slots))]
     step.prefill(tokens[:prompt_len])
     _, token, *before = tokens[: 2 + num_slots]
@@ -53,9 +65,9 @@ def _check_at(model: DecoderModel, width: int, num_positions: int, first_token: 
     for company in range(NUM_COMPANIES):
         rng = random.Random(company)
         for slot in range(num_slots):
-            # the row always stands at position `last`, after the same tokens; nobody stands past the context
+            # the row always stands at position `last`, after the same tokens; nobody stands past the room
             step.begin(last - slot)
-            lo, hi = (0, min(width, context_len - (last - slot))) if company else (slot, slot + 1)
+            lo, hi = (0, min(width, room - (last - slot))) if company else (slot, slot + 1)
             others = [rng.randrange(model.vocab_size) for _ in range(hi - slot - 1)]
             step.put(lo, [*before[num_slots - slot + lo :], token, *others])
             bits = _bits_of(step, slot, lo, hi, model.num_layers)

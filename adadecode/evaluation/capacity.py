@@ -98,7 +98,7 @@ def read_rates(location: str | Path) -> Rates:
     run = read_run(location)
     try:
         prompt_hash = prompt_hashes(pq.read_table(pa.BufferReader(open_storage(location).read("plan.parquet"))))
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, KeyError) as error:  # KeyError: it lacks a column
         raise RunFolderError(f"--rates {str(location)!r}: its plan.parquet cannot be read; give another run") from error
     samples = read_samples(location)
     possible = samples.filter(pa.array(~impossible_times(samples)))

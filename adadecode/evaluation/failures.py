@@ -1,9 +1,8 @@
 """What one sample's failure is: the error of its row, never the end of the shard; a second try when memory ran out."""
 
-import contextlib
 import gc
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,7 +11,7 @@ import torch
 from adadecode.errors import DeviceLostError, RowsDependentError, is_rust_panic
 from adadecode.evaluation.rows import MAX_MESSAGE_LEN
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.memory import is_out_of_memory
+from adadecode.model.memory import broken_devices_named, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -51,20 +50,17 @@ def free_memory(model: DecoderModel) -> None:
     model.drop_steps()
     gc.collect()
     if torch.cuda.is_initialized():
-        try:
+        with broken_devices_named():
             torch.cuda.empty_cache()
-        except torch.AcceleratorError as error:
-            raise _device_lost(error) from error
 
 
 def _caught(function: Callable[[], ResultT]) -> ResultT | Failure:
     """What `function` returns, or how it failed; the error itself, with all its frames held, ends here."""
     try:
-        return function()
+        with broken_devices_named():
+            return function()
     except (DeviceLostError, RowsDependentError):
         raise
-    except torch.AcceleratorError as error:
-        raise _device_lost(error) from error
     except BaseException as error:
         if not isinstance(error, Exception) and not is_rust_panic(error):
             raise
@@ -76,16 +72,3 @@ def failure_of(error: BaseException) -> Failure:
     message = " ".join((str(error) or repr(error)).split())
     message = message.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be stored
     return Failure(type(error).__name__, message[:MAX_MESSAGE_LEN], is_out_of_memory(error))
-
-
-@contextlib.contextmanager
-def broken_devices_named() -> Generator[None]:
-    """Raises DeviceLostError for an error of the device."""
-    try:
-        yield
-    except torch.AcceleratorError as error:
-        raise _device_lost(error) from error
-
-
-def _device_lost(error: BaseException) -> DeviceLostError:
-    return DeviceLostError(f"the device failed and needs a new process: {error}")

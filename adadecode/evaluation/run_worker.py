@@ -2,16 +2,20 @@
 
 import socket
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
 from adadecode.errors import KernelsError
 from adadecode.evaluation.worker import Worker, load_worker
 from adadecode.kernels.choose import choose_kernels
+from adadecode.model.decoder import DecoderModel
 from adadecode.records import ChosenKernels
 from adadecode.runs.kernels import settle_kernels, settled_kernels
 from adadecode.runs.storage import Storage
-from adadecode.settings import EvalConfig
+from adadecode.settings import EvalConfig, ModelSettings
+
+LoadedT = TypeVar("LoadedT")
 
 
 def load_run_worker(
@@ -25,27 +29,42 @@ def load_run_worker(
     def load(kernels: str) -> Worker:
         return load_worker(config.model_copy(update={"kernels": kernels}), tasks, worker_id, threads)
 
+    return load_settled(config, worker_id, storage, load, lambda worker: worker.model)
+
+
+def load_settled(
+    config: ModelSettings,
+    worker_id: str,
+    storage: Storage,
+    load: Callable[[str], LoadedT],
+    model_of: Callable[[LoadedT], DecoderModel],
+) -> LoadedT:
+    """What `load` gives for the kernels that are settled at `storage`, or settles there what `auto` came to.
+
+    Raises KernelsError when those kernels cannot be had here.
+    """
     if config.kernels != "auto":
         return load(config.kernels)
     found = settled_kernels(storage)
     if found is not None:
-        return _load_settled(config, storage, found, load)
-    worker = load("auto")
-    settled = settle_kernels(storage, worker.model.chosen_kernels, worker_id)
-    if settled.kernels == worker.model.kernels:
-        return worker
-    del worker  # its memory is needed: another was first while this one loaded
-    return _load_settled(config, storage, settled, load)
+        return _load_with(config, storage, found, load)
+    loaded = load("auto")
+    settled = settle_kernels(storage, model_of(loaded).chosen_kernels, worker_id)
+    if settled.kernels == model_of(loaded).kernels:
+        return loaded
+    del loaded  # its memory is needed: another was first while this one loaded
+    return _load_with(config, storage, settled, load)
 
 
-def _load_settled(
-    config: EvalConfig, storage: Storage, settled: ChosenKernels, load: Callable[[str], Worker]
-) -> Worker:
+def _load_with(
+    config: ModelSettings, storage: Storage, settled: ChosenKernels, load: Callable[[str], LoadedT]
+) -> LoadedT:
     try:
         return load(settled.kernels)
     except KernelsError as error:
         here = choose_kernels("auto", torch.device(config.device), getattr(torch, config.dtype))
+        why = str(error) if here.because is None else f"auto gives {here.kernels} because {here.because}"
         raise KernelsError(
-            f"the run at {storage.location!r} has {settled.kernels} kernels, and here auto gives {here.kernels} because "
-            f"{here.because}: mend that on {socket.gethostname()}, or start another run with another --out"
+            f"the run at {storage.location!r} has {settled.kernels} kernels, and here {why}: mend that on "
+            f"{socket.gethostname()}, or start another run with another --out"
         ) from error

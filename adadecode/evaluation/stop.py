@@ -1,6 +1,6 @@
 """Ctrl-C and SIGTERM: the first asks a run to finish what is in flight, a second or the end of the grace period ends it.
 
-While a run is being closed, one more is noted, and the next ends the process.
+While a run is being closed, one more is noted, so that no other run follows it, and the next ends the process.
 """
 
 import os
@@ -8,6 +8,7 @@ import select
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 
 from adadecode.errors import EXIT_INCOMPLETE
@@ -64,7 +65,10 @@ class StopRequest:
             return
         signal.setitimer(signal.ITIMER_REAL, 0)
         if self._watch is None:
-            self._watch = ClosingWatch(self._say)
+            self._watch = ClosingWatch(self._say, self._make)
+
+    def _make(self) -> None:
+        self.is_made = True
 
     def _end_watch(self) -> None:
         if self._watch is not None:
@@ -95,8 +99,9 @@ class StopRequest:
 class ClosingWatch:
     """A thread that heeds the signals in the main thread's place, while that closes a run."""
 
-    def __init__(self, say: Say) -> None:
-        self._say, self._is_ended = say, False
+    def __init__(self, say: Say, on_signal: Callable[[], None]) -> None:
+        """`on_signal` is called when the first is noted."""
+        self._say, self._on_signal, self._is_ended = say, on_signal, False
         self._seen, seen_by_handler = os.pipe()
         os.set_blocking(seen_by_handler, False)
         self._fd_before = signal.set_wakeup_fd(seen_by_handler, warn_on_full_buffer=False)
@@ -118,6 +123,7 @@ class ClosingWatch:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
         if (number := self._next_signal(None)) is None:
             return
+        self._on_signal()
         name = signal.Signals(number).name
         self._say(f"{name}: the run is being closed; again, or in {CLOSING_S:g} s: end without its tables")
         if self._next_signal(CLOSING_S) is None and self._is_ended:

@@ -13,11 +13,11 @@ import torch
 
 from adadecode.engine.decode import decode
 from adadecode.engine.generate import Request, room_for_output
-from adadecode.engine.invariance import NUM_POSITIONS, check_rows_independent
+from adadecode.engine.invariance import NUM_POSITIONS, check_rows_once
 from adadecode.engine.policy import Policy, make_policy, paper_exits, step_width
 from adadecode.engine.tally import Decoded
 from adadecode.evaluation.compare import compare, logits_digest
-from adadecode.evaluation.failures import Failure, broken_devices_named, result_or_failure
+from adadecode.evaluation.failures import Failure, result_or_failure
 from adadecode.evaluation.rows import SampleRow, Turn, turns
 from adadecode.kernels.arithmetic import arithmetic
 from adadecode.methods import METHODS, REFERENCE, any_needs_heads
@@ -25,7 +25,7 @@ from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads, original_heads
 from adadecode.model.head_files import load_heads
 from adadecode.model.load import chat_template_hash, load_model, use_threads
-from adadecode.model.memory import out_of_memory_named
+from adadecode.model.memory import broken_devices_named, out_of_memory_named
 from adadecode.provenance import code_hash, cpu_name, gpu_driver
 from adadecode.records import Shard
 from adadecode.settings import DecodingSettings, Domain, EvalConfig
@@ -97,7 +97,7 @@ def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, thre
     for task in heads:
         worker.policy(task)  # an exit without a head is refused before anything is measured
     for num_positions in NUM_POSITIONS:
-        check_rows(worker, min(num_positions, model.context_len))
+        check_rows_once(model, width, num_positions, worker.checked)
     warmup_ids = [i % model.vocab_size for i in range(1, min(17, model.context_len))]
     for task in tasks:
         for method in config.methods * config.warmup:
@@ -106,17 +106,6 @@ def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, thre
         "loaded and warmed up %s in %.1f s, %s kernels", config.model, time.perf_counter() - started, model.kernels
     )
     return worker
-
-
-def check_rows(worker: Worker, num_positions: int) -> None:
-    """The row check in a step for `num_positions`, unless one of as many columns was checked; raises RowsDependentError.
-
-    Which numbers of columns a run needs is known as its prompts come. To native kernels they are no shape.
-    """
-    columns = worker.model.num_columns(num_positions)
-    if columns not in worker.checked and not (worker.checked and worker.model.kernels == "native"):
-        check_rows_independent(worker.model, worker.width, (num_positions,))
-        worker.checked.add(columns)
 
 
 def heads_for(config: DecodingSettings, domain: Domain | None, model: DecoderModel) -> ExitHeads:
@@ -179,7 +168,7 @@ def _measure(worker: Worker, turn: Turn) -> tuple[SampleRow, Decoded]:
     task, example = turn.shard.task, turn.shard.examples[turn.sample_idx]
     prompt_ids = turn.prompt_token_ids = encode_prompt(worker.tokenizer, example)
     limit = min(worker.config.decode.max_new_tokens, room_for_output(worker.model, len(prompt_ids)))
-    check_rows(worker, len(prompt_ids) + limit)
+    check_rows_once(worker.model, worker.width, len(prompt_ids) + limit, worker.checked)
     decoded = decode_prompt(worker, turn.method, task, prompt_ids)
     text = decode_output(worker.tokenizer, decoded.generation)
     scored = score(task, text, example.reference)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import TypedDict
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -27,17 +28,24 @@ def set_exact_arithmetic() -> None:
     torch.backends.cuda.matmul.allow_fp16_accumulation = False
 
 
-def arithmetic() -> dict[str, str | bool]:
+class Arithmetic(TypedDict):
+    """The precision of products of float32, and whether sums of half-precision products are in half precision."""
+
+    float32_precision: str
+    reduced_precision_sums: bool
+
+
+def arithmetic() -> Arithmetic:
     """In which precision this process computes, as it is set now."""
     matmul = torch.backends.cuda.matmul
-    return {
-        "float32_precision": torch.get_float32_matmul_precision(),
-        "reduced_precision_sums": bool(
+    return Arithmetic(
+        float32_precision=torch.get_float32_matmul_precision(),
+        reduced_precision_sums=bool(
             matmul.allow_bf16_reduced_precision_reduction
             or matmul.allow_fp16_reduced_precision_reduction
             or matmul.allow_fp16_accumulation
         ),
-    }
+    )
 
 
 def attention_by(backends: SDPBackend | Sequence[SDPBackend]) -> AbstractContextManager[object]:

@@ -38,8 +38,8 @@ def compile_layer_step() -> LayerStep:
                 raise error.inner_exception from None
             reason = str(error.inner_exception).strip().splitlines()[0][:200]
             raise KernelsError(
-                "--kernels compile: torch cannot compile the layers here; it needs a C++ compiler (g++), on GPUs too: "
-                f"install one, or use --kernels auto or eager ({reason})"
+                "--kernels compile: torch cannot compile the layers here; it needs a C++ compiler (g++) on a CPU, a C "
+                f"compiler (gcc) and triton on a GPU: install what is missing, or use --kernels auto or eager ({reason})"
             ) from error
 
     return compiled_step

@@ -7,10 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+import torch
+
 from adadecode.kernels.kv_cache import KVCache
 from adadecode.kernels.step import DecodeStep
 
 StepT = TypeVar("StepT", bound=DecodeStep)
+MadeT = TypeVar("MadeT")
 
 
 @dataclass
@@ -24,7 +27,7 @@ class _Bucket(Generic[StepT]):
 class SharedSteps(Generic[StepT]):
     """Steps by S and W. Those of one S have one cache, and all caches together at most `most_columns` columns.
 
-    What was not used for longest is let go of before a new cache is allocated.
+    What was not used for longest is let go of before a new cache is allocated, and when the device's memory runs out.
     """
 
     def __init__(
@@ -43,11 +46,22 @@ class SharedSteps(Generic[StepT]):
         if bucket is None:
             while self._buckets and sum(self._buckets) + num_columns > self._most_columns:
                 self._buckets.pop(next(iter(self._buckets)))
-            bucket = _Bucket(self._new_cache(num_columns))
+            bucket = _Bucket(self._made(lambda: self._new_cache(num_columns)))
         self._buckets[num_columns] = bucket
         if width not in bucket.steps:
-            bucket.steps[width] = self._new_step(width, bucket.cache)
+            bucket.steps[width] = self._made(lambda: self._new_step(width, bucket.cache), num_columns)
         return bucket.steps[width]
+
+    def _made(self, make: Callable[[], MadeT], needed: int | None = None) -> MadeT:
+        """What `make` allocates; lets go of caches but that of S = `needed`, the oldest first, while there is no memory."""
+        while True:
+            try:
+                return make()
+            except torch.OutOfMemoryError:
+                oldest = next((columns for columns in self._buckets if columns != needed), None)
+                if oldest is None:
+                    raise
+            del self._buckets[oldest]
 
     @property
     def kept_columns(self) -> tuple[int, ...]:

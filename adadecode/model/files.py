@@ -13,6 +13,7 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
     HFValidationError,
+    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -69,7 +70,10 @@ class ModelFiles:
             raise self.refusal(str(error)) from error
 
     def json(self, file: str) -> dict[str, Any] | None:
-        """The object in the JSON file named `file`; None when there is no such file. Raises ValueError with the reason."""
+        """The object in the JSON file named `file`; None when there is no such file. Raises ValueError with the reason.
+
+        And UsageError when the hub, which may have it, cannot be asked.
+        """
         path = self._path(file)
         return None if path is None else read_object(path)
 
@@ -92,6 +96,12 @@ class ModelFiles:
                 raise ValueError(f"{file} cannot be read ({error.strerror})") from error
         try:
             return Path(hf_hub_download(self.source, file, revision=self.revision))
+        except LocalEntryNotFoundError as error:  # not in the cache, and the hub gave no answer
+            is_known_to_lack = try_to_load_from_cache(self.source, file, revision=self.revision) is not None
+            if is_known_to_lack or isinstance(error.__cause__, OfflineModeIsEnabled):
+                return None
+            why = reason(error.__cause__ or error)
+            raise self.refusal(f"the hub could not be asked for its {file} ({why}); try again") from error
         except EntryNotFoundError:
             return None
 

@@ -15,15 +15,15 @@ Wrong = tuple[str, Mask]  # what is wrong, and in which rows
 
 @dataclass
 class Findings:
-    """Kinds of contradictions in the order in which they were found: in how many rows, and the first of these."""
+    """Kinds of contradictions in the order in which they were found: how many of what, and the first of these."""
 
-    _of_kind: dict[str, tuple[int, str]] = field(default_factory=dict[str, tuple[int, str]])
+    _of_kind: dict[str, tuple[int, str, str]] = field(default_factory=dict[str, tuple[int, str, str]])
 
-    def add(self, kind: str, count: int, first: str) -> None:
-        """Counts `count` more rows that are wrong in this way, the first of which is called `first`."""
-        before, earlier = self._of_kind.get(kind, (0, first))
+    def add(self, kind: str, count: int, first: str, unit: str = "rows") -> None:
+        """Counts `count` more that are wrong in this way, rows or what `unit` says, the first of which is `first`."""
+        before, _, earlier = self._of_kind.get(kind, (0, unit, first))
         if count:
-            self._of_kind[kind] = (before + count, earlier)
+            self._of_kind[kind] = (before + count, unit, earlier)
 
     def add_rows(self, found: Iterable[Wrong], samples: pa.Table) -> None:
         """Counts the rows of `samples` that the masks of `found` name."""
@@ -33,7 +33,7 @@ class Findings:
 
     def lines(self) -> list[str]:
         """One line for each kind."""
-        return [f"{kind}: {count} rows, first {first}" for kind, (count, first) in self._of_kind.items()]
+        return [f"{kind}: {count} {unit}, first {first}" for kind, (count, unit, first) in self._of_kind.items()]
 
 
 def row_name(samples: pa.Table, idx: int) -> str:

@@ -83,7 +83,7 @@ def recompute_parity(samples: pa.Table) -> pa.Table:
 
 def stored_disagreements(samples: pa.Table, verify: pa.Table) -> list[str]:
     """One line per row of `samples` whose parity claims the recomputed `verify` does not confirm; empty if none."""
-    claimed = ("parity", "logits_equal", "first_diff_idx")
+    claimed = ("parity", "logits_equal", "first_diff_idx", "vanilla_token_id", "method_token_id")
     stored = samples.filter(pc.field("parity").is_valid()).select([*KEY, *claimed])
     joined = stored.join(verify.select([*KEY, *claimed]), [*KEY], join_type="left outer", right_suffix="_now")
     lines = []
@@ -106,8 +106,9 @@ def broken_contract(verify: pa.Table) -> pa.Table:
 
 
 def num_checked(verify: pa.Table) -> int:
-    """How many rows of VERIFY are of methods under the parity contract."""
-    return verify.filter(pc.field("method").isin(names_that_owe("exact"))).num_rows
+    """How many outputs of methods under the parity contract had one of vanilla to be compared with."""
+    compared = pc.field("method").isin(names_that_owe("exact")) & pc.field("parity").is_valid()
+    return verify.filter(compared).num_rows
 
 
 def _judge(

@@ -169,6 +169,7 @@ def _claims(columns: Columns, rules: Rules) -> Iterator[Wrong]:
     claims = ("parity", "logits_equal", "first_diff_idx", "vanilla_token_id", "method_token_id")
     claimed = np.any([columns.has(name) for name in claims], axis=0)
     yield "vanilla claims parity with itself", is_vanilla & claimed
+    yield from _margins(columns, rules)
     yield "parity is none of exact, near_tie and mismatch", columns.has("parity") & ~columns.among("parity", PARITIES)
     has_digest = columns.has("logits_digest")
     is_digest = pc.match_substring_regex(columns.table["logits_digest"], "^[0-9a-f]{32}$")
@@ -185,6 +186,18 @@ def _claims(columns: Columns, rules: Rules) -> Iterator[Wrong]:
             f"parity is near_tie, but vanilla_margin is beyond {tolerance:g}",
             columns.equal("parity", "near_tie") & ~(margin <= tolerance),
         )
+
+
+def _margins(columns: Columns, rules: Rules) -> Iterator[Wrong]:
+    """Margins are those of the first difference, where the output has a token there whose logits were recorded."""
+    for name, token, recorded in (
+        ("vanilla_margin", "vanilla_token_id", columns.has("vanilla_token_id") & (rules.check_logits is True)),
+        ("method_margin", "method_token_id", columns.has("logits_digest")),
+    ):
+        margin, has = columns.numbers(name), columns.has(name)
+        yield f"{name} is there, but first_diff_idx is not", has & ~columns.has("first_diff_idx")
+        yield f"{name} is no finite number from 0 on", has & ~(np.isfinite(margin) & (margin >= 0))
+        yield f"{name} is missing", recorded & columns.has(token) & ~has
 
 
 def _is_positive(numbers: NDArray) -> Mask:

@@ -25,6 +25,8 @@ U = TypeVar("U")
 REQUIRED = {"shard": int, "file": str, "sha256": str, "fingerprint": str, "worker": dict}  # of a commit of any version
 OPTIONAL = {"task": str, "attempt": str, "num_rows": int}
 REQUIRED_OF_WITHDRAWN = {"shard": int, "file": str}
+MAX_SHARD = 2**31 - 1  # which the column `shard` holds
+MAX_TOTAL = 2**63 - 1  # of an outcome's counts and seconds
 AGAIN = "run the same command again: it computes the shard again"
 
 
@@ -49,15 +51,17 @@ def read_commit(storage: Storage, name: str) -> dict[str, Any] | None:
 
 
 def _check_types(commit: Any) -> None:
-    """Raises KeyError or TypeError where `commit` is none."""
+    """Raises KeyError, TypeError or ValueError where `commit` is none."""
     given = {name: kind for name, kind in OPTIONAL.items() if name in commit}
     for field, kind in (REQUIRED_OF_WITHDRAWN if WITHDRAWN in commit else {**REQUIRED, **given}).items():
         if type(commit[field]) is not kind:
             raise TypeError(field)
-    if "outcome" in commit and not all(
-        type(count) in (int, float) for count in vars(ShardOutcome(**commit["outcome"])).values()
-    ):
-        raise TypeError("outcome")
+    if WITHDRAWN not in commit and not 0 <= commit["shard"] <= MAX_SHARD:
+        raise ValueError("shard")
+    if "outcome" in commit:
+        for count in vars(ShardOutcome(**commit["outcome"])).values():
+            if type(count) not in (int, float) or (type(count) is int and abs(count) > MAX_TOTAL):
+                raise TypeError("outcome")
 
 
 def _check_names(name: str, commit: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from adadecode.errors import DamagedError, RunFolderError
-from adadecode.files import TEMPORARY_SUFFIX, from_json
+from adadecode.files import TEMPORARY_SUFFIX
 from adadecode.records import ShardOutcome
 from adadecode.report.schema import SAMPLES
 from adadecode.runs.commits import (
@@ -38,11 +38,9 @@ from adadecode.runs.editions import (
     parquet_bytes,
     withdrawn,
 )
-from adadecode.runs.fingerprint import changed_settings
 from adadecode.runs.outcome import outcome_of
+from adadecode.runs.run_file import RUN_FILE, part_of, refuse_others_results, run_in
 from adadecode.runs.storage import Storage, join, open_storage
-
-RUN_FILE = "run.json"
 
 
 class RunFolder:
@@ -52,10 +50,10 @@ class RunFolder:
         """Opens the run at `location`; raises RunFolderError when there is none."""
         self.storage: Storage = open_storage(location)
         self.location: str = self.storage.location
-        run = _run_in(self.storage)
+        run = run_in(self.storage)
         self.run_id: str = run["run_id"]
         self.fingerprint: str = run["fingerprint"]
-        self._git_sha: str | None = run.get("provenance", {}).get("git_sha")
+        self._git_sha: Any = part_of(run, "provenance").get("git_sha")
 
     @classmethod
     def open(cls, location: str | Path, fingerprint: str, facts: dict[str, Any]) -> "RunFolder":
@@ -65,13 +63,13 @@ class RunFolder:
         run_id = join(location, "x").split("/")[-2] if "://" in str(location) else Path(location).resolve().name
         run = {"run_id": run_id, "fingerprint": fingerprint, "status": "running", **facts}
         storage.create(RUN_FILE, _json_bytes(run))
-        if _run_in(storage)["fingerprint"] != fingerprint:  # that run was refused, or died without a result
+        if run_in(storage)["fingerprint"] != fingerprint:  # that run was refused, or died without a result
             storage.replace(RUN_FILE, _json_bytes(run))
         return cls(location)
 
     def update_run(self, **facts: Any) -> dict[str, Any]:
         """Replaces top-level entries of run.json, atomically; returns the new content."""
-        run = _run_in(self.storage) | facts
+        run = run_in(self.storage) | facts
         self.storage.replace(RUN_FILE, _json_bytes(run))
         return run
 
@@ -82,7 +80,7 @@ class RunFolder:
 
         `rows` hold the columns of SAMPLES by name, null where one lacks, less `run_id` and `attempt`, which this adds.
         """
-        if _run_in(self.storage)["fingerprint"] != self.fingerprint:
+        if run_in(self.storage)["fingerprint"] != self.fingerprint:
             raise RunFolderError(f"{self.location!r} was taken over by another run: choose another --out")
         ordered = sorted(rows, key=lambda row: (row["sample_id"], row["repeat"], row["method"]))
         written_by = {"run_id": self.run_id, "attempt": attempt}
@@ -157,7 +155,7 @@ class RunFolder:
     def sweep(self, named: Collection[str]) -> None:
         """Leaves under `samples/` the data files that are `named` and empty ones, and no temporary file anywhere.
 
-        Only for the driver of a run that is complete.
+        Only for the driver of a run of which no planned row is missing.
         """
         for name in self.storage.list("samples"):
             if name not in named:
@@ -178,7 +176,7 @@ class RunFolder:
 
     @property
     def _facts(self) -> dict[str, str]:
-        return {"run_id": self.run_id, "fingerprint": self.fingerprint, "git_sha": self._git_sha or ""}
+        return {"run_id": self.run_id, "fingerprint": self.fingerprint, "git_sha": str(self._git_sha or "")}
 
     def _settled(self, edition: Edition, content: bytes | None = None) -> dict[str, Any]:
         """The commit of an edition whose file is there, made from the file (`content`, if known) where there is none.
@@ -214,22 +212,6 @@ class RunFolder:
         self.storage.replace(edition.data, empty)
 
 
-def refuse_others_results(location: str | Path, fingerprint: str, facts: dict[str, Any]) -> None:
-    """Raises RunFolderError when committed rows of another fingerprint are at `location`; writes nothing."""
-    storage = open_storage(location)
-    try:
-        storage.read(RUN_FILE)
-    except FileNotFoundError:
-        return
-    theirs = _run_in(storage)
-    if theirs["fingerprint"] != fingerprint and commit_names(storage):
-        changed = changed_settings(theirs.get("config", {}), facts.get("config", {}))
-        raise RunFolderError(
-            f"--out {storage.location!r} belongs to another run (fingerprint {theirs['fingerprint']}, this one is "
-            f"{fingerprint}; {changed}): choose another --out, or repeat that run's settings to finish it"
-        )
-
-
 def new_attempt() -> str:
     """A name no other attempt at a shard has."""
     return uuid.uuid4().hex[:12]
@@ -237,7 +219,7 @@ def new_attempt() -> str:
 
 def read_run(location: str | Path) -> dict[str, Any]:
     """run.json of a run folder; raises RunFolderError when it is not one."""
-    return _run_in(open_storage(location))
+    return run_in(open_storage(location))
 
 
 def read_commits(location: str | Path) -> dict[int, dict[str, Any]]:
@@ -276,23 +258,11 @@ def committed_tables(location: str | Path, commits: Mapping[int, dict[str, Any]]
     Raises RunFolderError when a commit is another run's, or a committed file is missing or altered.
     """
     storage = open_storage(location)
-    fingerprint = _run_in(storage)["fingerprint"]
+    fingerprint = run_in(storage)["fingerprint"]
     foreign = [shard_idx for shard_idx, commit in commits.items() if commit["fingerprint"] != fingerprint]
     if foreign:
         raise RunFolderError(f"{storage.location!r}: the commits of shards {foreign} are of another run; {AGAIN}")
     yield from each(storage, lambda commit: committed_table(storage, commit), list(commits.values()))
-
-
-def _run_in(storage: Storage) -> dict[str, Any]:
-    try:
-        run = from_json(storage.read(RUN_FILE))
-    except (FileNotFoundError, ValueError) as error:
-        raise RunFolderError(f"{storage.location!r} is not a run folder: it has no readable {RUN_FILE}") from error
-    if not isinstance(run, dict) or "fingerprint" not in run or "run_id" not in run:
-        raise RunFolderError(
-            f"{storage.location!r} is not a run folder: its {RUN_FILE} names no run_id and fingerprint"
-        )
-    return run
 
 
 def _json_bytes(content: dict[str, Any]) -> bytes:

@@ -1,5 +1,6 @@
 """The runs below a folder, each with what its own tables say of it: a line per task, nothing recomputed."""
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ from adadecode.report.cells import ABSENT, cell
 from adadecode.report.schema import SUMMARY, VERIFY
 from adadecode.report.summary import parity_line
 from adadecode.report.tables import speedup_text
-from adadecode.runs.folder import RUN_FILE
 from adadecode.runs.lease import is_driven
+from adadecode.runs.run_file import RUN_FILE
 from adadecode.runs.storage import Storage, join, open_storage
 from adadecode.runs.table_checks import published_lines
 from adadecode.runs.typed import typed_table
@@ -29,7 +30,10 @@ CAPTION = "as stored when each run ended; `adadecode verify RUN` recomputes a ru
 
 @dataclass(frozen=True)
 class ListedRun:
-    """One run: its folder below the one that was asked for, its run.json, and its summary, None where it has none."""
+    """One run: its folder below the one that was asked for, its run.json, and its summary, None where it has none.
+
+    Of one whose run.json cannot be read nothing is known: it is empty then.
+    """
 
     name: str
     run: dict[str, Any]
@@ -42,16 +46,30 @@ def runs_below(location: str | Path) -> list[ListedRun] | None:
     names = [name for name in storage.list("") if name.rpartition("/")[2] == RUN_FILE]
     if RUN_FILE in names:
         return None
-    found = [
-        ListedRun(folder, _as_driven(run, join(storage.location, folder)), stored_summary(storage, f"{folder}/"))
-        for folder in (name.rpartition("/")[0] for name in names)
-        if (run := _run(storage.read(f"{folder}/{RUN_FILE}"))) is not None
-    ]
+    found = [listed for name in names if (listed := _listed(storage, name.rpartition("/")[0])) is not None]
     if not found:
         raise RunFolderError(
             f"{str(location)!r} is not a run folder: it has no readable {RUN_FILE}, nor has any below it"
         )
     return found
+
+
+def _listed(storage: Storage, folder: str) -> ListedRun | None:
+    """The run in `folder`; None where its run.json is gone by now or another thing."""
+    try:
+        run = _run(storage.read(f"{folder}/{RUN_FILE}"))
+    except FileNotFoundError:
+        return None
+    except RunFolderError:
+        return ListedRun(folder, {}, None)
+    if run is None:
+        return None
+    summary = None
+    with contextlib.suppress(RunFolderError):
+        run = _as_driven(run, join(storage.location, folder))
+    with contextlib.suppress(RunFolderError):
+        summary = stored_summary(storage, f"{folder}/")
+    return ListedRun(folder, run, summary)
 
 
 def stored_summary(storage: Storage, folder: str = "") -> pa.Table | None:

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from adadecode.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_MISMATCH, EXIT_OK, RunFolderError
+from adadecode.printable import on_one_line
 from adadecode.report.parity import (
     broken_contract,
     num_checked,
@@ -25,10 +26,11 @@ from adadecode.runs.engines import engine_lines, mixed_experiments, num_engines,
 from adadecode.runs.folder import committed_tables, read_commits, read_run
 from adadecode.runs.plan import num_missing, num_unplanned
 from adadecode.runs.run_checks import RunChecks, folder_lines
-from adadecode.runs.storage import open_storage
-from adadecode.runs.table_checks import closed_lines, stray_lines
+from adadecode.runs.storage import Storage, open_storage
+from adadecode.runs.table_checks import are_of_before, closed_lines, stray_lines
 from adadecode.runs.typed import typed_table
 
+STATUSES = ("running", "incomplete", "complete")  # of a run.json
 SHARDS_AT_A_TIME = 64  # whose token ids are in memory together
 
 
@@ -137,7 +139,7 @@ def judge_run(location: str | Path, commits: Mapping[int, dict[str, Any]], plan:
             f"{str(location)!r}: {unplanned} committed rows are not in its plan, so it cannot be complete: choose "
             "another --out"
         )
-    missing, status = num_missing(plan, committed.narrow, methods, repeats), str(run.get("status", "unknown"))
+    missing, status = num_missing(plan, committed.narrow, methods, repeats), run.get("status", "unknown")
     result = RunResult(
         folder=str(location),
         summary=summarise(committed.narrow, committed.verify, num_engines(commits)),
@@ -147,14 +149,29 @@ def judge_run(location: str | Path, commits: Mapping[int, dict[str, Any]], plan:
         num_missing=missing,
         contradictions=folder_lines(run, commits, plan) + checks.lines(),
         engines=engine_lines(commits),
-        status="incomplete, though run.json says complete" if missing and status == "complete" else status,
+        status="incomplete, though run.json says complete" if missing and status == "complete" else str(status),
     )
-    if missing or status != "complete":
-        return result  # what was closed before has other rows by now
+    lines = (
+        []
+        if status in STATUSES
+        else [f"run.json: its status is {on_one_line(repr(status))}, none of {', '.join(STATUSES)}"]
+    )
     storage = open_storage(location)
-    lines = closed_lines(storage, run, worker_facts(commits), result.summary, result.verify)
-    lines += stray_lines(storage, {commit["file"] for commit in commits.values()})
+    if _is_closed(storage, status, missing, committed.narrow.num_rows):
+        lines += closed_lines(storage, run, worker_facts(commits), result.summary, result.verify)
+    if not missing and status == "complete":
+        lines += stray_lines(storage, {commit["file"] for commit in commits.values()})
     return replace(result, contradictions=[*result.contradictions, *lines])
+
+
+def _is_closed(storage: Storage, status: Any, missing: int, num_rows: int) -> bool:
+    """Whether the tables that the run keeps are those of its `num_rows` rows.
+
+    Those of a run that goes on, or lacks rows, are of before. One that was closed without all rows may have them by now.
+    """
+    if missing or status == "running":
+        return False
+    return status == "complete" or not are_of_before(storage, num_rows)
 
 
 def _run_with_settings(location: str | Path) -> dict[str, Any]:

@@ -12,11 +12,12 @@ from adadecode.provenance import code_hash, git_sha, provenance
 from adadecode.records import Shard, ShardOutcome
 from adadecode.runs.engines import changed_code_notes, worker_facts
 from adadecode.runs.fingerprint import source_hashes
-from adadecode.runs.folder import RunFolder, read_commits, refuse_others_results
+from adadecode.runs.folder import RunFolder, read_commits
 from adadecode.runs.kernels import resume_kernels
 from adadecode.runs.lease import Lease
 from adadecode.runs.plan import make_plan, plan_hash, plan_table
 from adadecode.runs.result import RunResult, judge_run
+from adadecode.runs.run_file import refuse_others_results
 from adadecode.runs.starts import new_start, starts_of
 from adadecode.runs.storage import open_storage
 from adadecode.settings import EvalConfig
@@ -107,7 +108,7 @@ def close_run(prepared: PreparedRun) -> RunResult:
     prepared.lease.confirm()
     folder.write_table("verify.parquet", result.verify)
     folder.write_table("summary.parquet", result.summary)
-    folder.update_run(status="incomplete" if result.num_missing else "complete", workers=worker_facts(commits))
-    if not result.num_missing:
+    if not result.num_missing:  # before the run is called complete, or a driver killed here would leave them in it
         folder.sweep({commit["file"] for commit in commits.values()})
+    folder.update_run(status="incomplete" if result.num_missing else "complete", workers=worker_facts(commits))
     return result

@@ -17,6 +17,7 @@ from adadecode.records import ShardOutcome
 from adadecode.report.findings import RTOL, Columns, Findings, Mask, differs
 from adadecode.report.row_checks import Rules, row_findings
 from adadecode.report.sample_checks import sample_findings
+from adadecode.report.schema import LOST_BY
 from adadecode.runs.fingerprint import recomputed_fingerprint, stored_hashes
 from adadecode.runs.outcome import outcome_of
 from adadecode.runs.plan import plan_hash
@@ -43,6 +44,8 @@ class RunChecks:
                 of = "run.json" if name == "run_id" else "their commit"
                 self._findings.add_rows([(f"{name} is not that of {of}", wrong)], rows)
         self._findings.add_rows([("width is not that of the method and the worker", _other_width(rows, commit))], rows)
+        worker = ("worker_id is none of their commit's workers", _other_worker(rows, commit))
+        self._findings.add_rows([worker], rows)
         exits = ("exits are not those of the method and the worker", self._other_exits(rows, commit))
         self._findings.add_rows([exits], rows)
         self._see_counts(commit, rows)
@@ -62,11 +65,11 @@ class RunChecks:
         return self._findings.lines()
 
     def _see_counts(self, commit: Mapping[str, Any], rows: pa.Table) -> None:
-        where = f"shard {commit['shard']}"
+        shard = str(commit["shard"])
         if commit.get("num_rows") not in (None, rows.num_rows):
-            self._findings.add("num_rows of a commit is not the number of its rows", 1, where)
+            self._findings.add("num_rows of a commit is not the number of its rows", 1, shard, "shards")
         if not _same_outcome(commit["outcome"], outcome_of(rows)):
-            self._findings.add("outcome of a commit is not what its rows come to", 1, where)
+            self._findings.add("outcome of a commit is not what its rows come to", 1, shard, "shards")
 
     def _other_exits(self, rows: pa.Table, commit: Mapping[str, Any]) -> Mask:
         """Where drafts came from other exits than the worker had for the task; 0 stands for the n-gram drafter."""
@@ -161,6 +164,22 @@ def _other_width(rows: pa.Table, commit: Mapping[str, Any]) -> Mask:
     expected = {name: method.step_width(width) for name, method in METHODS.items()}
     found = zip(*(rows[name].to_pylist() for name in ("status", "method", "width")), strict=True)
     return np.array([status == "ok" and w != expected.get(method, w) for status, method, w in found], bool)
+
+
+def _other_worker(rows: pa.Table, commit: Mapping[str, Any]) -> Mask:
+    """Where a row is of no worker of `commit`; a sample that nobody survived is the driver's.
+
+    Commits of a version without `code_hash` may have one of several workers only.
+    """
+    facts = commit["worker"]
+    if "code_hash" not in facts:
+        return np.zeros(rows.num_rows, bool)
+    others = facts.get("others")
+    named = [
+        of.get("worker_id") for of in (facts, *(others if isinstance(others, list) else [])) if isinstance(of, dict)
+    ]
+    found = zip(rows["worker_id"].to_pylist(), rows["status"].to_pylist(), strict=True)
+    return np.array([who not in named and (who, status) != (LOST_BY, "error") for who, status in found], bool)
 
 
 def _same_outcome(stored: Mapping[str, Any], found: ShardOutcome) -> bool:

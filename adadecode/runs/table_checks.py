@@ -5,14 +5,16 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from adadecode.methods import baselines
 from adadecode.report.findings import RTOL
 from adadecode.report.parity import KEY
+from adadecode.report.schema import SCHEMA_VERSION
 from adadecode.runs.storage import Storage
 from adadecode.runs.typed import typed_table
 
-# What the rows alone determine. Intervals do not: how they are drawn may change between versions.
+# What the rows alone determine, whatever the version.
 OF_ROWS = (
     *("n", "num_errors", "num_output_tokens", "tokens_per_s", "decode_tokens_per_s", "ttft_p50_s", "ttft_p90_s"),
     *("num_tpot", "tpot_mean_s", "tpot_p50_s", "tpot_p90_s", "e2e_p50_s", "e2e_p90_s", "num_drafted", "num_accepted"),
@@ -22,6 +24,8 @@ OF_ROWS = (
 BASELINES = ("baseline", "baseline_total")  # up to version 0.1.0 one for both speedups, and chosen in another way
 OVER_BASELINE = ("num_prompts", "speedup_geomean", "speedup_total")
 SUMMARY_COLUMNS = (*OF_ROWS, *BASELINES, *OVER_BASELINE)
+INTERVALS = ("speedup_geomean_low", "speedup_geomean_high")  # how they are drawn may change between versions
+INTERVAL_RTOL = 1e-6  # they come of differences
 
 
 def closed_lines(
@@ -34,15 +38,35 @@ def closed_lines(
         ("verify.parquet", verify_lines, verify),
     ):
         try:
-            lines += compare(typed_table(storage.read(file), pa.schema([])), found)
+            content = storage.read(file)
+            lines += compare(typed_table(content, pa.schema([])), found, schema_version(content))
         except FileNotFoundError:
-            continue  # nothing is said, so nothing is wrong
+            lines.append(f"{file}: it is missing, though run.json says {run.get('status')}")
         except ValueError as error:
             lines.append(f"{file}: it cannot be read ({error})")
     stored = run.get("workers", [] if "starts" in run else workers)  # older versions have neither
     if not isinstance(stored, list) or sorted(map(_shown, stored)) != sorted(map(_shown, workers)):
         lines.append("run.json: its workers are not those of the commits")
     return lines
+
+
+def are_of_before(storage: Storage, num_rows: int) -> bool:
+    """Whether a table is missing, or the summary counts fewer rows than `num_rows`: then more were committed since."""
+    try:
+        tables = [typed_table(storage.read(f"{name}.parquet"), pa.schema([])) for name in ("summary", "verify")]
+    except FileNotFoundError:
+        return True
+    except ValueError:
+        return False
+    rows = tables[0].to_pylist()
+    counts = [row.get(name) for row in rows for name in ("n", "num_errors")]
+    return sum(count for count in counts if isinstance(count, int)) < num_rows
+
+
+def schema_version(content: bytes) -> int | None:
+    """The schema version that the Parquet file `content` names; None where it names none."""
+    version = (pq.read_schema(pa.BufferReader(content)).metadata or {}).get(b"schema_version", b"")
+    return int(version) if version.isdigit() and len(version) < 10 else None
 
 
 def stray_lines(storage: Storage, named: Collection[str]) -> list[str]:
@@ -59,10 +83,14 @@ def stray_lines(storage: Storage, named: Collection[str]) -> list[str]:
     return lines
 
 
-def summary_lines(stored: pa.Table, found: pa.Table) -> list[str]:
-    """Where a stored SUMMARY table, of any version, is not the one its rows give, in the columns that both have."""
-    shared = [name for name in SUMMARY_COLUMNS if name in stored.schema.names and name in found.schema.names]
-    return _lines("summary.parquet", stored, found, ("task", "method"), shared) or _speedup_lines(stored)
+def summary_lines(stored: pa.Table, found: pa.Table, version: int | None = SCHEMA_VERSION) -> list[str]:
+    """Where a stored SUMMARY table is not the one its rows give; of another `version` in the columns that both have."""
+    of_now = (*SUMMARY_COLUMNS, *INTERVALS)
+    columns = of_now if version == SCHEMA_VERSION else SUMMARY_COLUMNS
+    names = [name for name in columns if name in stored.schema.names]
+    lines = _version_lines("summary.parquet", stored, found, version)
+    lines = lines or _lines("summary.parquet", stored, found, ("task", "method"), names)
+    return lines or _speedup_lines(stored)
 
 
 def _speedup_lines(summary: pa.Table) -> list[str]:
@@ -79,10 +107,19 @@ def _speedup_lines(summary: pa.Table) -> list[str]:
     return lines
 
 
-def verify_lines(stored: pa.Table, found: pa.Table) -> list[str]:
-    """Where a stored VERIFY table, of any version, is not the one its rows give."""
-    shared = [name for name in found.schema.names if name in stored.schema.names and name not in KEY]
-    return _lines("verify.parquet", stored, found, KEY, shared)
+def verify_lines(stored: pa.Table, found: pa.Table, version: int | None = SCHEMA_VERSION) -> list[str]:
+    """Where a stored VERIFY table is not the one its rows give; of another `version` in the columns that both have."""
+    lines = _version_lines("verify.parquet", stored, found, version)
+    names = [name for name in found.schema.names if name in stored.schema.names and name not in KEY]
+    return lines or _lines("verify.parquet", stored, found, KEY, names)
+
+
+def _version_lines(file: str, stored: pa.Table, found: pa.Table, version: int | None) -> list[str]:
+    """Where a table names no schema version, or the present one and has not all of its columns."""
+    if version is None:
+        return [f"{file}: it names no schema version, as tables of runs do"]
+    missing = [name for name in found.schema.names if name not in stored.schema.names]
+    return [f"{file}: it has no column {missing[0]}"] if missing and version == SCHEMA_VERSION else []
 
 
 def published_lines(summary: pa.Table, verify: pa.Table) -> list[str]:
@@ -142,7 +179,8 @@ def _differ(name: str, stored: dict[str, Any], found: dict[str, Any]) -> bool:
         return False
     a, b = stored[name], found[name]
     if isinstance(a, float) and isinstance(b, float):
-        return not (abs(a - b) <= RTOL * max(abs(a), abs(b)) or (a != a and b != b))
+        rtol = INTERVAL_RTOL if name in INTERVALS else RTOL
+        return not (abs(a - b) <= rtol * max(abs(a), abs(b)) or (a != a and b != b))
     return a != b
 
 

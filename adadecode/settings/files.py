@@ -4,7 +4,7 @@ YAML alone would take `no` for a boolean, 1:30 for ninety, and of a key that sta
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,15 +32,28 @@ NULLS = ("", "~", "null", "Null", "NULL")
 
 
 class FileSettings(dict[str, Any]):
-    """A mapping of a file of settings; `places` says of each of its keys in which file and line it stands."""
+    """A mapping of a file of settings; `places` says of each of its keys in which file and line it stands.
 
-    def __init__(self, values: Mapping[str, Any], places: Mapping[str, str]) -> None:
+    `of_run`: it is the configuration in a run.json, in which every setting has its value, whoever gave it.
+    """
+
+    def __init__(self, values: Mapping[str, Any], places: Mapping[str, str], *, of_run: bool = False) -> None:
         super().__init__(values)
         self.places = dict(places)
+        self.of_run = of_run
 
-    def without(self, names: set[str]) -> "FileSettings":
+    def without(self, names: Collection[str]) -> "FileSettings":
         """These settings less those of `names`."""
-        return FileSettings({name: value for name, value in self.items() if name not in names}, self.places)
+        kept = {name: value for name, value in self.items() if name not in names}
+        return FileSettings(kept, self.places, of_run=self.of_run)
+
+    def flattened(self, name: str) -> "FileSettings":
+        """These settings with those of the mapping `name`, if there is one, beside the others."""
+        inner = self.get(name)
+        if not isinstance(inner, FileSettings):
+            return self
+        values = {**self.without({name}), **inner}
+        return FileSettings(values, self.places | inner.places, of_run=self.of_run)
 
 
 def read_mapping(file: Path) -> FileSettings:
@@ -67,7 +80,9 @@ def read_mapping(file: Path) -> FileSettings:
     if not isinstance(loaded, FileSettings):
         raise UsageError(f"{file}: expected a mapping of settings, such as `task: gsm8k`")
     config = loaded.get("config")
-    return config if "fingerprint" in loaded and isinstance(config, FileSettings) else loaded
+    if "fingerprint" in loaded and isinstance(config, FileSettings):
+        return FileSettings(config, config.places, of_run=True)
+    return loaded
 
 
 @dataclass

@@ -9,7 +9,7 @@ from adadecode.demo import POLICY_FILE
 from adadecode.errors import UsageError
 from adadecode.settings.files import read_mapping
 from adadecode.settings.groups import DecodeSettings, is_mapping
-from adadecode.settings.problems import bad_values_line, unknown_line
+from adadecode.settings.problems import bad_values_line, shown_value, unknown_line
 
 POLICIES = "give paper, demo or a YAML file of decode settings, such as `gamma: 0.7`"
 
@@ -21,13 +21,14 @@ class PolicyError(UsageError):
 def with_policy(values: dict[str, Any]) -> dict[str, Any]:
     """`values` of a configuration, those of its policy laid under `decode`.
 
-    Unless `decode` names one it is `demo` for the demo's own weights, else `paper`. Of DecodeSettings what was set in them
-    is given. Raises PolicyError for what is no policy.
+    Unless `decode` names one it is `demo` for the demo's own weights, else `paper`. Where all of `decode` is given, as in
+    the run.json of a run, its policy is a name that is not looked up. Of DecodeSettings what was set in them is given.
+    Raises PolicyError for what is no policy.
     """
     decode = values.get("decode", {})
     if isinstance(decode, DecodeSettings):
         decode = decode.model_dump(exclude_unset=True)
-    if not is_mapping(decode):
+    if not is_mapping(decode) or decode.keys() >= DecodeSettings.model_fields.keys():
         return values
     is_demo = values.get("model", "demo") == "demo" and values.get("shape") is None
     name = decode.get("policy", "demo" if is_demo else "paper")
@@ -42,8 +43,7 @@ def read_policy(name: object) -> dict[str, Any]:
     if name == "paper":
         return {}
     if not isinstance(name, str) or not name.strip():
-        shown = "null" if name is None else repr(name)
-        raise PolicyError(f"--policy {shown}: {POLICIES}; leave it out for the default")
+        raise PolicyError(f"--policy {shown_value(name)}: {POLICIES}; leave it out for the default")
     try:
         settings = read_mapping(POLICY_FILE if name == "demo" else Path(name))
     except UsageError as error:

@@ -1,14 +1,18 @@
 """What is wrong with a setting, as one line: where it stands, its value, what it may be."""
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import cast
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from adadecode.settings.files import quoted
 from adadecode.settings.groups import DecodeSettings, Settings, flag_name
 
+LINE = re.compile("(.*) line ([0-9]+)", re.DOTALL)
+FLAG = re.compile("--[a-z][a-z0-9-]*")
 MAX_SHOWN_LEN = 80  # of a bad value, in characters
 
 
@@ -17,7 +21,7 @@ def unknown_line(name: str, place: str | None, names: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name).lower().replace("-", "_"), sorted(names), n=1, cutoff=0.6)
     remedy = f"did you mean `{close[0]}`?" if close else "`--help` lists them as flags, with - for _"
     remedy = "it is the flag --out only" if name == "out" else remedy
-    return f"{'' if place is None else f'{place}: '}there is no setting {quoted(name)}; {remedy}"
+    return f"{'' if place is None else f'{place}: '}there is no setting {quoted(str(name))}; {remedy}"
 
 
 def bad_values_line(kind: type[Settings], error: ValidationError, places: Mapping[str, str | None]) -> str:
@@ -28,16 +32,26 @@ def bad_values_line(kind: type[Settings], error: ValidationError, places: Mappin
         name = next((str(part) for part in reversed(problem["loc"]) if part in fields and part != "decode"), None)
         message = problem["msg"].removeprefix("Value error, ")
         if name is None:
-            lines.setdefault(message, f"settings: {message}")
+            lines.setdefault(message, f"{_places_of(message, fields, places)}: {message}")
         else:
             place = places.get(name)
             where = flag_name(name, fields[name]) if place is None else f"{place}: {name}"
-            value = "" if problem["type"] == "missing" else f" {_shown(problem['input'])}"
+            value = "" if problem["type"] == "missing" else f" {shown_value(problem['input'])}"
             lines.setdefault(name, f"{where}{value}: {message}")
     return "; ".join(lines.values())
 
 
-def _shown(value: object) -> str:
+def _places_of(message: str, fields: Mapping[str, FieldInfo], places: Mapping[str, str | None]) -> str:
+    """Where the settings stand whose flags `message` names: `FILE line 2, line 5`, or `settings` without a file."""
+    flags = {flag_name(name, field): name for name, field in fields.items()}
+    named = [flags[flag] for flag in dict.fromkeys(FLAG.findall(message)) if flag in flags]
+    found = [place for name in named if (place := places.get(name)) is not None]
+    lines = sorted({int(line[2]) for place in found if (line := LINE.fullmatch(place))})
+    file = LINE.sub(r"\1", found[0]) if found else "settings"
+    return f"{file} {', '.join(f'line {line}' for line in lines)}".rstrip()
+
+
+def shown_value(value: object) -> str:
     """A bad value as a person would type it: a list with commas; of what is nested only what it is."""
     if isinstance(value, list | tuple):
         parts = cast("list[object] | tuple[object, ...]", value)

@@ -8,9 +8,9 @@ from pydantic import ValidationError
 
 from adadecode.errors import UsageError
 from adadecode.settings.files import FileSettings, read_mapping
-from adadecode.settings.groups import DecodeSettings, Settings
+from adadecode.settings.groups import DecodeSettings, PlacementSettings, Settings, ThreadSettings
 from adadecode.settings.policy import PolicyError, with_policy
-from adadecode.settings.problems import bad_values_line, unknown_line
+from adadecode.settings.problems import bad_values_line, shown_value, unknown_line
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
@@ -20,22 +20,33 @@ def build_settings(
 ) -> SettingsT:
     """`kind` from a file of settings overlaid with the flags that were given; a bad value becomes one line.
 
-    What the file has that only a configuration of kind `beside` knows is left out: one file can serve both.
+    What the file has that only a configuration of kind `beside` knows is left out: one file can serve both. So is of a
+    run.json where and how patiently that run was done.
     """
     values = FileSettings({}, {}) if config_file is None else read_settings(config_file)
     if beside is not None:
-        values = values.without(others_alone(beside, kind))
+        values = _shared(values, beside, kind)
     if "cells" in values:
         raise UsageError(f"{values.places['cells']}: `cells` are a sweep's: run the file with `adadecode sweep`")
     return settings_of(kind, values, given_flags(flags))
 
 
-def others_alone(other: type[Settings], kind: type[Settings]) -> set[str]:
-    """The settings that `other` has and `kind` has not."""
-    names = set(other.model_fields)
-    if "decode" in names - set(kind.model_fields):
-        names |= set(DecodeSettings.model_fields)  # they may stand flat
-    return names - set(kind.model_fields)
+def _shared(values: FileSettings, other: type[Settings], kind: type[Settings]) -> FileSettings:
+    """What a configuration of `kind` takes of `values`, a file for one of `other`; raises UsageError for unknown names."""
+    flat = values.flattened("decode")
+    known, taken = _flat_names(other), _flat_names(kind)
+    if unknown := [name for name in flat if name not in known | taken and name != "cells"]:
+        raise UsageError(unknown_line(unknown[0], flat.places[unknown[0]], known | taken))
+    left_out = known - taken
+    if values.of_run:
+        left_out |= PlacementSettings.model_fields.keys() - ThreadSettings.model_fields.keys()
+    return flat.without(left_out)
+
+
+def _flat_names(kind: type[Settings]) -> set[str]:
+    """The settings of `kind`, those of `decode` among them."""
+    names = set(kind.model_fields)
+    return names - {"decode"} | set(DecodeSettings.model_fields) if "decode" in names else names
 
 
 def given_flags(flags: dict[str, Any]) -> dict[str, Any]:
@@ -66,11 +77,13 @@ def settings_of(kind: type[SettingsT], *layers: Mapping[str, Any]) -> SettingsT:
     of_decode: set[str] = set(DecodeSettings.model_fields) if "decode" in kind.model_fields else set()
     given: dict[str, Any] = {}
     places: dict[str, str | None] = {}  # in which file and line, where it was in one
-    for layer in layers:
-        for part in _flat(layer) if of_decode else [layer]:
-            given |= part
-            places |= {name: part.places[name] if isinstance(part, FileSettings) else None for name in part}
-    names = {name for name in kind.model_fields if name != "decode" or not of_decode} | of_decode
+    parts = [_flat(layer) if of_decode else layer for layer in layers]
+    for idx, part in enumerate(parts):
+        if of_decode and isinstance(part, FileSettings) and part.of_run:
+            part = _of_run(part, has_other_policy=any("policy" in later for later in parts[idx + 1 :]))
+        given |= part
+        places |= {name: part.places.get(name) if isinstance(part, FileSettings) else None for name in part}
+    names = _flat_names(kind)
     if unknown := [name for name in given if name not in names]:
         raise UsageError(unknown_line(unknown[0], places[unknown[0]], names))
     values = {name: value for name, value in given.items() if name not in of_decode}
@@ -85,11 +98,29 @@ def settings_of(kind: type[SettingsT], *layers: Mapping[str, Any]) -> SettingsT:
         raise UsageError(bad_values_line(kind, error, places)) from None
 
 
-def _flat(layer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The settings in `decode` of `layer`, and those beside it."""
+def _flat(layer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of `layer`, those in `decode` beside the others; raises UsageError where that is no mapping."""
+    if isinstance(layer, FileSettings):
+        return layer.flattened("decode")
     decode = layer.get("decode", {})
     if isinstance(decode, DecodeSettings):
         decode = decode.model_dump(exclude_unset=True)
-    if isinstance(layer, FileSettings):
-        return [decode, layer.without({"decode"})]
-    return [decode, {name: value for name, value in layer.items() if name != "decode"}]
+    if not isinstance(decode, Mapping):
+        raise UsageError(
+            f"decode {shown_value(decode)}: it must be DecodeSettings or a mapping, such as {{'gamma': 0.7}}"
+        )
+    return {**decode, **{name: value for name, value in layer.items() if name != "decode"}}
+
+
+def _of_run(settings: FileSettings, *, has_other_policy: bool) -> FileSettings:
+    """The settings of a run.json, whose decode settings are all given, so that its policy need not be there any more.
+
+    With another policy than that of the run they are that one's, except for the length of the outputs.
+    """
+    of_decode = DecodeSettings.model_fields.keys()
+    if has_other_policy:
+        return settings.without(of_decode - {"max_new_tokens"})
+    if "policy" not in settings:
+        return settings
+    defaults = DecodeSettings().model_dump(mode="json")  # of what that version did not know
+    return FileSettings({**defaults, **settings}, settings.places, of_run=True)

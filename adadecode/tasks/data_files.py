@@ -6,6 +6,7 @@ Of a Parquet file only the columns that are asked for are read, so what other co
 import gzip
 import zlib
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,8 +35,18 @@ FIRST_BYTES = (
 )
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """The value of a field that is there and cannot be read, and why."""
+
+    reason: str
+
+
 class PlacedRow(NamedTuple):
-    """One row: `where` it stands, the fields of it that were read, and the names of all it has."""
+    """One row: `where` it stands, the fields of it that were read, and the names of all it has.
+
+    A field that cannot be read has Unreadable for its value.
+    """
 
     where: str
     fields: dict[str, Any]
@@ -106,13 +117,24 @@ def _jsonl_rows(path: Path) -> Iterator[PlacedRow]:
 
 def _parse_line(line: bytes, where: str, path: Path) -> dict[str, Any]:
     try:
-        value = from_json(line)
+        value = _value_of(line)
     except ValueError as error:
         advice = _advice(path) or ONE_PER_LINE
         raise TaskDataError(f"{where}: {shown(line)} is not JSON ({on_one_line(error)}); {advice}") from error
     if not isinstance(value, dict):
         raise TaskDataError(f"{where}: {shown(value)} is not an object; {ONE_PER_LINE}")
     return value
+
+
+def _value_of(line: bytes) -> Any:
+    """The JSON value in `line`; in texts that are not UTF-8 what is none of it is surrogates. Raises ValueError."""
+    try:
+        return from_json(line)
+    except UnicodeDecodeError as error:
+        try:
+            return from_json(line.decode("utf-8", "surrogateescape"))
+        except ValueError:
+            raise error from None
 
 
 def _parquet_rows(path: Path, wanted: Collection[str]) -> Iterator[PlacedRow]:
@@ -142,12 +164,12 @@ def _columns_read(path: Path, wanted: Collection[str]) -> Iterator[PlacedRow]:
             columns = {name: batch.column(name) for name in found}
             for idx in range(batch.num_rows):
                 where = f"{path} row {row_idx}"
-                yield PlacedRow(where, {name: _value(columns[name][idx], name, where) for name in found}, names)
+                yield PlacedRow(where, {name: _value(columns[name][idx]) for name in found}, names)
                 row_idx += 1
 
 
-def _value(scalar: Any, name: str, where: str) -> Any:
+def _value(scalar: Any) -> Any:
     try:
         return scalar.as_py()
     except Exception as error:  # unrelated families: text that is no UTF-8, a date past Python's, an unknown time zone
-        raise TaskDataError(f"{where}: column {name!r} cannot be read ({on_one_line(error)}); {TEXT_COLUMN}") from error
+        return Unreadable(on_one_line(error))

@@ -23,7 +23,7 @@ def to_example(row: Row, data: DataSettings) -> Example:
 
 
 def _sample_id(row: Row) -> str:
-    value = row.fields.get("id")
+    value = row.value("id")
     if value is None:
         return f"{row.idx:05d}"
     if isinstance(value, int) and not isinstance(value, bool):

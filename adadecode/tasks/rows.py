@@ -7,7 +7,7 @@ from typing import Any
 
 from adadecode.errors import PromptError, TaskDataError
 from adadecode.printable import is_unicode
-from adadecode.tasks.data_files import PlacedRow, file_rows, shown
+from adadecode.tasks.data_files import TEXT_COLUMN, PlacedRow, Unreadable, file_rows, shown
 
 MAX_NAMES_LEN = 200  # of the names of a row's fields in a message, in characters
 
@@ -45,6 +45,13 @@ class Row:
     fields: dict[str, Any]
     names: Collection[str]
 
+    def value(self, field: str) -> Any:
+        """What `field` holds, None where it is not there. Raises PromptError if that cannot be read."""
+        value = self.fields.get(field)
+        if isinstance(value, Unreadable):
+            raise PromptError(f"{self.where}: column {field!r} cannot be read ({value.reason}); {TEXT_COLUMN}")
+        return value
+
     def text(self, field: str, remedy: str) -> str:
         """The text in `field`, unchanged. Raises PromptError, ending in `remedy`, if there is none to decode."""
         if field not in self.fields:
@@ -52,7 +59,7 @@ class Row:
             if len(present) > MAX_NAMES_LEN:
                 present = present[:MAX_NAMES_LEN] + "..."
             raise PromptError(f"{self.where}: no field {field!r} among its fields ({present}); {remedy}")
-        value = self.fields[field]
+        value = self.value(field)
         if not isinstance(value, str):
             raise PromptError(f"{self.where}: field {field!r} is {shown(value)}, not text; {remedy}")
         if not value.strip():

@@ -17,9 +17,10 @@ from transformers import GenerationConfig
 
 from adadecode.engine.generate import Request, generate, room_for_output
 from adadecode.engine.policy import Policy
-from adadecode.errors import DeviceLostError, PromptError, RunFolderError
+from adadecode.errors import PromptError, RunFolderError
 from adadecode.files import whole_file
 from adadecode.model.decoder import DecoderModel
+from adadecode.model.memory import broken_devices_named
 from adadecode.records import Say
 from adadecode.settings import TrainConfig
 from adadecode.training.prompts import Chunk, UsablePrompts, hash_ids
@@ -169,12 +170,10 @@ def make_part(
     Raises DeviceLostError when another process must try again.
     """
     outputs: dict[int, list[int]] = {}
-    try:
+    with broken_devices_named():
         for continuations in greedy_continuations(model, chunk.prompts, config.max_new_tokens):
             outputs |= continuations
             on_outputs(len(continuations), sum(map(len, continuations.values())))
-    except torch.AcceleratorError as error:
-        raise DeviceLostError(f"the device failed and needs a new process: {error}") from error
     ordered = [outputs[i] for i in range(len(chunk.prompts))]
     part = Part(chunk.part_idx, len(ordered), sum(map(len, ordered)), hash_ids([*chunk.prompts, *ordered]))
     metadata = _made_from(model, chunk, config) | {

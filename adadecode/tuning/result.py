@@ -96,6 +96,9 @@ class TuneMachine:
 
     device: str
     threads: int
+    attention: str | None  # who computes it in decode steps; None where that is torch's choice
+    float32_precision: str
+    reduced_precision_sums: bool
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from adadecode.engine.invariance import check_rows_independent
 from adadecode.engine.policy import Policy
 from adadecode.errors import UsageError
 from adadecode.files import make_folder, whole_file, write_whole
+from adadecode.kernels.arithmetic import arithmetic
 from adadecode.model.load import load_model, use_threads
 from adadecode.model.memory import out_of_memory_named
 from adadecode.provenance import cpu_name, provenance
@@ -103,6 +104,8 @@ def tune(subject: TuneSubject, prompts: list[Prompt], out: Path, say: Say) -> Tu
         machine=TuneMachine(
             device=torch.cuda.get_device_name() if subject.config.device == "cuda" else cpu_name(),
             threads=torch.get_num_threads(),
+            attention=subject.model.steps.attention,
+            **arithmetic(),
         ),
         provenance=provenance(),
     )

@@ -1,5 +1,6 @@
 """A finished run whose JSON files hold any other values: it is reported and verified, or refused; never a traceback."""
 
+import contextlib
 import copy
 import json
 import shutil
@@ -12,7 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adadecode.cli.main import main
+from adadecode.errors import RunFolderError
 from adadecode.printable import UNPRINTABLE
+from adadecode.runs.folder import RunFolder
+from adadecode.runs.run_file import refuse_others_results
 from tests.fuzz.cases import fuzzed
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "run-0.1.0" / "complete"
@@ -76,6 +80,10 @@ def test_any_values_in_the_json_of_a_run_are_reported_or_refused(finished, chang
             assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
             assert result.exit_code in (0, 2, 3, 4), result.output
             assert not any(map(UNPRINTABLE.search, result.output.splitlines()))
+        for fingerprint in ("another", json.loads(before["run.json"])["fingerprint"]):  # as `eval` begins
+            with contextlib.suppress(RunFolderError):
+                refuse_others_results(finished, fingerprint, {"config": {"task": "demo"}})
+                RunFolder(finished)
     finally:
         for name, content in before.items():
             (finished / name).write_bytes(content)

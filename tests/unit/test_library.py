@@ -69,6 +69,21 @@ def test_a_loaded_model_drafts_and_gives_the_tokens_of_vanilla(tiny):
     assert vanilla.layers_per_token == 4.0
 
 
+def test_rows_are_checked_at_each_number_of_columns_that_a_prompt_needs_before_it_is_decoded(tiny, monkeypatch):
+    """At 64 and at 1024 positions before any is known; a library that was only asked for those would miss 256 and 320."""
+    seen: list[int] = []
+    monkeypatch.setattr(
+        "adadecode.engine.invariance.check_rows_independent",
+        lambda model, width, num_positions: seen.append(model.num_columns(min(*num_positions, model.context_len))),
+    )
+    lm = adadecode.load(str(tiny.model), dtype="float32", threads=1, kernels="eager")
+    at_load = len(seen)
+    assert 256 not in seen
+    for num_words in (200, 210, 200):
+        lm.generate(" ".join(["w7"] * num_words), method="vanilla", max_new_tokens=20)
+    assert seen[at_load:] == [256]
+
+
 def test_without_heads_only_methods_that_need_none_generate(tiny):
     lm = adadecode.load(str(tiny.model), dtype="float32", threads=1)
     assert lm.generate("w5", method="vanilla", max_new_tokens=3).generation.num_rounds == 2

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import adadecode
 from adadecode.errors import UsageError
 from adadecode.settings import (
     BenchConfig,
@@ -127,7 +128,20 @@ def test_decode_settings_may_be_written_as_their_flags_are(text, changed, tmp_pa
         # policies
         ("policy: 1", "line 1: policy '1': give paper, demo or a YAML file of decode settings"),
         ("policy:", "line 1: policy null: give paper, demo or a YAML file of decode settings"),
-        ("policy: [a]", "line 1: policy ['a']: give paper, demo or a YAML file"),
+        ("policy: [a]", "line 1: policy a: give paper, demo or a YAML file"),
+        # settings that do not go together
+        (
+            "task: demo\nlocal: yes\n\nworkers: 4",
+            "line 2, line 4: a local run has one worker and no cluster: drop --local",
+        ),
+        (
+            "policy: paper\nheads: original\nhead: shortlist",
+            "line 1, line 2, line 3: --heads original is the model's own LM head",
+        ),
+        (
+            "decode:\n  policy: paper\n  gate: 0.5\nheads: original",
+            "line 2, line 3, line 4: --heads original is the model's own LM head",
+        ),
         # the file itself
         ("- task", "expected a mapping of settings"),
         ("gsm8k", "expected a mapping of settings"),
@@ -166,6 +180,24 @@ def test_text_that_refers_to_itself_again_and_again_is_read_in_no_time(tmp_path)
     assert "there is no setting `" in line
     line = refusal(written(tmp_path, f"task: demo\ncells: &a [x]\n{links}limit: *i\n"), TrainConfig)
     assert len(line) < 1000
+
+
+def test_a_policy_that_refers_to_itself_again_and_again_is_a_short_line(tmp_path):
+    links = f"[{', '.join(['*x'] * 9)}]"
+    for _ in range(5):
+        links = f"[{', '.join([links] * 9)}]"
+    line = refusal(written(tmp_path, f"policy: [&x [x], {links}]\n"))
+    assert "line 1: policy a list: give paper, demo or a YAML file" in line
+    assert len(line) < 1000
+
+
+def test_settings_of_a_file_and_a_flag_that_do_not_go_together_name_the_file(tmp_path):
+    file = written(tmp_path, "task: demo\nlocal: yes\n")
+    assert refusal(file, workers=4).startswith(f"{file} line 2: a local run has one worker")
+    file = written(tmp_path, '{"local": true, "workers": 4}', "settings.json")
+    assert refusal(file).startswith(f"{file}: a local run has one worker")
+    with pytest.raises(UsageError, match=r"^settings: a local run has one worker"):
+        build_settings(EvalConfig, None, {"local": True, "workers": 4})
 
 
 def test_a_flag_that_replaces_a_bad_value_of_the_file_is_named_as_a_flag(tmp_path):
@@ -231,6 +263,67 @@ def test_the_run_json_of_a_run_serves_the_other_commands_and_its_typos_none(tmp_
         file = written(tmp_path, json.dumps(run | {"config": run["config"] | {typo: 1}}), "run.json")
         with pytest.raises(UsageError, match=f"there is no setting `{typo}`"):
             build_settings(kind, file, {}, beside=EvalConfig)
+
+
+def run_json(folder: Path, config: EvalConfig, **changed: object) -> Path:
+    stored = config.model_dump(mode="json") | changed
+    return written(folder, json.dumps({"run_id": "r", "fingerprint": "f", "config": stored}), "run.json")
+
+
+@pytest.mark.parametrize("is_nested", [True, False])
+def test_decode_settings_of_a_file_reach_the_commands_that_have_them_flat(tmp_path, is_nested):
+    values = {"policy": "paper", "exits": "4,8", "max_new_tokens": 32, "ngram": 0.5}
+    text = "".join(f"{'  ' if is_nested else ''}{name}: {value}\n" for name, value in values.items())
+    file = written(tmp_path, f"task: demo\n{'decode:' if is_nested else ''}\n{text}")
+    for kind in (TrainConfig, TuneConfig):
+        taken = build_settings(kind, file, {}, beside=EvalConfig)
+        assert (taken.exits, taken.max_new_tokens) == ((4, 8), 32)
+        line = "  ngrams: 0.5\n" if is_nested else "ngrams: 0.5\n"
+        typo = written(tmp_path, file.read_text() + line, "typo.yaml")
+        with pytest.raises(UsageError, match=r"line 7: there is no setting `ngrams`; did you mean `ngram`\?"):
+            build_settings(kind, typo, {}, beside=EvalConfig)
+
+
+def test_heads_are_not_trained_on_a_cluster_because_a_run_had_one_worker(tmp_path):
+    for placed in ({"local": True}, {"workers": "auto"}, {"workers": 3, "address": "head:6379"}):
+        taken = build_settings(TrainConfig, run_json(tmp_path, EvalConfig(**placed)), {}, beside=EvalConfig)
+        assert (taken.workers, taken.address) == (None, None)
+    file = written(tmp_path, "task: demo\nworkers: 2\n")
+    assert build_settings(TrainConfig, file, {}, beside=EvalConfig).workers == 2, "which somebody wrote for it"
+
+
+def test_a_policy_beside_the_run_json_of_a_run_replaces_that_runs_and_keeps_the_length(tmp_path):
+    config = EvalConfig(decode={"gamma": 0.3, "max_new_tokens": 40}, limit=3)
+    file = run_json(tmp_path, config)
+    assert config.decode.policy == "demo"
+    taken = build_settings(EvalConfig, file, {"policy": "paper"})
+    assert taken.decode == DecodeSettings(max_new_tokens=40)
+    assert taken.limit == 3
+    taken = build_settings(EvalConfig, file, {"policy": "demo", "gate": 0.25})
+    expected = EvalConfig(decode={"policy": "demo", "max_new_tokens": 40, "gate": 0.25})
+    assert taken.decode == expected.decode
+    assert build_settings(EvalConfig, file, {"gate": 0.25}).decode.gamma == 0.3
+
+
+def test_a_run_json_is_read_though_its_policys_file_is_gone(tmp_path):
+    policy = written(tmp_path, "gamma: 0.4\nngram: 0.5\n", "policy.yaml")
+    config = EvalConfig(decode={"policy": str(policy), "gate": 0.1})
+    file = run_json(tmp_path, config)
+    policy.unlink()
+    assert build_settings(EvalConfig, file, {}) == config
+    assert build_settings(GenerateConfig, file, {"gamma": 0.9}, beside=EvalConfig).decode.ngram == 0.5
+    assert EvalConfig.model_validate(config.model_dump(mode="json")) == config
+    old = config.model_dump(mode="json")["decode"]
+    del old["reject"]
+    assert build_settings(EvalConfig, run_json(tmp_path, config, decode=old), {}) == config
+
+
+@pytest.mark.parametrize("decode", [None, 5, "paper", [1]])
+def test_a_program_that_passes_no_mapping_for_decode_is_told(decode):
+    with pytest.raises(UsageError, match=r"^decode .*: it must be DecodeSettings or a mapping, such as"):
+        adadecode.load("demo", decode=decode)
+    with pytest.raises(UsageError, match="there is no setting `1`"):
+        adadecode.load("demo", decode={1: 2})
 
 
 def test_a_json_file_of_settings_is_read_too_and_as_strictly(tmp_path):

@@ -46,7 +46,7 @@ def lose(config: EvalConfig, out: Path, name: str, *, is_ours: bool) -> None:
         kill_part(driver.pid if is_ours else os.getpid(), name)
         output, errors = driver.communicate()
     assert driver.returncode == 1, output + errors
-    missing, reason = errors.strip().splitlines()[-2:]
+    reason, missing = errors.strip().splitlines()[-2:]
     assert "planned rows are missing; go on with: " in missing
     assert f"--out {out}" in missing
     assert reason.startswith("adadecode: the Ray cluster is gone (")

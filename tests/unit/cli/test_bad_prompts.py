@@ -59,6 +59,24 @@ def test_prompts_that_cannot_be_used_are_left_out_and_the_first_is_named(cli, fo
     assert said[0].startswith(f"3 of 11 prompts left out, the first: jsonl/00001: {REASON}")
 
 
+@pytest.mark.parametrize("command", ["train-heads", "bench"])
+def test_a_prompt_that_is_no_utf8_is_left_out_and_named(cli, folder, tmp_path, command):
+    write_rows(folder / "bytes.jsonl", [f"w{5 + i} w{20 + i}" for i in range(8)])
+    with (folder / "bytes.jsonl").open("ab") as file:
+        file.write(b'{"prompt": "w\xff"}\n')
+    result = cli(*arguments(folder, command, "bytes", tmp_path / "out"))
+    assert result.exit_code == 0, result.stderr
+    said = (result.stderr if command == "bench" else result.stdout).splitlines()
+    assert said[0].startswith("1 of 9 prompts left out: ")
+    assert "bytes.jsonl line 9: field 'prompt' is 'w\\udcff', not valid Unicode" in said[0]
+
+
+def test_an_evaluation_refuses_a_row_without_a_prompt_in_text_before_anything_runs(usage_error, folder, tmp_path):
+    line = usage_error(*arguments(folder, "eval", "some", tmp_path / "out"))
+    assert "some.jsonl line 4: field 'prompt' is 42, not text; every row needs a prompt" in line
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("command", ["train-heads", "tune", "bench"])
 def test_when_no_prompt_can_be_used_the_line_says_why(usage_error, folder, tmp_path, command):
     line = usage_error(*arguments(folder, command, "none", tmp_path / "out"))

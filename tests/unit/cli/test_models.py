@@ -73,7 +73,7 @@ def test_a_worker_that_makes_outputs_refuses_a_model_that_gives_no_finite_logits
     break_a_weight(folder)
     config = TrainConfig(model=str(folder), task="jsonl", dtype="float32", threads=1)
     with pytest.raises(NotFiniteError, match=f"{BROKEN} holds NaN") as caught:
-        ModelActor("w0", TrainTask(config, tmp_path / "out")).load()
+        ModelActor("w0", TrainTask(config, tmp_path / "out", tmp_path / "out")).load()
     assert is_refusal(caught.value)
 
 

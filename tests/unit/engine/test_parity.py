@@ -230,6 +230,25 @@ def test_the_row_check_stays_within_a_context_shorter_than_its_rows(kernels, con
     check_rows_independent(model, 1)
 
 
+@pytest.mark.parametrize("num_positions", [40, 100, 127])
+def test_the_row_check_is_made_at_the_columns_that_were_asked_for_though_not_all_rows_fit_in_them(num_positions):
+    """W = 72 rows after a prompt take 192 columns, and a request of 100 positions has 128."""
+    model = tiny_model(num_layers=1)
+    model.steps.layer_step = leaky_at(model.num_columns(num_positions))
+    with pytest.raises(RowsDependentError, match=rf"W = 72 and S = {model.num_columns(num_positions)} "):
+        check_rows_independent(model, 72, (num_positions,))
+    model.steps.layer_step = layer_step
+    check_rows_independent(model, 72, (num_positions,))
+
+
+@needs_compiler
+def test_native_kernels_to_which_columns_are_no_shape_are_checked_with_room_for_all_rows(monkeypatch):
+    seen: list[int] = []
+    monkeypatch.setattr("adadecode.engine.invariance._check_at", lambda model, width, num, first: seen.append(num))
+    check_rows_independent(tiny_model(num_layers=1, kernels="native"), 72, (40,))
+    assert seen == [40, 152]
+
+
 def _run_within_the_context(run, context_len: int):
     """`run` of a step, where every row must stand in the context."""
 

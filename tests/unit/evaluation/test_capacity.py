@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from adadecode.errors import RunFolderError, UsageError
@@ -126,6 +127,9 @@ def test_a_run_without_rows_or_plan_is_refused(measured, tiny, tmp_path):
     for file in (run / "commits").iterdir():
         file.unlink()
     with pytest.raises(RunFolderError, match="no committed row without error that has a time; give another run"):
+        predict(run, tiny.prompts)
+    pq.write_table(pq.read_table(run / "plan.parquet").drop_columns(["prompt_hash"]), run / "plan.parquet")
+    with pytest.raises(RunFolderError, match=r"its plan\.parquet cannot be read; give another run"):
         predict(run, tiny.prompts)
     (run / "plan.parquet").unlink()
     with pytest.raises(RunFolderError, match=r"its plan\.parquet cannot be read; give another run"):

@@ -91,6 +91,11 @@ def test_an_output_that_is_a_prefix_differs_where_it_ends():
     assert (found.vanilla_token_id, found.method_token_id, found.vanilla_margin) == (None, 3, None)
 
 
+def test_an_output_that_is_cut_short_at_a_near_tie_is_no_near_tie():
+    found = compare(decoded([1, 2, 3], margin=0.0), decoded([1, 2]), "float32")
+    assert (found.parity, found.vanilla_margin) == ("mismatch", 0.0)
+
+
 def test_another_finish_reason_is_a_mismatch():
     found = compare(decoded([1, 2]), decoded([1, 2], finish_reason="eos"), "float32")
     assert (found.parity, found.first_diff_idx, found.logits_equal) == ("mismatch", None, True)

@@ -19,8 +19,14 @@ from tokenizers import Regex, pre_tokenizers
 
 from adadecode.engine.drafters import HeadDrafter
 from adadecode.errors import DeviceLostError, RowsDependentError
-from adadecode.evaluation.failures import MAX_MESSAGE_LEN, Failure, failure_of, result_or_failure
+from adadecode.evaluation.failures import (
+    MAX_MESSAGE_LEN,
+    Failure,
+    failure_of,
+    result_or_failure,
+)
 from adadecode.evaluation.worker import Worker, evaluate_shard
+from adadecode.model.memory import broken_devices_named
 from adadecode.records import Example, Shard
 from adadecode.report.schema import SAMPLES
 from adadecode.runs.folder import read_samples
@@ -262,6 +268,24 @@ def test_a_broken_device_context_needs_a_new_process():
         result_or_failure("s0", raising(torch.AcceleratorError("CUDA error: an illegal memory access")), tiny_model())
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+    ids=["outside of torch's allocator", "cuBLAS"],
+)
+def test_a_devices_memory_that_runs_out_outside_of_torch_is_tried_again_and_no_lost_device(error):
+    calls = iter([raising(error), lambda: 7])
+    assert result_or_failure("s0", lambda: next(calls)(), tiny_model()) == 7
+    failure = result_or_failure("s0", raising(error), tiny_model())
+    assert isinstance(failure, Failure)
+    assert failure.is_out_of_memory
+    with pytest.raises(type(error)), broken_devices_named():
+        raise error
+
+
 def test_the_retry_has_the_result_of_its_own():
     calls = iter([raising(MemoryError()), lambda: 7])
     assert result_or_failure("s0", lambda: next(calls)(), tiny_model()) == 7
@@ -333,7 +357,7 @@ def test_rows_that_depend_on_each_other_at_the_columns_of_one_prompt_end_the_run
         if model.num_columns(num_positions[0]) == 512:
             raise RowsDependentError("a row's bits depend on its slot")
 
-    monkeypatch.setattr("adadecode.evaluation.worker.check_rows_independent", check)
+    monkeypatch.setattr("adadecode.engine.invariance.check_rows_independent", check)
     data = write_prompts(tmp_path / "p.jsonl", ["w5 w6", " ".join(["w7"] * 500)])
     flags = tiny.flags(data_file=data, max_new_tokens=6, kernels="eager")
     result = cli("eval", "--local", *flags, "--out", tmp_path / "run")
@@ -348,7 +372,7 @@ def test_each_number_of_columns_a_run_needs_is_checked_once(monkeypatch, kernels
     config = EvalConfig(model="tiny", task="jsonl", methods=("vanilla", "vanilla-w1"), decode=decode, dtype="float32")
     worker = Worker("w0", config, model, word_tokenizer(97), {}, 8)
     monkeypatch.setattr(
-        "adadecode.evaluation.worker.check_rows_independent",
+        "adadecode.engine.invariance.check_rows_independent",
         lambda model, width, num_positions: seen.append(model.num_columns(*num_positions)),
     )
     prompts = [" ".join(["w7"] * length) for length in (2, 5, 90, 200, 95, 2)]

@@ -173,6 +173,19 @@ def test_a_worker_that_is_overtaken_and_cannot_have_those_kernels_is_refused(mon
     assert "\n" not in str(caught.value)
 
 
+def test_kernels_that_fail_where_auto_would_take_them_too_say_what_failed(monkeypatch, tmp_path):
+    """As on a GPU whose torch has no attention for the heads: there is no other choice that has a reason."""
+
+    def load_worker(config, tasks, worker_id, threads):
+        raise KernelsError("torch has no attention with a mask for torch.float16")
+
+    monkeypatch.setattr(run_worker, "load_worker", load_worker)
+    monkeypatch.setattr(run_worker, "choose_kernels", lambda *_: ChosenKernels("eager"))
+    settle_kernels(open_storage(tmp_path), ChosenKernels("eager"), "another")
+    with pytest.raises(KernelsError, match="has eager kernels, and here torch has no attention with a mask"):
+        run_worker.load_run_worker(EvalConfig(dtype="float32"), (), "worker-1", 1, open_storage(tmp_path))
+
+
 @pytest.mark.parametrize("command", ["generate", "bench", "train-heads", "tune"])
 def test_every_command_that_decodes_says_why_kernels_are_slow(command, tiny, cli, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere/no-such-g++")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from adadecode.evaluation.stop import StopRequest
-from adadecode.runs.folder import read_commits, read_run
+from adadecode.runs.folder import RunFolder, read_commits, read_run
 from adadecode.runs.run import close_run, open_run
 from adadecode.settings import EvalConfig
 from tests.folders import write_prompts
@@ -90,6 +90,26 @@ def test_a_complete_run_is_not_called_complete_while_what_was_withdrawn_is_missi
     assert read_run(out)["status"] == "incomplete"
 
 
+def test_a_run_is_not_called_complete_before_what_others_left_behind_is_gone(cli, tiny, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    assert cli("eval", "--local", *tiny.flags(methods="vanilla"), "--out", out).exit_code == 0
+    stray = out / "samples" / "part-of-a-loser.parquet"
+    stray.write_bytes((out / read_commits(out)[0]["file"]).read_bytes())
+
+    def killed(self: RunFolder, named: object) -> None:
+        raise KeyboardInterrupt
+
+    config = EvalConfig.model_validate(read_run(out)["config"])
+    with monkeypatch.context() as patch, open_run(config, out) as prepared:
+        patch.setattr(RunFolder, "sweep", killed)
+        with pytest.raises(KeyboardInterrupt):
+            close_run(prepared)
+    assert read_run(out)["status"] == "running"
+    with open_run(config, out) as prepared:
+        close_run(prepared)
+    assert (read_run(out)["status"], stray.exists()) == ("complete", False)
+
+
 def test_the_first_signal_asks_the_second_ends_and_while_the_run_is_closed_one_more_is_noted():
     lines: list[str] = []
     before = signal.getsignal(signal.SIGINT), signal.pthread_sigmask(signal.SIG_BLOCK, [])
@@ -124,6 +144,16 @@ def test_once_the_run_is_being_closed_the_end_of_the_grace_period_is_not_heeded_
         stop.install()  # the next cell of a sweep
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_signal_while_a_run_is_closed_is_a_stop_of_what_would_follow_it():
+    noted = threading.Event()
+    with StopRequest(60, lambda line: noted.set()) as stop:
+        stop.end()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert noted.wait(60)
+        stop.install()  # the next cell of a sweep
+        assert stop.is_made
 
 
 HANGS = """

@@ -212,7 +212,7 @@ def test_cells_beside_a_grid_are_one_line(sweep_error, sweep_file, flags):
         ({"a": {"gamma": 0.5}, "b": {"gamma": 1.5}}, ": gamma '1.5': the exit threshold must lie in [0, 1]"),
         ({"a": {"gamma": 0.5}, "b": {"heads": "none"}}, "cell 'b': --heads 'none': not a folder"),
         ({"a": {"gamma": 0.5}, "b": {"exits": [1, 3]}}, "cell 'b': --exits 1,3: there are no heads at [3]; those in '"),
-        ({"a": {"heads": "original", "head": "shortlist"}}, "cell 'a': settings: --heads original is the model's own"),
+        ({"a": {"heads": "original", "head": "shortlist"}}, "line 12, line 13: --heads original is the model's own"),
         ({"a": {"methods": ["adadecode"]}}, ": methods adadecode: methods must be distinct"),
         ({"a": {"cells": {"b": {"gamma": 0.5}}}}, "there is no setting `cells`"),
     ],

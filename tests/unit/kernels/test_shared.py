@@ -1,5 +1,9 @@
 """Decode steps that requests share: one cache for all widths, and no more columns than there is room for."""
 
+import weakref
+from typing import Any
+
+import pytest
 import torch
 
 from adadecode.kernels.kv_cache import KVCache
@@ -60,6 +64,45 @@ def test_a_cache_that_fills_all_the_room_is_kept_alone():
         notes.steps.step(8, num_columns)
     assert notes.steps.kept_columns == (1000,)
     assert notes.allocated == [256, 1000]
+
+
+class SmallDevice:
+    """SharedSteps on a device with room for so many things: each cache is one, and each step."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.alive = room, weakref.WeakSet[Any]()
+        self.steps = SharedSteps(
+            lambda num_columns: self._placed(KVCache(1, 1, 1, num_columns, LIKE)),
+            lambda width, cache: self._placed(NotedStep(width, cache)),
+            1 << 20,
+        )
+
+    def _placed(self, thing):
+        if len(self.alive) >= self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.alive.add(thing)
+        return thing
+
+
+def test_a_device_without_room_for_a_cache_or_a_step_lets_go_of_what_was_not_used_for_longest():
+    device = SmallDevice(room=5)
+    for num_columns in (256, 320):
+        device.steps.step(8, num_columns)
+    device.steps.step(8, 256)
+    device.steps.step(8, 384)  # its cache is the fifth, its step would be the sixth
+    assert device.steps.kept_columns == (256, 384)
+    device.steps.step(1, 256)
+    device.steps.step(8, 448)
+    assert device.steps.kept_columns == (256, 448)
+
+
+def test_memory_that_runs_out_with_nothing_left_to_let_go_of_is_the_callers():
+    device = SmallDevice(room=1)
+    with pytest.raises(torch.OutOfMemoryError):
+        device.steps.step(8, 256)
+    assert device.steps.kept_columns == (256,), "its own cache is no room to be had"
+    device.room = 2
+    assert device.steps.step(8, 256).width == 8
 
 
 def test_steps_of_two_widths_share_one_cache_of_the_whole_context(monkeypatch):

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors.torch import load_file, save_file
 
 from adadecode.engine.decode import decode
@@ -19,6 +20,7 @@ from adadecode.engine.generate import Request
 from adadecode.errors import UnknownTokenError, UsageError
 from adadecode.methods import METHODS
 from adadecode.model.decoder import DecoderModel
+from adadecode.model.files import ModelFiles
 from adadecode.model.load import load_model, load_tokenizer
 from adadecode.settings import ModelSettings
 from tests.folders import save_tiny_model
@@ -560,6 +562,25 @@ def test_a_name_that_is_neither_folder_nor_on_the_hub_is_told_both(monkeypatch):
     assert refusal("m/nope").startswith(
         "there is no such folder, nor such a model in the hub's cache, and HF_HUB_OFFLINE is set; give `demo`"
     )
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_a_hub_that_gives_no_answer_for_a_file_is_said_and_the_file_does_not_count_as_absent(file, monkeypatch):
+    """A worker that met a busy hub would else decode to the ends of config.json, and the others to those of the model."""
+
+    def download(*_: object, **__: object) -> str:
+        raise LocalEntryNotFoundError("An error happened while trying to locate the file") from cause
+
+    monkeypatch.setattr("adadecode.model.files.hf_hub_download", download)
+    files = ModelFiles("m/busy", "m/busy")
+    cause: Exception = ConnectionError("503 Service Unavailable")
+    with pytest.raises(UsageError, match=rf"the hub could not be asked for its {file} \(ConnectionError: 503 Service"):
+        files.json(file)
+    cause = OfflineModeIsEnabled("offline")
+    assert files.json(file) is None
+    cause = ConnectionError("503 Service Unavailable")
+    monkeypatch.setattr("adadecode.model.files.try_to_load_from_cache", lambda *_, **__: object())
+    assert files.json(file) is None, "the cache remembers that the hub has none"
 
 
 def test_a_model_in_the_hubs_cache_is_taken_and_judged_as_a_folder_is(saved, tmp_path):

@@ -118,21 +118,43 @@ def test_deaths_count_again_where_there_is_one_place():
     assert [item.name for item in scheduler.pending] == ["i0.0", "i0.1"]
 
 
-def test_an_item_that_ends_actor_after_actor_at_the_only_place_that_is_left_is_split_at_last():
-    scheduler = placed(30, "ab", Limits(first_deadline_s=None))
-    scheduler.handle(Finished("worker-1", "i2"), 1)
-    scheduler.handle(Died("worker-0", "gone"), 2)  # of i0
-    scheduler.handle(Died("worker-1", "gone"), 2)  # of i3, at a place that had proved good and never comes back
-    num_deaths, now, name = 1, 100.0, "worker-2"
-    while "i0.0" not in {item.name for item in scheduler.pending} and num_deaths < 100:
-        now += 4000
-        comes(scheduler, name, "a", now)
-        scheduler.handle(Tick(), now + 3000)  # it rested
-        num_deaths += held(scheduler)[name][:1] == ["i0"]
-        (name,) = (
-            action.actor for action in scheduler.handle(Died(name, "gone"), now + 3001) if isinstance(action, Start)
-        )
-    assert num_deaths == 16
+@pytest.mark.parametrize(("hangs", "most_s"), [(False, 1200), (True, 3600)])
+def test_poison_at_the_only_place_that_is_left_costs_minutes_though_the_one_that_had_proved_good_is_gone(hangs, most_s):
+    scheduler = placed(2, "ab", Limits(first_deadline_s=60))
+    scheduler.handle(Finished("worker-1", "i1", 30.0), 30)
+    scheduler.handle(Died("worker-1", "spot", preempted=True), 30)
+    here, began, now = "worker-0", 0.0, 30.0
+    given_up = []
+    while not scheduler.is_over and now < 50_000:
+        now, actions = now + 1, []
+        if here not in scheduler.actors:  # the next that starts gets its place
+            here, began = next(iter(scheduler.actors)), now
+            scheduler.handle(Started(here, "a"), now)
+        elif now == began + 30:
+            scheduler.handle(Loaded(here), now)
+        elif held(scheduler)[here] and not hangs:
+            actions += scheduler.handle(Died(here, "gone"), now)
+        actions += scheduler.handle(Tick(), now)
+        given_up += [action.item.name for action in of_type(actions, GiveUp)]
+    assert sorted(given_up) == ["i0.0", "i0.1"]
+    assert now < most_s
+
+
+def test_a_bad_place_is_given_no_good_sample_to_end_while_a_good_one_may_come_back():
+    items = shards(40, 4, 60.0, random.Random(0))
+    world = Cluster(items, 2, frozenset({0}), removals=[(500.0, 1)]).run(500 + 580)
+    assert not world.given_up
+    assert world.deaths[0] < 12
+
+
+def test_the_deadline_of_an_item_is_doubled_a_few_times():
+    scheduler = placed(1, "a", Limits(first_deadline_s=100, max_deaths=20))
+    found = []
+    for turn in range(6):
+        found.append(scheduler.deadline_s(Item("i0", None)))
+        scheduler.handle(Died(f"worker-{turn}", "gone"), turn * 5000)
+        comes(scheduler, f"worker-{turn + 1}", "a", turn * 5000 + 4000)
+    assert found == [100, 200, 400, 800, 800, 800]
 
 
 def test_two_places_that_proved_good_are_enough_to_split_an_item():

@@ -1,6 +1,7 @@
 """What a submitted job runs, and the exit code it ends with; no cluster."""
 
 import shlex
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from ray.job_submission import JobStatus
 from adadecode.cli.main import main
 from adadecode.cli.submit import with_absolute_out
 from adadecode.errors import AdaDecodeError, UsageError
-from ray_jobs.submit import MOST_S, RETRY_S, entrypoint, exit_code, follow_job, submit_job
+from ray_jobs.submit import MOST_S, RETRY_S, PatientClient, entrypoint, exit_code, follow_job, submit_job
 from tests.command_lines import parse, program_commands
 
 
@@ -66,6 +67,24 @@ def test_an_address_of_another_form_is_refused_in_one_line_that_names_the_right_
 def test_an_address_where_no_dashboard_can_answer_is_one_line(address):
     with pytest.raises(UsageError, match="no Ray dashboard answers there"):
         submit_job("eval", [], address, None, print)
+
+
+@pytest.fixture
+def mute():
+    """The address of a server that takes a connection and every byte, and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_dashboard_that_takes_a_request_and_never_answers_is_not_waited_for_for_ever(mute, monkeypatch):
+    monkeypatch.setattr("ray_jobs.submit.ANSWER_S", 0.1)
+    with pytest.raises(UsageError, match="no Ray dashboard answers there"):
+        submit_job("eval", [], mute, None, print)
+    client = PatientClient.__new__(PatientClient)  # as if it had been reached before
+    vars(client).update(_address=mute, _cookies=None, _headers={}, _verify=True)
+    for request in (client.get_job_info, client.get_job_logs):
+        with pytest.raises(OSError, match="timed out"):
+            request("job-1")
 
 
 @pytest.mark.parametrize(

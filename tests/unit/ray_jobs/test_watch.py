@@ -75,7 +75,9 @@ def test_a_cluster_that_nobody_can_join_is_lost_with_its_last_node_and_another_w
                 world.silence(1)
 
 
-@pytest.mark.parametrize(("given", "expected"), [(None, 30.0), ("600", 300.0), ("soon", 30.0)])
+@pytest.mark.parametrize(
+    ("given", "expected"), [(None, 30.0), ("600", 300.0), ("soon", 30.0), ("0", 5.0), ("1", 5.0), ("2", 5.0)]
+)
 def test_a_head_is_given_half_the_time_that_ray_was_told_to_wait_for_it(given, expected, monkeypatch):
     monkeypatch.delenv(RECONNECT, raising=False)
     if given is not None:

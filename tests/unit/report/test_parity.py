@@ -11,6 +11,8 @@ from adadecode.report.schema import VERIFY
 
 TOKENS = st.lists(st.integers(0, 3), max_size=8)
 
+SECOND_TOKEN = {"first_diff_idx": 1, "vanilla_token_id": 6, "method_token_id": 9}  # of 5, 6, 7 and 5, 9, 7
+
 
 @pytest.mark.parametrize(
     ("a", "b", "position"),
@@ -154,6 +156,7 @@ def test_another_finish_reason_is_a_mismatch_at_no_position(verify_one, row, par
         ({"output_token_ids": [5, 9, 7]}, "parity is stored as exact and recomputed as mismatch"),
         ({"parity": "near_tie", "first_diff_idx": 1}, "parity is stored as near_tie and recomputed as mismatch"),
         ({"parity": "mismatch", "first_diff_idx": 1}, "first_diff_idx is stored as 1 and recomputed as null"),
+        ({"parity": "mismatch", "vanilla_token_id": 6}, "vanilla_token_id is stored as 6 and recomputed as null"),
         ({"logits_digest": "bb", "logits_equal": True}, "logits_equal is stored as True and recomputed as False"),
         ({"logits_digest": "aa", "logits_equal": False}, "logits_equal is stored as False and recomputed as True"),
     ],
@@ -165,6 +168,14 @@ def test_a_stored_claim_that_the_row_contradicts_is_a_mismatch_and_is_named(samp
     (line,) = stored_disagreements(samples, verify)
     assert line.startswith("demo/s0 adadecode repeat 0: ")
     assert shown in line
+
+
+@pytest.mark.parametrize("name", ["vanilla_token_id", "method_token_id"])
+def test_a_token_claimed_at_the_first_difference_that_is_not_there_is_named(samples_table, row, name):
+    claims = {"parity": "mismatch", **SECOND_TOKEN, name: 8}
+    samples = samples_table(row("vanilla"), row("adadecode", output_token_ids=[5, 9, 7], **claims))
+    (line,) = stored_disagreements(samples, recompute_parity(samples))
+    assert line == f"demo/s0 adadecode repeat 0: {name} is stored as 8 and recomputed as {SECOND_TOKEN[name]}"
 
 
 def test_a_row_without_an_ok_vanilla_partner_has_no_parity(samples_table, row, error_row):
@@ -209,7 +220,7 @@ def test_honest_samples_have_no_disagreements(samples_table, row, error_row):
     samples = samples_table(
         row("vanilla", logits_digest="aa"),
         row("adadecode", logits_digest="aa", logits_equal=True),
-        row("vanilla-w1", output_token_ids=[5, 9, 7], parity="mismatch", first_diff_idx=1, vanilla_margin=2.0),
+        row("vanilla-w1", output_token_ids=[5, 9, 7], parity="mismatch", **SECOND_TOKEN, vanilla_margin=2.0),
         error_row("adadecode", "s1"),
     )
     assert stored_disagreements(samples, recompute_parity(samples)) == []

@@ -12,15 +12,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from adadecode.records import ShardOutcome
 from adadecode.report.row_checks import MEASURED
 from adadecode.report.schema import SAMPLES
-from adadecode.runs.folder import read_commits, read_run
+from adadecode.runs.engines import worker_facts
+from adadecode.runs.folder import RunFolder, read_commits, read_run
 from adadecode.runs.result import read_result
 from adadecode.runs.table_checks import summary_lines
 from tests.folders import save_tiny_heads, save_tiny_model, write_prompts
 from tests.planting import Row, edit_json, edit_table, plant
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "run-0.1.0" / "complete"
+NOTHING = ShardOutcome(0, 0, 0, 0.0, 0, 0)
 FIRST = "demo-math/demo-math-000"
 
 
@@ -319,6 +322,19 @@ FAULTS = {
         once(W1, parity="near_tie", vanilla_margin=0.6),
         "parity is near_tie, but vanilla_margin is beyond 0.5: 1 rows",
     ),
+    "a margin of no difference": (
+        once(W1, vanilla_margin=0.5),
+        f"vanilla_margin is there, but first_diff_idx is not: 1 rows, first {FIRST} {W1} repeat 0",
+    ),
+    "a margin without end": (once(W1, method_margin=math.inf), "method_margin is no finite number from 0 on: 1 rows"),
+    "a margin that is missing": (
+        once(W1, first_diff_idx=0, vanilla_token_id=5, method_token_id=6, vanilla_margin=0.5),
+        "method_margin is missing: 1 rows",
+    ),
+    "vanilla's margin that is missing": (
+        once(W1, first_diff_idx=0, vanilla_token_id=5, method_token_id=6, method_margin=0.5),
+        "vanilla_margin is missing: 1 rows",
+    ),
     # rows beside each other
     "another prompt of one method": (
         each(OURS, prompt_token_ids=other_prompt),
@@ -375,9 +391,9 @@ def test_rows_that_their_commit_does_not_count_are_told(run, cli):
     plant(run, each(OURS, e2e_s=lambda r: r["e2e_s"] * 2, output_len=lambda r: r["output_len"] + 1), fits=False)
     result = cli("verify", run)
     assert result.exit_code == 3
-    assert "outcome of a commit is not what its rows come to: 6 rows, first shard 0" in result.stdout
+    assert "outcome of a commit is not what its rows come to: 6 shards, first 0" in result.stdout
     edit_json(run / "commits" / "00002.json", lambda commit: commit.update(num_rows=7))
-    assert "num_rows of a commit is not the number of its rows: 1 rows, first shard 2" in cli("verify", run).stdout
+    assert "num_rows of a commit is not the number of its rows: 1 shards, first 2" in cli("verify", run).stdout
 
 
 def test_rows_of_another_task_than_their_commits_are_told(run, cli):
@@ -569,8 +585,92 @@ def test_an_altered_verify_table_is_told(run, cli):
     )
     (run / "verify.parquet").write_bytes(b"PAR1")
     assert "verify.parquet: it cannot be read (" in cli("verify", run).stdout
-    (run / "verify.parquet").unlink()
-    assert cli("verify", run).exit_code == 0, "what is not there says nothing"
+
+
+@pytest.mark.parametrize("names", [("summary",), ("verify",), ("summary", "verify")])
+def test_a_complete_run_without_its_tables_is_told(run, cli, names):
+    for name in names:
+        (run / f"{name}.parquet").unlink()
+    for command in ("verify", "report"):
+        result = cli(command, run)
+        assert result.exit_code == 3
+        for name in names:
+            assert f"{name}.parquet: it is missing, though run.json says complete" in result.stdout
+
+
+def closed_now(run: Path) -> None:
+    """Closes `run` again, with tables of the present version."""
+    result, folder = read_result(run), RunFolder(run)
+    folder.write_table("verify.parquet", result.verify)
+    folder.write_table("summary.parquet", result.summary)
+
+
+@pytest.mark.parametrize(
+    ("table", "name"), [("summary", "baseline_total"), ("summary", "speedup_geomean_low"), ("verify", "method_margin")]
+)
+def test_a_column_missing_in_a_table_of_this_version_is_told(run, cli, table, name):
+    closed_now(run)
+    assert cli("verify", run).exit_code == 0
+    file = run / f"{table}.parquet"
+    pq.write_table(pq.read_table(file).drop_columns([name]), file)
+    result = cli("verify", run)
+    assert result.exit_code == 3
+    assert f"{table}.parquet: it has no column {name}" in result.stdout
+
+
+def test_an_interval_of_this_version_that_is_removed_or_widened_is_told(run, cli):
+    closed_now(run)
+    edit_table(run / "summary.parquet", speedup_geomean_low=lambda _: 1e-9, speedup_geomean_high=lambda _: 1e9)
+    result = cli("verify", run)
+    assert result.exit_code == 3
+    assert "in speedup_geomean_low, speedup_geomean_high; first demo-math " in result.stdout
+    found = read_result(run).summary
+    drawn = pa.Table.from_pylist(
+        [row | {"speedup_geomean_low": 0.5, "speedup_geomean_high": 2.0} for row in found.to_pylist()], found.schema
+    )
+    (line,) = summary_lines(found, drawn)
+    assert "3 rows are not what the samples give, in speedup_geomean_low, speedup_geomean_high; first " in line
+    assert summary_lines(found, drawn, 2) == [], "an older version may have drawn them in another way"
+
+
+def test_a_table_that_names_no_schema_version_is_told(run, cli):
+    file = run / "summary.parquet"
+    pq.write_table(pq.read_table(file).replace_schema_metadata(None), file)
+    result = cli("verify", run)
+    assert result.exit_code == 3
+    assert "summary.parquet: it names no schema version, as tables of runs do" in result.stdout
+
+
+@pytest.mark.parametrize("status", ["incomplete", ["x"], "done", None, {"a": 1}], ids=str)
+def test_a_status_that_was_edited_keeps_no_table_from_being_compared(run, cli, status):
+    edit_json(run / "run.json", lambda content: content.update(status=status))
+    known = status == "incomplete"
+    result = cli("verify", run)
+    assert result.exit_code == (0 if known else 3)
+    assert ("run.json: its status is " in result.stdout) is not known
+    edit_table(run / "summary.parquet", e2e_p50_s=lambda value: value / 2)
+    result = cli("verify", run)
+    assert result.exit_code == 3
+    assert "summary.parquet: 3 rows are not what the samples give, in e2e_p50_s; first demo-math " in result.stdout
+
+
+def test_tables_of_before_are_no_contradiction_when_a_late_worker_has_committed_the_rest(run, cli):
+    shutil.copy(GOLDEN.parent / "interrupted" / "summary.parquet", run)
+    shutil.copy(GOLDEN.parent / "interrupted" / "verify.parquet", run)
+    edit_json(run / "run.json", lambda content: content.update(status="incomplete"))
+    assert cli("verify", run).exit_code == 0
+
+
+def test_rows_of_another_worker_than_their_commits_are_told(run, cli):
+    plant(run, lambda rows: None)
+    for file in (run / "commits").iterdir():
+        edit_json(file, lambda commit: commit["worker"].update(code_hash="c"))
+    edit_json(run / "run.json", lambda content: content.update(workers=worker_facts(read_commits(run))))
+    assert cli("verify", run).exit_code == 0
+    plant(run, once(OURS, worker_id="another"))
+    result = cli("verify", run)
+    assert result.exit_code == 3
+    assert f"worker_id is none of their commit's workers: 1 rows, first {FIRST} {OURS} repeat 0" in result.stdout
 
 
 def test_rows_that_are_missing_of_a_complete_run_are_told_by_report_too(run, cli):
@@ -625,6 +725,16 @@ def test_a_committed_file_that_holds_no_samples_rows_is_one_line(run, usage_erro
         assert "); delete it and run the same command again" in line
 
 
+def test_a_commit_of_a_shard_that_no_table_can_hold_is_one_line(run, usage_error):
+    commit = json.loads((run / "commits" / "00000.json").read_text())
+    file = commit["file"].replace("part-00000-", "part-99999999999-")
+    forged = run / "commits" / "99999999999.json"
+    forged.write_text(json.dumps(commit | {"shard": 99999999999, "file": file}))
+    shutil.copy(run / commit["file"], run / file)
+    for command in ("verify", "report"):
+        assert "99999999999.json: the commit is damaged; run the same command again" in usage_error(command, run)
+
+
 def test_a_repeat_before_the_first_is_no_planned_row(run, usage_error):
     plant(run, lambda rows: [row.update(repeat=-1) for row in rows if row["repeat"] == 0])
     assert "18 committed rows are not in its plan" in usage_error("verify", run)
@@ -672,6 +782,8 @@ def test_a_value_missing_in_any_column_of_one_row_is_never_passed_over(run, cli,
     "edit",
     [
         {"shard": "0"},
+        {"shard": 99999999999},
+        {"outcome": dict.fromkeys(vars(NOTHING), 10**400)},
         {"file": None},
         {"sha256": 1},
         {"fingerprint": []},

@@ -13,8 +13,9 @@ import pytest
 from adadecode.errors import RunFolderError
 from adadecode.runs import patience
 from adadecode.runs.disk import LocalStorage
-from adadecode.runs.folder import RunFolder, read_commits, refuse_others_results
+from adadecode.runs.folder import RunFolder, read_commits
 from adadecode.runs.listing import runs_below
+from adadecode.runs.run_file import refuse_others_results
 from adadecode.runs.storage import open_storage
 from tests.unit.runs.test_folder import FACTS, commit
 

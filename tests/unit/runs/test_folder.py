@@ -220,6 +220,29 @@ def test_the_same_settings_over_other_files_are_refused(run):
         open_run(Path(run.location), "beef")
 
 
+def test_commits_of_another_run_that_lost_its_run_json_are_refused_and_stay(run):
+    commit(run)
+    commit(run, shard_idx=1)
+    path = Path(run.location)
+    (path / "run.json").unlink()
+    (path / "commits" / "00000.json").write_text("damaged")
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    with pytest.raises(RunFolderError, match=r"has commits of another run \(fingerprint f00d, this one is beef\)"):
+        open_run(path, "beef")
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+    assert open_run(path).fingerprint == "f00d", "the run itself goes on"
+
+
+def test_a_run_json_of_odd_parts_belongs_to_its_run_all_the_same(run):
+    commit(run)
+    path = Path(run.location)
+    for odd in ({"config": []}, {"config": None}, {"provenance": None}, {"provenance": {"git_sha": [1]}}):
+        run.update_run(**FACTS | odd)
+        with pytest.raises(RunFolderError, match="belongs to another run"):
+            open_run(path, "beef")
+        open_run(path).write_table("plan.parquet", SAMPLES.empty_table())
+
+
 @pytest.mark.parametrize("in_the_way", ["run", ""])
 def test_a_folder_that_cannot_be_written_is_one_line(in_the_way, tmp_path):
     """A file in the way, since root may write anywhere."""
@@ -230,12 +253,22 @@ def test_a_folder_that_cannot_be_written_is_one_line(in_the_way, tmp_path):
     with pytest.raises(RunFolderError) as caught:
         open_run(path)
     message = str(caught.value)
-    assert message.startswith(f"'{path}/run.json' cannot be written (")
+    assert message.startswith(f"'{path}/commits' cannot be listed (")
     assert "choose another --out" in message
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000, b'{"run_id": "run"}', b'{"fingerprint": "f00d"}']
+    "content",
+    [
+        b"",
+        b"{",
+        b"[1]",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"run_id": "run"}',
+        b'{"fingerprint": "f00d"}',
+        b'{"run_id": "run", "fingerprint": [1]}',
+    ],
 )
 def test_a_damaged_run_file_is_refused(run, content):
     (Path(run.location) / "run.json").write_bytes(content)

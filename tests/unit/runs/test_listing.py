@@ -79,6 +79,23 @@ def test_a_run_without_tables_or_with_odd_ones_is_listed_too(tmp_path, cli):
     assert not rows.keys() & {"other", "deep"}
 
 
+def test_a_run_that_cannot_be_read_or_is_gone_by_now_leaves_the_others_their_lines(tmp_path, cli):
+    for name in ("good", "closed", "without", "gone"):
+        shutil.copytree(GOLDEN / "complete", tmp_path / name)
+    for file in (tmp_path / "closed" / "run.json", tmp_path / "without" / "summary.parquet"):
+        file.unlink()
+        file.symlink_to(file)  # who reads it is told of a circle, as root is of no permissions
+    (tmp_path / "gone" / "run.json").unlink()
+    (tmp_path / "gone" / "run.json").symlink_to(tmp_path / "nowhere.json")
+    result = cli("report", tmp_path)
+    assert (result.exit_code, result.stderr) == (0, "")
+    rows = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines()}
+    assert rows["good"][:3] == ["demo-math", "complete", "6"]
+    assert rows["closed"] == ["-"] * 6
+    assert rows["without"] == ["demo-math", "complete", "-", "-", "-", "-"]
+    assert "gone" not in rows
+
+
 def test_a_folder_without_runs_is_one_line(tmp_path, usage_error):
     (tmp_path / "empty").mkdir()
     (tmp_path / "foreign" / "below").mkdir(parents=True)

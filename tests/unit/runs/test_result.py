@@ -72,6 +72,16 @@ def test_outputs_without_their_partner_exit_1(result_of, row, error_row):
     ]
 
 
+def test_an_output_without_vanillas_is_neither_owed_nor_makes_up_for_one_that_is(result_of, row, error_row):
+    pairs = [error_row("vanilla", "s0"), row("adadecode", "s0"), row("vanilla", "s1")]
+    failed = result_of(*pairs, error_row("adadecode", "s1"))
+    assert failed.exit_code == 1
+    assert failed.problem_lines() == [
+        "1 outputs of vanilla have none to compare with; see error_message in the samples"
+    ]
+    assert result_of(*pairs, row("adadecode", "s1")).exit_code == 0
+
+
 def test_a_method_that_never_finished_exits_1(result_of, row, error_row):
     result = result_of(row("vanilla"), error_row("vanilla-w1"))
     assert result.exit_code == 1

@@ -4,7 +4,6 @@ import gzip
 import itertools
 import json
 import os
-import re
 import struct
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from adadecode.errors import TaskDataError, UsageError
+from adadecode.errors import PromptError, TaskDataError, UsageError
 from adadecode.records import Example
 from adadecode.settings import DataSettings
 from adadecode.tasks import iterate_found, load_examples
@@ -114,7 +113,7 @@ def test_an_unknown_suffix_is_named_with_the_known_ones(tmp_path: Path) -> None:
     assert ".jsonl, .jsonl.gz, .parquet" in message
 
 
-@pytest.mark.parametrize("line", [b'{"prompt": "cut off', b'{"prompt": "\xff"}'])
+@pytest.mark.parametrize("line", [b'{"prompt": "cut off', b'{"prompt": "\xff'])
 def test_a_malformed_line_is_named_by_its_number(line: bytes, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"prompt": "fine"}\n' + line + b"\n")
@@ -123,6 +122,18 @@ def test_a_malformed_line_is_named_by_its_number(line: bytes, tmp_path: Path) ->
     assert "prompt" in message
     assert "not JSON" in message
     assert "one JSON object per line" in message
+
+
+def test_a_prompt_of_a_line_that_is_not_utf8_is_that_rows_error_and_other_fields_do_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"prompt": "one", "note": "\xff"}\n{"prompt": "\xff"}\n{"prompt": "three"}\n')
+    one, error, three = iterate_found("jsonl", DataSettings(data_file=str(path)))
+    assert isinstance(one, Example)
+    assert isinstance(three, Example)
+    assert (one.prompt, three.prompt) == ("one", "three")
+    assert isinstance(error, PromptError)
+    assert "rows.jsonl line 2: field 'prompt' is '\\udcff', not valid Unicode" in str(error)
+    assert load_jsonl_error(path) == str(error), "an evaluation has no sample for it"
 
 
 def test_a_line_that_is_no_object_is_named(tmp_path: Path) -> None:
@@ -293,8 +304,10 @@ def test_a_value_that_is_needed_and_cannot_be_read_is_named_by_its_row(
     path = tmp_path / "rows.parquet"
     columns = {"prompt": pyarrow.array(["one", "two"])} | {name: column}
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
-    with pytest.raises(TaskDataError, match=re.escape(f"rows.parquet row 1: column {name!r} cannot be read ({reason}")):
-        list(iterate_found("jsonl", DataSettings(data_file=str(path))))
+    _, error = iterate_found("jsonl", DataSettings(data_file=str(path)))
+    assert isinstance(error, PromptError), "others may be used"
+    assert f"rows.parquet row 1: column {name!r} cannot be read ({reason}" in str(error)
+    load_jsonl_error(path)
 
 
 def test_a_column_that_is_needed_and_stands_twice_is_refused(tmp_path: Path) -> None:
