@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from adadecode.bench.calls import Call, RecordingModel, used_tests
-from adadecode.bench.figures import CountedPass, Measurements, Parity, bench_result
-from adadecode.bench.machine import copy_bandwidth, memory_used
+from adadecode.bench.figures import CountedPass, Measurements, Parity, bench_result, step_weights
+from adadecode.bench.machine import ReadBandwidth, copy_bandwidth, memory_used
 from adadecode.bench.result import BenchResult, BenchRow
 from adadecode.bench.subject import BenchSubject, load_subject
 from adadecode.bench.timer import CallTimer
@@ -41,10 +41,12 @@ def run_bench(config: BenchConfig, say: Say) -> tuple[BenchResult, list[BenchRow
     for line in subject.model.chosen_kernels.lines():
         say(line)
     check_rows_independent(subject.model, subject.width, tuple(map(subject.num_positions, subject.prompts)))
-    bandwidth = copy_bandwidth() if subject.model.device.type == "cuda" else None
+    is_cuda, is_native = subject.model.device.type == "cuda", subject.model.kernels == "native"
+    bandwidth = copy_bandwidth() if is_cuda else None
+    reads = ReadBandwidth(step_weights(subject.model)) if is_native else None
     say(f"{config.name}: {len(subject.prompts)} prompts, W = {subject.width}; counting {', '.join(subject.methods)}")
     counted = count_calls(subject)
-    if bandwidth is not None:
+    if is_cuda:
         torch.cuda.reset_peak_memory_stats()
     measure(subject, counted, 0)
     memory = memory_used(subject)
@@ -54,6 +56,9 @@ def run_bench(config: BenchConfig, say: Say) -> tuple[BenchResult, list[BenchRow
     for repeat in range(config.repeats):
         rows += measure(subject, counted, repeat)
         timer.measure(PARTS_BUDGET_S / config.repeats)
+        if reads is not None:
+            reads.measure()
+            bandwidth = reads.bytes_per_s
         say(f"repeat {repeat + 1} of {config.repeats}")
     return bench_result(Measurements(subject, counted, rows, timer.times(), memory, bandwidth)), rows
 

@@ -37,14 +37,14 @@ class CountedPass:
 
 @dataclass(frozen=True)
 class Measurements:
-    """All that was measured of `subject`; `copy_bandwidth`, in bytes per second, is known on a CUDA device only."""
+    """All that was measured of `subject`; `bandwidth`, in bytes per second, is None where nothing measures it."""
 
     subject: BenchSubject
     counted: CountedPass
     rows: list[BenchRow]
     times: dict[Call, CallTime]
     memory: Memory
-    copy_bandwidth: float | None
+    bandwidth: float | None
 
     @cached_property
     def num_columns(self) -> int:
@@ -79,12 +79,17 @@ def read_bytes(subject: BenchSubject, call: Call, tests: Mapping[Call, Head | Ga
             return 0
 
 
+def step_weights(model: DecoderModel) -> int:
+    """Bytes of the weights that a step of vanilla reads."""
+    return layer_bytes(model, 0, model.num_layers) + sum(tensor.nbytes for tensor in model.weights.head.tensors)
+
+
 def bench_result(measured: Measurements) -> BenchResult:
     """What `measured` comes to."""
     subject = measured.subject
     step = (Call("layers", 1, 1, 0, subject.model.num_layers), Call("verify", 1, 1))
     step_bytes = sum(measured.read_bytes(call) for call in step)
-    roofline = Roofline(measured.copy_bandwidth, step_bytes, _over(measured.copy_bandwidth, step_bytes))
+    roofline = Roofline(measured.bandwidth, step_bytes, _over(measured.bandwidth, step_bytes))
     repeats = {method: Repeats.of(measured, method) for method in subject.methods}
     faster = FasterVanilla.of(measured, repeats)
     methods = {method: _speed(measured, method, repeats[method], faster, roofline) for method in subject.methods}
@@ -210,7 +215,7 @@ def _speed(
         parts_ms_per_round=parts_ms,
         host_overhead_ms_per_round=None if parts_ms is None or round_ms.median is None else round_ms.median - parts_ms,
         read_bytes_per_token=bytes_per_token,
-        bandwidth_share=_over((bytes_per_token or 0) * (rate.median or 0) or None, measured.copy_bandwidth),
+        bandwidth_share=_over((bytes_per_token or 0) * (rate.median or 0) or None, measured.bandwidth),
         roofline_share=_over(rate.median, roofline.vanilla_tokens_per_s),
     )
 

@@ -4,6 +4,7 @@ import platform
 import resource
 import statistics
 import sys
+import time
 from typing import Any
 
 import torch
@@ -13,9 +14,11 @@ from adadecode.bench.result import BenchMachine, Memory
 from adadecode.bench.subject import BenchSubject
 from adadecode.engine.policy import VANILLA, Policy
 from adadecode.kernels.arithmetic import arithmetic
+from adadecode.kernels.library import load_library
 from adadecode.provenance import cpu_name, gpu_driver
 
 COPY_BYTES, NUM_COPIES, NUM_WARMUP_COPIES = 2 << 30, 20, 3
+READ_BLOCK, READ_BUDGET_S, NUM_WARMUP_READS = 1024, 0.2, 2  # a block in floats; a share for each repeat
 
 
 def copy_bandwidth() -> float:
@@ -34,6 +37,33 @@ def copy_bandwidth() -> float:
     del source, target
     torch.cuda.empty_cache()
     return 2 * (num_bytes // 4 * 4) / statistics.median(durations_ms[NUM_WARMUP_COPIES:]) * 1e3
+
+
+class ReadBandwidth:
+    """Bytes per second in which a CPU reads as many bytes as a step reads weights, over and over, by the same threads.
+
+    So what lies in its caches between two steps does so here. Known where native kernels compute.
+    """
+
+    def __init__(self, num_bytes: int) -> None:
+        self._buffer = torch.ones(num_bytes // 4 // READ_BLOCK * READ_BLOCK)
+        self._durations_s: list[float] = []
+
+    def measure(self, budget_s: float = READ_BUDGET_S) -> None:
+        """Reads for some `budget_s` seconds."""
+        read, threads = load_library().adadecode_read, torch.get_num_threads()
+        at, num_floats = self._buffer.data_ptr(), self._buffer.numel()
+        for _ in range(NUM_WARMUP_READS):
+            read(at, num_floats, threads)
+        stop = time.perf_counter() + budget_s
+        while (started := time.perf_counter()) < stop:
+            read(at, num_floats, threads)
+            self._durations_s.append(time.perf_counter() - started)
+
+    @property
+    def bytes_per_s(self) -> float:
+        """By the median read."""
+        return self._buffer.nbytes / statistics.median(self._durations_s)
 
 
 def memory_used(subject: BenchSubject) -> Memory:

@@ -102,9 +102,13 @@ class Memory:
 
 @dataclass(frozen=True)
 class Roofline:
-    """Vanilla's speed if a step took no longer than the device copies what it must read."""
+    """Vanilla's speed if a step took no longer than the machine takes to move what it must read.
 
-    copy_bandwidth_bytes_per_s: float | None
+    The bandwidth is that of a large copy on a CUDA device, and of reading as much as a step does on a CPU with native
+    kernels; elsewhere it is not measured.
+    """
+
+    bandwidth_bytes_per_s: float | None
     vanilla_step_read_bytes: int
     vanilla_tokens_per_s: float | None
 

@@ -49,8 +49,9 @@ def bench_lines(result: BenchResult) -> list[str]:
         f"memory: weights {_mib(memory.weights_bytes)}, heads {_mib(memory.heads_bytes)}, "
         f"keys and values {_mib(memory.kv_bytes)}, "
         + (f"peak RSS {_mib(memory.peak_rss_bytes)}" if peak is None else f"peak on the device {_mib(peak)}"),
-        f"a {REFERENCE} step reads {_mib(roofline.vanilla_step_read_bytes)}; copy bandwidth "
-        f"{number_text(roofline.copy_bandwidth_bytes_per_s, '.0f', 1e-9)} GB/s, roofline "
+        f"a {REFERENCE} step reads {_mib(roofline.vanilla_step_read_bytes)}; "
+        f"{'copy' if result.machine.cuda else 'read'} bandwidth "
+        f"{number_text(roofline.bandwidth_bytes_per_s, '.0f', 1e-9)} GB/s, roofline "
         f"{number_text(roofline.vanilla_tokens_per_s, '.1f')} tokens/s",
     ]
     if result.never_fires_cost is not None:

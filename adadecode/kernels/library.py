@@ -90,6 +90,8 @@ def load_library() -> ctypes.CDLL:
     ]  # fmt: skip
     library.adadecode_run_to_exit.argtypes = [*library.adadecode_run_layers.argtypes, Pointer, Int]
     library.adadecode_gate.argtypes = [Pointer, Pointer, Pointer, Pointer, ctypes.c_float]
+    library.adadecode_read.argtypes = [Pointer, ctypes.c_int64, Int]
+    library.adadecode_read.restype = ctypes.c_float
     library.adadecode_scratch_len.argtypes = [Pointer, Int, Int, Int]
     library.adadecode_scratch_len.restype = ctypes.c_int64
     library.adadecode_run_layers.restype = library.adadecode_head.restype = None

@@ -592,6 +592,26 @@ struct ExitTest {
 
 int32_t adadecode_tile() { return TILE; }
 
+// Reads `num_floats` floats once, a multiple of 1024, each thread its share in one stream, as the layers read weights. The
+// sum is of no use but that it must be known.
+float adadecode_read(const float* data, int64_t num_floats, int32_t num_threads) {
+    constexpr int BLOCK = 1024, SUMS = 8;
+    float total = 0.0f;
+#pragma omp parallel for schedule(static) reduction(+ : total) num_threads(num_threads) if (num_threads > 1)
+    for (int64_t block = 0; block < num_floats / BLOCK; block++) {
+        const float* p = data + block * BLOCK;
+        vf sums[SUMS] = {};
+        for (int i = 0; i < BLOCK; i += SUMS * LANES)
+            for (int j = 0; j < SUMS; j++) {
+                __builtin_prefetch((const char*)(p + i + j * LANES) + 8192);
+                sums[j] += load(p + i + j * LANES);
+            }
+        for (int j = 1; j < SUMS; j++) sums[0] += sums[j];
+        total += sum(sums[0]);
+    }
+    return total;
+}
+
 // Floats of scratch with which a step runs up to `num_rows` rows at once, and tests up to `num_tested` of them by heads
 // whose layers have at most `widest` inputs or outputs.
 int64_t adadecode_scratch_len(const Shape* shape, int32_t num_rows, int32_t num_tested, int32_t widest) {

@@ -22,12 +22,15 @@ from adadecode.bench import bench as bench_module
 from adadecode.bench import subject, timer
 from adadecode.bench.bench import count_calls, in_turn, run_bench
 from adadecode.bench.calls import Call
+from adadecode.bench.figures import step_weights
+from adadecode.bench.machine import READ_BLOCK, ReadBandwidth
 from adadecode.bench.subject import load_subject
 from adadecode.bench.synthetic import synthetic_lm
 from adadecode.bench.table import BENCH_ROWS, bench_tables
 from adadecode.evaluation.compare import compare
 from adadecode.settings import BenchConfig, build_settings
 from tests.json_keys import key_paths
+from tests.models import HAS_COMPILER, needs_compiler
 
 ROOT = Path(__file__).parents[3]
 SHORT = ["--limit", "1", "--max-new-tokens", "4", "--repeats", "1", "--threads", "1"]
@@ -62,6 +65,8 @@ def last_json(output: str) -> dict:
 # what bench.json has that the reference run of 0.1.0 has not
 NEW_KEYS = {f"machine.{name}" for name in ("attention", "float32_precision", "reduced_precision_sums")}
 NEW_KEYS |= {"provenance.code_hash", "methods.*.is_lossy", "settings.offset", "faster_vanilla_geomean"}
+NEW_KEYS |= {"roofline.bandwidth_bytes_per_s"}
+OLD_KEYS = {"roofline.copy_bandwidth_bytes_per_s"}
 KEYED_BY_NAME = frozenset({"methods", "parts[].calls_per_round", "machine.heads_hash", "provenance.packages"})
 
 
@@ -70,7 +75,7 @@ def test_the_json_has_the_keys_of_the_reference_runs_and_the_rows_the_columns():
     fresh = json.loads(json.dumps(result.to_json()))
     for name in ("bench-gsm8k", "bench-humaneval"):
         before = json.loads((ROOT / "results" / "reference" / name / "bench.json").read_text())
-        assert key_paths(fresh, KEYED_BY_NAME) == key_paths(before, KEYED_BY_NAME) | NEW_KEYS
+        assert key_paths(fresh, KEYED_BY_NAME) == key_paths(before, KEYED_BY_NAME) - OLD_KEYS | NEW_KEYS
         assert [name for name in fresh if name in before] == list(before)
     assert {tuple(dataclasses.asdict(row)) for row in rows} == {tuple(BENCH_ROWS.names)}
 
@@ -102,7 +107,8 @@ def test_the_report_adds_up_and_leaves_out_what_was_not_measured():
         assert row.tokens_per_s_min <= row.tokens_per_s <= row.tokens_per_s_max
         assert row.num_tokens == 2 * 11
         assert row.width == {"vanilla-w1": 1, "transformers": None}.get(name, 8)
-        assert row.bandwidth_share is row.roofline_share is None
+        assert (row.roofline_share is not None) == HAS_COMPILER, "bandwidth is measured where kernels are native"
+        assert (row.bandwidth_share is not None) == (HAS_COMPILER and name != "transformers")
         if name == "transformers":
             assert row.parts_ms_per_round is row.ceiling_tokens_per_s is None
             continue
@@ -120,7 +126,7 @@ def test_the_report_adds_up_and_leaves_out_what_was_not_measured():
     ]
     ratios = [vanilla / ours for vanilla, ours in zip(*medians, strict=True)]
     assert methods["adadecode"].speedup_geomean == pytest.approx(math.sqrt(math.prod(ratios)))
-    assert result.roofline.copy_bandwidth_bytes_per_s is result.roofline.vanilla_tokens_per_s is None
+    assert (result.roofline.bandwidth_bytes_per_s is not None) == HAS_COMPILER
     assert result.roofline.vanilla_step_read_bytes > 0.8 * result.memory.weights_bytes - 2 * 64 * 400
     assert result.memory.peak_device_bytes is None
     assert result.memory.peak_rss_bytes > result.memory.weights_bytes
@@ -225,10 +231,24 @@ def test_an_out_that_is_a_file_is_refused_before_anything_is_loaded(usage_error,
     assert "--out" in usage_error("bench", "--out", tmp_path / "file")
 
 
+@needs_compiler
+def test_on_a_cpu_the_bandwidth_is_that_of_reading_as_much_as_a_step_does():
+    result, _ = run_bench(bench_config(kernels="native", methods=("vanilla",)), lambda _: None)
+    model = load_subject(bench_config(kernels="native"), lambda _: None).model
+    assert 0.9 * step_weights(model) < result.roofline.vanilla_step_read_bytes - 2**10
+    assert result.roofline.vanilla_tokens_per_s == pytest.approx(
+        result.roofline.bandwidth_bytes_per_s / result.roofline.vanilla_step_read_bytes
+    )
+    assert 0.0 < result.methods["vanilla"].roofline_share < 1.5
+    reads = ReadBandwidth(10 * 4 * READ_BLOCK + 5)
+    reads.measure(0.01)
+    assert reads.bytes_per_s > 1e8
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 def test_on_a_cuda_device_bandwidth_is_measured():
     result, _ = run_bench(bench_config(device="cuda"), lambda _: None)
-    assert result.roofline.copy_bandwidth_bytes_per_s > 1e9
+    assert result.roofline.bandwidth_bytes_per_s > 1e9
     assert 0.0 < result.methods["vanilla"].roofline_share < 1.5
 
 
