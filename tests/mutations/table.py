@@ -97,9 +97,16 @@ MUTATIONS = (
     ),
     Mutation(
         "an n-gram that changed its mind is as sure",
-        "adadecode/engine/ngram.py",
-        "index[ngram] = (token_id, 1, True)",
-        "index[ngram] = (token_id, 1, False)",
+        "adadecode/engine/suffixes.py",
+        "seen[state] = Continuation(token_id, 1, True)",
+        "seen[state] = Continuation(token_id, 1, False)",
+        DRAFTS,
+    ),
+    Mutation(
+        "a context that is split forgets how it went on",
+        "adadecode/engine/suffixes.py",
+        "self._length[state] + 1, self._seen[found])",
+        "self._length[state] + 1, None)",
         DRAFTS,
     ),
     Mutation(
