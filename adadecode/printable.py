@@ -18,8 +18,12 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def on_one_line(said: object, max_len: int = 200) -> str:
-    """What an error or another program `said`, on one line of at most `max_len` characters that a terminal may get."""
-    line = printable(" ".join((str(said) or repr(said)).split()))
+    """What an error or another program `said`, on one line of at most `max_len` characters, none of them invisible.
+
+    So names that differ look different, where a model's text (`printable`) keeps what joins its letters and emoji.
+    """
+    words = " ".join((str(said) or repr(said)).split())
+    line = "".join(character if character.isprintable() else _escaped(character) for character in words)
     return line if len(line) <= max_len else line[: max_len - 3] + "..."
 
 

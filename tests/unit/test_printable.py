@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from adadecode.printable import is_unicode, printable
+from adadecode.printable import is_unicode, on_one_line, printable
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,12 @@ def test_what_is_printable_is_one_line_and_can_be_encoded_whatever_it_was_made_o
 
 def test_line_breaks_that_are_to_be_kept_are_kept():
     assert printable("a\n\tb\r\x1b", keep="\n\t") == "a\n\tb\\r\\x1b"
+
+
+def test_what_an_error_says_holds_nothing_invisible():
+    everything = "".join(map(chr, range(sys.maxunicode + 1)))
+    assert on_one_line(everything, 10**8).isprintable()
+    assert on_one_line("version '\u00ad1\u200b'\n at\u00a0line 1") == "version '\\xad1\\u200b' at line 1"
 
 
 def test_half_of_a_surrogate_pair_is_no_unicode():

@@ -96,6 +96,16 @@ def test_a_dead_actor_is_replaced_and_both_its_items_come_first():
     assert held(scheduler) == {"worker-1": ["i3", "i1"], "worker-2": ["i0"]}
 
 
+def test_an_item_that_a_dead_actor_had_finished_is_not_done_again():
+    """It came back with the death, and that it was done is heard of only then."""
+    scheduler = started(3, 1)
+    scheduler.handle(Died("worker-0", "gone", preempted=True), 1)
+    assert scheduler.handle(Finished("worker-0", "i0"), 2)[0] == Accept(Item("i0", 0, 4))
+    assert [item.name for item in scheduler.pending] == ["i1"]
+    scheduler.handle(Loaded("worker-1"), 3)
+    assert held(scheduler) == {"worker-1": ["i1", "i2"]}
+
+
 def test_an_item_that_ends_actors_is_split_to_the_sample_which_is_given_up_and_the_others_are_done():
     scheduler = started(1, 1)
     given_up, done, num_started = [], [], 1
