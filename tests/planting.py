@@ -14,6 +14,10 @@ from adadecode.runs.outcome import outcome_of
 
 Row = dict[str, Any]
 
+GOLDEN = Path(__file__).parent / "golden" / "run-0.1.0" / "complete"
+FIRST = "demo-math/demo-math-000"
+OURS, VANILLA, W1 = "adadecode", "vanilla", "vanilla-w1"  # the methods of that run
+
 
 def plant(run: Path, change: Callable[[list[Row]], object], *, fits: bool = True) -> None:
     """Lets `change` edit the committed rows of `run`, all at once; commits get their new SHA-256.
@@ -32,6 +36,42 @@ def plant(run: Path, change: Callable[[list[Row]], object], *, fits: bool = True
         if fits:
             commit |= {"num_rows": table.num_rows, "outcome": dataclasses.asdict(outcome_of(table))}
         file.write_text(json.dumps(commit))
+
+
+def each(method: str | None = None, **columns: Callable[[Row], Any]) -> Callable[[list[Row]], None]:
+    """Sets columns in every row, or in those of one method, to what is made of the row."""
+
+    def change(rows: list[Row]) -> None:
+        for row in rows:
+            if method in (None, row["method"]):
+                row |= {name: of(row) for name, of in columns.items()}
+
+    return change
+
+
+def once(method: str, **columns: Any) -> Callable[[list[Row]], None]:
+    """Sets columns of the first row of a method."""
+
+    def change(rows: list[Row]) -> None:
+        next(row for row in rows if row["method"] == method).update(columns)
+
+    return change
+
+
+def swapped(rows: list[Row], *names: str) -> None:
+    """Exchanges the named columns of vanilla and adadecode in the first sample and repeat."""
+    first = [row for row in rows if (row["sample_id"], row["repeat"]) == ("demo-math-000", 0)]
+    a, b = (next(row for row in first if row["method"] == name) for name in ("vanilla", "adadecode"))
+    for name in names:
+        a[name], b[name] = b[name], a[name]
+
+
+def other_prompt(row: Row) -> list[int]:
+    return [*row["prompt_token_ids"][:-1], row["prompt_token_ids"][-1] + 1]
+
+
+def altered_first(name: str, idx: int, value: int) -> Callable[[Row], list[int]]:
+    return lambda row: [*row[name][:idx], value, *row[name][idx + 1 :]]
 
 
 def edit_json(file: Path, change: Callable[[dict[str, Any]], object]) -> None:

@@ -28,7 +28,6 @@ REPORT = ("tests/unit/report",)
 RAY = ("tests/unit/ray_jobs",)
 RUNS = ("tests/unit/runs/test_faults.py", "tests/unit/runs/test_lease.py", "tests/unit/runs/test_storage.py")
 BAD_PLACES = ("tests/unit/ray_jobs/test_bad_places.py",)
-CONTRADICTIONS = ("tests/unit/runs/test_contradictions.py",)
 
 MUTATIONS = (
     # engine
@@ -235,7 +234,7 @@ MUTATIONS = (
         "adadecode/model/files.py",
         "is_known_to_lack = try_to_load_from_cache(self.source, file, revision=self.revision) is not None",
         "is_known_to_lack = try_to_load_from_cache(self.source, file, revision=self.revision) is None",
-        ("tests/unit/model/test_model_folders.py",),
+        ("tests/unit/model/test_model_places.py",),
     ),
     # evaluation
     Mutation(

@@ -1,6 +1,7 @@
-"""A real S3-compatible server in a process of its own, and a place in each kind of storage."""
+"""A finished run to alter; a real S3-compatible server in a process of its own, and a place in each kind of storage."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -8,10 +9,19 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.planting import GOLDEN
+
 SERVER_START_S = 60
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A finished run of 6 samples, 3 methods and 2 repeats, one sample a shard, to be altered."""
+    return Path(shutil.copytree(GOLDEN, tmp_path / "run"))
 
 
 @pytest.fixture(scope="session")
