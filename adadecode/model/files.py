@@ -107,9 +107,9 @@ class ModelFiles:
 
 
 def find_model(model: str, revision: str | None = None) -> ModelFiles:
-    """The files of `model`; raises UsageError when it is no folder or GGUF file to read, nor a model on the hub.
+    """The files of `model`; raises UsageError when it is no folder or GGUF file to read, nor, as the hub says, a model there.
 
-    The hub is asked, as far as it can say, only for what can be a hub id, and waits for it are short.
+    The hub is asked only for what can be a hub id, and waits for it are short.
     """
     files = ModelFiles(model, resolve_model(model), revision)
     try:

@@ -11,7 +11,7 @@ from adadecode.model.families import FAMILIES
 from adadecode.model.files import damage, reason, shown
 
 PACKAGES = "gguf and accelerate: pip install 'adadecode[gguf]'"
-FAMILIES_THERE = {*FAMILIES} - {"mistral"} | {"llama"}  # Mistral's files say llama
+FAMILIES_THERE = {*FAMILIES} - {"mistral"}  # whose files say llama
 JOIN = "join its parts with llama.cpp's `llama-gguf-split --merge`"
 
 

@@ -117,7 +117,9 @@ def _read_weights(files: ModelFiles, config: Any, dtype: torch.dtype) -> tuple[A
 
     Raises UsageError when tensors are missing, of other shapes, of more layers, quantised, or damaged.
     """
-    with _explained(files, "its weights cannot be loaded"):
+    # a bar, which nothing else hides, goes to stderr while a GGUF file is unpacked
+    unpacking = contextlib.nullcontext() if files.gguf is None else contextlib.redirect_stderr(io.StringIO())
+    with _explained(files, "its weights cannot be loaded"), unpacking:
         if files.folder is not None:
             check_local(files, config)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -163,10 +165,7 @@ def _explained(files: ModelFiles, what: str, read: tuple[str, ...] = ()) -> Gene
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):  # a bar while a GGUF file is unpacked
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except UsageError:

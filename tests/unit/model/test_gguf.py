@@ -72,6 +72,13 @@ def test_the_tokenizer_is_the_files(tmp_path):
     assert tokenizer.eos_token == "<end>"
 
 
+def test_nothing_is_said_while_a_file_is_unpacked(tmp_path, capfd):
+    path = write_gguf(tmp_path / "tiny.gguf", tiny_gguf_lm())
+    capfd.readouterr()
+    load(path)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_file_that_is_named_without_a_folder_is_found(tmp_path, monkeypatch):
     write_gguf(tmp_path / "tiny.gguf", tiny_gguf_lm())
     monkeypatch.chdir(tmp_path)
