@@ -107,7 +107,7 @@ class ModelFiles:
 
 
 def find_model(model: str, revision: str | None = None) -> ModelFiles:
-    """The files of `model`; raises UsageError when it is no folder or GGUF file to read, nor, as the hub says, a model there.
+    """The files of `model`; raises UsageError when it is no folder or GGUF file to read, nor, says the hub, a model there.
 
     The hub is asked only for what can be a hub id, and waits for it are short.
     """
