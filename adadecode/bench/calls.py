@@ -82,6 +82,9 @@ class RecordingStep:
         self._count_test(head, hi - lo)
         return proposals
 
+    def read_by(self, head: Head) -> Tensor:
+        return self._step.read_by(head)
+
     def probe(self, gate: Gate, slot: int) -> float:
         chance = self._step.probe(gate, slot)
         self.log.append(("probe", slot, chance))

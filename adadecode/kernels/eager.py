@@ -3,8 +3,9 @@
 Shapes: W rows, d model width, S cache columns, V vocabulary.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -14,10 +15,11 @@ from adadecode.errors import KernelsError
 from adadecode.kernels.kv_cache import KVCache
 from adadecode.kernels.layers import gate_step, head_step, layer_step, top1
 from adadecode.kernels.step import Proposals, Segment, check_slots, check_token_ids, run_probe_test
-from adadecode.kernels.weights import ExitTest, Gate, Head, Weights
+from adadecode.kernels.weights import Block, ExitTest, Gate, Head, LayerWeights, Weights
 
 LayerStep = Callable[..., Tensor]  # `layer_step`, as written or compiled
-Prefill = Callable[[Tensor, KVCache], Tensor]  # runs a prompt `[T]`, fills the cache, gives the last row's logits `[V]`
+# Runs a prompt `[T]`, fills the cache; gives the last row's logits `[V]`, and the hidden states `[T, d]` after the layers.
+Prefill = Callable[[Tensor, KVCache, Collection[int]], tuple[Tensor, dict[int, Tensor]]]
 
 
 def compile_layer_step() -> LayerStep:
@@ -45,6 +47,24 @@ def compile_layer_step() -> LayerStep:
     return compiled_step
 
 
+class Places(NamedTuple):
+    """Where the W rows of a call stand: which are idle `[W, 1]`, and what `layer_step` takes of it."""
+
+    idle: Tensor
+    rotary: tuple[Tensor, Tensor]
+    columns: Tensor
+    mask: Tensor
+
+
+class BlockRows:
+    """What the block of one exit works in: `rows` `[W, d]` that it made, and its keys and values."""
+
+    def __init__(self, block: Block, weights: Weights, width: int, num_columns: int) -> None:
+        self.layer: LayerWeights = block.layer
+        self.rows = torch.zeros(width, weights.width, dtype=weights.dtype, device=weights.device)
+        self.cache = weights.new_cache(num_columns, 1)
+
+
 class EagerStep:
     """A decode step of torch operations at static shapes: every call computes all W rows.
 
@@ -67,13 +87,32 @@ class EagerStep:
         self._columns = torch.arange(cache.num_columns, device=device)
         self._repeats = weights.shape.num_heads // weights.shape.num_kv_heads
         self._host = torch.zeros(width + 3, dtype=torch.long, pin_memory=device.type == "cuda")
+        self._blocks: dict[int, Block] = {}  # by exit layer, of the tests last prepared
+        self._block_rows: WeakKeyDictionary[Block, BlockRows] = WeakKeyDictionary()
 
     def prepare(self, boundaries: Sequence[int], tests: Iterable[ExitTest]) -> None:
-        """Does nothing: torch operations need no preparation."""
+        blocks = {test.head.block for test in tests} - {None}
+        self._blocks = {block.exit_layer: block for block in blocks if block is not None}
+        for block in self._blocks.values():
+            if block not in self._block_rows:
+                self._block_rows[block] = BlockRows(block, self.weights, self.width, self.cache.num_columns)
 
     def prefill(self, prompt_ids: list[int]) -> Tensor:
         check_token_ids(prompt_ids, self.weights.vocab_size)
-        return self._prefill(torch.tensor(prompt_ids, device=self.hidden.device), self.cache)
+        token_ids = torch.tensor(prompt_ids, device=self.hidden.device)
+        logits, hidden = self._prefill(token_ids, self.cache, self._blocks)
+        for exit_layer, block in self._blocks.items():
+            self._prefill_block(self._block_rows[block], hidden[exit_layer])
+        return logits
+
+    def _prefill_block(self, block: BlockRows, hidden: Tensor) -> None:
+        """The prompt's hidden states `[T, d]` at an exit through its block, W rows at a time."""
+        for first in range(0, len(hidden), self.width):
+            rows = hidden[first : first + self.width]
+            self.begin(first)
+            self._point_at(0, len(rows))
+            block.rows[: len(rows)] = rows
+            self._run_block(block, block.rows, self._places())
 
     def begin(self, first_position: int) -> None:
         self._host[-1] = first_position
@@ -84,12 +123,16 @@ class EagerStep:
         self._host[slot : slot + len(token_ids)] = torch.tensor(token_ids)
 
     def run(self, lo: int, hi: int, start: int, stop: int) -> None:
-        self._host[-3], self._host[-2] = lo, hi
-        self.control.copy_(self._host, non_blocking=True)
+        self._point_at(lo, hi)
         self.segment(start, stop)
 
-    def segment(self, start: int, stop: int) -> None:
-        """Layers [start, stop) on `hidden`, in place, as `control` says; before layer 1 the tokens are embedded."""
+    def _point_at(self, lo: int, hi: int) -> None:
+        """Slots [lo, hi) take part in what comes next."""
+        self._host[-3], self._host[-2] = lo, hi
+        self.control.copy_(self._host, non_blocking=True)
+
+    def _places(self) -> Places:
+        """Where the rows stand, as `control` says."""
         lo, hi, first_position = self.control[-3], self.control[-2], self.control[-1]
         idle = (self._slots < lo) | (self._slots >= hi)
         # rows past the cache are clamped to the scratch column; they never take part
@@ -100,14 +143,33 @@ class EagerStep:
         rotary = (cos[angles][:, None], sin[angles][:, None])
         mask = torch.zeros_like(self._columns, dtype=self.hidden.dtype).repeat(self.width, 1)
         mask = mask.masked_fill(self._columns > positions[:, None], float("-inf")).repeat(self._repeats, 1)
-        idle = idle[:, None]
+        return Places(idle[:, None], rotary, columns, mask)
+
+    def segment(self, start: int, stop: int) -> None:
+        """Layers [start, stop) on `hidden`, in place, as `control` says; before layer 1 the tokens are embedded.
+
+        Then the block of exit layer `stop`, if any, on what these rows are now.
+        """
+        places = self._places()
+        idle, *where = places
         entering = embedding(self.control[: self.width], self.weights.embedding) if start == 0 else self.hidden
         out = entering.masked_fill(idle, 0.0)
         for idx in range(start, stop):
-            keys, values = self.cache.layer(idx)
-            layer = self.weights.layers[idx]
-            out = self._layer_step(layer, self.weights.shape, out, rotary, columns, mask, keys, values)
+            layer, (keys, values) = self.weights.layers[idx], self.cache.layer(idx)
+            out = self._layer_step(layer, self.weights.shape, out, *where, keys, values)
         self.hidden.copy_(torch.where(idle, self.hidden, out))
+        if stop in self._blocks:
+            self._run_block(self._block_rows[self._blocks[stop]], out, places)
+
+    def _run_block(self, block: BlockRows, entering: Tensor, places: Places) -> None:
+        """The rows that take part, of `entering` `[W, d]`, through `block`; its other rows stay."""
+        idle, *where = places
+        keys, values = block.cache.layer(0)
+        out = self._layer_step(block.layer, self.weights.shape, entering.masked_fill(idle, 0.0), *where, keys, values)
+        block.rows.copy_(torch.where(idle, block.rows, out))
+
+    def read_by(self, head: Head) -> Tensor:
+        return self.hidden if head.block is None else self._block_rows[head.block].rows
 
     def run_to_exit(self, segment: Segment, test: ExitTest, first_tested: int) -> Proposals | None:
         return run_probe_test(self, segment, test, first_tested)
@@ -118,7 +180,7 @@ class EagerStep:
 
     def proposals(self, head: Head) -> Tensor:
         """Token ids and probabilities of all W rows, `[2, W]` float64, which holds both exactly."""
-        logits = head_step(head, self.weights.norm, self.weights.shape.eps, self.hidden)
+        logits = head_step(head, self.weights.norm, self.weights.shape.eps, self.read_by(head))
         token_ids, _, probabilities = top1(logits, head.token_ids)
         return torch.stack((token_ids.double(), probabilities.double()))
 
@@ -158,6 +220,7 @@ class CompiledStep(EagerStep):
         self._compiled_shapes = compiled_shapes
 
     def prepare(self, boundaries: Sequence[int], tests: Iterable[ExitTest]) -> None:
+        super().prepare(boundaries, tests)
         shape = (self.width, self.cache.num_columns)
         if shape not in self._compiled_shapes:
             self.segment(0, 1)  # all layers are alike, and no slot takes part

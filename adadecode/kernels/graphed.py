@@ -17,7 +17,7 @@ from adadecode.kernels.arithmetic import PREFILL_BACKENDS, attention_by
 from adadecode.kernels.eager import EagerStep, LayerStep, Prefill
 from adadecode.kernels.kv_cache import KVCache
 from adadecode.kernels.step import Proposals
-from adadecode.kernels.weights import ExitTest, Gate, Head, Weights
+from adadecode.kernels.weights import Block, ExitTest, Gate, Head, Weights
 
 WARMUPS = 3
 
@@ -77,7 +77,7 @@ class GraphedStep(EagerStep):
         """`attention` is who computes the rows' attention."""
         super().__init__(weights, prefill, width, cache, layer_step)
         self._pool, self._attention = pool, attention
-        self._segments: dict[tuple[int, int], Callable[[], None]] = {}
+        self._segments: dict[tuple[int, int, Block | None], Callable[[], None]] = {}
         self._tests: dict[Head | Gate, tuple[Callable[[], None], Tensor]] = {}
         self._verify: tuple[Callable[[], None], Tensor] | None = None
         self._copied = torch.cuda.Event()
@@ -85,6 +85,8 @@ class GraphedStep(EagerStep):
         _alive.add(self)
 
     def prepare(self, boundaries: Sequence[int], tests: Iterable[ExitTest]) -> None:
+        tests = list(tests)
+        super().prepare(boundaries, tests)
         for start, stop in pairwise((0, *boundaries)):
             self._segment_graph(start, stop)
         for test in tests:
@@ -107,11 +109,13 @@ class GraphedStep(EagerStep):
         super().begin(first_position)
 
     def run(self, lo: int, hi: int, start: int, stop: int) -> None:
-        self._copied.synchronize()
-        self._host[-3], self._host[-2] = lo, hi
-        self.control.copy_(self._host, non_blocking=True)
-        self._copied.record()
+        self._point_at(lo, hi)
         self._segment_graph(start, stop)()
+
+    def _point_at(self, lo: int, hi: int) -> None:
+        self._copied.synchronize()
+        super()._point_at(lo, hi)
+        self._copied.record()
 
     def test(self, head: Head, lo: int, hi: int) -> Proposals:
         both = self._replay(*self._test_graph(head))[:, lo:hi].tolist()
@@ -125,9 +129,10 @@ class GraphedStep(EagerStep):
         return [int(token_id) for token_id in token_ids], tops
 
     def _segment_graph(self, start: int, stop: int) -> Callable[[], None]:
-        if (start, stop) not in self._segments:
-            self._segments[start, stop] = self._capture(lambda: self.segment(start, stop))
-        return self._segments[start, stop]
+        key = (start, stop, self._blocks.get(stop))
+        if key not in self._segments:
+            self._segments[key] = self._capture(lambda: self.segment(start, stop))
+        return self._segments[key]
 
     def _test_graph(self, test: Head | Gate) -> tuple[Callable[[], None], Tensor]:
         if test not in self._tests:

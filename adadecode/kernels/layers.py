@@ -46,6 +46,17 @@ def layer_step(
     return hidden + linear(silu(gate) * up, weights.down)
 
 
+def sequence_step(weights: LayerWeights, shape: LayerShape, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """One whole sequence `[T, d]` from its first position on after one layer; `rotary` are tables `[positions, D]`."""
+    length, repeats = len(hidden), shape.num_heads // shape.num_kv_heads
+    columns = torch.arange(length, device=hidden.device)
+    mask = torch.zeros(length, length, dtype=hidden.dtype, device=hidden.device)
+    mask = mask.masked_fill(columns > columns[:, None], float("-inf")).repeat(repeats, 1)
+    keys, values = hidden.new_zeros(2, shape.num_kv_heads, length, shape.head_dim)
+    cos, sin = (table[:length, None] for table in rotary)
+    return layer_step(weights, shape, hidden, (cos, sin), columns, mask, keys, values)
+
+
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding of `x` `[W, heads, D]`."""
     first, second = x.chunk(2, dim=-1)

@@ -6,6 +6,7 @@ Shapes: W rows, d model width, S cache columns, V vocabulary.
 import ctypes
 import functools
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,13 +14,23 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from adadecode.kernels.library import ExitTestStruct, ShapeStruct
-from adadecode.kernels.packed import PackedHead, PackedWeights
-from adadecode.kernels.step import Proposals, Segment, check_slots, check_token_ids
-from adadecode.kernels.weights import ExitTest, Gate, Head, Weights
+from adadecode.kernels.packed import PackedHead, PackedLayers, PackedWeights
+from adadecode.kernels.step import Proposals, Segment, check_slots, check_token_ids, run_probe_test
+from adadecode.kernels.weights import Block, ExitTest, Gate, Head, Weights
 
 # Rows of a prompt that are run at once: few enough that what they work in stays small, and so many that the weights,
 # which each block reads anew, are read seldom.
 BLOCK_LEN = 256
+
+
+class NativeBlock:
+    """What the block of one exit works in for one request: `rows` `[W, d]` that it made, and its keys and values."""
+
+    def __init__(self, block: Block, packed: PackedLayers, weights: Weights, width: int, num_columns: int) -> None:
+        self.block, self.layers = block, packed.structs
+        self.rows = torch.zeros(width, weights.width, dtype=weights.dtype)
+        self._cache = weights.new_cache(num_columns, 1)
+        self.kv_at = self._cache.kv.data_ptr()
 
 
 class NativeStep:
@@ -62,13 +73,16 @@ class NativeStep:
         self._make_room(weights.vocab_size)
         self._ids = (ctypes.c_int64 * width)()
         self._tops, self._probabilities = (ctypes.c_float * width)(), (ctypes.c_float * width)()
-        library, run = packed.library, (self._shape_at, packed.layers)
+        library, run = packed.library, (self._shape_at, packed.layers.structs)
         self._run_layers = functools.partial(library.adadecode_run_layers, *run)
         self._run_to_exit = functools.partial(library.adadecode_run_to_exit, *run)
         self._exit_tests: dict[ExitTest, tuple[ExitTestStruct, int]] = {}  # and its address
+        self._blocks: dict[int, NativeBlock] = {}  # by exit layer
 
     def prepare(self, boundaries: Sequence[int], tests: Iterable[ExitTest]) -> None:
         for test in tests:
+            if test.head.block is not None:
+                self._add_block(test.head.block)
             head, gate = self._packed_head(test.head), test.gate
             exit_test = ExitTestStruct(
                 norm=self._norm_at,
@@ -89,7 +103,10 @@ class NativeStep:
         for first in range(0, len(prompt_ids), BLOCK_LEN):
             block = torch.tensor(prompt_ids[first : first + BLOCK_LEN])
             hidden = embedding(block, self.weights.embedding)
-            self._run(hidden.data_ptr(), len(block), first, 0, self.weights.num_layers)
+            for start, stop in pairwise((0, *sorted(self._blocks), self.weights.num_layers)):
+                self._run(hidden.data_ptr(), len(block), first, start, stop)
+                if stop in self._blocks:
+                    self._run_block(self._blocks[stop], hidden.clone(), first)
             self.hidden[0] = hidden[-1]
         self.verify(0, 1)
         return self.logits[0].clone()
@@ -108,9 +125,14 @@ class NativeStep:
     def run(self, lo: int, hi: int, start: int, stop: int) -> None:
         check_slots(lo, hi, self.width)
         self._run(self._hidden_at + lo * self._row_len, hi - lo, self._first_position + lo, start, stop)
+        if stop in self._blocks:
+            rows = self._blocks[stop].rows[lo:hi].copy_(self.hidden[lo:hi])
+            self._run_block(self._blocks[stop], rows, self._first_position + lo)
 
     def run_to_exit(self, segment: Segment, test: ExitTest, first_tested: int) -> Proposals | None:
         lo, hi, start, stop = segment
+        if stop in self._blocks:
+            return run_probe_test(self, segment, test, first_tested)
         check_slots(lo, first_tested, self.width)
         check_slots(first_tested, hi, self.width)
         self._check_segment(self._first_position + lo, hi - lo, start, stop)
@@ -149,12 +171,32 @@ class NativeStep:
         self._check_segment(first_position, num_rows, start, stop)
         self._run_layers(hidden, num_rows, first_position, *self._around_rows, start, stop)
 
+    def _add_block(self, block: Block) -> None:
+        """From now on `block` is run where its exit is; raises ValueError beside another block there."""
+        exit_layer = block.exit_layer
+        there = self._blocks.get(exit_layer)
+        if there is None:
+            packed, num_columns = self._packed.block(block), self.cache.num_columns
+            self._blocks[exit_layer] = NativeBlock(block, packed, self.weights, self.width, num_columns)
+        elif there.block is not block:
+            raise ValueError(f"two blocks at exit layer {exit_layer}")
+
+    def _run_block(self, block: NativeBlock, rows: Tensor, first_position: int) -> None:
+        """`rows` `[M, d]` from `first_position` on through `block`, in place."""
+        _, *rotary = self._around_rows
+        self._packed.library.adadecode_run_layers(
+            self._shape_at, block.layers, rows.data_ptr(), len(rows), first_position, block.kv_at, *rotary, 0, 1
+        )
+
+    def read_by(self, head: Head) -> Tensor:
+        return self.hidden if head.block is None else self._blocks[head.block.exit_layer].rows
+
     def _run_head(self, head: Head, lo: int, hi: int, logits: int | None, probabilities: Any) -> None:
         check_slots(lo, hi, self.width)
         packed = self._packed_head(head)
         self._packed.library.adadecode_head(
             self._shape_at,
-            self._hidden_at + lo * self._row_len,
+            self.read_by(head).data_ptr() + lo * self._row_len,
             hi - lo,
             self._norm_at,
             packed.matrices_at,

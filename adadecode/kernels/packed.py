@@ -4,6 +4,7 @@ Shapes: N outputs and K inputs of a linear layer.
 """
 
 import ctypes
+from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from adadecode.kernels.library import Int, LayerStruct, Pointer, load_library
-from adadecode.kernels.weights import Head, Weights
+from adadecode.kernels.weights import Block, Head, LayerWeights, Weights
 
 
 def pack_weight(weight: Tensor, tile: int) -> Tensor:
@@ -49,6 +50,23 @@ class PackedHead:
         self.token_ids_at = None if self._token_ids is None else self._token_ids.data_ptr()
 
 
+class PackedLayers:
+    """Layers as the library takes them: `structs` of addresses."""
+
+    def __init__(self, layers: Sequence[LayerWeights], tile: int) -> None:
+        self._tile, self._kept = tile, list[Tensor]()  # keeps the memory alive
+        self.structs = (LayerStruct * len(layers))(
+            *(LayerStruct(*(self._pointer(t) for t in vars(layer).values())) for layer in layers)
+        )
+
+    def _pointer(self, tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        kept = pack_weight(tensor, self._tile) if tensor.dim() == 2 else tensor.detach().contiguous()
+        self._kept.append(kept)
+        return kept.data_ptr()
+
+
 class PackedWeights:
     """The weights of one model packed for the library; shared by all its decode steps."""
 
@@ -56,19 +74,16 @@ class PackedWeights:
         self.library = load_library()
         self._width, self._dtype = weights.width, weights.dtype
         self.tile: int = self.library.adadecode_tile()
-        self._kept: list[Tensor] = []
-        self.layers = (LayerStruct * weights.num_layers)(
-            *(LayerStruct(*(self._pointer(t) for t in vars(layer).values())) for layer in weights.layers)
-        )
+        self.layers = PackedLayers(weights.layers, self.tile)
+        self._blocks: WeakKeyDictionary[Block, PackedLayers] = WeakKeyDictionary()
         self._heads: WeakKeyDictionary[Head, PackedHead] = WeakKeyDictionary()
         self._matrices = WeakTensorKeyDictionary()  # heads share the model's own
 
-    def _pointer(self, tensor: Tensor | None) -> int | None:
-        if tensor is None:
-            return None
-        kept = pack_weight(tensor, self.tile) if tensor.dim() == 2 else tensor.detach().contiguous()
-        self._kept.append(kept)
-        return kept.data_ptr()
+    def block(self, block: Block) -> PackedLayers:
+        packed = self._blocks.get(block)
+        if packed is None:
+            packed = self._blocks[block] = PackedLayers([block.layer], self.tile)
+        return packed
 
     def head(self, head: Head) -> PackedHead:
         packed = self._heads.get(head)

@@ -36,7 +36,14 @@ class DecodeStep(Protocol):
     logits: Tensor
 
     def prepare(self, boundaries: Sequence[int], tests: Iterable[ExitTest]) -> None:
-        """Compiles or captures, before any clock starts, the segments between `boundaries` and the `tests`."""
+        """Compiles or captures, before any clock starts, the segments between `boundaries` and the `tests`.
+
+        The prefill, and every segment that ends at the exit of a block that one of `tests` has, runs that block as well.
+        """
+        ...
+
+    def read_by(self, head: Head) -> Tensor:
+        """The rows `[W, d]` that `head` reads: `hidden`, or what its block made of it when the slots came to its exit."""
         ...
 
     def prefill(self, prompt_ids: list[int]) -> Tensor:

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from adadecode.kernels.kv_cache import KVCache
 
+OPTIONAL_WEIGHTS = ("qkv_bias", "q_norm", "k_norm")
+
 
 @dataclass(frozen=True, eq=False)
 class LayerWeights:
     """The weights of one layer, in the layout a step wants: `qkv` `[(H + 2G) D, d]`, `gate_up` `[2F, d]`, `o`, `down`.
 
-    Biases and the norms of queries and keys are None in families that have none.
+    The OPTIONAL_WEIGHTS are None in families that have none.
     """
 
     input_norm: Tensor
@@ -45,18 +47,27 @@ class LayerShape:
 
 
 @dataclass(frozen=True, eq=False)
+class Block:
+    """A layer that only the head at `exit_layer` has, with keys and values of its own, of all positions that pass there."""
+
+    exit_layer: int
+    layer: LayerWeights
+
+
+@dataclass(frozen=True, eq=False)
 class Head:
-    """A head on a hidden state: the model's final norm, then `matrices` `[outputs, inputs]` in turn.
+    """A head on a hidden state: its `block`, if any, the model's final norm, then `matrices` `[outputs, inputs]` in turn.
 
     `token_ids` `[K]` names the outputs of a head over a shortlist; None when output i is token i.
     """
 
     matrices: tuple[Tensor, ...]
     token_ids: Tensor | None = None
+    block: Block | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The weights a test reads."""
+        """The weights a test reads; those of a block are read before it, by the segment that ends at the exit."""
         return self.matrices
 
 
@@ -131,6 +142,7 @@ class Weights:
         """Bytes of the keys and values of one position, in all layers."""
         return 2 * self.num_layers * self.shape.num_kv_heads * self.shape.head_dim * self.dtype.itemsize
 
-    def new_cache(self, num_columns: int) -> KVCache:
-        """Zeroed keys and values of all layers with S = `num_columns`."""
-        return KVCache(self.num_layers, self.shape.num_kv_heads, self.shape.head_dim, num_columns, self.embedding)
+    def new_cache(self, num_columns: int, num_layers: int | None = None) -> KVCache:
+        """Zeroed keys and values with S = `num_columns`, of all layers unless `num_layers` are given."""
+        shape = self.shape
+        return KVCache(num_layers or self.num_layers, shape.num_kv_heads, shape.head_dim, num_columns, self.embedding)

@@ -4,6 +4,7 @@ Shapes: T rows of a prompt, W rows of a step, d model width, V vocabulary, D hea
 """
 
 import functools
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -112,14 +113,22 @@ def read_weights(lm: Any) -> Weights:
     )
 
 
-def prefill(lm: Any, prompt_ids: Tensor, cache: KVCache) -> Tensor:
-    """Runs the prompt `[T]` through the layers of `lm`, fills `cache`, returns the last row's logits `[V]`."""
+def prefill(
+    lm: Any, prompt_ids: Tensor, cache: KVCache, kept: Collection[int] = ()
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Runs the prompt `[T]` through the layers of `lm` and fills `cache`.
+
+    Returns the last row's logits `[V]`, and the hidden states `[T, d]` after as many layers as each of `kept` says.
+    """
     hidden = lm.model.embed_tokens(prompt_ids)[None]
     positions = torch.arange(len(prompt_ids), device=hidden.device)[None]
     rotary = lm.model.rotary_emb(hidden, position_ids=positions)
-    for layer in lm.model.layers:
+    hidden_after: dict[int, Tensor] = {}
+    for num_passed, layer in enumerate(lm.model.layers, start=1):
         hidden = layer(hidden, past_key_values=cache, position_embeddings=rotary)
-    return lm.lm_head(lm.model.norm(hidden[0, -1:]))[0]
+        if num_passed in kept:
+            hidden_after[num_passed] = hidden[0]
+    return lm.lm_head(lm.model.norm(hidden[0, -1:]))[0], hidden_after
 
 
 def _eos_token_ids(lm: Any) -> frozenset[int]:

@@ -5,15 +5,16 @@ r rank.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from adadecode.errors import ExitHeadsError
-from adadecode.kernels.weights import ExitTest, Gate, Head
+from adadecode.kernels.layers import sequence_step
+from adadecode.kernels.weights import OPTIONAL_WEIGHTS, Block, ExitTest, Gate, Head, LayerWeights
 from adadecode.model.decoder import DecoderModel
 from adadecode.settings import HeadKind, TrainedKind
 
@@ -24,7 +25,9 @@ PART_NAMES: dict[TrainedKind, tuple[str, ...]] = {
     "full": ("W",),
     "original": (),
     "shortlist": (),
+    "block": ("T",),
 }
+OVER_SHORTLIST: tuple[TrainedKind, ...] = ("shortlist", "block")  # trained on a shortlist, and of use over it alone
 
 
 class ExitHeads:
@@ -70,8 +73,19 @@ class ExitHeads:
         """The tokens `[K]` that `logits` are over; None when it is the whole vocabulary."""
         return next(iter(self._full.values())).token_ids
 
+    def enter(self, exit_layer: int, hidden: Tensor) -> Tensor:
+        """What `logits` take `[B, T, d]` of the hidden states of B whole sequences at `exit_layer`."""
+        block, weights = self._tests[exit_layer].head.block, self._model.weights
+        if block is None:
+            return hidden
+        rows = [sequence_step(block.layer, weights.shape, sequence, weights.rotary) for sequence in hidden]
+        return torch.stack(rows)
+
     def logits(self, exit_layer: int, hidden: Tensor) -> Tensor:
-        """Logits `[W, V]` of the full head on hidden states `[W, d]` at `exit_layer`; `[W, K]` with a shortlist alone."""
+        """Logits `[W, V]` of the full head on `hidden` `[W, d]` at `exit_layer`; `[W, K]` with a shortlist alone.
+
+        Where the head has a block, `hidden` has passed it.
+        """
         outputs = self._model.final_norm(hidden)
         for matrix in self._full[exit_layer].matrices:
             outputs = linear(outputs, matrix)
@@ -93,13 +107,16 @@ def check_exits(exits: tuple[int, ...], num_layers: int) -> None:
 
 
 class Shortlist(NamedTuple):
-    """Heads over the K most frequent tokens: `token_ids` `[K]`, and per exit layer E*[token_ids] . T(e) `[K, d]`."""
+    """Heads over the K most frequent tokens: `token_ids` `[K]`, and per exit layer a matrix `[K, d]` where it is stored.
+
+    Those of kind `shortlist` are; of other kinds it is made when they are loaded, such as E*[token_ids] . T(e).
+    """
 
     token_ids: Tensor
     matrices: dict[int, Tensor]
 
-    def heads(self, model: DecoderModel) -> dict[int, Head]:
-        """These heads on `model`; raises ExitHeadsError when they do not fit."""
+    def heads(self, model: DecoderModel, whole: dict[int, Head]) -> dict[int, Head]:
+        """These heads on `model`, cut out of `whole` ones unless stored; raises ExitHeadsError when they do not fit."""
         num_ids, width, vocab_size = self.token_ids.numel(), model.width, model.vocab_size
         fits = self.token_ids.ndim == 1 and not self.token_ids.is_floating_point()
         fits = fits and all(matrix.shape == (num_ids, width) for matrix in self.matrices.values())
@@ -109,7 +126,18 @@ class Shortlist(NamedTuple):
                 "train heads for this model"
             )
         token_ids = self.token_ids.to(model.device, torch.long)
-        return {e: Head((m.to(model.device, model.dtype),), token_ids) for e, m in self.matrices.items()}
+        matrices = self.matrices or {e: cut(head, token_ids) for e, head in whole.items()}
+        blocks = {e: head.block for e, head in whole.items()}
+        return {e: Head((m.to(model.device, model.dtype),), token_ids, blocks.get(e)) for e, m in matrices.items()}
+
+
+def cut(head: Head, token_ids: Tensor) -> Tensor:
+    """The matrix `[K, d]` of `head`, which is over the whole vocabulary, for the tokens `token_ids` `[K]`, float32."""
+    *before, last = head.matrices
+    rows = last[token_ids].float()
+    for matrix in reversed(before):
+        rows = rows @ matrix.float()
+    return rows
 
 
 @dataclass(frozen=True)
@@ -123,6 +151,7 @@ class HeadTensors:
     shortlist: Shortlist | None = None
     gates: dict[int, Tensor] = field(default_factory=dict)
     kind: TrainedKind = "transform"
+    blocks: dict[int, LayerWeights] = field(default_factory=dict)
 
     def named(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """As they are on disk, the heads in `dtype`."""
@@ -136,6 +165,8 @@ class HeadTensors:
             tensors["shortlist.ids"] = self.shortlist.token_ids.to(torch.int32)
             tensors |= {f"shortlist.{e}": t.to(dtype) for e, t in self.shortlist.matrices.items()}
         tensors |= {f"gate.{e}": t.float() for e, t in self.gates.items()}
+        for e, layer in self.blocks.items():
+            tensors |= {f"block.{name}.{e}": t.to(dtype) for name, t in vars(layer).items() if t is not None}
         return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
     @classmethod
@@ -147,27 +178,33 @@ class HeadTensors:
         parts = {e: tuple(tensors.pop(f"{name}.{e}") for name in PART_NAMES[kind]) for e in exits}
         shortlist = None
         if "shortlist.ids" in tensors or kind == "shortlist":
-            shortlist = Shortlist(tensors.pop("shortlist.ids"), {e: tensors.pop(f"shortlist.{e}") for e in exits})
+            token_ids, is_stored = (
+                tensors.pop("shortlist.ids"),
+                kind == "shortlist" or f"shortlist.{exits[0]}" in tensors,
+            )
+            shortlist = Shortlist(token_ids, {e: tensors.pop(f"shortlist.{e}") for e in exits} if is_stored else {})
+        blocks = {e: _layer_of(tensors, e) for e in exits} if kind == "block" else {}
         gates = {e: tensors.pop(f"gate.{e}") for e in exits} if tensors else {}
         if tensors:
             raise KeyError(*tensors)
-        return cls(parts, shortlist, gates, kind)
+        return cls(parts, shortlist, gates, kind, blocks)
 
     def on(
         self, model: DecoderModel, head: HeadKind = "full", gate: float = 0.0, content_hash: str | None = None
     ) -> ExitHeads:
-        """These heads on `model`, tested in full or over their shortlist, which kind `shortlist` has alone.
+        """These heads on `model`, tested in full or over their shortlist, which some kinds have alone.
 
         `gate` is the least that a gate must give for a test to be made. Raises ExitHeadsError when they do not fit.
         """
-        full = self._full_heads(model)
-        is_over_shortlist = head == "shortlist" or self.kind == "shortlist"
-        heads = self.shortlist.heads(model) if self.shortlist is not None and is_over_shortlist else full
+        whole = self._whole_heads(model)
+        full = {} if self.kind in OVER_SHORTLIST else whole
+        is_over_shortlist = head == "shortlist" or self.kind in OVER_SHORTLIST
+        heads = self.shortlist.heads(model, whole) if self.shortlist is not None and is_over_shortlist else full
         gates = self._gates(model)
         return ExitHeads(model, gated(heads, gates, gate), full=full, gates=gates, content_hash=content_hash)
 
-    def _full_heads(self, model: DecoderModel) -> dict[int, Head]:
-        """The heads over the whole vocabulary, of which kind `shortlist` has none."""
+    def _whole_heads(self, model: DecoderModel) -> dict[int, Head]:
+        """The heads over the whole vocabulary, of which kind `shortlist` has none, and those of kind `block` no use."""
         output = model.weights.head.matrices[0]  # E*, [V, d]
         match self.kind:
             case "transform" | "low-rank":
@@ -180,6 +217,11 @@ class HeadTensors:
                 return {e: Head((matrix.to(output),)) for e, matrix in matrices.items()}
             case "original":
                 return {e: Head((output,)) for e in self.parts}
+            case "block":
+                transforms = {e: transform for e, (transform,) in self.parts.items()}
+                _check_shapes(transforms, (model.width, model.width))
+                blocks = {e: Block(e, _fitted(layer, model, e)) for e, layer in self.blocks.items()}
+                return {e: Head((t.to(output), output), block=blocks[e]) for e, t in transforms.items()}
             case "shortlist":
                 return {}
 
@@ -195,6 +237,34 @@ class HeadTensors:
 def original_heads(model: DecoderModel, exits: tuple[int, ...]) -> ExitHeads:
     """Heads at `exits` that nobody trained: the model's own norm and LM head."""
     return HeadTensors(dict.fromkeys(exits, ()), kind="original").on(model, content_hash="original")
+
+
+def _layer_of(tensors: dict[str, Tensor], exit_layer: int) -> LayerWeights:
+    """The block at `exit_layer`, taken out of what a file holds; raises KeyError when it lacks what every layer has."""
+    names = [field.name for field in fields(LayerWeights)]
+    taken: dict[str, Any] = {
+        name: tensors.pop(key)
+        if (key := f"block.{name}.{exit_layer}") in tensors or name not in OPTIONAL_WEIGHTS
+        else None
+        for name in names
+    }
+    return LayerWeights(**taken)
+
+
+def _fitted(layer: LayerWeights, model: DecoderModel, exit_layer: int) -> LayerWeights:
+    """`layer` where and as the weights of `model` are; raises ExitHeadsError unless it is like the model's own layers."""
+    shapes, own = (
+        {name: None if t is None else t.shape for name, t in vars(one).items()}
+        for one in (layer, model.weights.layers[0])
+    )
+    if shapes != own:
+        differing = next(name for name in own if shapes[name] != own[name])
+        raise ExitHeadsError(
+            f"the block at exit {exit_layer} is no layer of this model (its {differing} differs): train heads for it"
+        )
+    like = model.weights.embedding
+    moved: dict[str, Any] = {name: None if t is None else t.to(like) for name, t in vars(layer).items()}
+    return LayerWeights(**moved)
 
 
 def _check_shapes(matrices: dict[int, Tensor], shape: tuple[int, int]) -> None:

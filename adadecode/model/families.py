@@ -80,8 +80,12 @@ FAMILIES: dict[str, Family] = {
 
 def read_layers(lm: Any) -> tuple[LayerWeights, ...]:
     """The weights of all layers of `lm`, a causal LM that `check_supported` lets pass."""
-    family = FAMILIES[lm.config.model_type]
-    return tuple(family.read_layer(layer) for layer in lm.model.layers)
+    return tuple(read_layer(lm, layer) for layer in lm.model.layers)
+
+
+def read_layer(lm: Any, layer: Any) -> LayerWeights:
+    """The weights of `layer`, one of those of `lm` or like them."""
+    return FAMILIES[lm.config.model_type].read_layer(layer)
 
 
 def check_supported(config: Any) -> None:

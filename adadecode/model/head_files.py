@@ -16,7 +16,7 @@ from safetensors.torch import load, save_file
 from adadecode.errors import ExitHeadsError
 from adadecode.files import short_hash, write_whole
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.exit_heads import ExitHeads, HeadTensors
+from adadecode.model.exit_heads import OVER_SHORTLIST, ExitHeads, HeadTensors
 from adadecode.model.files import shown
 from adadecode.printable import on_one_line
 from adadecode.settings import HeadKind, TrainedKind
@@ -94,7 +94,7 @@ def load_heads(folder: Path, model: DecoderModel, head: HeadKind = "full", gate:
             f"{facts.kind}; {retrain}"
         ) from error
     lacking = {
-        "--head full": (head == "full" and facts.kind == "shortlist", "--head shortlist"),
+        "--head full": (head == "full" and facts.kind in OVER_SHORTLIST, "--head shortlist"),
         "--head shortlist": (head == "shortlist" and tensors.shortlist is None, "--head full"),
         f"--gate {gate:g}": (gate > 0.0 and not tensors.gates, "--gate 0"),
     }

@@ -34,7 +34,8 @@ from adadecode.settings.groups import (
 )
 from adadecode.settings.policy import with_policy
 
-TrainedKind = Literal["transform", "low-rank", "full", "shortlist", "original"]
+TrainedKind = Literal["transform", "low-rank", "full", "shortlist", "block", "original"]
+Loss = Literal["kl", "argmax", "acceptance"]
 ShapeName = Literal["llama-3.1-8b", "llama-3.2-1b", "qwen3-8b", "llama-160m"]
 
 
@@ -107,6 +108,10 @@ class TrainConfig(ThreadSettings, DataSettings, ModelSettings):
     batch_tokens: int = Field(default=1024, ge=1, le=MAX_COUNT, description="Tokens per training step.")
     learning_rate: float = Field(default=1e-3, gt=0.0, le=1.0, description="Largest learning rate, after the warm-up.")
     held_out: float = Field(default=0.1, gt=0.0, lt=1.0, description="Share of the prompts kept for the report.")
+    loss: Loss = Field(
+        default="kl",
+        description="What heads learn: the last layer's distribution, its most likely token, or to be accepted.",
+    )
     kl_top_k: Annotated[int | None, Flag(unset="the whole vocabulary")] = Field(
         default=None, ge=1, le=MAX_COUNT, description="KL over this many tokens and the rest, to save memory."
     )
@@ -122,6 +127,9 @@ class TrainConfig(ThreadSettings, DataSettings, ModelSettings):
         le=MAX_COUNT,
         description="Prompts whose outputs are one file, the unit of work and of resuming.",
     )
+    batch_prompts: int = Field(
+        default=64, ge=1, le=MAX_COUNT, description="Prompts continued at once, where native kernels do not decode."
+    )
     workers: Annotated[int | None, Flag(unset="in this process, without Ray")] = Field(
         default=None, ge=1, le=MAX_WORKERS, description="Ray actors that generate."
     )
@@ -135,9 +143,11 @@ class TrainConfig(ThreadSettings, DataSettings, ModelSettings):
             )
         if self.rank is not None and self.kind != "low-rank":
             raise ValueError(f"--rank {self.rank}: only heads of --kind low-rank have one, not {self.kind}; drop it")
-        if self.kl_top_k is not None and self.kind in ("shortlist", "original"):
+        if self.kl_top_k is not None and self.kind in ("shortlist", "block", "original"):
             raise ValueError(f"--kl-top-k {self.kl_top_k}: --kind {self.kind} trains on no such KL; drop it")
-        unused: set[str] = {"epochs", "learning_rate"} & self.model_fields_set if self.kind == "original" else set()
+        unused: set[str] = (
+            {"epochs", "learning_rate", "loss"} & self.model_fields_set if self.kind == "original" else set()
+        )
         if unused:
             raise ValueError(f"--kind original trains nothing: drop {flags_of(unused)}")
         if self.address is not None and self.workers is None:

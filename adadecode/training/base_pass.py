@@ -13,6 +13,7 @@ from torch import Tensor
 
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
+from adadecode.training.kinds import TrainedHead
 from adadecode.training.loss import kl_sum, make_target
 from adadecode.training.outputs import GreedyOutput
 from adadecode.training.stream import num_fed
@@ -21,10 +22,15 @@ GAMMAS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 0.95, 0.99)
 
 
 class BasePass(NamedTuple):
-    """What the base computes at the N positions that predict output tokens."""
+    """What the base computes, of which N positions predict output tokens."""
 
-    hidden: list[Tensor]  # E of [N, d], before the final norm
+    hidden: list[Tensor]  # E of [B, T, d], before the final norm
+    predicts: Tensor  # [B, T], True at the N positions
     final_logits: Tensor  # [N, V]
+
+    def read_by(self, model: DecoderModel, idx: int, head: TrainedHead) -> Tensor:
+        """The normed rows `[N, d]` that `head` makes logits of, at the exit `idx`."""
+        return model.final_norm(head.enter(self.hidden[idx])[self.predicts])
 
 
 @torch.no_grad()
@@ -43,7 +49,7 @@ def run_base(model: DecoderModel, batch: list[GreedyOutput], exits: tuple[int, .
     kept: dict[int, Tensor] = {}
 
     def keep(exit_layer: int, hidden: Tensor) -> None:
-        kept[exit_layer] = hidden[predicts]
+        kept[exit_layer] = hidden
 
     hooks = [
         model.lm.model.layers[e - 1].register_forward_hook(lambda *call, exit_layer=e: keep(exit_layer, call[-1]))
@@ -54,7 +60,7 @@ def run_base(model: DecoderModel, batch: list[GreedyOutput], exits: tuple[int, .
     finally:
         for hook in hooks:
             hook.remove()
-    return BasePass([kept[e] for e in exits], model.lm.lm_head(last[predicts]))
+    return BasePass([kept[e] for e in exits], predicts, model.lm.lm_head(last[predicts]))
 
 
 @torch.no_grad()
@@ -66,17 +72,18 @@ def measure(model: DecoderModel, heads: ExitHeads, batches: Iterable[list[Greedy
     none is drafted). `oracle_layers_per_token`: the mean over positions of the first exit that agrees, else L. Exits
     that are keys are strings, as JSON has them.
     """
+    exits = heads.exits
     num_positions, confidence_sum, layers_sum = 0, 0.0, 0
-    num_agree, kl_sums = Counter[int](), dict.fromkeys(heads.exits, 0.0)
+    num_agree, kl_sums = Counter[int](), dict.fromkeys(exits, 0.0)
     num_drafted, num_right = Counter[tuple[int, float]](), Counter[tuple[int, float]]()
     for batch in batches:
-        base = run_base(model, batch, heads.exits)
+        base = run_base(model, batch, exits)
         target = make_target(base.final_logits, None)
         num_positions += len(target.token_ids)
         confidence_sum += target.log_probs.max(dim=-1).values.exp().double().sum().item()
         layers = torch.full_like(target.token_ids, model.num_layers)
-        for exit_layer, hidden in zip(reversed(heads.exits), reversed(base.hidden), strict=True):
-            logits = heads.logits(exit_layer, hidden).float()
+        for exit_layer, hidden in zip(reversed(exits), reversed(base.hidden), strict=True):
+            logits = heads.logits(exit_layer, heads.enter(exit_layer, hidden)[base.predicts]).float()
             best = logits.max(dim=-1)
             proposed = best.indices if heads.token_ids is None else heads.token_ids[best.indices]
             agrees = proposed == target.token_ids
@@ -91,8 +98,8 @@ def measure(model: DecoderModel, heads: ExitHeads, batches: Iterable[list[Greedy
         layers_sum += int(layers.sum())
     return {
         "num_held_out_tokens": num_positions,
-        "agreement": {str(e): num_agree[e] / num_positions for e in heads.exits},
-        "held_out_kl": {str(e): kl_sums[e] / num_positions for e in heads.exits},
+        "agreement": {str(e): num_agree[e] / num_positions for e in exits},
+        "held_out_kl": {str(e): kl_sums[e] / num_positions for e in exits},
         "gamma_table": [
             {
                 "exit": e,
@@ -100,7 +107,7 @@ def measure(model: DecoderModel, heads: ExitHeads, batches: Iterable[list[Greedy
                 "draft_rate": num_drafted[e, gamma] / num_positions,
                 "precision": num_right[e, gamma] / num_drafted[e, gamma] if num_drafted[e, gamma] else None,
             }
-            for e in heads.exits
+            for e in exits
             for gamma in GAMMAS
         ],
         "mean_top1_probability": confidence_sum / num_positions,

@@ -20,7 +20,7 @@ from adadecode.records import Say
 from adadecode.settings import TrainConfig
 from adadecode.training.base_pass import run_base
 from adadecode.training.kinds import TrainedHead
-from adadecode.training.loss import kl_sum, make_target
+from adadecode.training.loss import LOSSES, kl_sum, make_target
 from adadecode.training.outputs import GreedyOutput
 from adadecode.training.stream import OutputStream
 
@@ -28,6 +28,8 @@ CHECKPOINT = "checkpoint.pt"
 WARMUP_SHARE = 0.05
 NUM_POINTS = 200  # of a curve, each the mean of what was trained since the last
 PROGRESS_EVERY_S = 10.0
+PATIENCE = 2  # epochs without a rise
+MOST_GRADIENT = 1.0  # of the mean loss of a step by the numbers of one head, as a norm
 
 
 class Distillation:
@@ -65,7 +67,7 @@ class Distillation:
             self._add_held_out_point()
         started = last_saved = last_said = time.monotonic()
         first_share = self._share()
-        while self.epoch < self.num_epochs:
+        while self.epoch < self.num_epochs and not self._has_stalled(say):
             if self.window == self.batch == 0:
                 self.since_epoch = Means(len(self.exits))
             for outputs in self._rest_of_epoch():
@@ -83,6 +85,17 @@ class Distillation:
             self.window = self.outputs_done = 0
             self._save(checkpoint, say)
             last_saved = last_said = time.monotonic()
+
+    def _has_stalled(self, say: Say) -> bool:
+        """Whether the last PATIENCE epochs made no exit agree more often on the held-out outputs than it once did."""
+        for exit_layer in self.exits:
+            held_out = [p for p in self.points if (p["exit"], p["split"]) == (exit_layer, "held_out")]
+            agreement = [point["agreement"] for point in held_out]
+            best_before = max(agreement[:-PATIENCE], default=-1.0)
+            if max(agreement[-PATIENCE:], default=0.0) > best_before:
+                return False
+        say(f"training ends after {self.epoch} of {self.num_epochs} epochs: agreement no longer rises at any exit")
+        return True
 
     def _rest_of_epoch(self) -> Iterator[list[GreedyOutput]]:
         """The batches of the epoch not yet trained on; counts each before it is yielded, as trained once it was."""
@@ -123,23 +136,24 @@ class Distillation:
         The base's part runs in its own dtype, as it does when decoding, the distributions in float32. Exit after exit,
         so that the logits of one alone are in memory beside the target.
         """
-        all_hidden, final_logits = run_base(self.model, batch, self.exits)
-        target = make_target(final_logits, self.config.kl_top_k)
-        del final_logits
+        base = run_base(self.model, batch, self.exits)
+        target = make_target(base.final_logits, self.config.kl_top_k)
+        base = base._replace(final_logits=base.final_logits[:0])
         kls, agreeing = [], []
-        for head, hidden in zip(self.heads, all_hidden, strict=True):
-            with torch.no_grad():
-                normed = self.model.final_norm(hidden)
+        for idx, head in enumerate(self.heads):
             with torch.set_grad_enabled(is_training):
-                logits = head.logits(normed)
+                logits = head.logits(base.read_by(self.model, idx, head))
                 # The sum, not the mean: Adam does not mind the scale, and float16 gradients keep clear of underflow.
-                kl = kl_sum(target, logits, head.token_ids)
+                loss = kl = kl_sum(target, logits, head.token_ids)
+                if self.config.loss != "kl":
+                    loss = LOSSES[self.config.loss](target, logits, head.token_ids)
             if is_training:
-                kl.backward()
+                loss.backward()
+                nn.utils.clip_grad_norm_(head.parameters(), MOST_GRADIENT * len(logits))
             best = logits.detach().argmax(dim=-1)
             agreeing.append(((best if head.token_ids is None else head.token_ids[best]) == target.token_ids).sum())
             kls.append(kl.detach())
-            del logits, kl
+            del logits, loss, kl
         return torch.stack(kls), torch.stack(agreeing)
 
     def _add_held_out_point(self) -> None:

@@ -1,25 +1,55 @@
 """What is trained at an exit: one small parametrisation per kind of head.
 
-Each has `logits` on the normed hidden states `[N, d]`, which are over the tokens `token_ids` where it is not None;
-`parts`, its tensors as they are saved; and `rows`, the matrix `[K, d]` of its logits of K tokens. Trained tensors are
-float32; products run in the base's dtype. Shapes: d model width, V vocabulary, K tokens, r rank.
+Shapes: B sequences of T tokens, N of their positions, d model width, V vocabulary, K tokens, r rank. Trained tensors are
+float32; products run in the base's dtype.
 """
+
+import copy
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from adadecode.kernels.weights import LayerWeights
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import merged
+from adadecode.model.families import read_layer
 from adadecode.settings import TrainConfig
 
 DEFAULT_RANK = 32
 
 
-class TransformHead(nn.Module):
-    """The paper's: E* . T, T starting as the identity, so as the model's own norm and LM head."""
+class TrainedHead(nn.Module):
+    """A head in training; here what the kinds without a block and with logits over the whole vocabulary have in common.
 
-    token_ids = None
+    `logits` are of normed rows `[N, d]` of what `enter` gives, and over the tokens `token_ids` where it is not None;
+    `parts` are its tensors as they are saved; `rows` is the matrix `[K, d]` of its logits of K tokens.
+    """
+
+    token_ids: Tensor | None = None
+
+    def enter(self, hidden: Tensor) -> Tensor:
+        """What the head reads `[B, T, d]` of the hidden states `[B, T, d]` at its exit."""
+        return hidden
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        return ()
+
+    @property
+    def block(self) -> LayerWeights | None:
+        """The layer that `enter` runs, as it is saved."""
+        return None
+
+    def logits(self, normed: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def rows(self, token_ids: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class TransformHead(TrainedHead):
+    """The paper's: E* . T, T starting as the identity, so as the model's own norm and LM head."""
 
     def __init__(self, model: DecoderModel) -> None:
         super().__init__()
@@ -37,10 +67,8 @@ class TransformHead(nn.Module):
         return lm_head_rows(self._model, token_ids) @ self.transform
 
 
-class LowRankHead(nn.Module):
+class LowRankHead(TrainedHead):
     """E* . (I + U V): 2 d r numbers instead of d d; U starts at zero, V at random."""
-
-    token_ids = None
 
     def __init__(self, model: DecoderModel, rank: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -61,10 +89,8 @@ class LowRankHead(nn.Module):
         return lm_head_rows(self._model, token_ids) @ merged(self.u, self.v)
 
 
-class FullHead(nn.Module):
+class FullHead(TrainedHead):
     """A matrix `[V, d]` of its own, which starts as the LM head."""
-
-    token_ids = None
 
     def __init__(self, model: DecoderModel) -> None:
         super().__init__()
@@ -81,10 +107,8 @@ class FullHead(nn.Module):
         return self.matrix[token_ids]
 
 
-class ShortlistHead(nn.Module):
+class ShortlistHead(TrainedHead):
     """A matrix `[K, d]` over the tokens `token_ids` alone, which starts as the LM head's rows."""
-
-    parts: tuple[Tensor, ...] = ()
 
     def __init__(self, model: DecoderModel, token_ids: Tensor) -> None:
         super().__init__()
@@ -99,11 +123,8 @@ class ShortlistHead(nn.Module):
         return self.matrix
 
 
-class OriginalHead(nn.Module):
+class OriginalHead(TrainedHead):
     """The model's own norm and LM head; nothing to train."""
-
-    token_ids = None
-    parts: tuple[Tensor, ...] = ()
 
     def __init__(self, model: DecoderModel) -> None:
         super().__init__()
@@ -116,11 +137,45 @@ class OriginalHead(nn.Module):
         return lm_head_rows(self._model, token_ids)
 
 
-TrainedHead = TransformHead | LowRankHead | FullHead | ShortlistHead | OriginalHead
+class BlockHead(TrainedHead):
+    """E*[token_ids] . T . norm(block(h)): a layer of its own, with its own keys and values, before a transform head.
+
+    As the adapter of Kangaroo (arXiv 2404.18911), with the MLP. The layer starts as the model's last, T as the identity.
+    """
+
+    def __init__(self, model: DecoderModel, token_ids: Tensor) -> None:
+        super().__init__()
+        self._model, self._dtype = model, model.dtype
+        self.token_ids = token_ids
+        self._token_rows = lm_head_rows(model, token_ids)
+        self.layer = copy.deepcopy(model.lm.model.layers[-1]).float().requires_grad_(True)
+        self.transform = nn.Parameter(torch.eye(model.width, device=model.device))
+
+    def enter(self, hidden: Tensor) -> Tensor:
+        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        hidden = hidden.float()
+        with torch.autocast(hidden.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            rotary = self._model.lm.model.rotary_emb(hidden, position_ids=positions)
+            return self.layer(hidden, position_embeddings=rotary)
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        return (self.transform,)
+
+    @property
+    def block(self) -> LayerWeights:
+        return read_layer(self._model.lm, self.layer)
+
+    def logits(self, normed: Tensor) -> Tensor:
+        dtype = self._dtype
+        return linear(linear(normed.to(dtype), self.transform.to(dtype)), self._token_rows.to(dtype))
+
+    def rows(self, token_ids: Tensor) -> Tensor:
+        return self._token_rows @ self.transform
 
 
 def new_heads(model: DecoderModel, exits: tuple[int, ...], config: TrainConfig, shortlist: Tensor) -> list[TrainedHead]:
-    """An untrained head of `config.kind` for each exit; those of kind `shortlist` are over the tokens `shortlist` `[K]`."""
+    """An untrained head of `config.kind` for each exit; kinds `shortlist` and `block` are over `shortlist` `[K]`."""
     generator = torch.Generator().manual_seed(config.seed)
     heads: list[TrainedHead] = []
     for _ in exits:
@@ -133,6 +188,8 @@ def new_heads(model: DecoderModel, exits: tuple[int, ...], config: TrainConfig, 
                 heads.append(FullHead(model))
             case "shortlist":
                 heads.append(ShortlistHead(model, shortlist))
+            case "block":
+                heads.append(BlockHead(model, shortlist))
             case "original":
                 heads.append(OriginalHead(model))
     return heads

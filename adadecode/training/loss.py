@@ -50,6 +50,36 @@ def kl_sum(target: Target, logits: Tensor, token_ids: Tensor | None) -> Tensor:
     return _kl(target.log_probs, head) + rest_kl.sum()
 
 
+def argmax_loss_sum(target: Target, logits: Tensor, token_ids: Tensor | None) -> Tensor:
+    """Cross entropy in nats with the final layer's most likely token, which is what a greedy draft must be, summed.
+
+    A token that the head's logits, over `token_ids`, do not have counts nothing.
+    """
+    log_probs = logits.float().log_softmax(dim=-1)
+    if token_ids is None:
+        return -log_probs.gather(-1, target.token_ids[:, None]).sum()
+    idx = torch.searchsorted(token_ids, target.token_ids).clamp(max=len(token_ids) - 1)
+    is_listed = token_ids[idx] == target.token_ids
+    return -(log_probs.gather(-1, idx[:, None])[:, 0] * is_listed).sum()
+
+
+def acceptance_loss_sum(target: Target, logits: Tensor, token_ids: Tensor | None) -> Tensor:
+    """-log of the probability that speculative sampling accepts the head's token, 1 - TV(final layer, head), summed.
+
+    LK loss, arXiv 2602.23881. Over the target's most likely tokens, or the head's `token_ids`, where not all are known.
+    """
+    probs, log_probs = target.log_probs, logits.float().log_softmax(dim=-1)
+    if token_ids is not None:
+        probs = probs[:, token_ids]
+    elif target.top_ids is not None:
+        log_probs = log_probs.gather(-1, target.top_ids)
+    accepted = torch.minimum(probs.exp(), log_probs.exp()).sum(dim=-1)
+    return -accepted.clamp(min=SMALLEST_REST).log().sum()
+
+
+LOSSES = {"argmax": argmax_loss_sum, "acceptance": acceptance_loss_sum}
+
+
 def _kl(log_probs: Tensor, head: Tensor) -> Tensor:
     # Log probabilities of -inf have weight 0.
     probs = log_probs.exp().flatten()

@@ -26,7 +26,6 @@ from adadecode.settings import TrainConfig
 from adadecode.training.prompts import Chunk, UsablePrompts, hash_ids
 
 OUTPUTS_DIR = "outputs"
-BATCH_PROMPTS = 64  # of transformers' generate
 PROGRESS_EVERY_S = 10.0
 
 
@@ -48,13 +47,13 @@ class Part(NamedTuple):
 
 @torch.inference_mode()
 def greedy_continuations(
-    model: DecoderModel, prompts: list[list[int]], max_new_tokens: int
+    model: DecoderModel, prompts: list[list[int]], max_new_tokens: int, batch_prompts: int
 ) -> Iterator[dict[int, list[int]]]:
     """Yields, by index of the prompt and a few at a time, what `engine.generate` gives after each of `prompts`.
 
     Native kernels decode one prompt after the other: in bfloat16, which a CPU may have no instructions for, they are
-    several times as fast as batches of transformers' generate. Else prompts are batched with their like in length, so
-    that little is padding; in half precision a near tie may fall the other way there than in the engine.
+    several times as fast as batches of transformers' generate. Else `batch_prompts` go at a time, with their like in
+    length, so that little is padding; in half precision a near tie may fall the other way there than in the engine.
     """
     if model.kernels == "native":
         for i, prompt in enumerate(prompts):
@@ -62,8 +61,8 @@ def greedy_continuations(
             yield {i: list(decoded.generation.output_token_ids)}
         return
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for first in range(0, len(prompts), BATCH_PROMPTS):
-        batch = by_length[first : first + BATCH_PROMPTS]
+    for first in range(0, len(prompts), batch_prompts):
+        batch = by_length[first : first + batch_prompts]
         yield dict(zip(batch, _generate_batch(model, [prompts[i] for i in batch], max_new_tokens), strict=True))
 
 
@@ -171,7 +170,7 @@ def make_part(
     """
     outputs: dict[int, list[int]] = {}
     with broken_devices_named():
-        for continuations in greedy_continuations(model, chunk.prompts, config.max_new_tokens):
+        for continuations in greedy_continuations(model, chunk.prompts, config.max_new_tokens, config.batch_prompts):
             outputs |= continuations
             on_outputs(len(continuations), sum(map(len, continuations.values())))
     ordered = [outputs[i] for i in range(len(chunk.prompts))]

@@ -5,14 +5,14 @@ V vocabulary, K tokens of the shortlist.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.exit_heads import Shortlist
 from adadecode.training.base_pass import run_base
+from adadecode.training.kinds import TrainedHead
 from adadecode.training.outputs import GreedyOutput
 
 WEIGHT_DECAY = 1e-4
@@ -30,34 +30,39 @@ def frequent_tokens(vocab_size: int, outputs: Iterable[GreedyOutput], shortlist_
     return torch.tensor(sorted(ranked[:shortlist_len]))
 
 
+@torch.no_grad()
 def fit_gates(
     model: DecoderModel,
-    shortlist: Shortlist,
+    heads: Mapping[int, TrainedHead],
+    token_ids: Tensor,
     batches: Iterable[list[GreedyOutput]],
     num_positions: int = GATE_POSITIONS,
 ) -> dict[int, Tensor]:
-    """Per exit a logistic regression `[d + 1]` on the normed hidden state, for the shortlist's top-1 to be right.
+    """Per exit a logistic regression `[d + 1]` on the normed hidden state, for its head's top-1 of `token_ids` to be right.
 
     It is fitted on the first `num_positions` positions of `batches`.
     """
-    exits = tuple(shortlist.matrices)
+    exits = tuple(heads)
+    matrices = {e: head.rows(token_ids) for e, head in heads.items()}
     inputs: dict[int, list[Tensor]] = {e: [] for e in exits}
     labels: dict[int, list[Tensor]] = {e: [] for e in exits}
     num_wanted = num_positions
     for batch in batches:
         base = run_base(model, batch, exits)
         final_ids = base.final_logits.argmax(dim=-1)[:num_wanted]
-        for exit_layer, hidden in zip(exits, base.hidden, strict=True):
-            normed = model.final_norm(hidden[:num_wanted]).float()
-            best = (normed @ shortlist.matrices[exit_layer].T).argmax(dim=-1)
+        for idx, exit_layer in enumerate(exits):
+            normed = model.final_norm(base.hidden[idx][base.predicts][:num_wanted]).float()
+            read = base.read_by(model, idx, heads[exit_layer])[:num_wanted].float()
+            best = (read @ matrices[exit_layer].T).argmax(dim=-1)
             inputs[exit_layer].append(normed.cpu())
-            labels[exit_layer].append((shortlist.token_ids[best] == final_ids).float().cpu())
+            labels[exit_layer].append((token_ids[best] == final_ids).float().cpu())
         num_wanted -= len(final_ids)
         if num_wanted == 0:
             break
     # one exit after the other goes back to the device
     on = model.device
-    return {e: fit_logistic(torch.cat(inputs.pop(e)).to(on), torch.cat(labels.pop(e)).to(on)) for e in exits}
+    with torch.enable_grad():
+        return {e: fit_logistic(torch.cat(inputs.pop(e)).to(on), torch.cat(labels.pop(e)).to(on)) for e in exits}
 
 
 def fit_logistic(inputs: Tensor, labels: Tensor) -> Tensor:

@@ -46,6 +46,7 @@ DECISIVE = {
     "kind",
     "rank",
     "kl_top_k",
+    "loss",
     "shortlist_len",
 }
 
@@ -144,10 +145,12 @@ def trained_tensors(run: Distillation, token_ids: Tensor) -> HeadTensors:
     """What `run` trained, as it is saved: heads, their rows for the shortlist `token_ids` `[K]`, and gates for these."""
     by_exit = dict(zip(run.exits, run.heads, strict=True))
     with torch.no_grad():
-        shortlist = Shortlist(token_ids, {e: head.rows(token_ids) for e, head in by_exit.items()})
+        is_trained = run.config.kind == "shortlist"  # else the rows are cut out of the whole head when it is loaded
+        shortlist = Shortlist(token_ids, {e: head.rows(token_ids) for e, head in by_exit.items()} if is_trained else {})
         kept = {e: tuple(part.detach() for part in head.parts) for e, head in by_exit.items()}
-    gates = fit_gates(run.model, shortlist, run.stream.train_batches())
-    return HeadTensors(kept, shortlist, gates, run.config.kind)
+        blocks = {e: block for e, head in by_exit.items() if (block := head.block) is not None}
+    gates = fit_gates(run.model, by_exit, token_ids, run.stream.train_batches())
+    return HeadTensors(kept, shortlist, gates, run.config.kind, blocks)
 
 
 def training_facts(run: Distillation, shortlist_len: int) -> dict[str, Any]:

@@ -228,6 +228,9 @@ class ReplayStep:
         exit_idx = self._exit_idx[self._stop]
         return [self._node(slot).proposals[exit_idx] for slot in range(lo, hi)]
 
+    def read_by(self, head: Head) -> Tensor:
+        return self.hidden
+
     def probe(self, gate: Gate, slot: int) -> float:
         self.calls.num_gates += 1
         return self._node(slot).gates[self._exit_idx[self._stop]]

@@ -41,7 +41,7 @@ def test_hidden_states_are_those_after_e_layers_at_the_positions_that_predict_ou
     base = run_base(model, OUTPUTS, (1, 3))
     for exit_idx, num_layers in enumerate((1, 3)):
         expected = [hidden_alone(model, p + o[:-1], num_layers)[len(p) - 1 :] for p, o in OUTPUTS]
-        torch.testing.assert_close(base.hidden[exit_idx], torch.cat(expected))
+        torch.testing.assert_close(base.hidden[exit_idx][base.predicts], torch.cat(expected))
     final = [model.lm_head(hidden_alone(model, p + o[:-1], 4)[len(p) - 1 :]) for p, o in OUTPUTS]
     torch.testing.assert_close(base.final_logits, torch.cat(final))
 
@@ -55,7 +55,7 @@ def test_the_report_counts_what_the_heads_themselves_propose():
     step = model.new_step(len(final_ids), 20)
     proposals = []
     for exit_layer, test, hidden in zip(heads.exits, heads.tests, base.hidden, strict=True):
-        step.hidden.copy_(hidden)
+        step.hidden.copy_(hidden[base.predicts])
         segment = Segment(0, len(final_ids), exit_layer, exit_layer)
         proposals.append(step.run_to_exit(segment, test, 0))
     hits = [[token == final for (token, _), final in zip(p, final_ids, strict=True)] for p in proposals]

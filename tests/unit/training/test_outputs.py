@@ -10,7 +10,7 @@ from adadecode.engine.policy import Policy
 from adadecode.errors import PromptError, RunFolderError, UsageError
 from adadecode.model.head_files import TENSORS
 from adadecode.settings import TrainConfig
-from adadecode.training.outputs import BATCH_PROMPTS, OUTPUTS_DIR, make_outputs, part_path, read_part
+from adadecode.training.outputs import OUTPUTS_DIR, make_outputs, part_path, read_part
 from adadecode.training.train import train_heads
 from tests.models import HAS_COMPILER, tiny_model
 
@@ -50,8 +50,8 @@ def test_outputs_of_native_kernels_are_what_an_evaluation_decodes(dtype, tmp_pat
 
 
 def test_more_prompts_than_one_batch_come_back_in_order(tmp_path):
-    prompts = [[1 + i % 96, 1 + i // 96] for i in range(BATCH_PROMPTS + 3)]
-    config = TrainConfig(model="tiny", task="jsonl", max_new_tokens=2)
+    prompts = [[1 + i % 96, 1 + i // 96] for i in range(67)]
+    config = TrainConfig(model="tiny", task="jsonl", max_new_tokens=2, batch_prompts=64)
     outputs, _ = outputs_of(tiny_model(), tmp_path, prompts, config)
     assert [output.prompt_ids for output in outputs] == prompts
 
