@@ -58,10 +58,7 @@ class Measurements:
 
 def layer_bytes(model: DecoderModel, start: int, stop: int) -> int:
     """Bytes of the weights of layers [start, stop)."""
-    weights = (
-        tensor for layer in model.weights.layers[start:stop] for tensor in vars(layer).values() if tensor is not None
-    )
-    return sum(tensor.nbytes for tensor in weights)
+    return sum(layer.num_bytes for layer in model.weights.layers[start:stop])
 
 
 def read_bytes(subject: BenchSubject, call: Call, tests: Mapping[Call, Head | Gate], num_columns: int) -> int:
@@ -70,7 +67,11 @@ def read_bytes(subject: BenchSubject, call: Call, tests: Mapping[Call, Head | Ga
     per_column = model.weights.column_bytes // model.num_layers
     match call.kind:
         case "layers":
-            return layer_bytes(model, call.start, call.stop) + (call.stop - call.start) * num_columns * per_column
+            heads = [test for test in tests.values() if isinstance(test, Head)]
+            blocks = {head.block for head in heads if head.block is not None and head.block.exit_layer == call.stop}
+            num_layers = call.stop - call.start + len(blocks)
+            block_bytes = sum(block.layer.num_bytes for block in blocks)
+            return layer_bytes(model, call.start, call.stop) + block_bytes + num_layers * num_columns * per_column
         case "test":
             return sum(tensor.nbytes for tensor in tests[call].tensors)
         case "verify":

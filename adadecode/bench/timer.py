@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from adadecode.bench.calls import Call
-from adadecode.kernels.weights import Gate, Head
+from adadecode.kernels.weights import ExitTest, Gate, Head
 from adadecode.model.decoder import DecoderModel
 
 MAX_REPETITIONS = 40
@@ -52,7 +52,7 @@ class CallTimer:
         self._tests = tests
         self._benches = {
             width: _Workbench(
-                model, width, [call for call in ordered if call.width == width], prompt_ids, num_positions
+                model, width, [call for call in ordered if call.width == width], tests, prompt_ids, num_positions
             )
             for width in {call.width for call in ordered}
         }
@@ -95,10 +95,17 @@ class _Workbench:
 
     @torch.inference_mode()
     def __init__(
-        self, model: DecoderModel, width: int, calls: list[Call], prompt_ids: list[int], num_positions: int
+        self,
+        model: DecoderModel,
+        width: int,
+        calls: list[Call],
+        tests: Mapping[Call, Head | Gate],
+        prompt_ids: list[int],
+        num_positions: int,
     ) -> None:
         self.device, self.num_layers = model.device, model.num_layers
         self.step = model.new_step(width, num_positions)
+        self.step.prepare((), [ExitTest(head) for head in tests.values() if isinstance(head, Head)])
         self.step.prefill(prompt_ids)
         middle = (len(prompt_ids) + num_positions) // 2
         self.position = max(0, min(middle, num_positions - width))

@@ -31,6 +31,11 @@ class LayerWeights:
     gate_up: Tensor
     down: Tensor
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that a pass of the layer reads of its weights."""
+        return sum(tensor.nbytes for tensor in vars(self).values() if tensor is not None)
+
 
 @dataclass(frozen=True)
 class LayerShape:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from adadecode.bench.calls import Call, head_name
+from adadecode.bench.calls import Call, head_name, used_tests
 from adadecode.bench.timer import CallTime, CallTimer
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
@@ -23,13 +23,15 @@ class CallCosts:
         self, model: DecoderModel, heads: ExitHeads, space: TraceSpace, prompt_ids: list[int], num_positions: int
     ) -> None:
         exits, width = space.exits, space.width
-        self._width, self._num_layers, self._rows = width, model.num_layers, range(1, space.max_drafts + 2)
+        self._width, self._rows = width, range(1, space.max_drafts + 2)
+        self._num_layers = model.num_layers + len(space.block_exits)  # of all segments, with the blocks they end in
         self._segments = list(pairwise((0, *exits, model.num_layers)))
         head = next(test.head for e, test in zip(heads.exits, heads.tests, strict=True) if e == exits[0])
         gate = heads.gates.get(exits[0])
         self._test = {rows: Call("test", width, rows, exits[0], head=head_name(head)) for rows in self._rows}
         self._gate = None if gate is None else Call("test", width, 1, exits[0], head="gate")
         tests: dict[Call, Head | Gate] = dict.fromkeys(self._test.values(), head)
+        tests |= used_tests(heads, exits, width)  # for the blocks that segments end in
         if self._gate is not None and gate is not None:
             tests[self._gate] = gate
         calls = {self._layers(rows, segment) for rows in self._rows for segment in self._segments}

@@ -178,6 +178,7 @@ class ReplayStep:
         self.calls = Calls(space.width)
         self._trace, self._vocab_size = trace, facts.vocab_size
         self._exit_idx = {exit_layer: idx for idx, exit_layer in enumerate(space.exits)}
+        self._block_exits = space.block_exits
         self._prompt_len = len(trace.prompt_ids)
         self._stop = 0  # where the last segment ended
         self._first = 0  # the output index of slot 0
@@ -207,7 +208,7 @@ class ReplayStep:
             self._num_right += 1
 
     def run(self, lo: int, hi: int, start: int, stop: int) -> None:
-        self.calls.layers[hi - lo] += stop - start
+        self.calls.layers[hi - lo] += stop - start + (stop in self._block_exits)
         self._stop = stop
 
     def run_to_exit(self, segment: Segment, test: ExitTest, first_tested: int) -> Proposals | None:

@@ -64,7 +64,9 @@ def load_subject(config: TuneConfig, model: DecoderModel, tokenizer: Any, folder
     common = set.intersection(*(set(of_task.exits) for of_task in heads.values()))
     exits = config.exits or tuple(sorted(common))
     check_heads_at(exits, tuple(sorted(common)))
-    space = TraceSpace(exits, config.max_drafts, GAMMA_FLOOR, NGRAM_FLOOR, config.max_new_tokens)
+    blocks = {test.head.block for set_ in heads.values() for test in set_.tests} - {None}
+    block_exits = tuple(sorted({block.exit_layer for block in blocks if block is not None} & set(exits)))
+    space = TraceSpace(exits, config.max_drafts, GAMMA_FLOOR, NGRAM_FLOOR, config.max_new_tokens, block_exits)
     return TuneSubject(config, model, tokenizer, head, heads, full_heads, space)
 
 

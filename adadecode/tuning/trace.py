@@ -27,13 +27,17 @@ Path = tuple[int, ...]
 
 @dataclass(frozen=True)
 class TraceSpace:
-    """The policies a trace is complete for: gammas of exits and n-grams from the floors up, at most `max_drafts`."""
+    """The policies a trace is complete for: gammas of exits and n-grams from the floors up, at most `max_drafts`.
+
+    A segment that ends at one of `block_exits` runs a layer more, the block of the head there.
+    """
 
     exits: tuple[int, ...]
     max_drafts: int
     gamma_floor: float
     ngram_floor: float
     max_new_tokens: int
+    block_exits: tuple[int, ...] = ()
 
     @property
     def width(self) -> int:
@@ -167,7 +171,7 @@ class _Recorder:
                 gates.append(step.probe(self._gates[stop], slot))
             if second is not None:
                 logits = head_step(
-                    test.head, model.weights.norm, model.weights.shape.eps, step.hidden[slot, None]
+                    test.head, model.weights.norm, model.weights.shape.eps, step.read_by(test.head)[slot, None]
                 ).float()
                 second.append(float(logits.softmax(dim=-1).topk(min(2, logits.shape[-1])).values[0, -1]))
         return Node(proposals, tuple(gates))
