@@ -7,7 +7,16 @@ import torch
 
 from adadecode.engine.drafters import Drafter
 from adadecode.engine.policy import VANILLA, Policy
-from adadecode.engine.round import Round, accept_all, add_drafts, begin_round, check_finite, reject_after, verify
+from adadecode.engine.round import (
+    Round,
+    accept_all,
+    add_drafts,
+    begin_round,
+    check_finite,
+    judge_again,
+    reject_after,
+    verify,
+)
 from adadecode.engine.tally import Decoded, Tally
 from adadecode.errors import PromptTooLongError, UnknownTokenError
 from adadecode.kernels.step import DecodeStep, Proposals
@@ -43,10 +52,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Rules:
-    """What holds in every round of a generation: who drafts, the lowest boundary first, and what ends it."""
+    """What holds in every round of a generation: who drafts, the lowest boundary first, when they stop, and what ends it.
+
+    `of_chain` says that a gamma is of all pending drafts together, not of the token alone.
+    """
 
     drafters: tuple[Drafter, ...]
     reject: float | None
+    of_chain: bool
     eos: Collection[int]
     num_layers: int
 
@@ -62,7 +75,7 @@ def generate(
     """
     assert tuple(drafter.boundary for drafter in drafters) == policy.draft_exits, (drafters, policy)
     prompt_ids, limit, eos = list(request.prompt_ids), request.limit(model), request.eos(model)
-    rules = Rules(tuple(drafters), policy.reject, eos, model.num_layers)
+    rules = Rules(tuple(drafters), policy.reject, policy.stop == "chain", eos, model.num_layers)
     end_round = verify if policy.verified else accept_all
     step = model.new_step(policy.width, len(prompt_ids) + limit)
     step.prepare((*policy.exits, model.num_layers), [test for drafter in drafters for test in drafter.tests])
@@ -107,8 +120,10 @@ def draft(step: DecodeStep, round_: Round, rules: Rules) -> None:
         idx += 1
         segment = round_.pass_to(drafter.boundary)
         may_draft = may_draft and round_.room > 0
+        # nothing can be sure enough where the pending drafts are not
+        is_open = may_draft and (not rules.of_chain or not round_.num_drafts or round_.chance > drafter.gamma)
         first_tested = round_.current if reject is None else segment.lo
-        if not (may_draft or first_tested < round_.current):
+        if not (is_open or first_tested < round_.current):
             if segment.start < segment.stop:
                 step.run(*segment)
             continue
@@ -117,21 +132,24 @@ def draft(step: DecodeStep, round_: Round, rules: Rules) -> None:
             continue
         following = proposals[round_.current - first_tested :]
         contradicted = first_contradicted(round_, first_tested, proposals, reject)
+        if rules.of_chain:
+            judge_again(round_, first_tested, proposals)
         if contradicted is not None:
             following = proposals[contradicted - first_tested :][:1]
             reject_after(round_, contradicted)
             may_draft = True
-        token_ids: list[int] = []
+        pending = round_.chance if rules.of_chain else 1.0
+        drafts: Proposals = []
         for token_id, confidence in following:
-            if not may_draft or confidence <= drafter.gamma:
+            if not may_draft or pending * confidence <= drafter.gamma:
                 break
             if token_id in rules.eos:
                 # one that was looked up in the text alone does not keep the exits from drafting
                 may_draft = drafter.boundary == 0
                 break
-            token_ids.append(token_id)
-        if token_ids:
-            add_drafts(step, round_, token_ids, drafter.boundary)
+            drafts.append((token_id, confidence))
+        if drafts:
+            add_drafts(step, round_, drafts, drafter.boundary)
             idx = 0 if drafter.boundary else idx  # at boundary 0 the chain is all that its drafter has to say
     step.run(*round_.pass_to(rules.num_layers))
 

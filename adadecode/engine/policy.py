@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from adadecode.errors import UsageError
 from adadecode.methods import Method
-from adadecode.settings import DecodeSettings
+from adadecode.settings import DecodeSettings, Stop
 
 # With 5, 6 or 7 rows a float32 GEMM on two CPU threads gives a row other bits in other slots, and an odd number of rows
 # leaves vector tails; multiples of 8 were free of both for every dtype and thread count tried (docs/parity.md).
@@ -21,8 +21,9 @@ class Policy:
     """How rounds go: what is drafted when, in steps of how many rows. No exits and no n-grams is vanilla decoding.
 
     `exits` are tested with a gamma each; at most `max_drafts` drafts are pending; `reject` is the confidence with which
-    a deeper head rejects a draft early, None for never; `ngram` the gamma of the n-gram drafter, None for none. `rows`
-    stand in a decode step, None for as many as `max_drafts` needs. Drafts that are not `verified` are kept as they are.
+    a deeper head rejects a draft early, None for never; `ngram` the gamma of the n-gram drafter, None for none. `stop`
+    says what must exceed a gamma: how sure the `token` is, or the `chain` of all pending drafts with it. `rows` stand in a
+    decode step, None for as many as `max_drafts` needs. Drafts that are not `verified` are kept as they are.
     """
 
     exits: tuple[int, ...] = ()
@@ -30,6 +31,7 @@ class Policy:
     max_drafts: int = 0
     reject: float | None = None
     ngram: float | None = None
+    stop: Stop = "token"
     rows: int | None = None
     verified: bool = True
 
@@ -47,6 +49,12 @@ class Policy:
     def draft_exits(self) -> tuple[int, ...]:
         """Where drafts may come from: the exits, and 0 for the n-gram drafter."""
         return self.exits if self.ngram is None else (0, *self.exits)
+
+    @property
+    def draft_gammas(self) -> dict[int, float]:
+        """The gamma of each boundary that drafts may come from."""
+        of_exits = dict(zip(self.exits, self.gammas, strict=True))
+        return of_exits if self.ngram is None else {0: self.ngram, **of_exits}
 
     def for_method(self, method: Method) -> "Policy":
         """How `method` decodes in a run of this policy: what it does not draft with is left out, the width stays."""
@@ -73,7 +81,7 @@ def make_policy(settings: DecodeSettings, head_exits: tuple[int, ...] | None, nu
     no heads were loaded, `head_exits` None, it has no exits.
     """
     if head_exits is None:
-        return Policy((), (), settings.max_drafts, settings.reject, settings.ngram)
+        return Policy((), (), settings.max_drafts, settings.reject, settings.ngram, settings.stop)
     papers = paper_exits(num_layers)
     exits = settings.exits or (papers if papers and set(papers) <= set(head_exits) else head_exits)
     check_heads_at(exits, head_exits)
@@ -83,7 +91,7 @@ def make_policy(settings: DecodeSettings, head_exits: tuple[int, ...] | None, nu
             f"--gamma {','.join(map(str, gammas))}: {len(gammas)} thresholds for the {len(exits)} exits "
             f"{','.join(map(str, exits))}; give one for all or one for each"
         )
-    return Policy(exits, gammas, settings.max_drafts, settings.reject, settings.ngram)
+    return Policy(exits, gammas, settings.max_drafts, settings.reject, settings.ngram, settings.stop)
 
 
 def check_heads_at(exits: tuple[int, ...], head_exits: tuple[int, ...], whose: str = "the heads") -> None:

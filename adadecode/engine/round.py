@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from adadecode.errors import NonFiniteLogitsError
-from adadecode.kernels.step import DecodeStep, Segment
+from adadecode.kernels.step import DecodeStep, Proposals, Segment
 
 
 @dataclass(slots=True)
@@ -23,8 +23,9 @@ class Round:
         layers_run    8   4   4   0          1 and 2 join it when it passes layer 4
 
     `draft_exits[i]` is the exit layer that proposed the token of slot i + 1, 0 for the n-gram drafter; there are never
-    more than `max_drafts`. `dropped` holds those of drafts that a deeper head rejected early. `layers_passed` counts
-    the layers of all segments so far, each once for all of its slots.
+    more than `max_drafts`. `confidences[i]` is how sure that draft is, given that those before it hold. `dropped` holds the
+    exit layers of drafts that a deeper head rejected early. `layers_passed` counts the layers of all segments so far, each
+    once for all of its slots.
     """
 
     first_position: int
@@ -32,12 +33,14 @@ class Round:
     token_ids: list[int]
     layers_run: list[int]
     draft_exits: list[int] = field(default_factory=list[int])
+    confidences: list[float] = field(default_factory=list[float])
     dropped: list[int] = field(default_factory=list[int])
     layers_passed: int = 0
 
     def check(self) -> None:
         """Asserts the invariants drawn above."""
         assert len(self.token_ids) == len(self.layers_run) == len(self.draft_exits) + 1
+        assert len(self.confidences) == len(self.draft_exits), self
         assert self.layers_run == sorted(self.layers_run, reverse=True), self.layers_run
         assert len(self.draft_exits) <= self.max_drafts, self
 
@@ -65,6 +68,11 @@ class Round:
         """How many drafts may follow the current slot."""
         return self.max_drafts - len(self.draft_exits)
 
+    @property
+    def chance(self) -> float:
+        """The probability that all pending drafts hold, as far as the drafters can tell; 1 without drafts."""
+        return math.prod(self.confidences)
+
 
 def begin_round(step: DecodeStep, token_id: int, position: int, max_drafts: int) -> Round:
     """A round whose slot 0 is the last verified token, before layer 1."""
@@ -73,12 +81,20 @@ def begin_round(step: DecodeStep, token_id: int, position: int, max_drafts: int)
     return Round(position, max_drafts, [token_id], [0])
 
 
-def add_drafts(step: DecodeStep, round_: Round, token_ids: list[int], exit_layer: int) -> None:
-    """Parks the current slot and puts the drafts before layer 1; the last of them becomes current."""
+def add_drafts(step: DecodeStep, round_: Round, drafts: Proposals, exit_layer: int) -> None:
+    """Parks the current slot and puts `drafts` before layer 1; the last of them becomes current.
+
+    Beside each is the probability that it and those of `drafts` before it hold.
+    """
+    token_ids = [token_id for token_id, _ in drafts]
     step.put(round_.current + 1, token_ids)
     round_.token_ids += token_ids
-    round_.layers_run += [0] * len(token_ids)
-    round_.draft_exits += [exit_layer] * len(token_ids)
+    round_.layers_run += [0] * len(drafts)
+    round_.draft_exits += [exit_layer] * len(drafts)
+    before = 1.0
+    for _, together in drafts:
+        round_.confidences.append(together / before)
+        before = together
     assert round_.current < step.width, (round_.current, step.width)
     round_.check()
 
@@ -86,8 +102,21 @@ def add_drafts(step: DecodeStep, round_: Round, token_ids: list[int], exit_layer
 def reject_after(round_: Round, slot: int) -> None:
     """Drops the drafts after `slot`, which becomes current."""
     round_.dropped += round_.draft_exits[slot:]
-    del round_.token_ids[slot + 1 :], round_.layers_run[slot + 1 :], round_.draft_exits[slot:]
+    del round_.token_ids[slot + 1 :], round_.layers_run[slot + 1 :]
+    del round_.draft_exits[slot:], round_.confidences[slot:]
     round_.check()
+
+
+def judge_again(round_: Round, lo: int, proposals: Proposals) -> None:
+    """Takes the confidence in each draft after slots from `lo` on from what a deeper head proposes there, `proposals`.
+
+    A head that proposes another token leaves the draft the rest of its probability at most.
+    """
+    for slot in range(lo, round_.current):
+        token_id, confidence = proposals[slot - lo]
+        if token_id != round_.token_ids[slot + 1]:
+            confidence = min(round_.confidences[slot], 1.0 - confidence)
+        round_.confidences[slot] = confidence
 
 
 class Verdict(NamedTuple):

@@ -5,7 +5,7 @@ r rank.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -144,7 +144,8 @@ def cut(head: Head, token_ids: Tensor) -> Tensor:
 class HeadTensors:
     """The tensors of one set of heads: per exit those of its kind, and what makes tests cheap, when they were reduced.
 
-    A gate is a logistic regression on the normed hidden state, weights and bias `[d + 1]`, float32.
+    A gate is a logistic regression on the normed hidden state, weights and bias `[d + 1]`, float32. A temperature is what
+    the logits at an exit are divided by, so that a confidence is a chance; 1 where there is none.
     """
 
     parts: dict[int, tuple[Tensor, ...]]
@@ -152,6 +153,7 @@ class HeadTensors:
     gates: dict[int, Tensor] = field(default_factory=dict)
     kind: TrainedKind = "transform"
     blocks: dict[int, LayerWeights] = field(default_factory=dict)
+    temperatures: dict[int, float] = field(default_factory=dict)
 
     def named(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """As they are on disk, the heads in `dtype`."""
@@ -167,6 +169,7 @@ class HeadTensors:
         tensors |= {f"gate.{e}": t.float() for e, t in self.gates.items()}
         for e, layer in self.blocks.items():
             tensors |= {f"block.{name}.{e}": t.to(dtype) for name, t in vars(layer).items() if t is not None}
+        tensors |= {f"temperature.{e}": torch.tensor([t]) for e, t in self.temperatures.items()}
         return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
     @classmethod
@@ -184,10 +187,11 @@ class HeadTensors:
             )
             shortlist = Shortlist(token_ids, {e: tensors.pop(f"shortlist.{e}") for e in exits} if is_stored else {})
         blocks = {e: _layer_of(tensors, e) for e in exits} if kind == "block" else {}
+        temperatures = {e: _number(tensors, key) for e in exits if (key := f"temperature.{e}") in tensors}
         gates = {e: tensors.pop(f"gate.{e}") for e in exits} if tensors else {}
         if tensors:
             raise KeyError(*tensors)
-        return cls(parts, shortlist, gates, kind, blocks)
+        return cls(parts, shortlist, gates, kind, blocks, temperatures)
 
     def on(
         self, model: DecoderModel, head: HeadKind = "full", gate: float = 0.0, content_hash: str | None = None
@@ -200,6 +204,7 @@ class HeadTensors:
         full = {} if self.kind in OVER_SHORTLIST else whole
         is_over_shortlist = head == "shortlist" or self.kind in OVER_SHORTLIST
         heads = self.shortlist.heads(model, whole) if self.shortlist is not None and is_over_shortlist else full
+        full, heads = self._cooled(full), self._cooled(heads)
         gates = self._gates(model)
         return ExitHeads(model, gated(heads, gates, gate), full=full, gates=gates, content_hash=content_hash)
 
@@ -224,6 +229,15 @@ class HeadTensors:
                 return {e: Head((t.to(output), output), block=blocks[e]) for e, t in transforms.items()}
             case "shortlist":
                 return {}
+
+    def _cooled(self, heads: dict[int, Head]) -> dict[int, Head]:
+        """`heads` with the temperature of each exit in their first matrix, which is their own."""
+        cooled = dict(heads)
+        for e, temperature in self.temperatures.items():
+            if e in heads:
+                own, *others = heads[e].matrices
+                cooled[e] = replace(heads[e], matrices=((own.float() / temperature).to(own.dtype), *others))
+        return cooled
 
     def _gates(self, model: DecoderModel) -> dict[int, Gate]:
         if any(weights.shape != (model.width + 1,) for weights in self.gates.values()):
@@ -265,6 +279,14 @@ def _fitted(layer: LayerWeights, model: DecoderModel, exit_layer: int) -> LayerW
     like = model.weights.embedding
     moved: dict[str, Any] = {name: None if t is None else t.to(like) for name, t in vars(layer).items()}
     return LayerWeights(**moved)
+
+
+def _number(tensors: dict[str, Tensor], name: str) -> float:
+    """The number above 0 under `name`, taken out of `tensors`; raises KeyError for anything else."""
+    tensor = tensors.pop(name)
+    if tensor.numel() != 1 or not 0.0 < float(tensor) < torch.inf:
+        raise KeyError(name)
+    return float(tensor)
 
 
 def _check_shapes(matrices: dict[int, Tensor], shape: tuple[int, int]) -> None:

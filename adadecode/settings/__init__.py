@@ -27,11 +27,12 @@ from adadecode.settings.groups import (
     ModelSettings,
     PlacementSettings,
     Settings,
+    Stop,
     allowed_errors,
     flag_name,
     members,
 )
-from adadecode.settings.policy import read_policy
+from adadecode.settings.policy import read_policy, tuned_for
 from adadecode.settings.reading import build_settings, checked_decode, given_flags, read_settings, settings_of
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "PlacementSettings",
     "Settings",
     "ShapeName",
+    "Stop",
     "TrainConfig",
     "TrainedKind",
     "TuneConfig",
@@ -68,4 +70,5 @@ __all__ = [
     "read_policy",
     "read_settings",
     "settings_of",
+    "tuned_for",
 ]

@@ -32,6 +32,7 @@ Device = Literal["cpu", "cuda"]
 HeadKind = Literal["full", "shortlist"]
 Kernels = Literal["auto", "native", "eager", "compile"]
 Domain = Literal["math", "code"]
+Stop = Literal["token", "chain"]
 
 # Above them a number is a slip, and would end in another library's error: it overflows, or no machine holds so many.
 MAX_COUNT = 10**9  # samples, tokens
@@ -235,6 +236,10 @@ class DecodeSettings(Settings):
     )
     exits: Annotated[Exits | None, Flag(unset="L/4, L/2, 3L/4, or all there are heads at")] = Field(
         default=None, description="Exit layers, such as 4,8,12."
+    )
+    stop: Stop = Field(
+        default="token",
+        description="What must exceed a gamma: the token's own confidence, or that of the whole chain of pending drafts.",
     )
     max_drafts: int = Field(default=5, ge=0, le=64, description="Drafts pending at once.")
     head: HeadKind = Field(default="full", description=HEAD_TEXT)

@@ -62,8 +62,8 @@ MUTATIONS = (
     Mutation(
         "a confidence of gamma is enough",
         "adadecode/engine/generate.py",
-        "if not may_draft or confidence <= drafter.gamma:",
-        "if not may_draft or confidence < drafter.gamma:",
+        "if not may_draft or pending * confidence <= drafter.gamma:",
+        "if not may_draft or pending * confidence < drafter.gamma:",
         DRAFTS,
     ),
     Mutation(

@@ -60,6 +60,7 @@ DRAW = {
     "gamma": st.sampled_from([0.0, 0.02, 0.1, 0.4, 1.0]),
     "max_drafts": st.integers(0, 9),
     "reject": st.sampled_from([None, 0.0, 0.02, 0.1, 0.4]),
+    "stop": st.sampled_from(["token", "chain"]),
     "ngram": st.one_of(st.none(), st.sampled_from([0.0, 0.3, 0.6])),
     "gate": st.sampled_from([0.0, 0.3, 0.5, 0.7, 1.0]),
     "shortlist_len": st.sampled_from([None, 1, 20, 97]),
@@ -84,7 +85,7 @@ def assert_policy_keeps_bits(kernels: Kernels, dtype: torch.dtype, drawn: dict) 
         shortlist = None if frequent is None else shortlist_of(model, transforms, frequent)
         tensors = HeadTensors({e: (t,) for e, t in transforms.items()}, shortlist, random_gates(model, exits))
         heads = tensors.on(model, "full" if frequent is None else "shortlist", drawn["gate"])
-    policy = Policy(exits, (drawn["gamma"],) * len(exits), max_drafts, drawn["reject"], ngram)
+    policy = Policy(exits, (drawn["gamma"],) * len(exits), max_drafts, drawn["reject"], ngram, drawn["stop"])
     vanilla, adadecode = decode_both(model, prompt, policy, heads, drawn["max_new_tokens"])
     assert_same_bits(vanilla, adadecode)
     generation = adadecode.generation

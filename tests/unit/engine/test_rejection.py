@@ -19,7 +19,7 @@ EXITS = (1, 2, 3)
 
 def parked() -> Round:
     """Slots 0 to 2 at layer 4 with drafts 7, 8 and 9 after them, slot 3 current at layer 4."""
-    return Round(10, 3, [6, 7, 8, 9], [4, 4, 4, 4], [1, 2, 2])
+    return Round(10, 3, [6, 7, 8, 9], [4, 4, 4, 4], [1, 2, 2], [0.9, 0.8, 0.5])
 
 
 def test_the_first_contradicted_slot_is_the_first_whose_draft_is_another_token():
@@ -46,7 +46,7 @@ def test_rejecting_drops_every_draft_after_the_slot_and_makes_it_current():
     reject_after(round_, 1)
     assert (round_.token_ids, round_.layers_run, round_.draft_exits) == ([6, 7], [4, 4], [1])
     assert round_.dropped == [2, 2]
-    assert round_.current == 1
+    assert (round_.confidences, round_.current) == ([0.9], 1)
     reject_after(round_, 0)
     assert (round_.token_ids, round_.dropped) == ([6], [2, 2, 1])
 
@@ -70,8 +70,10 @@ def wrong_at(vanilla: Decoded, position: int) -> int:
     return (right_at(vanilla, position) + 1) % 97
 
 
-def decode(model, heads, *, reject, gamma=0.5, max_new_tokens=24, max_drafts=5, eos=(), ngram=None) -> Decoded:
-    policy = Policy(heads.exits, (gamma,) * len(heads.exits), max_drafts, reject, ngram)
+def decode(
+    model, heads, *, reject, gamma=0.5, max_new_tokens=24, max_drafts=5, eos=(), ngram=None, stop="token"
+) -> Decoded:
+    policy = Policy(heads.exits, (gamma,) * len(heads.exits), max_drafts, reject, ngram, stop)
     drafters = [*drafters_of(Policy(ngram=ngram), None), *heads.drafters(gamma)]
     return generate(model, Request(PROMPT, max_new_tokens, eos, record_logits=True), policy, drafters)
 
@@ -236,9 +238,10 @@ SCRIPTS = st.lists(st.tuples(PROPOSALS, PROPOSALS, PROPOSALS), min_size=12, max_
     max_drafts=st.integers(0, 7),
     max_new_tokens=st.integers(1, 12),
     ngram=st.sampled_from([None, 0.2]),
+    stop=st.sampled_from(["token", "chain"]),
 )
 def test_whatever_heads_say_and_contradict_the_tokens_and_bits_are_vanillas(
-    model, vanilla, said, reject, gamma, max_drafts, max_new_tokens, ngram
+    model, vanilla, said, reject, gamma, max_drafts, max_new_tokens, ngram, stop
 ):
     eos = next(t for t in range(97) if t not in vanilla.generation.output_token_ids)
     script = {}
@@ -258,6 +261,7 @@ def test_whatever_heads_say_and_contradict_the_tokens_and_bits_are_vanillas(
         max_new_tokens=max_new_tokens,
         eos={eos},
         ngram=ngram,
+        stop=stop,
     )
     generation = result.generation
     assert_vanillas(result, vanilla)

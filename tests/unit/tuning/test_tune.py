@@ -8,7 +8,7 @@ import yaml
 from click.testing import CliRunner
 
 from adadecode.cli.main import main
-from adadecode.settings import DecodeSettings, EvalConfig, build_settings, read_policy
+from adadecode.settings import DecodeSettings, EvalConfig, build_settings, read_policy, tuned_for
 from adadecode.tuning.table import TUNE_ROWS
 from tests.folders import save_tiny_heads, save_tiny_model, write_prompts
 from tests.json_keys import key_paths
@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[3]
 # what tune.json has that the reference runs of 0.1.0 have not, and what only some policies have
 NEW_KEYS = {f"machine.{name}" for name in ("attention", "float32_precision", "reduced_precision_sums")}
 NEW_KEYS |= {
+    *("machine.kind", *(f"machine.kind.{name}" for name in ("processor", "threads", "dtype", "weights"))),
     "provenance.code_hash",
     "made_from.eos_token_ids",
     "made_from.context_len",
@@ -25,6 +26,7 @@ NEW_KEYS |= {
     "made_from.torch",
 }
 OPTIONAL_KEYS = {"policy.reject", "policy.ngram"}
+OTHER_KEYS = {"policy.stop", "made_from.space.gamma_floor", "made_from.space.ngram_floor"}  # than 0.1.0
 TOTAL = "variants[].speedup_total"
 OTHER_INTERVALS = {
     f"{TOTAL}.value",
@@ -81,6 +83,7 @@ def test_tune_writes_a_policy_that_eval_takes(folder, tuned, tmp_path):
     out, _ = tuned
     policy = yaml.safe_load((out / "policy.yaml").read_text())
     assert policy["tuned"]["predicted_speedup"] > 0
+    assert tuned_for(str(out / "policy.yaml")) == policy["tuned"]["machine"]
     assert set(read_policy(str(out / "policy.yaml"))) <= set(DecodeSettings.model_fields)
     evaluated = run(
         *("eval", "--local", "--policy", out / "policy.yaml", "--limit", 4, "--offset", 2, "--kernels", "native"),
@@ -97,6 +100,7 @@ def test_tune_writes_a_policy_that_eval_takes(folder, tuned, tmp_path):
         ),
     )
     assert evaluated.exit_code == 0, evaluated.output
+    assert "another kind of machine" not in evaluated.output, "it was tuned here"
     decode = json.loads((tmp_path / "run" / "run.json").read_text())["config"]["decode"]
     assert decode["exits"] == policy["exits"]
     assert decode["max_drafts"] == policy["max_drafts"]
@@ -128,13 +132,14 @@ def test_the_files_have_the_keys_of_the_reference_runs(tuned, name):
     assert key_paths(fresh, KEYED_BY_NAME) ^ key_paths(stored, KEYED_BY_NAME) <= {
         *NEW_KEYS,
         *OPTIONAL_KEYS,
+        *OTHER_KEYS,
         *OTHER_INTERVALS,
     }
     assert key_paths(fresh, KEYED_BY_NAME) >= NEW_KEYS
     assert list(fresh) == list(stored)
     assert [list(row) for row in fresh["variants"]][:3] == [list(row) for row in stored["variants"]][:3]
     fresh, stored = (yaml.safe_load((folder / "policy.yaml").read_text()) for folder in (out, before))
-    assert {*fresh} ^ {*stored} <= {"reject", "ngram"}
+    assert {*fresh} ^ {*stored} <= {"reject", "ngram", "stop"}
     assert list(fresh["tuned"]) == list(stored["tuned"])
     assert fresh["tuned"]["oracle_speedup"].keys() == stored["tuned"]["oracle_speedup"].keys()
 
