@@ -21,6 +21,7 @@ from transformers import (
 
 from adadecode.engine.round import Round
 from adadecode.kernels.step import DecodeStep, Segment
+from adadecode.kernels.weights import LayerWeights
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads, HeadTensors, Shortlist
 from adadecode.settings import Kernels
@@ -119,6 +120,21 @@ def random_gates(model: DecoderModel, exits: tuple[int, ...], seed: int = 0) -> 
     """Gates `[d + 1]` that let about half of the tests pass."""
     generator = torch.Generator().manual_seed(seed)
     return {e: torch.randn(model.width + 1, generator=generator) / 4 for e in exits}
+
+
+def block_heads(model: DecoderModel, exits: tuple[int, ...], num_tokens: int = 61, seed: int = 0) -> ExitHeads:
+    """Heads over the first tokens, each with a random layer of its own."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noisy(weights: torch.Tensor | None) -> torch.Tensor | None:
+        if weights is None:
+            return None
+        return weights + 0.1 * torch.randn(weights.shape, generator=generator).to(weights)
+
+    blocks = {e: LayerWeights(**{n: noisy(t) for n, t in vars(model.weights.layers[-1]).items()}) for e in exits}
+    parts = {e: (transform,) for e, transform in random_transforms(model, exits, seed).items()}
+    shortlist = Shortlist(torch.arange(num_tokens), {})
+    return HeadTensors(parts, shortlist, kind="block", blocks=blocks).on(model, "shortlist")
 
 
 def shortlist_of(

@@ -206,7 +206,9 @@ class HeadsSettings(Settings):
     """Which exit heads draft."""
 
     heads: Annotated[str | None, Flag(unset="the demo's own for the task's domain; other models need some")] = Field(
-        default=None, description="Folder of exit heads, or `original`: the model's own LM head at every exit."
+        default=None,
+        description="Folder of exit heads, or the name of published ones, such as smollm2-135m-math; or `original`: the "
+        "model's own LM head at every exit.",
     )
 
 
@@ -229,7 +231,8 @@ class DecodeSettings(Settings):
     """
 
     policy: str = Field(
-        default="paper", description="Where decode settings come from that are not given: paper, demo or a YAML file."
+        default="paper",
+        description="Where decode settings come from that are not given: paper, demo, a published name or a YAML file.",
     )
     gamma: Annotated[float | tuple[float, ...], AfterValidator(probabilities)] = Field(
         default=0.75, description="Exit threshold in [0, 1], or one per exit with commas; 1 drafts nothing."

@@ -8,11 +8,16 @@ from pydantic import ValidationError
 
 from adadecode.demo import POLICY_FILE
 from adadecode.errors import UsageError
+from adadecode.published import POLICY as PUBLISHED_POLICY
+from adadecode.published import names, published
 from adadecode.settings.files import read_mapping
 from adadecode.settings.groups import DecodeSettings, is_mapping
 from adadecode.settings.problems import bad_values_line, shown_value, unknown_line
 
-POLICIES = "give paper, demo or a YAML file of decode settings, such as `gamma: 0.7`"
+POLICIES = (
+    "give paper, demo or a YAML file of decode settings, such as `gamma: 0.7`, or the name of one that is published: "
+    f"{', '.join(names())}"
+)
 
 
 class PolicyError(UsageError):
@@ -72,4 +77,7 @@ def tuned_for(name: str) -> dict[str, Any] | None:
 
 
 def _file_of(name: str) -> Path:
-    return POLICY_FILE if name == "demo" else Path(name)
+    if name == "demo":
+        return POLICY_FILE
+    folder = published(name)
+    return Path(name) if folder is None else folder / PUBLISHED_POLICY

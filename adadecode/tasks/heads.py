@@ -4,6 +4,7 @@ from pathlib import Path
 
 from adadecode.demo import HEADS_DIR
 from adadecode.errors import UsageError
+from adadecode.published import published
 from adadecode.settings import ORIGINAL_HEADS, DecodingSettings, Domain, TuneConfig
 
 
@@ -21,7 +22,7 @@ def heads_missing(config: DecodingSettings | TuneConfig) -> UsageError:
 
 
 def heads_folder(config: DecodingSettings | TuneConfig, domain: Domain | None) -> Path | None:
-    """Where the heads for prompts of `domain` lie: `--heads`, or the demo's own for it (those for math when None).
+    """Where the heads for prompts of `domain` lie: `--heads`, a folder or a name, or the demo's own for it (None: math).
 
     None for `--heads original`, which needs no folder. Raises UsageError where there are none.
     """
@@ -29,4 +30,6 @@ def heads_folder(config: DecodingSettings | TuneConfig, domain: Domain | None) -
         raise heads_missing(config)
     if config.heads == ORIGINAL_HEADS:
         return None
-    return HEADS_DIR / (domain or "math") if config.heads is None else Path(config.heads)
+    if config.heads is None:
+        return HEADS_DIR / (domain or "math")
+    return published(config.heads) or Path(config.heads)

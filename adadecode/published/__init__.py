@@ -1,0 +1,18 @@
+"""Heads and policies that ship for models people know, each in a folder by its name; the models themselves do not ship."""
+
+from pathlib import Path
+
+PUBLISHED_DIR = Path(__file__).parent
+POLICY = "policy.yaml"
+
+
+def published(name: str) -> Path | None:
+    """The folder of the heads and the policy published as `name`; None when there are none, or a file here has that name."""
+    if name not in names() or Path(name).exists():
+        return None
+    return PUBLISHED_DIR / name
+
+
+def names() -> tuple[str, ...]:
+    """What is published, such as `smollm2-135m-math`."""
+    return tuple(sorted(policy.parent.name for policy in PUBLISHED_DIR.glob(f"*/{POLICY}")))
