@@ -7,7 +7,7 @@ POLICY = "policy.yaml"
 
 
 def published(name: str) -> Path | None:
-    """The folder of the heads and the policy published as `name`; None when there are none, or a file here has that name."""
+    """The folder of the heads and the policy published as `name`; None without any, or where a file has that name."""
     if name not in names() or Path(name).exists():
         return None
     return PUBLISHED_DIR / name

@@ -1,4 +1,9 @@
-"""The texts the demo model learns from: GSM8K's training split and the functions of the Python standard library."""
+"""The texts the demo model learns from: GSM8K's training split and the functions of the Python standard library.
+
+    python -m adadecode.recipes.corpus --model MODEL python-functions.jsonl
+
+writes the functions as prompts that `--task humaneval --data-file python-functions.jsonl` reads, to train heads on.
+"""
 
 import ast
 import json
@@ -8,6 +13,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import click
 
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "__pycache__"}
 
@@ -57,6 +64,23 @@ def _functions_of(path: Path) -> Iterator[Document]:
                 yield Document(head, whole[len(head) :])
 
 
+@click.command()
+@click.option("--model", required=True, help="Model whose tokens count.")
+@click.option("--longest", type=int, default=256, show_default=True, help="Most tokens of a prompt.")
+@click.argument("out", type=click.Path(path_type=Path))
+def main(model: str, longest: int, out: Path) -> None:
+    """Writes the signature and docstring of every such function to OUT, once each, as rows like HumanEval's."""
+    from adadecode.model.load import load_model
+    from adadecode.settings import ModelSettings
+
+    _, tokenizer = load_model(ModelSettings(model=model))
+    prompts = dict.fromkeys(document.prompt for document in python_functions())
+    kept = [prompt for prompt in prompts if len(tokenizer(prompt).input_ids) <= longest]
+    rows = ({"task_id": f"stdlib/{idx}", "prompt": prompt} for idx, prompt in enumerate(kept))
+    out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    click.echo(f"{out}: {len(kept)} of {len(prompts)} functions")
+
+
 def gsm8k_documents(path: Path | None) -> list[Document]:
     """GSM8K's training questions with their worked answers as published, from a JSONL file or else from the hub."""
     if path is None:
@@ -66,3 +90,7 @@ def gsm8k_documents(path: Path | None) -> list[Document]:
     else:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [Document(f"Question: {row['question']}\nAnswer:", " " + row["answer"]) for row in rows]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Heads with a layer of their own: every kernel gives what the layer gives over the whole sequence, whatever was drafted."""
+"""Heads with a layer of their own: every kernel gives what that layer gives over the whole sequence."""
 
 import random
 
