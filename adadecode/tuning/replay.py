@@ -198,7 +198,9 @@ class ReplayStep:
             self._num_right += 1
 
     def run(self, lo: int, hi: int, start: int, stop: int) -> None:
-        self.calls.layers[hi - lo] += stop - start + (stop in self._block_exits)
+        has_block = stop in self._block_exits
+        self.calls.layers[hi - lo] += stop - start + has_block
+        self.calls.num_segments += 1 + has_block
         self._stop = stop
 
     def run_to_exit(self, segment: Segment, test: ExitTest, first_tested: int) -> Proposals | None:
