@@ -50,6 +50,12 @@ class Policy:
         """Where drafts may come from: the exits, and 0 for the n-gram drafter."""
         return self.exits if self.ngram is None else (0, *self.exits)
 
+    @property
+    def draft_gammas(self) -> dict[int, float]:
+        """The gamma of each boundary that drafts may come from."""
+        of_exits = dict(zip(self.exits, self.gammas, strict=True))
+        return of_exits if self.ngram is None else {0: self.ngram, **of_exits}
+
     def for_method(self, method: Method) -> "Policy":
         """How `method` decodes in a run of this policy: what it does not draft with is left out, the width stays."""
         exits = self.exits if method.exits else ()

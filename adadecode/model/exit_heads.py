@@ -5,7 +5,7 @@ r rank.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -116,13 +116,15 @@ class Shortlist(NamedTuple):
 class HeadTensors:
     """The tensors of one set of heads: per exit those of its kind, and what makes tests cheap, when they were reduced.
 
-    A gate is a logistic regression on the normed hidden state, weights and bias `[d + 1]`, float32.
+    A gate is a logistic regression on the normed hidden state, weights and bias `[d + 1]`, float32. A temperature is what
+    the logits at an exit are divided by, so that a confidence is a chance; 1 where there is none.
     """
 
     parts: dict[int, tuple[Tensor, ...]]
     shortlist: Shortlist | None = None
     gates: dict[int, Tensor] = field(default_factory=dict)
     kind: TrainedKind = "transform"
+    temperatures: dict[int, float] = field(default_factory=dict)
 
     def named(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """As they are on disk, the heads in `dtype`."""
@@ -136,6 +138,7 @@ class HeadTensors:
             tensors["shortlist.ids"] = self.shortlist.token_ids.to(torch.int32)
             tensors |= {f"shortlist.{e}": t.to(dtype) for e, t in self.shortlist.matrices.items()}
         tensors |= {f"gate.{e}": t.float() for e, t in self.gates.items()}
+        tensors |= {f"temperature.{e}": torch.tensor([t]) for e, t in self.temperatures.items()}
         return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
     @classmethod
@@ -148,10 +151,11 @@ class HeadTensors:
         shortlist = None
         if "shortlist.ids" in tensors or kind == "shortlist":
             shortlist = Shortlist(tensors.pop("shortlist.ids"), {e: tensors.pop(f"shortlist.{e}") for e in exits})
+        temperatures = {e: _number(tensors, key) for e in exits if (key := f"temperature.{e}") in tensors}
         gates = {e: tensors.pop(f"gate.{e}") for e in exits} if tensors else {}
         if tensors:
             raise KeyError(*tensors)
-        return cls(parts, shortlist, gates, kind)
+        return cls(parts, shortlist, gates, kind, temperatures)
 
     def on(
         self, model: DecoderModel, head: HeadKind = "full", gate: float = 0.0, content_hash: str | None = None
@@ -163,6 +167,7 @@ class HeadTensors:
         full = self._full_heads(model)
         is_over_shortlist = head == "shortlist" or self.kind == "shortlist"
         heads = self.shortlist.heads(model) if self.shortlist is not None and is_over_shortlist else full
+        full, heads = self._cooled(full), self._cooled(heads)
         gates = self._gates(model)
         return ExitHeads(model, gated(heads, gates, gate), full=full, gates=gates, content_hash=content_hash)
 
@@ -183,6 +188,15 @@ class HeadTensors:
             case "shortlist":
                 return {}
 
+    def _cooled(self, heads: dict[int, Head]) -> dict[int, Head]:
+        """`heads` with the temperature of each exit in their first matrix, which is their own."""
+        cooled = dict(heads)
+        for e, temperature in self.temperatures.items():
+            if e in heads:
+                own, *others = heads[e].matrices
+                cooled[e] = replace(heads[e], matrices=((own.float() / temperature).to(own.dtype), *others))
+        return cooled
+
     def _gates(self, model: DecoderModel) -> dict[int, Gate]:
         if any(weights.shape != (model.width + 1,) for weights in self.gates.values()):
             raise ExitHeadsError(f"gates need {model.width + 1} numbers for this model: train heads for this model")
@@ -195,6 +209,14 @@ class HeadTensors:
 def original_heads(model: DecoderModel, exits: tuple[int, ...]) -> ExitHeads:
     """Heads at `exits` that nobody trained: the model's own norm and LM head."""
     return HeadTensors(dict.fromkeys(exits, ()), kind="original").on(model, content_hash="original")
+
+
+def _number(tensors: dict[str, Tensor], name: str) -> float:
+    """The number above 0 under `name`, taken out of `tensors`; raises KeyError for anything else."""
+    tensor = tensors.pop(name)
+    if tensor.numel() != 1 or not 0.0 < float(tensor) < torch.inf:
+        raise KeyError(name)
+    return float(tensor)
 
 
 def _check_shapes(matrices: dict[int, Tensor], shape: tuple[int, int]) -> None:

@@ -1,7 +1,7 @@
 """Exit heads on disk: `exit_heads.safetensors` with their tensors, `exit_heads.json` with what they were made for.
 
 The tensors are those of the kind for each exit layer e, by the names of PART_NAMES - `T.<e>`, `U.<e>` and `V.<e>`, `W.<e>`
-or nothing - and, when the heads were reduced, `shortlist.ids`, `shortlist.<e>` and `gate.<e>`.
+or nothing - and, when the heads were reduced, `shortlist.ids`, `shortlist.<e>`, `gate.<e>` and `temperature.<e>`.
 """
 
 import json

@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from adadecode.model.shortlist import default_shortlist_len
 from adadecode.records import Say
 from adadecode.settings import TrainConfig
 from adadecode.training.base_pass import measure
+from adadecode.training.calibrate import fit_temperatures
 from adadecode.training.curves import write_curves
 from adadecode.training.distill import CHECKPOINT, Distillation
 from adadecode.training.kinds import new_heads
@@ -122,7 +124,10 @@ def distill_heads(
     run = Distillation(base, exits, heads, stream, config, fingerprint)
     run.train(out / CHECKPOINT, checkpoint_every_s, say)
     tensors = trained_tensors(run, token_ids)
+    temperatures = {} if config.kind == "original" else fit_temperatures(base, tensors, stream.held_out_batches())
+    tensors = replace(tensors, temperatures=temperatures)
     report = measure(base, tensors.on(base), stream.held_out_batches())
+    report["temperatures"] = {str(e): temperature for e, temperature in temperatures.items()}
     for exit_layer, share in report["agreement"].items():
         say(f"exit {exit_layer}: agrees with the final layer on {share:.1%} of {report['num_held_out_tokens']} tokens")
     write_curves(out, run.points, say)

@@ -19,7 +19,7 @@ class Contender:
     policy: Policy
     width: int
     heads: dict[str, ExitHeads] = field(default_factory=dict)
-    candidate: Candidate | None = None  # what a replay of it takes; None when its heads are not the traced ones
+    candidate: Candidate | None = None  # what a replay of it takes; None when the trace does not cover it
 
 
 def papers_policy(subject: TuneSubject) -> Policy | None:
@@ -36,9 +36,11 @@ def contenders_of(subject: TuneSubject, best: Candidate, paper: Policy | None) -
     contenders = [Contender(name, VANILLA, METHODS[name].step_width(width) or width) for name in baselines()]
     if paper is not None and subject.head != "full" and subject.full_heads is not None:
         contenders.append(Contender("paper", paper, width, subject.full_heads))
-    if paper is not None and Candidate(paper).lies_in(subject.space):
+    space = subject.space
+    if paper is not None and set(paper.exits) <= set(space.exits) and paper.max_drafts <= space.max_drafts:
         name = "paper" if subject.head == "full" else f"paper, {subject.head}"
-        contenders.append(Contender(name, paper, width, subject.heads, Candidate(paper)))
+        traced = Candidate(paper) if space.covers(paper) else None
+        contenders.append(Contender(name, paper, width, subject.heads, traced))
     return [*contenders, Contender(TUNED, best.policy, width, gated_heads(subject.heads, best.gate), best)]
 
 

@@ -61,3 +61,17 @@ def fit_costs(isolated: NDArray[np.float64], measured: list[MeasuredGeneration])
     seconds[-2:] += per_round_s, per_ngram_token_s
     error = np.sqrt(np.mean((calls @ seconds / decode_s - 1.0) ** 2))
     return Costs(seconds, float(scale), float(per_round_s), float(per_ngram_token_s), float(error))
+
+
+def break_even(seconds: NDArray[np.float64], num_layers: int, boundary: int, max_drafts: int) -> float:
+    """The chance from which on a draft made at `boundary` can pay, when calls take `seconds` [3 W + 3].
+
+    It costs the layers below, a test, and a row more in all others; if it holds a token of vanilla's is saved, which is the
+    most that can be. The row is the cheapest there is.
+    """
+    width = len(seconds) // 3 - 1
+    layers, tests, verifies = (seconds[part * width : part * width + max_drafts + 1] for part in range(3))
+    row_of_layer, row_of_verify = (max(0.0, float(np.diff(by_rows).min())) for by_rows in (layers, verifies))
+    below = boundary * layers[0] + tests[0] if boundary else 0.0
+    draft_s = below + (num_layers - boundary) * row_of_layer + row_of_verify
+    return float(draft_s / (num_layers * layers[0] + verifies[0]))

@@ -14,14 +14,15 @@ from adadecode.model.exit_heads import ExitHeads
 from adadecode.records import Generation
 from adadecode.tuning.call_costs import CallCosts
 from adadecode.tuning.contenders import Contender, gated_heads
-from adadecode.tuning.costs import Costs, MeasuredGeneration, fit_costs
+from adadecode.tuning.costs import Costs, MeasuredGeneration, break_even, fit_costs
 from adadecode.tuning.replay import Candidate, ModelFacts, ReplayStep, TracedHeads, generate_over, replay
 from adadecode.tuning.result import TuneRow
-from adadecode.tuning.search import GAMMAS, GATES, NGRAMS, REJECTS
-from adadecode.tuning.trace import SampleTrace, TraceSpace
+from adadecode.tuning.search import GAMMAS, GATES, NGRAMS, REJECTS, STOPS
+from adadecode.tuning.trace import Floors, SampleTrace, TraceSpace
 
 COST_PROMPTS, COST_CANDIDATES, COST_REPEATS = 8, 12, 2
-CALLS_BUDGET_S = 6.0
+CALLS_BUDGET_S, FLOORS_BUDGET_S = 6.0, 2.0
+FLOOR_SHARE, LEAST_FLOOR, LEAST_NGRAM_FLOOR = 0.75, 0.15, 0.2
 
 
 def decode_traced(model: Any, contender: Contender, trace: SampleTrace, space: TraceSpace) -> Generation:
@@ -47,8 +48,7 @@ def measure_costs(
     ]
     longest = max(chosen, key=lambda trace: len(trace.prompt_ids))
     prompt_ids = list(longest.prompt_ids)
-    num_positions = len(prompt_ids) + min(space.max_new_tokens, room_for_output(model, len(prompt_ids)))
-    calls = CallCosts(model, heads[longest.task], space, prompt_ids, num_positions)
+    calls = CallCosts(model, heads[longest.task], space, prompt_ids, num_positions(model, space, prompt_ids))
     facts = ModelFacts.of(model)
     for contender in contenders:
         decode_traced(model, contender, chosen[0], space)  # the first may compile or pack weights
@@ -67,13 +67,32 @@ def measure_costs(
     return fit_costs(calls.seconds(), measured)
 
 
+def measure_floors(model: DecoderModel, heads: ExitHeads, space: TraceSpace, prompt_ids: list[int]) -> Floors:
+    """The least chances at which a draft can pay here, and a part of them: confidences are not quite chances."""
+    calls = CallCosts(model, heads, space, prompt_ids, num_positions(model, space, prompt_ids))
+    calls.measure(FLOORS_BUDGET_S)
+    seconds, num_layers = calls.seconds(), model.num_layers
+
+    def floor(boundary: int, least: float) -> float:
+        return max(least, round(FLOOR_SHARE * break_even(seconds, num_layers, boundary, space.max_drafts), 2))
+
+    return Floors(tuple(floor(e, LEAST_FLOOR) for e in space.exits), floor(0, LEAST_NGRAM_FLOOR))
+
+
+def num_positions(model: DecoderModel, space: TraceSpace, prompt_ids: list[int]) -> int:
+    """The most positions that `prompt_ids` and what follows them take."""
+    return len(prompt_ids) + min(space.max_new_tokens, room_for_output(model, len(prompt_ids)))
+
+
 def random_candidate(space: TraceSpace, gates: bool, rng: random.Random) -> Candidate:
     """Any candidate in `space`."""
-    exits = tuple(sorted(rng.sample(space.exits, rng.randint(1, min(3, len(space.exits))))))
-    gammas = tuple(rng.choice([g for g in GAMMAS if g >= space.gamma_floor]) for _ in exits)
-    ngram = rng.choice([g for g in NGRAMS if g is None or g >= space.ngram_floor])
-    policy = Policy(exits, gammas, rng.randint(1, space.max_drafts), rng.choice(REJECTS), ngram)
-    return Candidate(policy, rng.choice(GATES) if gates else 0.0)
+    while True:
+        exits = tuple(sorted(rng.sample(space.exits, rng.randint(1, min(3, len(space.exits))))))
+        gammas = tuple(rng.choice([g for g in GAMMAS if g >= space.floor_at(e)]) for e in exits)
+        ngram = rng.choice([g for g in NGRAMS if g is None or g >= space.floors.ngram])
+        policy = Policy(exits, gammas, rng.randint(1, space.max_drafts), rng.choice(REJECTS), ngram, rng.choice(STOPS))
+        if space.covers(policy):
+            return Candidate(policy, rng.choice(GATES) if gates else 0.0)
 
 
 def measure_contenders(

@@ -18,6 +18,7 @@ def policy_settings(best: Candidate, head: HeadKind) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "exits": list(policy.exits),
         "gamma": policy.gammas[0] if len(gammas) == 1 else list(policy.gammas),
+        "stop": policy.stop,
         "max_drafts": policy.max_drafts,
         "head": head,
         "gate": best.gate,

@@ -33,16 +33,6 @@ class Candidate(NamedTuple):
     policy: Policy
     gate: float = 0.0
 
-    def lies_in(self, space: TraceSpace) -> bool:
-        """Whether a trace of `space` holds all that this candidate may draft."""
-        policy = self.policy
-        return (
-            set(policy.exits) <= set(space.exits)
-            and policy.max_drafts <= space.max_drafts
-            and min(policy.gammas, default=1.0) >= space.gamma_floor
-            and (policy.ngram is None or policy.ngram >= space.ngram_floor)
-        )
-
 
 class ModelFacts(NamedTuple):
     """What the engine asks of a model besides its decode step."""
@@ -65,8 +55,8 @@ class Replayed(NamedTuple):
 
 
 def replay(trace: SampleTrace, space: TraceSpace, facts: ModelFacts, candidate: Candidate) -> Replayed:
-    """What `generate` does on the prompt of `trace` under `candidate`, which must lie in `space`."""
-    assert candidate.lies_in(space), (candidate, space)
+    """What `generate` does on the prompt of `trace` under `candidate`, which `space` must cover."""
+    assert space.covers(candidate.policy), (candidate, space)
     step = ReplayStep(trace, space, facts)
     drafters = drafters_of(candidate.policy, TracedHeads(candidate.policy.exits, candidate.gate))
     generation = generate_over(step, trace, space, facts, candidate.policy, drafters)

@@ -1,21 +1,24 @@
 """Searches policies by replay: from a few starts, one setting at a time, as long as it pays on the prompts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adadecode.engine.policy import VANILLA, Policy
+from adadecode.settings import Stop
 from adadecode.tuning.costs import Calls, Costs
 from adadecode.tuning.replay import Candidate, ModelFacts, replay, replay_oracle
 from adadecode.tuning.trace import SampleTrace, TraceSpace
 
-GAMMAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+GAMMAS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9, 0.95)
 NEW_GAMMA = 0.6  # of an exit that is added
+STOPS: tuple[Stop, ...] = ("token", "chain")
+OTHER_STOP = {"token": (1.0, 1.2, 1.4), "chain": (1.0, 0.85, 0.7, 0.55)}  # factors of the gammas of the other rule
 REJECTS = (None, 0.5, 0.6, 0.7, 0.8, 0.9)
-NGRAMS = (None, 0.2, 0.35, 0.5, 0.65, 0.8)
-GATES = (0.0, 0.1, 0.2, 0.3, 0.4)
+NGRAMS = (None, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+GATES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
 MAX_PASSES = 5
 
 Gains = Callable[[Candidate], NDArray[np.float64]]
@@ -84,7 +87,7 @@ class Search:
         for _ in range(MAX_PASSES):
             before = best
             for axis in _axes(self.space, self.has_gates):
-                options = axis(best)
+                options = [option for option in axis(best) if self.space.covers(option.policy)]
                 top = max(options, key=lambda candidate: self.gains(candidate)[prompts].mean(), default=best)
                 if pays(self.gains(top)[prompts] - self.gains(best)[prompts]):
                     best = top
@@ -100,30 +103,41 @@ def pays(differences: NDArray[np.float64]) -> bool:
 
 
 def _axes(space: TraceSpace, gates: bool) -> Iterator[Callable[[Candidate], list[Candidate]]]:
-    """The settings that can be changed, each as the candidates it leads to from one."""
-    yield lambda now: [_with_exit_toggled(now, e) for e in space.exits if now.policy.exits != (e,)]
-    yield lambda now: [_with(now, gammas=(g,) * len(now.policy.exits)) for g in _from(GAMMAS, space.gamma_floor)]
+    """The settings that can be changed, each as the candidates it leads to from one; some may not lie in `space`."""
+    yield lambda now: [_with_exit_toggled(now, e, space) for e in space.exits if now.policy.exits != (e,)]
+    yield lambda now: [_with_gammas(now, [g] * len(now.policy.exits), space) for g in GAMMAS]
     for exit_layer in space.exits:
-        yield lambda now, e=exit_layer: [_with_gamma(now, e, g) for g in _from(GAMMAS, space.gamma_floor)]
+        yield lambda now, e=exit_layer: [_with_gamma(now, e, g) for g in GAMMAS]
     yield lambda now: [_with(now, max_drafts=n) for n in range(1, space.max_drafts + 1)]
-    yield lambda now: [_with(now, ngram=g) for g in (None, *_from(NGRAMS[1:], space.ngram_floor))]
+    yield lambda now: [_with_stop(now, stop, factor, space) for stop in STOPS for factor in OTHER_STOP[stop]]
+    yield lambda now: [_with(now, ngram=g) for g in NGRAMS]
     yield lambda now: [_with(now, reject=r) for r in REJECTS]
     if gates:
         yield lambda now: [now._replace(gate=gate) for gate in GATES]
-
-
-def _from(values: tuple[float | None, ...], floor: float) -> list[float]:
-    return [value for value in values if value is not None and value >= floor]
 
 
 def _with(candidate: Candidate, **settings: object) -> Candidate:
     return candidate._replace(policy=replace(candidate.policy, **settings))
 
 
-def _with_exit_toggled(candidate: Candidate, exit_layer: int) -> Candidate:
+def _with_gammas(candidate: Candidate, gammas: Iterable[float], space: TraceSpace) -> Candidate:
+    """With `gammas`, or the floors of `space` where they are higher."""
+    exits = candidate.policy.exits
+    return _with(candidate, gammas=tuple(max(g, space.floor_at(e)) for e, g in zip(exits, gammas, strict=True)))
+
+
+def _with_stop(candidate: Candidate, stop: Stop, factor: float, space: TraceSpace) -> Candidate:
+    """With the other rule, all gammas multiplied by `factor`: under it the same gamma is another bar."""
+    if candidate.policy.stop == stop:
+        return candidate
+    gammas = (min(0.95, round(factor * gamma, 3)) for gamma in candidate.policy.gammas)
+    return _with_gammas(_with(candidate, stop=stop), gammas, space)
+
+
+def _with_exit_toggled(candidate: Candidate, exit_layer: int, space: TraceSpace) -> Candidate:
     gammas = dict(zip(candidate.policy.exits, candidate.policy.gammas, strict=True))
     if gammas.pop(exit_layer, None) is None:
-        gammas[exit_layer] = NEW_GAMMA
+        gammas[exit_layer] = max(NEW_GAMMA, space.floor_at(exit_layer))
     exits = tuple(sorted(gammas))
     return _with(candidate, exits=exits, gammas=tuple(gammas[e] for e in exits))
 
@@ -134,10 +148,20 @@ def _with_gamma(candidate: Candidate, exit_layer: int, gamma: float) -> Candidat
 
 
 def start_candidates(space: TraceSpace, paper: Policy | None) -> list[Candidate]:
-    """Where a search begins: the paper's policy or its gamma at all exits, and one early exit with n-grams."""
+    """Where a search begins, by each rule: the paper's policy, or its gamma at all exits, and one exit with n-grams."""
     early = space.exits[(len(space.exits) - 1) // 2]
-    first = Candidate(Policy(space.exits, (0.75,) * len(space.exits), space.max_drafts))
-    if paper is not None:
-        fewer = Candidate(replace(paper, max_drafts=min(paper.max_drafts, space.max_drafts)))
-        first = fewer if fewer.lies_in(space) else first
-    return [first, Candidate(Policy((early,), (NEW_GAMMA,), space.max_drafts, None, 0.5))]
+    first = Policy(space.exits, (0.75,) * len(space.exits), space.max_drafts)
+    if paper is not None and set(paper.exits) <= set(space.exits):
+        first = paper
+    second = Policy((early,), (NEW_GAMMA,), space.max_drafts, None, 0.5)
+    return [_lying_in(space, replace(policy, stop=stop)) for policy in (first, second) for stop in STOPS]
+
+
+def _lying_in(space: TraceSpace, policy: Policy) -> Candidate:
+    """`policy` with no gamma below a floor, and with fewer drafts where `space` does not cover it."""
+    candidate = _with_gammas(Candidate(policy), policy.gammas, space)
+    ngram = None if policy.ngram is None else max(policy.ngram, space.floors.ngram)
+    fewer = (
+        _with(candidate, ngram=ngram, max_drafts=n) for n in range(min(policy.max_drafts, space.max_drafts), 0, -1)
+    )
+    return next(one for one in fewer if space.covers(one.policy))

@@ -16,14 +16,15 @@ from adadecode.model.head_files import load_heads
 from adadecode.model.load import chat_template_hash
 from adadecode.records import Prompt
 from adadecode.settings import HeadKind, TuneConfig
-from adadecode.tuning.trace import TraceSpace
-
-GAMMA_FLOOR, NGRAM_FLOOR = 0.3, 0.2
+from adadecode.tuning.trace import Floors, TraceSpace
 
 
 @dataclass(frozen=True)
 class TuneSubject:
-    """A loaded model with its heads per task, as they are traced and in full, and the space that is searched."""
+    """A loaded model with its heads per task, as they are traced and in full, and the space that is searched.
+
+    The floors of the space are none until it is known what pays here.
+    """
 
     config: TuneConfig
     model: DecoderModel
@@ -38,7 +39,9 @@ class TuneSubject:
         return all(of_task.gates for of_task in self.heads.values())
 
     def made_from(self, prompts: list[Prompt]) -> dict[str, Any]:
-        """What a trace of `prompts` depends on."""
+        """What a trace of `prompts` depends on, beside its floors."""
+        space = asdict(self.space)
+        del space["floors"]
         return {
             "model_hash": self.model.model_hash,
             "tokenizer_hash": hash_tokenizer(self.tokenizer),
@@ -51,7 +54,7 @@ class TuneSubject:
             "context_len": self.model.context_len,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
-            "space": json.loads(json.dumps(asdict(self.space))),
+            "space": json.loads(json.dumps(space)),
             "prompts_hash": _hash([(p.task, p.sample_id, p.token_ids) for p in prompts]),
         }
 
@@ -64,7 +67,7 @@ def load_subject(config: TuneConfig, model: DecoderModel, tokenizer: Any, folder
     common = set.intersection(*(set(of_task.exits) for of_task in heads.values()))
     exits = config.exits or tuple(sorted(common))
     check_heads_at(exits, tuple(sorted(common)))
-    space = TraceSpace(exits, config.max_drafts, GAMMA_FLOOR, NGRAM_FLOOR, config.max_new_tokens)
+    space = TraceSpace(exits, config.max_drafts, Floors((0.0,) * len(exits), 0.0), config.max_new_tokens)
     return TuneSubject(config, model, tokenizer, head, heads, full_heads, space)
 
 

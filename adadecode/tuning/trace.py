@@ -2,7 +2,8 @@
 
 A draft that turns out wrong is still decoded on, so a replay needs to know what the exits say behind it. A *node* is an
 output token and the wrong drafts that follow it, its *path*, empty for the output itself. Only drafts that some policy
-could make are followed: proposals with more confidence than the floors. Shapes: E candidate exits, D drafts at most.
+could make are followed: those that hold with all of their path with more probability than a floor. Shapes: E candidate
+exits, D drafts at most.
 """
 
 from collections.abc import Iterator
@@ -14,30 +15,54 @@ import torch
 
 from adadecode.engine.generate import room_for_output
 from adadecode.engine.ngram import NgramDrafter
-from adadecode.engine.policy import step_width
+from adadecode.engine.policy import Policy, step_width
 from adadecode.engine.round import check_finite
-from adadecode.kernels.layers import head_step
 from adadecode.kernels.step import Proposals, Segment
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
 from adadecode.records import Prompt
 
 Path = tuple[int, ...]
+ROUNDING = 1.0 - 1e-9  # a product of confidences depends a little on the order in which they are multiplied
+
+
+@dataclass(frozen=True)
+class Floors:
+    """The least chance that all pending drafts hold at which a draft is followed: one made at an exit, or by n-grams."""
+
+    exits: tuple[float, ...]  # [E]
+    ngram: float
 
 
 @dataclass(frozen=True)
 class TraceSpace:
-    """The policies a trace is complete for: gammas of exits and n-grams from the floors up, at most `max_drafts`."""
+    """The policies a trace is complete for: those that draft nothing below the floors, and at most `max_drafts`."""
 
     exits: tuple[int, ...]
     max_drafts: int
-    gamma_floor: float
-    ngram_floor: float
+    floors: Floors
     max_new_tokens: int
 
     @property
     def width(self) -> int:
         return step_width(self.max_drafts)
+
+    def floor_at(self, boundary: int) -> float:
+        """The floor of drafts made at `boundary`, 0 for n-grams."""
+        return self.floors.exits[self.exits.index(boundary)] if boundary else self.floors.ngram
+
+    def covers(self, policy: Policy) -> bool:
+        """Whether all that `policy` may draft lies above the floors.
+
+        Where its gammas are of the token alone, the drafts before may be as unsure as its least gamma, each of them.
+        """
+        gammas = policy.draft_gammas
+        if not gammas or policy.max_drafts == 0:
+            return True
+        if policy.max_drafts > self.max_drafts or not set(policy.exits) <= set(self.exits):
+            return False
+        pending = 1.0 if policy.stop == "chain" else min(gammas.values()) ** (policy.max_drafts - 1)
+        return all(pending * gamma >= self.floor_at(boundary) for boundary, gamma in gammas.items())
 
 
 class Node(NamedTuple):
@@ -52,8 +77,7 @@ class SampleTrace:
     """One prompt and the model's greedy output, at least one token.
 
     `nodes` has one node per output token but the last; `off_path` those behind wrong drafts, by (output index, path).
-    `second_confidences` has E probabilities of the second most likely token for each of `nodes`; `ngrams` what the n-gram
-    drafter proposes there when a round starts, None without a match.
+    `ngrams` has for each of `nodes` what the n-gram drafter proposes there when a round starts, None without a match.
     """
 
     task: str
@@ -62,7 +86,6 @@ class SampleTrace:
     output_ids: tuple[int, ...]
     nodes: list[Node]
     off_path: dict[tuple[int, Path], Node]
-    second_confidences: list[tuple[float, ...]]
     ngrams: list[tuple[int, float] | None]
 
 
@@ -77,14 +100,13 @@ def record(model: DecoderModel, heads: ExitHeads, space: TraceSpace, prompt: Pro
     limit = min(space.max_new_tokens, room_for_output(model, len(prompt_ids)))
     recorder = _Recorder(model, heads, space, prompt_ids, limit)
     output = [recorder.prefill()]
-    trace = SampleTrace(prompt.task, prompt.sample_id, tuple(prompt_ids), (), [], {}, [], [])
+    trace = SampleTrace(prompt.task, prompt.sample_id, tuple(prompt_ids), (), [], {}, [])
     while output[-1] not in model.eos_token_ids and len(output) < limit:
         idx = len(output) - 1
-        node, second, next_id = recorder.on_path(idx, output[-1])
+        node, next_id = recorder.on_path(idx, output[-1])
         trace.nodes.append(node)
-        trace.second_confidences.append(second)
         trace.ngrams.append(recorder.ngrams[0].successor())
-        for path, found in recorder.behind(idx, (), node, next_id):
+        for path, found in recorder.behind(idx, (), 1.0, node, next_id):
             trace.off_path[idx, path] = found
         output.append(next_id)
         recorder.extend(output)
@@ -103,7 +125,7 @@ class _Recorder:
         self._tests = {e: test for e, test in zip(heads.exits, heads.tests, strict=True) if e in space.exits}
         self._gates = {e: gate for e, gate in heads.gates.items() if e in space.exits}
         self._step.prepare((*space.exits, model.num_layers), self._tests.values())
-        self.ngrams = [NgramDrafter(space.ngram_floor) for _ in range(space.max_drafts + 1)]  # by tokens ago
+        self.ngrams = [NgramDrafter(space.floors.ngram) for _ in range(space.max_drafts + 1)]  # by tokens ago
 
     def prefill(self) -> int:
         """The first output token."""
@@ -121,53 +143,62 @@ class _Recorder:
             if len(output) > ago:
                 drafter.extend([output[-1 - ago]])
 
-    def on_path(self, idx: int, token_id: int) -> tuple[Node, tuple[float, ...], int]:
-        """The node of output token `idx`, the second confidences there, and the model's own next token."""
+    def on_path(self, idx: int, token_id: int) -> tuple[Node, int]:
+        """The node of output token `idx`, and the model's own next token."""
         step, model = self._step, self._model
         step.begin(len(self._prompt_ids) + idx)
         step.put(0, [token_id])
-        second: list[float] = []
-        node = self._pass_exits(0, second)
+        node = self._pass_exits(0)
         step.run(0, 1, self._space.exits[-1], model.num_layers)
         (next_id,), tops = step.verify(0, 1)
         check_finite(tops, len(self._prompt_ids) + idx)
-        return node, tuple(second), next_id
+        return node, next_id
 
-    def behind(self, idx: int, path: Path, node: Node, next_id: int | None) -> Iterator[tuple[Path, Node]]:
-        """Every node that wrong drafts after `path` can lead to; they stand in the slots after output token `idx`."""
+    def behind(
+        self, idx: int, path: Path, chance: float, node: Node, next_id: int | None
+    ) -> Iterator[tuple[Path, Node]]:
+        """Every node that wrong drafts after `path` can lead to; they stand in the slots after output token `idx`.
+
+        All of `path` holds with probability `chance` at most, whoever drafted it and judged it again.
+        """
         if len(path) == self._space.max_drafts or idx + len(path) + 1 > self._limit - 2:
             return
-        for token_id in self._drafts(path, node):
+        for token_id, confidence in self._drafts(path, chance, node).items():
             if token_id != next_id and token_id not in self._model.eos_token_ids:
                 slot = len(path) + 1
                 self._step.put(slot, [token_id])
-                child = self._pass_exits(slot, None)
+                child = self._pass_exits(slot)
                 yield (*path, token_id), child
-                yield from self.behind(idx, (*path, token_id), child, None)
+                yield from self.behind(idx, (*path, token_id), chance * confidence, child, None)
 
-    def _drafts(self, path: Path, node: Node) -> list[int]:
-        """What a policy might draft at `node`: by any exit, or by n-grams in a round that began at most D drafts ago."""
-        drafts = [token_id for token_id, confidence in node.proposals if confidence > self._space.gamma_floor]
+    def _drafts(self, path: Path, chance: float, node: Node) -> dict[int, float]:
+        """What a policy might draft at `node`, with the most confidence that any drafter has in it.
+
+        An exit drafts, or n-grams in a round that began at most D drafts ago.
+        """
+        said = list(zip(node.proposals, self._space.floors.exits, strict=True))
         for ago in range(min(self._space.max_drafts - len(path), len(self._output))):
             pending = self._output[len(self._output) - ago :]
-            drafts += [token_id for token_id, _ in self.ngrams[ago].chain([*pending, *path], 1)]
-        return list(dict.fromkeys(drafts))
+            said += [
+                (of_ngrams, self._space.floors.ngram) for of_ngrams in self.ngrams[ago].chain([*pending, *path], 1)
+            ]
+        drafts: dict[int, float] = {}
+        above = set[int]()
+        for (token_id, confidence), floor in said:
+            drafts[token_id] = max(confidence, drafts.get(token_id, 0.0))
+            if chance * confidence > floor * ROUNDING:
+                above.add(token_id)
+        return {token_id: confidence for token_id, confidence in drafts.items() if token_id in above}
 
-    def _pass_exits(self, slot: int, second: list[float] | None) -> Node:
-        """Runs `slot` from layer 1 to the last exit and tests it at each; appends second confidences to `second`."""
-        step, model = self._step, self._model
+    def _pass_exits(self, slot: int) -> Node:
+        """Runs `slot` from layer 1 to the last exit and tests it at each."""
+        step = self._step
         proposals: Proposals = []
-        gates = []
+        gates: list[float] = []
         for start, stop in pairwise((0, *self._space.exits)):
-            test = self._tests[stop]
-            tested = step.run_to_exit(Segment(slot, slot + 1, start, stop), test, slot)
+            tested = step.run_to_exit(Segment(slot, slot + 1, start, stop), self._tests[stop], slot)
             assert tested is not None, "a trace is recorded without gates"
             proposals += tested
             if stop in self._gates:
                 gates.append(step.probe(self._gates[stop], slot))
-            if second is not None:
-                logits = head_step(
-                    test.head, model.weights.norm, model.weights.shape.eps, step.hidden[slot, None]
-                ).float()
-                second.append(float(logits.softmax(dim=-1).topk(min(2, logits.shape[-1])).values[0, -1]))
         return Node(proposals, tuple(gates))

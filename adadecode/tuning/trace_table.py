@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,10 @@ import pyarrow.parquet as pq
 
 from adadecode.errors import TraceError
 from adadecode.files import from_json, whole_file
-from adadecode.tuning.trace import Node, SampleTrace
+from adadecode.tuning.trace import Floors, Node, SampleTrace
 
-FORMAT_VERSION = 1
-MADE_FROM = b"adadecode.made_from"
+FORMAT_VERSION = 2
+MADE_FROM, FLOORS = b"adadecode.made_from", b"adadecode.floors"
 
 _IDS, _SHARES = pa.list_(pa.int32()), pa.list_(pa.float32())
 
@@ -29,7 +31,6 @@ TRACE = pa.schema(
         pa.field("next_token_id", pa.int32()),  # what the last layer says; null behind wrong drafts and after the end
         pa.field("top1_ids", _IDS),  # [E]; null after the end
         pa.field("confidences", _SHARES),  # [E] probability of each
-        pa.field("second_confidences", _SHARES),  # [E] of the second most likely; null behind wrong drafts
         pa.field("gates", _SHARES),  # [E] chance a gate gives that the head is right; null without gates
         pa.field("ngram_id", pa.int32()),  # what the n-gram drafter proposes when a round starts here
         pa.field("ngram_confidence", pa.float32()),
@@ -37,17 +38,33 @@ TRACE = pa.schema(
 )
 
 
-def write_traces(path: Path, traces: Iterable[SampleTrace], made_from: dict[str, Any]) -> None:
-    """Writes `traces` to `path` as they come, under another name until the last is there."""
-    metadata = {MADE_FROM: json.dumps({"format_version": FORMAT_VERSION, **made_from}).encode()}
+def write_traces(path: Path, traces: Iterable[SampleTrace], made_from: dict[str, Any], floors: Floors) -> None:
+    """Writes `traces`, complete above `floors`, to `path` as they come, under another name until the last is there."""
+    made_from = {"format_version": FORMAT_VERSION, **made_from}
+    metadata = {MADE_FROM: json.dumps(made_from).encode(), FLOORS: json.dumps(asdict(floors)).encode()}
     schema = TRACE.with_metadata(metadata)
     with whole_file(path) as unfinished, pq.ParquetWriter(unfinished, schema, compression="zstd") as writer:
         for trace in traces:
             writer.write_table(pa.Table.from_pylist(_rows(trace), schema=TRACE))
 
 
+def read_floors(path: Path, made_from: dict[str, Any]) -> Floors:
+    """The floors of the traces in `path`; raises TraceError when it is damaged or was not made from `made_from`."""
+    with _opened(path, made_from) as file:
+        stored = from_json((file.schema_arrow.metadata or {})[FLOORS])
+        return Floors(tuple(stored["exits"]), stored["ngram"])
+
+
 def read_traces(path: Path, made_from: dict[str, Any]) -> Iterator[SampleTrace]:
     """The traces in `path`, one at a time; raises TraceError when it is damaged or was not made from `made_from`."""
+    with _opened(path, made_from) as file:
+        for idx in range(file.num_row_groups):
+            yield _trace(file.read_row_group(idx).to_pylist())
+
+
+@contextmanager
+def _opened(path: Path, made_from: dict[str, Any]) -> Iterator[pq.ParquetFile]:
+    """The file of traces at `path`; raises TraceError when it cannot be read, or was not made from `made_from`."""
     wanted = {"format_version": FORMAT_VERSION, **made_from}
     try:
         with pq.ParquetFile(path) as file:
@@ -56,9 +73,8 @@ def read_traces(path: Path, made_from: dict[str, Any]) -> Iterator[SampleTrace]:
             if differing or not file.schema_arrow.equals(TRACE):
                 what = f"another {', '.join(differing)}" if differing else "other columns"
                 raise TraceError(f"{path}: recorded with {what}; delete it to record again, or choose another folder")
-            for idx in range(file.num_row_groups):
-                yield _trace(file.read_row_group(idx).to_pylist())
-    except (pa.ArrowException, OSError, ValueError) as error:
+            yield file
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
         if isinstance(error, TraceError):
             raise
         raise TraceError(f"{path}: not a readable trace; delete it to record again ({type(error).__name__})") from error
@@ -74,7 +90,6 @@ def _rows(trace: SampleTrace) -> list[dict[str, Any]]:
             row["prompt_token_ids"] = trace.prompt_ids
         if idx < len(trace.nodes):
             row |= _columns(trace.nodes[idx]) | {"next_token_id": trace.output_ids[idx + 1]}
-            row["second_confidences"] = trace.second_confidences[idx]
             ngram = trace.ngrams[idx]
             if ngram is not None:
                 row["ngram_id"], row["ngram_confidence"] = ngram
@@ -100,11 +115,9 @@ def _trace(rows: list[dict[str, Any]]) -> SampleTrace:
         [],
         {(row["output_idx"], tuple(row["path"])): _node(row) for row in rows if row["path"]},
         [],
-        [],
     )
     for row in on_path[:-1]:
         trace.nodes.append(_node(row))
-        trace.second_confidences.append(tuple(row["second_confidences"]))
         trace.ngrams.append(None if row["ngram_id"] is None else (row["ngram_id"], row["ngram_confidence"]))
     return trace
 

@@ -4,7 +4,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from adadecode.tasks.usable import usable_prompts
 from adadecode.tuning.contenders import Contender, contenders_of, papers_policy
 from adadecode.tuning.costs import Costs
 from adadecode.tuning.held_out import compare_contenders, speedup_of
-from adadecode.tuning.measure import measure_contenders, measure_costs, replays_alike
+from adadecode.tuning.measure import measure_contenders, measure_costs, measure_floors, replays_alike
 from adadecode.tuning.policy_file import policy_settings, write_policy
 from adadecode.tuning.replay import Candidate, ModelFacts
 from adadecode.tuning.result import (
@@ -46,7 +46,7 @@ from adadecode.tuning.search import Search, Simulator, start_candidates
 from adadecode.tuning.subject import TuneSubject, load_subject
 from adadecode.tuning.table import TUNE_ROWS
 from adadecode.tuning.trace import SampleTrace, record
-from adadecode.tuning.trace_table import read_traces, write_traces
+from adadecode.tuning.trace_table import read_floors, read_traces, write_traces
 
 TRACE, POLICY, RESULT, ROWS = "trace.parquet", "policy.yaml", "tune.json", "tune.parquet"
 MIN_TUNED, MIN_HELD_OUT = 4, 2
@@ -81,6 +81,7 @@ def tune(subject: TuneSubject, prompts: list[Prompt], out: Path, say: Say) -> Tu
     make_folder(out)
     longest = (len(prompt.token_ids) + subject.space.max_new_tokens for prompt in prompts)
     check_rows_independent(subject.model, subject.space.width, tuple(longest))
+    subject = with_floors(subject, prompts, out / TRACE, say)
     traces = traced(subject, prompts, out / TRACE, say)
     tuned_on, held_out = split(traces, subject.config.held_out, subject.config.seed)
     check_enough(len(tuned_on), len(held_out), len(prompts))
@@ -168,11 +169,23 @@ def write_tune(out: Path, result: TuneResult, rows: list[TuneRow]) -> None:
     write_policy(out / POLICY, result)
 
 
+def with_floors(subject: TuneSubject, prompts: list[Prompt], path: Path, say: Say) -> TuneSubject:
+    """`subject` with the floors of the traces at `path`, when there are some, else with those that could pay here."""
+    if path.exists():
+        floors = read_floors(path, subject.made_from(prompts))
+    else:
+        longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
+        floors = measure_floors(subject.model, subject.heads[longest.task], subject.space, longest.token_ids)
+    by_exit = ", ".join(f"{e}: {floor:.2f}" for e, floor in zip(subject.space.exits, floors.exits, strict=True))
+    say(f"trace: drafts can pay from a chance of {floors.ngram:.2f} by n-grams, at exits {by_exit}")
+    return replace(subject, space=replace(subject.space, floors=floors))
+
+
 def traced(subject: TuneSubject, prompts: list[Prompt], path: Path, say: Say) -> list[SampleTrace]:
     """A trace for each of `prompts`, from `path` when they were recorded there."""
     made_from = subject.made_from(prompts)
     if not path.exists():
-        write_traces(path, _recorded(subject, prompts, say), made_from)
+        write_traces(path, _recorded(subject, prompts, say), made_from, subject.space.floors)
     return list(read_traces(path, made_from))
 
 

@@ -48,7 +48,15 @@ def test_the_defaults_are_the_embedded_demo_with_its_own_policy():
 def test_the_papers_policy_is_the_default_of_other_models():
     config = build_settings(EvalConfig, None, {"model": "some/model"})
     assert config.decode == DecodeSettings() == build_settings(EvalConfig, None, {"policy": "paper"}).decode
-    given = {"policy": "paper", "gamma": 0.75, "exits": None, "stop": "token", "max_drafts": 5, "head": "full", "gate": 0.0}
+    given = {
+        "policy": "paper",
+        "gamma": 0.75,
+        "exits": None,
+        "stop": "token",
+        "max_drafts": 5,
+        "head": "full",
+        "gate": 0.0,
+    }
     assert config.decode.model_dump() == {**given, "reject": None, "ngram": None, "max_new_tokens": 512}
 
 

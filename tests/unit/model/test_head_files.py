@@ -1,6 +1,7 @@
 """Exit heads on disk: they come back as they were, and what is damaged or of another model is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -234,3 +235,30 @@ def test_exits_on_disk_that_do_not_fit_the_model_are_refused(model, folder, exit
     (folder / FACTS).write_text(json.dumps(facts))
     save_file({f"T.{e}": torch.eye(model.width) for e in exits}, folder / TENSORS)
     assert f"exit layers {exits} must increase and lie in 1..3" in refusal(folder, model)
+
+
+@pytest.mark.parametrize("head", ["full", "shortlist"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_temperature_divides_the_logits_of_its_exit_and_of_no_other(dtype, head, tmp_path):
+    model = tiny_model(dtype=getattr(torch, dtype))
+    tensors = reduced(model, (1, 3))
+    save_heads(tmp_path, replace(tensors, temperatures={3: 2.5}), tiny_facts(model, (1, 3), dtype=dtype))
+    loaded, plain = load_heads(tmp_path, model, head), tensors.on(model, head)
+    hidden = step_with_random_rows(model).hidden
+    assert torch.equal(loaded.logits(1, hidden), plain.logits(1, hidden))
+    torch.testing.assert_close(
+        2.5 * loaded.logits(3, hidden).float(), plain.logits(3, hidden).float(), rtol=0.05, atol=0.05
+    )
+    step = step_with_random_rows(model)
+    assert propose(loaded, 1, step, 0, 8) == propose(plain, 1, step, 0, 8), (
+        "heads without one propose as they did, bit for bit"
+    )
+    cooled, hot = propose(loaded, 3, step, 0, 8), propose(plain, 3, step, 0, 8)
+    assert all(ours < theirs for (_, ours), (_, theirs) in zip(cooled, hot, strict=True))
+
+
+@pytest.mark.parametrize("stored", [[0.0], [-1.0], [float("nan")], [float("inf")], [1.0, 2.0]])
+def test_a_temperature_that_is_no_number_above_0_is_refused(stored, folder, model):
+    tensors = load_file(folder / TENSORS)
+    save_file(tensors | {"temperature.3": torch.tensor(stored)}, folder / TENSORS)
+    assert "do not match exits" in refusal(folder, model)

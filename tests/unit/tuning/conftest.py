@@ -9,13 +9,14 @@ from adadecode.model.exit_heads import ExitHeads
 from adadecode.records import Prompt
 from adadecode.settings import Kernels
 from adadecode.tuning.replay import ModelFacts
-from adadecode.tuning.trace import SampleTrace, TraceSpace, record
+from adadecode.tuning.trace import Floors, SampleTrace, TraceSpace, record
 from tests.models import needs_compiler, random_gates, random_heads, tiny_model
 
 EXITS = (1, 2, 3)
 # the last prompt repeats itself, so that n-grams find something from the start
 PROMPTS = [[5, 9, 11, 13], [20], [7, 8, 7, 8, 7], [30, 31, 32, 30, 31, 32, 30], list(range(3, 40)), [50, 51] * 6]
 EOS = 42
+FLOORS = Floors((0.02, 0.025, 0.02), 0.01)
 
 
 class Traced(NamedTuple):
@@ -31,7 +32,7 @@ def trace_tiny(kernels: Kernels, dtype: torch.dtype, max_new_tokens: int = 24, *
     """Traces of `PROMPTS` with a tiny model, heads that are often wrong, and gates."""
     model = tiny_model(kernels=kernels, dtype=dtype, eos_token_id=EOS)
     heads = random_heads(model, EXITS, gates=random_gates(model, EXITS))
-    settings: dict[str, Any] = {"max_drafts": 3, "gamma_floor": 0.1, "ngram_floor": 0.05} | space
+    settings: dict[str, Any] = {"max_drafts": 3, "floors": FLOORS} | space
     of = TraceSpace(exits=EXITS, max_new_tokens=max_new_tokens, **settings)
     traces = [record(model, heads, of, Prompt("tiny", str(idx), prompt)) for idx, prompt in enumerate(PROMPTS)]
     return Traced(model, heads, of, ModelFacts.of(model), traces)

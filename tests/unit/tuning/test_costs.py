@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from adadecode.tuning.call_costs import CallCosts
-from adadecode.tuning.costs import Calls, MeasuredGeneration, fit_costs
-from adadecode.tuning.measure import measure_costs
+from adadecode.tuning.costs import Calls, MeasuredGeneration, break_even, fit_costs
+from adadecode.tuning.measure import LEAST_FLOOR, LEAST_NGRAM_FLOOR, measure_costs, measure_floors
 
 WIDTH = 8
 
@@ -43,6 +43,26 @@ def test_every_call_of_the_space_has_a_cost(traced):
         assert (by_rows[:4] > 0).all()
         assert not by_rows[4:].any()
     assert rest[0] > 0
+
+
+def test_a_draft_pays_from_where_its_layers_its_test_and_a_row_more_are_worth_a_token():
+    calls = Calls(WIDTH)
+    calls.layers[1:4], calls.tests[1], calls.verifies[1:4] = [10, 12, 13], 4, [20, 21, 23]
+    seconds, num_layers = calls.vector(), 8
+    vanilla_s = 8 * 10 + 20
+    assert break_even(seconds, num_layers, 0, 2) == pytest.approx((8 * 1 + 1) / vanilla_s), (
+        "the cheapest row is the third"
+    )
+    assert break_even(seconds, num_layers, 3, 2) == pytest.approx((3 * 10 + 4 + 5 * 1 + 1) / vanilla_s)
+    assert break_even(seconds, num_layers, 3, 1) == pytest.approx((3 * 10 + 4 + 5 * 2 + 1) / vanilla_s)
+
+
+def test_floors_rise_with_the_depth_of_the_exit_and_none_is_below_the_least(eager, monkeypatch):
+    monkeypatch.setattr("adadecode.tuning.measure.FLOORS_BUDGET_S", 0.1)
+    floors = measure_floors(eager.model, eager.heads, eager.space, [5, 6, 7])
+    assert list(floors.exits) == sorted(floors.exits)
+    assert floors.exits[0] >= LEAST_FLOOR
+    assert floors.ngram >= LEAST_NGRAM_FLOOR
 
 
 def test_costs_are_measured_on_real_generations(eager, monkeypatch):

@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -7,7 +8,7 @@ from adadecode.engine.policy import VANILLA, Policy
 from adadecode.tuning.contenders import Contender
 from adadecode.tuning.measure import decode_traced, random_candidate, replays_alike
 from adadecode.tuning.replay import Candidate, replay, replay_oracle
-from tests.unit.tuning.conftest import EOS, EXITS
+from tests.unit.tuning.conftest import EOS, EXITS, FLOORS
 
 NUM_CANDIDATES = 10
 
@@ -20,8 +21,10 @@ def contender_of(traced, candidate: Candidate) -> Contender:
 def candidates(traced) -> list[Candidate]:
     rng = random.Random(0)
     drawn = [random_candidate(traced.space, True, rng) for _ in range(NUM_CANDIDATES)]
-    lowest = Policy(EXITS, (0.1, 0.1, 0.1), 3, 0.1, 0.05)
-    return [*drawn, Candidate(VANILLA), Candidate(lowest), Candidate(lowest, 0.5)]
+    lowest = Policy(EXITS, FLOORS.exits, 3, 0.1, FLOORS.ngram, "chain")
+    unsure = Policy(EXITS, (0.32,) * 3, 3, 0.1, 0.32)  # as low as gammas of tokens may be: 0.32 ** 3 exceeds the floors
+    lows = [lowest, replace(lowest, reject=None), unsure, replace(unsure, reject=None)]
+    return [*drawn, Candidate(VANILLA), *map(Candidate, lows), Candidate(lowest, 0.5)]
 
 
 def test_a_replay_makes_every_call_of_the_engine_with_the_same_answers(traced):
@@ -37,7 +40,7 @@ def test_a_replay_makes_every_call_of_the_engine_with_the_same_answers(traced):
 
 
 def test_a_trace_of_other_confidences_is_noticed(eager):
-    candidate = Candidate(Policy(EXITS, (0.1, 0.1, 0.1), 3))
+    candidate = Candidate(Policy(EXITS, (0.1, 0.1, 0.1), 3, stop="chain"))
     trace = max(eager.traces, key=lambda t: len(t.nodes))
     node = trace.nodes[0]
     changed = node._replace(proposals=[(token_id, p * 0.999) for token_id, p in node.proposals])
@@ -67,7 +70,7 @@ def test_a_replay_counts_the_calls_the_engine_makes(traced):
 
 @pytest.mark.parametrize("ngrams", [False, True])
 def test_the_oracle_drafts_only_what_is_right_and_runs_no_more_layers_than_any_policy(traced, ngrams):
-    lowest = Candidate(Policy(EXITS, (0.1, 0.1, 0.1), 3, None, 0.05 if ngrams else None))
+    lowest = Candidate(Policy(EXITS, (0.1, 0.1, 0.1), 3, None, 0.05 if ngrams else None, "chain"))
     num_fewer = 0
     for trace in traced.traces:
         perfect = replay_oracle(trace, traced.space, traced.facts, 3, ngrams=ngrams)
@@ -92,12 +95,24 @@ def test_the_oracle_takes_the_first_exit_that_agrees(eager):
     assert sum(calls.layers) == expected_layers
 
 
-def test_a_candidate_outside_the_space_is_refused(eager):
+def test_a_candidate_that_the_space_does_not_cover_is_refused(eager):
     outside = [
-        Policy((1,), (0.01,), 3),
+        Policy((1,), (0.01,), 3, stop="chain"),
         Policy((1,), (0.5,), 4),
-        Policy((1,), (0.5,), 3, None, 0.01),
+        Policy((1,), (0.5,), 3, None, 0.001, "chain"),
+        Policy((1,), (0.25,), 3),  # three drafts of 0.25 each hold with less than 0.02
     ]
     for policy in outside:
+        assert not eager.space.covers(policy)
         with pytest.raises(AssertionError):
             replay(eager.traces[0], eager.space, eager.facts, Candidate(policy))
+
+
+def test_gammas_of_tokens_are_covered_where_the_least_of_them_in_a_row_are_above_the_floors(eager):
+    assert eager.space.covers(Policy((1,), (0.28,), 3)), "0.28 ** 3 is 0.022"
+    assert not eager.space.covers(Policy((2,), (0.28,), 3)), "the floor of the second exit is higher"
+    assert eager.space.covers(Policy((2,), (0.28,), 2))
+    assert not eager.space.covers(Policy((1,), (0.28,), 3, ngram=0.1)), "n-grams are less sure before it"
+    assert eager.space.covers(Policy((1,), (0.03,), 1))
+    assert not eager.space.covers(Policy((4,), (0.9,), 1)), "no such exit was traced"
+    assert eager.space.covers(VANILLA)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -5,6 +7,7 @@ from adadecode.engine.policy import Policy
 from adadecode.tuning.costs import Calls, Costs
 from adadecode.tuning.replay import Candidate
 from adadecode.tuning.search import Search, Simulator, pays, start_candidates
+from adadecode.tuning.trace import Floors
 from tests.unit.tuning.conftest import EXITS
 
 
@@ -31,7 +34,7 @@ def test_no_policy_beats_the_oracle_where_rows_and_tests_are_free(traced):
     limit = simulator.oracle_gains(costs, ngrams=False).mean()
     for gamma in (0.1, 0.3, 0.6, 0.9):
         for exits in ((1,), (2,), EXITS):
-            policy = Policy(exits, (gamma,) * len(exits), 3)
+            policy = Policy(exits, (gamma,) * len(exits), 3, stop="chain")
             assert simulator.gains(Candidate(policy), costs).mean() <= limit + 1e-12
     assert limit > 0
 
@@ -47,7 +50,7 @@ def test_a_search_finds_at_least_the_best_of_its_starts_and_prefers_free_exits(e
             return simulator.gains(candidate, costs)
 
         best = Search(gains, starts, eager.space, has_gates=True).best(prompts)
-        assert best.lies_in(eager.space)
+        assert eager.space.covers(best.policy)
         assert gains(best).mean() >= max(gains(start).mean() for start in starts)
     # where a test costs fifty seconds, the fewest tests win
     tests = [
@@ -63,7 +66,8 @@ def test_what_is_cross_validated_is_judged_on_prompts_it_was_not_found_on(eager)
 
     def gains(candidate: Candidate) -> np.ndarray:
         found = np.full(len(gammas), -1.0)
-        found[gammas.index(candidate.policy.gammas[0])] = 100.0
+        if candidate.policy.gammas[0] in gammas:
+            found[gammas.index(candidate.policy.gammas[0])] = 100.0
         return found
 
     starts = [Candidate(Policy((1,), (gamma,), 3)) for gamma in gammas]
@@ -83,7 +87,7 @@ def test_a_change_that_is_within_its_own_noise_does_not_pay():
 
 def test_starts_lie_in_the_space(eager):
     for candidate in start_candidates(eager.space, Policy(EXITS, (0.75,) * 3, 3)):
-        assert candidate.lies_in(eager.space)
+        assert eager.space.covers(candidate.policy)
 
 
 def test_calls_are_replayed_once(eager, monkeypatch):
@@ -95,3 +99,29 @@ def test_calls_are_replayed_once(eager, monkeypatch):
     assert first.shape == (len(simulator.traces), len(Calls(8).vector()))
     with pytest.raises(TypeError):
         simulator.calls(Candidate(Policy((1,), (0.5,), 2)))
+
+
+def test_the_other_rule_is_tried_with_lower_gammas_and_found_where_it_is_better(eager):
+    """Gains that want a chain above 0.42, which no step of one setting alone leads to."""
+
+    def gains(candidate: Candidate) -> np.ndarray:
+        policy = candidate.policy
+        best = policy.stop == "chain" and all(abs(gamma - 0.42) < 0.01 for gamma in policy.gammas)
+        return np.array([1.0, 1.0]) * (2.0 if best else policy.stop == "token")
+
+    search = Search(gains, [Candidate(Policy((1,), (0.6,), 3))], eager.space, has_gates=False)
+    assert search.best(np.arange(2)).policy == Policy((1,), (0.42,), 3, stop="chain")
+
+
+def test_gammas_are_never_searched_below_the_floors_of_the_trace(eager):
+    space = replace(eager.space, floors=Floors((0.35, 0.5, 0.6), 0.45))
+    tried = set[Candidate]()
+
+    def gains(candidate: Candidate) -> np.ndarray:
+        tried.add(candidate)
+        return np.array([-np.mean(candidate.policy.gammas)] * 2)  # the lower, the better
+
+    Search(gains, start_candidates(space, None), space, has_gates=False).best(np.arange(2))
+    assert all(space.covers(candidate.policy) for candidate in tried)
+    lowest = {e: min(c.policy.draft_gammas.get(e, 1.0) for c in tried) for e in (0, *EXITS)}
+    assert lowest == {0: 0.5, 1: 0.35, 2: 0.5, 3: 0.6}

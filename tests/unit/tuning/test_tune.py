@@ -25,6 +25,7 @@ NEW_KEYS |= {
     "made_from.torch",
 }
 OPTIONAL_KEYS = {"policy.reject", "policy.ngram"}
+OTHER_KEYS = {"policy.stop", "made_from.space.gamma_floor", "made_from.space.ngram_floor"}  # than 0.1.0
 TOTAL = "variants[].speedup_total"
 OTHER_INTERVALS = {
     f"{TOTAL}.value",
@@ -128,13 +129,14 @@ def test_the_files_have_the_keys_of_the_reference_runs(tuned, name):
     assert key_paths(fresh, KEYED_BY_NAME) ^ key_paths(stored, KEYED_BY_NAME) <= {
         *NEW_KEYS,
         *OPTIONAL_KEYS,
+        *OTHER_KEYS,
         *OTHER_INTERVALS,
     }
     assert key_paths(fresh, KEYED_BY_NAME) >= NEW_KEYS
     assert list(fresh) == list(stored)
     assert [list(row) for row in fresh["variants"]][:3] == [list(row) for row in stored["variants"]][:3]
     fresh, stored = (yaml.safe_load((folder / "policy.yaml").read_text()) for folder in (out, before))
-    assert {*fresh} ^ {*stored} <= {"reject", "ngram"}
+    assert {*fresh} ^ {*stored} <= {"reject", "ngram", "stop"}
     assert list(fresh["tuned"]) == list(stored["tuned"])
     assert fresh["tuned"]["oracle_speedup"].keys() == stored["tuned"]["oracle_speedup"].keys()
 
