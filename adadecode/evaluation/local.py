@@ -20,7 +20,7 @@ def run_local(
         return
     config = prepared.config
     worker = load_run_worker(config, prepared.tasks, "local", config.threads, prepared.folder.storage)
-    for line in kernels_lines(prepared.folder.storage):
+    for line in (*kernels_lines(prepared.folder.storage), *worker.notes()):
         observer.say(line)
     for shard in prepared.todo:
         prepared.lease.check()

@@ -25,10 +25,11 @@ from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads, original_heads
 from adadecode.model.head_files import load_heads
 from adadecode.model.load import chat_template_hash, load_model, use_threads
+from adadecode.model.machine_kind import MachineKind, tuned_elsewhere
 from adadecode.model.memory import broken_devices_named, out_of_memory_named
 from adadecode.provenance import code_hash, cpu_name, gpu_driver
 from adadecode.records import Shard
-from adadecode.settings import DecodingSettings, Domain, EvalConfig
+from adadecode.settings import DecodingSettings, Domain, EvalConfig, tuned_for
 from adadecode.tasks import score, task_domain
 from adadecode.tasks.encode import decode_output, encode_prompt
 from adadecode.tasks.heads import heads_folder
@@ -77,6 +78,10 @@ class Worker:
             "chat_template_hash": chat_template_hash(self.tokenizer),
         }
 
+    def notes(self) -> list[str]:
+        """What a person should know of how this worker decodes, a line each."""
+        return tuned_elsewhere(tuned_for(self.config.decode.policy), MachineKind.of(self.model)) if self.heads else []
+
     def policy(self, task: str) -> Policy:
         heads = self.heads.get(task)
         return make_policy(self.config.decode, None if heads is None else heads.exits, self.model.num_layers)
@@ -105,6 +110,8 @@ def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, thre
     log.info(
         "loaded and warmed up %s in %.1f s, %s kernels", config.model, time.perf_counter() - started, model.kernels
     )
+    for line in worker.notes():
+        log.info(line)
     return worker
 
 

@@ -32,7 +32,7 @@ from adadecode.settings.groups import (
     flag_name,
     members,
 )
-from adadecode.settings.policy import read_policy
+from adadecode.settings.policy import read_policy, tuned_for
 from adadecode.settings.reading import build_settings, checked_decode, given_flags, read_settings, settings_of
 
 __all__ = [
@@ -70,4 +70,5 @@ __all__ = [
     "read_policy",
     "read_settings",
     "settings_of",
+    "tuned_for",
 ]

@@ -1,5 +1,6 @@
 """Policies: decode settings under a name, which those that are given are laid over."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def read_policy(name: object) -> dict[str, Any]:
     if not isinstance(name, str) or not name.strip():
         raise PolicyError(f"--policy {shown_value(name)}: {POLICIES}; leave it out for the default")
     try:
-        settings = read_mapping(POLICY_FILE if name == "demo" else Path(name))
+        settings = read_mapping(_file_of(name))
     except UsageError as error:
         raise PolicyError(f"--policy {name!r}: {POLICIES} ({error})") from None
     settings = settings.without({"tuned"})  # what `tune` says of it; decides nothing
@@ -57,3 +58,18 @@ def read_policy(name: object) -> dict[str, Any]:
     except ValidationError as error:
         line = bad_values_line(DecodeSettings, error, settings.places)
         raise PolicyError(f"--policy {name!r}: {line}") from None
+
+
+def tuned_for(name: str) -> dict[str, Any] | None:
+    """The kind of machine that policy `name` was tuned for, as its file has it; None where it does not tell."""
+    if name == "paper":
+        return None
+    with contextlib.suppress(UsageError):
+        tuned = read_mapping(_file_of(name)).get("tuned")
+        machine = tuned.get("machine") if is_mapping(tuned) else None
+        return dict(machine) if is_mapping(machine) else None
+    return None
+
+
+def _file_of(name: str) -> Path:
+    return POLICY_FILE if name == "demo" else Path(name)

@@ -28,13 +28,13 @@ def policy_settings(best: Candidate, head: HeadKind) -> dict[str, Any]:
 
 def write_policy(path: Path, result: TuneResult) -> None:
     """Writes the policy of `result`; `eval --policy` reads the settings alone."""
-    tuned, machine, made_from = result.tuned, result.machine, result.made_from
+    tuned, made_from = result.tuned, result.made_from
     assert tuned.predicted_speedup is not None, tuned
     known = {
         "model": result.settings["model"],
         "model_hash": made_from["model_hash"],
         "heads_hash": made_from["heads_hash"],
-        "machine": f"{machine.device}, {machine.threads} threads, {made_from['dtype']}",
+        "machine": result.machine.kind._asdict(),
         "prompts": {"tuned_on": result.num_prompts.tuned_on, "held_out": result.num_prompts.held_out},
         "cross_validated_speedup": round(result.predicted.cross_validated, 3),
         "predicted_speedup": round(tuned.predicted_speedup, 3),

@@ -9,6 +9,7 @@ from typing import Any
 
 from adadecode.errors import EXIT_FAILED, EXIT_MISMATCH, EXIT_OK
 from adadecode.methods import METHODS
+from adadecode.model.machine_kind import MachineKind
 from adadecode.report.stats import Estimate
 from adadecode.tuning.costs import Costs
 
@@ -96,6 +97,7 @@ class TuneMachine:
 
     device: str
     threads: int
+    kind: MachineKind
     attention: str | None  # who computes it in decode steps; None where that is torch's choice
     float32_precision: str
     reduced_precision_sums: bool
@@ -131,4 +133,5 @@ class TuneResult:
     def to_json(self) -> dict[str, Any]:
         """The object that tune.json holds."""
         costs = asdict(self.costs) | {"seconds": self.costs.seconds.tolist()}
-        return asdict(self) | {"oracle": self.oracle.by_name(), "costs": costs}
+        machine = asdict(self.machine) | {"kind": self.machine.kind._asdict()}
+        return asdict(self) | {"oracle": self.oracle.by_name(), "costs": costs, "machine": machine}

@@ -8,7 +8,7 @@ import yaml
 from click.testing import CliRunner
 
 from adadecode.cli.main import main
-from adadecode.settings import DecodeSettings, EvalConfig, build_settings, read_policy
+from adadecode.settings import DecodeSettings, EvalConfig, build_settings, read_policy, tuned_for
 from adadecode.tuning.table import TUNE_ROWS
 from tests.folders import save_tiny_heads, save_tiny_model, write_prompts
 from tests.json_keys import key_paths
@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[3]
 # what tune.json has that the reference runs of 0.1.0 have not, and what only some policies have
 NEW_KEYS = {f"machine.{name}" for name in ("attention", "float32_precision", "reduced_precision_sums")}
 NEW_KEYS |= {
+    *("machine.kind", *(f"machine.kind.{name}" for name in ("processor", "threads", "dtype", "weights"))),
     "provenance.code_hash",
     "made_from.eos_token_ids",
     "made_from.context_len",
@@ -82,6 +83,7 @@ def test_tune_writes_a_policy_that_eval_takes(folder, tuned, tmp_path):
     out, _ = tuned
     policy = yaml.safe_load((out / "policy.yaml").read_text())
     assert policy["tuned"]["predicted_speedup"] > 0
+    assert tuned_for(str(out / "policy.yaml")) == policy["tuned"]["machine"]
     assert set(read_policy(str(out / "policy.yaml"))) <= set(DecodeSettings.model_fields)
     evaluated = run(
         *("eval", "--local", "--policy", out / "policy.yaml", "--limit", 4, "--offset", 2, "--kernels", "native"),
@@ -98,6 +100,7 @@ def test_tune_writes_a_policy_that_eval_takes(folder, tuned, tmp_path):
         ),
     )
     assert evaluated.exit_code == 0, evaluated.output
+    assert "another kind of machine" not in evaluated.output, "it was tuned here"
     decode = json.loads((tmp_path / "run" / "run.json").read_text())["config"]["decode"]
     assert decode["exits"] == policy["exits"]
     assert decode["max_drafts"] == policy["max_drafts"]
