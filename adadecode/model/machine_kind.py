@@ -35,17 +35,15 @@ class MachineKind(NamedTuple):
         )
 
     def text(self) -> str:
-        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
-        return f"{self.processor}, {threads}, {self.dtype}, weights in {self.weights}"
+        return f"{self.processor}, threads {self.threads}, {self.dtype}, weights in {self.weights}"
 
 
 def tuned_elsewhere(tuned_for: Mapping[str, Any] | None, here: MachineKind) -> list[str]:
     """One line when a policy that was `tuned_for` a kind of machine runs on another; none where that is not known."""
-    try:
-        wanted = MachineKind(**(tuned_for or {}))
-    except TypeError:
+    if tuned_for is None or set(tuned_for) != set(MachineKind._fields):
         return []
-    if wanted == here:
+    wanted = MachineKind(**tuned_for)
+    if [str(value) for value in wanted] == [str(value) for value in here]:  # a file has all of them as text
         return []
     return [
         f"the policy was tuned for another kind of machine ({wanted.text()}) than this ({here.text()}): "

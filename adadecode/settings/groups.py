@@ -237,10 +237,7 @@ class DecodeSettings(Settings):
     exits: Annotated[Exits | None, Flag(unset="L/4, L/2, 3L/4, or all there are heads at")] = Field(
         default=None, description="Exit layers, such as 4,8,12."
     )
-    stop: Stop = Field(
-        default="token",
-        description="What must exceed a gamma: the token's own confidence, or that of the whole chain of pending drafts.",
-    )
+    stop: Stop = Field(default="token", description="Whether a gamma is of a token alone or of all pending drafts.")
     max_drafts: int = Field(default=5, ge=0, le=64, description="Drafts pending at once.")
     head: HeadKind = Field(default="full", description=HEAD_TEXT)
     gate: float = Field(

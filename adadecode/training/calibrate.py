@@ -5,10 +5,9 @@ probability says. Shapes: N positions, d model width, K tokens of the shortlist.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, linear
 
@@ -18,6 +17,8 @@ from adadecode.training.base_pass import run_base
 from adadecode.training.outputs import GreedyOutput
 
 COLDEST, HOTTEST = 0.2, 10.0
+TOLERANCE = 1e-3  # of a temperature's logarithm
+GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 LEAST_POSITIONS = 256  # fewer say little of a temperature
 MOST_LOGITS = 2**25  # N K of one exit, 4 bytes each
 
@@ -68,7 +69,20 @@ def fit_temperature(logits: Tensor, agrees: Tensor) -> float:
         log_odds = -(others * math.exp(-log_temperature)).logsumexp(dim=-1)
         return float(binary_cross_entropy_with_logits(log_odds, agrees))
 
-    found = minimize_scalar(
-        loss, bounds=(math.log(COLDEST), math.log(HOTTEST)), method="bounded", options={"xatol": 1e-3}
-    )
-    return math.exp(found.x)
+    return math.exp(lowest(loss, math.log(COLDEST), math.log(HOTTEST)))
+
+
+def lowest(function: Callable[[float], float], lo: float, hi: float) -> float:
+    """Where in [lo, hi] `function`, which falls and then rises, is lowest: by golden sections, to TOLERANCE."""
+    inner = [hi - GOLDEN * (hi - lo), lo + GOLDEN * (hi - lo)]
+    values = [function(x) for x in inner]
+    while hi - lo > TOLERANCE:
+        if values[0] < values[1]:
+            hi = inner[1]
+            inner = [hi - GOLDEN * (hi - lo), inner[0]]
+            values = [function(inner[0]), values[0]]
+        else:
+            lo = inner[0]
+            inner = [inner[1], lo + GOLDEN * (hi - lo)]
+            values = [values[1], function(inner[1])]
+    return (lo + hi) / 2

@@ -1,7 +1,7 @@
 """What decoding costs on this machine: each call of a decode step, timed in isolation, scaled to what rounds really take.
 
 Vectors of calls and of seconds share one layout: rows 1 to W of each of layers, tests and verifications, then gates,
-rounds and tokens given to the n-gram drafter.
+segments, rounds and tokens given to the n-gram drafter.
 """
 
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ class Calls:
 
     def __init__(self, width: int) -> None:
         self.layers, self.tests, self.verifies = ([0] * (width + 1) for _ in range(3))
-        self.num_gates = self.num_rounds = self.num_ngram_tokens = 0
+        self.num_gates = self.num_segments = self.num_rounds = self.num_ngram_tokens = 0
 
     def vector(self) -> NDArray[np.float64]:
-        """The counts, [3 W + 3]."""
-        rest = (self.num_gates, self.num_rounds, self.num_ngram_tokens)
+        """The counts, [3 W + 4]."""
+        rest = (self.num_gates, self.num_segments, self.num_rounds, self.num_ngram_tokens)
         return np.array([*self.layers[1:], *self.tests[1:], *self.verifies[1:], *rest], dtype=np.float64)
 
 
 class MeasuredGeneration(NamedTuple):
-    """One real generation: its calls [3 W + 3] and the seconds its decoding took."""
+    """One real generation: its calls [3 W + 4] and the seconds its decoding took."""
 
     calls: NDArray[np.float64]
     decode_s: float
@@ -34,37 +34,39 @@ class MeasuredGeneration(NamedTuple):
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds per call, [3 W + 3], and how they came about.
+    """Seconds per call, [3 W + 4], and how they came about.
 
-    `scale` multiplies the isolated times; `per_round_s` and `per_ngram_token_s` are what rounds and the n-gram drafter
-    take besides; `error` is the root mean square of the relative error over the generations they were fitted to.
+    `scale` multiplies the isolated times; what calls that run layers, rounds and the n-gram drafter take besides is
+    `per_segment_s`, `per_round_s` and `per_ngram_token_s`; `error` is the root mean square of the relative error over the
+    generations they were fitted to.
     """
 
     seconds: NDArray[np.float64]
     scale: float
+    per_segment_s: float
     per_round_s: float
     per_ngram_token_s: float
     error: float
 
     def decode_s(self, calls: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Seconds of generations of `calls` `[..., 3 W + 3]`."""
+        """Seconds of generations of `calls` `[..., 3 W + 4]`."""
         return calls @ self.seconds
 
 
 def fit_costs(isolated: NDArray[np.float64], measured: list[MeasuredGeneration]) -> Costs:
-    """Costs that add up to what was `measured`, in proportion to the `isolated` seconds of each call [3 W + 3]."""
+    """Costs that add up to what was `measured`, in proportion to the `isolated` seconds of each call [3 W + 4]."""
     calls = np.array([one.calls for one in measured])
     decode_s = np.array([one.decode_s for one in measured])
-    parts = np.column_stack([calls @ isolated, calls[:, -2], calls[:, -1]])
-    (scale, per_round_s, per_ngram_token_s), _ = nnls(parts / decode_s[:, None], np.ones(len(measured)))
+    parts = np.column_stack([calls @ isolated, calls[:, -3:]])
+    (scale, *rest), _ = nnls(parts / decode_s[:, None], np.ones(len(measured)))
     seconds = scale * isolated
-    seconds[-2:] += per_round_s, per_ngram_token_s
+    seconds[-3:] += rest
     error = np.sqrt(np.mean((calls @ seconds / decode_s - 1.0) ** 2))
-    return Costs(seconds, float(scale), float(per_round_s), float(per_ngram_token_s), float(error))
+    return Costs(seconds, float(scale), *map(float, rest), error=float(error))
 
 
 def break_even(seconds: NDArray[np.float64], num_layers: int, boundary: int, max_drafts: int) -> float:
-    """The chance from which on a draft made at `boundary` can pay, when calls take `seconds` [3 W + 3].
+    """The chance from which on a draft made at `boundary` can pay, when calls take `seconds` [3 W + 4].
 
     It costs the layers below, a test, and a row more in all others; if it holds a token of vanilla's is saved, which is the
     most that can be. The row is the cheapest there is.

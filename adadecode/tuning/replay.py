@@ -198,6 +198,7 @@ class ReplayStep:
 
     def run(self, lo: int, hi: int, start: int, stop: int) -> None:
         self.calls.layers[hi - lo] += stop - start
+        self.calls.num_segments += 1
         self._stop = stop
 
     def run_to_exit(self, segment: Segment, test: ExitTest, first_tested: int) -> Proposals | None:

@@ -34,7 +34,7 @@ class Simulator:
         self._calls: dict[Candidate, NDArray[np.float64]] = {}
 
     def calls(self, candidate: Candidate) -> NDArray[np.float64]:
-        """The calls of every trace's decoding under `candidate`, [traces, 3 W + 3]."""
+        """The calls of every trace's decoding under `candidate`, [traces, 3 W + 4]."""
         if candidate not in self._calls:
             replayed = (replay(trace, self.space, self._facts, candidate) for trace in self.traces)
             self._calls[candidate] = _stacked(one.calls for one in replayed)

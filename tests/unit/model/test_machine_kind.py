@@ -13,7 +13,7 @@ HERE = MachineKind("AuthenticAMD family 25 model 17", 2, "bfloat16", "cache")
 
 
 def test_a_policy_for_this_kind_of_machine_or_for_an_unknown_one_says_nothing():
-    assert tuned_elsewhere(HERE._asdict(), HERE) == []
+    assert tuned_elsewhere(HERE._asdict(), HERE) == tuned_elsewhere(HERE._asdict() | {"threads": "2"}, HERE) == []
     assert tuned_elsewhere(None, HERE) == []
     assert tuned_elsewhere({"processor": "AMD EPYC"}, HERE) == []
 
@@ -60,7 +60,7 @@ def test_the_largest_cache_counts(tmp_path):
 def test_what_a_policy_was_tuned_for_is_in_its_file(tmp_path):
     file = tmp_path / "policy.yaml"
     for text, expected in (
-        ("gamma: 0.5\ntuned: {machine: {threads: 2}}\n", {"threads": 2}),
+        ("gamma: 0.5\ntuned: {machine: {threads: 2}}\n", {"threads": "2"}),
         ("gamma: 0.5\ntuned: {machine: 'AMD EPYC, 2 threads'}\n", None),
         ("gamma: 0.5\n", None),
         ("gamma: [\n", None),
@@ -97,4 +97,4 @@ def test_an_evaluation_with_a_policy_for_another_machine_says_so(tmp_path, capsy
         main(["eval", "--local", *arguments])
     assert ended.value.code == 0
     shown = capsys.readouterr()
-    assert "tuned for another kind of machine (a processor of long ago, 1 thread, float32" in shown.out + shown.err
+    assert "tuned for another kind of machine (a processor of long ago, threads 1, float32" in shown.out + shown.err

@@ -11,28 +11,29 @@ WIDTH = 8
 def random_calls(rng: np.random.Generator) -> np.ndarray:
     calls = Calls(WIDTH)
     calls.layers[1:4], calls.tests[1:3], calls.verifies[1:4] = rng.integers(1, 99, 3), rng.integers(1, 9, 2), [3, 2, 1]
-    calls.num_gates, calls.num_rounds, calls.num_ngram_tokens = rng.integers(0, 20, 3)
+    calls.num_gates, calls.num_segments, calls.num_rounds, calls.num_ngram_tokens = rng.integers(0, 20, 4)
     return calls.vector()
 
 
 def test_costs_that_are_a_sum_of_parts_are_found_again():
     rng = np.random.default_rng(0)
-    isolated = rng.uniform(1e-5, 1e-3, 3 * WIDTH + 3)
-    isolated[-2:] = 0.0
+    isolated = rng.uniform(1e-5, 1e-3, 3 * WIDTH + 4)
+    isolated[-3:] = 0.0
     true = 1.3 * isolated
-    true[-2:] = 2e-4, 3e-5
+    true[-3:] = 4e-5, 2e-4, 3e-5
     measured = [MeasuredGeneration(calls, float(calls @ true)) for calls in (random_calls(rng) for _ in range(20))]
     costs = fit_costs(isolated, measured)
     np.testing.assert_allclose(costs.seconds, true, rtol=1e-6)
     assert costs.error < 1e-9
-    assert (costs.scale, costs.per_round_s, costs.per_ngram_token_s) == pytest.approx((1.3, 2e-4, 3e-5))
+    assert (costs.scale, costs.per_segment_s) == pytest.approx((1.3, 4e-5))
+    assert (costs.per_round_s, costs.per_ngram_token_s) == pytest.approx((2e-4, 3e-5))
 
 
 def test_a_vector_of_calls_names_each_count_once():
     calls = Calls(2)
     calls.layers[1:], calls.tests[1:], calls.verifies[1:] = [1, 2], [3, 4], [5, 6]
-    calls.num_gates, calls.num_rounds, calls.num_ngram_tokens = 7, 8, 9
-    assert calls.vector().tolist() == list(range(1, 10))
+    calls.num_gates, calls.num_segments, calls.num_rounds, calls.num_ngram_tokens = 7, 8, 9, 10
+    assert calls.vector().tolist() == list(range(1, 11))
 
 
 def test_every_call_of_the_space_has_a_cost(traced):

@@ -64,6 +64,7 @@ def test_a_replay_counts_the_calls_the_engine_makes(traced):
                 verifies = [n for c, n in counted.items() if (c.kind, c.rows) == ("verify", rows)]
                 found = (calls.layers[rows], calls.tests[rows], calls.verifies[rows])
                 assert found == (layers, sum(tests), sum(verifies)), rows
+            assert calls.num_segments == sum(n for c, n in counted.items() if c.kind == "layers")
             assert calls.num_gates == sum(n for c, n in counted.items() if c.head == "gate")
             assert calls.num_rounds == sum(calls.verifies)
 

@@ -27,7 +27,7 @@ NARROW = replace(TUNED, variant="vanilla-w1", num_exact=2, num_replayed_alike=No
 
 
 def result_of(*contenders: ContenderResult) -> TuneResult:
-    costs = Costs(np.array([0.5, 0.25]), 1.0, 0.0, 0.0, 0.0)
+    costs = Costs(np.array([0.5, 0.25]), 1.0, 0.0, 0.0, 0.0, 0.0)
     found = (NumPrompts(4, 3), {}, PredictedSpeedup(1.5, 1.4), Oracle(2.0, 2.5))
     return TuneResult({}, {}, *found, contenders, costs, TuneMachine("cpu", 1, HERE, None, "highest", False), {})
 

@@ -13,11 +13,11 @@ from tests.unit.tuning.conftest import EXITS
 
 def flat_costs(width: int = 8, *, test_s: float = 0.1) -> Costs:
     """A layer costs one second whatever the rows, a verification one; tests what is said."""
-    seconds = np.zeros(3 * width + 3)
+    seconds = np.zeros(3 * width + 4)
     seconds[:width] = 1.0
     seconds[width : 2 * width] = test_s
     seconds[2 * width : 3 * width] = 1.0
-    return Costs(seconds, 1.0, 0.0, 0.0, 0.0)
+    return Costs(seconds, 1.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def test_vanilla_gains_nothing_and_a_good_policy_something(traced):

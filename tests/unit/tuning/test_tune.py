@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[3]
 # what tune.json has that the reference runs of 0.1.0 have not, and what only some policies have
 NEW_KEYS = {f"machine.{name}" for name in ("attention", "float32_precision", "reduced_precision_sums")}
 NEW_KEYS |= {
+    "costs.per_segment_s",
     *("machine.kind", *(f"machine.kind.{name}" for name in ("processor", "threads", "dtype", "weights"))),
     "provenance.code_hash",
     "made_from.eos_token_ids",
@@ -83,7 +84,8 @@ def test_tune_writes_a_policy_that_eval_takes(folder, tuned, tmp_path):
     out, _ = tuned
     policy = yaml.safe_load((out / "policy.yaml").read_text())
     assert policy["tuned"]["predicted_speedup"] > 0
-    assert tuned_for(str(out / "policy.yaml")) == policy["tuned"]["machine"]
+    machine = policy["tuned"]["machine"]
+    assert tuned_for(str(out / "policy.yaml")) == {name: str(value) for name, value in machine.items()}
     assert set(read_policy(str(out / "policy.yaml"))) <= set(DecodeSettings.model_fields)
     evaluated = run(
         *("eval", "--local", "--policy", out / "policy.yaml", "--limit", 4, "--offset", 2, "--kernels", "native"),
