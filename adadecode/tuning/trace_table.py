@@ -1,7 +1,7 @@
 """Traces as one Parquet table: a row per node, a row group per sample, and what it was recorded from in the metadata."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -63,7 +63,7 @@ def read_traces(path: Path, made_from: dict[str, Any]) -> Iterator[SampleTrace]:
 
 
 @contextmanager
-def _opened(path: Path, made_from: dict[str, Any]) -> Iterator[pq.ParquetFile]:
+def _opened(path: Path, made_from: dict[str, Any]) -> Generator[pq.ParquetFile]:
     """The file of traces at `path`; raises TraceError when it cannot be read, or was not made from `made_from`."""
     wanted = {"format_version": FORMAT_VERSION, **made_from}
     try:

@@ -10,7 +10,7 @@ from adadecode.records import Prompt
 from adadecode.tuning.contenders import Contender
 from adadecode.tuning.measure import measure_costs, random_candidate, replays_alike
 from adadecode.tuning.replay import ModelFacts, replay
-from adadecode.tuning.trace import TraceSpace, record
+from adadecode.tuning.trace import Floors, TraceSpace, record
 from tests.models import random_gates, random_heads, tiny_lm
 
 pytestmark = [
@@ -19,7 +19,7 @@ pytestmark = [
 ]
 
 EXITS = (1, 2, 3)
-SPACE = TraceSpace(EXITS, max_drafts=4, gamma_floor=0.1, ngram_floor=0.1, max_new_tokens=24)
+SPACE = TraceSpace(EXITS, max_drafts=4, floors=Floors((0.03, 0.03, 0.03), 0.03), max_new_tokens=24)
 PROMPTS = [[5, 9, 11, 13], [7, 8, 7, 8, 7], list(range(3, 40)), [50, 51] * 6]
 
 
