@@ -269,7 +269,7 @@ def llama_cpp(weights: str, *needs: str, **how: Any) -> PeerRow:
     return PeerRow(functools.partial(LlamaCpp, weights=weights, **how), ("gguf", *needs))
 
 
-NGRAMS = NgramSimple(6, 16)  # of 20 settings of five kinds the best on eight prompts that are not measured
+NGRAMS = NgramSimple(6, 16)  # of 17 settings of five kinds the best on eight prompts that are not measured
 
 PEERS = {
     "vanilla": PeerRow(functools.partial(AdaDecode, method="vanilla")),
