@@ -4,9 +4,11 @@ The contexts are a tree. Node 0 is the empty context and says nothing; the node 
 more in front, so the longest known context is found from the newest token backwards. N is the number of nodes but node 0.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +21,8 @@ from adadecode.model.decoder import DecoderModel
 from adadecode.model.files import shown
 
 STORE = "ngram_store.safetensors"
-FORMAT_VERSION = "1"
+FACTS = "facts"  # the name they have in the metadata
+FORMAT_VERSION = 1
 NODE_BYTES = 14  # on disk
 TOKEN_BITS = 32  # of a child's key: its parent above them, its token in them
 REMEDY = f"delete {STORE} to draft without, or make it again with `adadecode train-heads`"
@@ -85,15 +88,16 @@ class NgramStore:
 
 def save_store(folder: Path, nodes: StoreNodes, model: DecoderModel, made_from: str) -> None:
     """Writes `nodes` beside the heads in `folder`, whole or not at all; `made_from` names what decided them."""
-    metadata = {"format_version": FORMAT_VERSION, "base_model_hash": model.model_hash, "made_from": made_from}
-    write_whole(folder / STORE, save(vars(nodes), metadata))
+    facts = {"format_version": FORMAT_VERSION, "base_model_hash": model.model_hash, "made_from": made_from}
+    # one entry, as safetensors writes several in any order
+    write_whole(folder / STORE, save(vars(nodes), {FACTS: json.dumps(facts)}))
 
 
-def stored_metadata(folder: Path) -> dict[str, str]:
-    """The metadata of the store in `folder`; nothing where there is none that can be read."""
+def store_facts(folder: Path) -> dict[str, Any]:
+    """What is said of the store in `folder` when it was made; nothing where there is none that can be read."""
     try:
-        return _metadata((folder / STORE).read_bytes())
-    except (OSError, ValueError):
+        return _facts((folder / STORE).read_bytes())
+    except (OSError, ValueError, LookupError, TypeError):
         return {}
 
 
@@ -112,15 +116,15 @@ def load_store(folder: Path, model: DecoderModel) -> NgramStore | None:
             f"{named} cannot be read ({error.strerror}); check its permissions, or {REMEDY}"
         ) from error
     try:
-        metadata, tensors = _metadata(raw), load(raw)
+        facts, tensors = _facts(raw), load(raw)
         nodes = StoreNodes(**{field.name: tensors.pop(field.name) for field in fields(StoreNodes)})
     except (SafetensorError, ValueError, LookupError, TypeError) as error:
         raise ExitHeadsError(f"{named} is damaged; {REMEDY} ({type(error).__name__})") from error
-    if (version := metadata.get("format_version")) != FORMAT_VERSION:
+    if (version := facts.get("format_version")) != FORMAT_VERSION:
         raise ExitHeadsError(
             f"{named} has format_version {shown(version)}, this program knows {FORMAT_VERSION}; {REMEDY}"
         )
-    if (made_for := metadata.get("base_model_hash")) != model.model_hash:
+    if (made_for := facts.get("base_model_hash")) != model.model_hash:
         raise ExitHeadsError(
             f"{named} was made for weights {shown(made_for)}, this model's are {model.model_hash}; {REMEDY}"
         )
@@ -130,10 +134,10 @@ def load_store(folder: Path, model: DecoderModel) -> NgramStore | None:
     return NgramStore(nodes, short_hash(raw))
 
 
-def _metadata(raw: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file; raises ValueError for what is none."""
+def _facts(raw: bytes) -> dict[str, Any]:
+    """The facts in the header of a safetensors file; raises ValueError, LookupError or TypeError where there are none."""
     header = from_json(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else None
-    if not isinstance(metadata, dict):
-        raise ValueError("no header")
-    return metadata
+    facts = from_json(header["__metadata__"][FACTS])
+    if not isinstance(facts, dict):
+        raise TypeError(facts)
+    return cast("dict[str, Any]", facts)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from adadecode.files import short_hash
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.ngram_store import NODE_BYTES, STORE, NgramStore, StoreNodes, save_store, stored_metadata
+from adadecode.model.ngram_store import NODE_BYTES, STORE, NgramStore, StoreNodes, save_store, store_facts
 from adadecode.records import Say
 from adadecode.settings import TrainConfig
 from adadecode.training.outputs import GreedyOutput, Part
@@ -79,7 +79,7 @@ def make_store(
     split = [config.seed, config.held_out, [part.content_hash for part in parts]]
     how = [max_nodes, LONGEST_CONTEXT, STRENGTH, FEWEST_OUTPUTS, LEAST_DIFFERENCE, MOST_TOKENS]
     made_from = short_hash(json.dumps([split, how]))
-    if max_nodes and stored_metadata(out).get("made_from") == made_from:
+    if max_nodes and store_facts(out).get("made_from") == made_from:
         say(f"{out / STORE}: made before from these outputs")
         return
     (out / STORE).unlink(missing_ok=True)
@@ -151,8 +151,7 @@ def levels_of(texts: Texts) -> Iterator[Level]:
     """Contexts of 1, 2, ... tokens that FEWEST_OUTPUTS have, as long as there are any, each with what follows it."""
     num_tokens = int(texts.token_ids.max()) + 1
     contexts = np.zeros(len(texts.positions), np.int64)  # before each position, the shorter one
-    _, followed_by, counts = np.unique(texts.next_ids, return_inverse=True, return_counts=True)
-    chances = counts[followed_by] / max(1, len(followed_by))  # of what follows there, after the shorter context
+    _, _, chances = what_follows(texts, contexts, np.zeros(len(contexts)), num_tokens)  # after the shorter context
     for length in range(1, LONGEST_CONTEXT + 1):
         oldest = texts.token_ids[texts.positions - length]
         goes_on = oldest != NO_TOKEN
