@@ -91,7 +91,8 @@ def peak_rss_bytes() -> int:
 
 def drafting_of(policy: Policy) -> dict[str, Any]:
     """What is drafted when under `policy`, as bench.json has it."""
-    return {name: getattr(policy, name) for name in ("exits", "gammas", "stop", "max_drafts", "reject", "ngram")}
+    names = ("exits", "gammas", "stop", "max_drafts", "reject", "ngram", "ngram_store")
+    return {name: getattr(policy, name) for name in names}
 
 
 def machine_of(subject: BenchSubject) -> BenchMachine:

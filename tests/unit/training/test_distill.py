@@ -16,6 +16,7 @@ from adadecode.engine.policy import Policy, make_policy
 from adadecode.errors import ExitHeadsError, NonFiniteLogitsError, RunFolderError
 from adadecode.model.exit_heads import HeadTensors
 from adadecode.model.head_files import FACTS, TENSORS, HeadFacts, load_heads
+from adadecode.model.ngram_store import STORE
 from adadecode.settings import DecodeSettings, TrainConfig
 from adadecode.training.base_pass import measure
 from adadecode.training.curves import CURVES, PICTURE
@@ -84,7 +85,7 @@ def test_facts_say_what_was_trained_and_are_those_on_disk(trained):
     assert (facts.training["num_prompts"], facts.training["num_held_out_prompts"]) == (40, 8)
     assert facts.training["num_trained_tokens"] == 32 * 16
     assert set(facts.training["final_losses"]) == {"1", "2", "3"}
-    assert sorted(path.name for path in out.iterdir()) == sorted([FACTS, TENSORS, OUTPUTS_DIR, CURVES, PICTURE])
+    assert sorted(path.name for path in out.iterdir()) == sorted([FACTS, TENSORS, STORE, OUTPUTS_DIR, CURVES, PICTURE])
     assert (facts.kind, facts.training["compute_dtype"]) == ("transform", "float32")
 
 
@@ -175,7 +176,8 @@ def test_a_run_killed_in_training_ends_in_the_bits_of_an_uninterrupted_one(step,
     assert (tmp_path / CHECKPOINT).exists()
     facts, lines = train(tiny_model(), tmp_path)
     assert lines[0] == "outputs: reusing 7 of part-00000.parquet"
-    assert lines[6].startswith(f"resuming at step {step}, ")
+    assert lines[6] == f"{tmp_path / STORE}: made before from these outputs"
+    assert lines[7].startswith(f"resuming at step {step}, ")
     assert facts == trained[1]
     for name in (TENSORS, CURVES, PICTURE):
         assert (tmp_path / name).read_bytes() == (trained[0] / name).read_bytes()
