@@ -3,7 +3,8 @@
 // Every output element is one sum, added up in an order that depends on nothing but its length. So a row has the same
 // bits alone and beside any others, in any slot and with any number of threads: what the static-shape rule must arrange
 // for library kernels (docs/parity.md) holds here by construction, and rows that take no part cost nothing.
-// Weights, keys, values and the hidden state between layers are in the model's dtype; all arithmetic is float32.
+// Weights, keys, values and the hidden state between layers are in the model's dtype; all arithmetic is float32. Where the
+// processor has dot products of bfloat16, the inputs of a layer in bfloat16, and its queries, are rounded to bfloat16 for them.
 //
 // Shapes: M rows, d model width, F width of the MLP, H query heads, G key/value heads, D head width, S cache columns,
 // N outputs and K inputs of a linear layer. Row-major. Weights are packed in tiles, [ceil(N / TILE), ceil(K / STEP), TILE,
@@ -325,7 +326,7 @@ struct Factors<bf16> {
 template <class T, int M, int TILES>
 inline void tiles(const In<T>* x, int K, const T* w, Ahead next, float* out, int out_stride) {
     constexpr int ROW = TILE * 4;                      // bytes of a step in one tile
-    constexpr int AHEAD = 4096 / ROW;                  // steps between the weights in use and those fetched
+    constexpr int AHEAD = 8192 / ROW;                  // steps between the weights in use and those fetched
     const int stride = spaced(K), steps = (K + STEP<T> - 1) / STEP<T>;
     const char* from = (const char*)w;
     const size_t tile = size_t(steps) * ROW;
@@ -509,12 +510,18 @@ inline void score(const In<T>* queries, const T* key, int D, float* scores, int 
     });
 }
 
-// scores[q][0, num_columns) for Q queries.
+// scores[q][0, num_columns) for Q queries. Fetches keys ahead, and the values that are mixed afterwards.
 template <class T, int Q>
-void score_all(const In<T>* queries, const T* keys, int num_columns, int D, float* scores, int stride) {
-    constexpr int NUM = Q == 4 ? 2 : 4;
+void score_all(const In<T>* queries, const T* keys, const T* values, int num_columns, int D, float* scores, int stride) {
+    constexpr int NUM = Q == 4 ? 2 : 4, AHEAD = 2048;
     int c = 0;
-    for (; c + NUM <= num_columns; c += NUM) score<T, Q, NUM>(queries, keys + size_t(c) * D, D, scores + c, stride);
+    for (; c + NUM <= num_columns; c += NUM) {
+        for (size_t at = size_t(c) * D * sizeof(T), end = at + size_t(NUM) * D * sizeof(T); at < end; at += LINE) {
+            __builtin_prefetch((const char*)keys + at + AHEAD);
+            __builtin_prefetch((const char*)values + at, 0, 2);
+        }
+        score<T, Q, NUM>(queries, keys + size_t(c) * D, D, scores + c, stride);
+    }
     for (; c < num_columns; c++)
         for (int q = 0; q < Q; q++) {
             vf total = {};
@@ -560,7 +567,7 @@ template <class T, int Q>
 void attend(const In<T>* queries, const T* keys, const T* values, const int* num_seen, int D, float scale,
             float* scores, In<T>* const* out) {
     const int num_columns = *std::max_element(num_seen, num_seen + Q), stride = padded(num_columns);
-    score_all<T, Q>(queries, keys, num_columns, D, scores, stride);
+    score_all<T, Q>(queries, keys, values, num_columns, D, scores, stride);
     float inverse[Q];
     for (int q = 0; q < Q; q++) {
         float *row = scores + size_t(q) * stride, highest[LANES];
