@@ -15,7 +15,6 @@ from adadecode.bench.subject import BenchSubject
 from adadecode.engine.policy import VANILLA, Policy
 from adadecode.kernels.arithmetic import arithmetic
 from adadecode.kernels.library import load_library
-from adadecode.kernels.packed import large_pages
 from adadecode.provenance import cpu_name, gpu_driver
 
 COPY_BYTES, NUM_COPIES, NUM_WARMUP_COPIES = 2 << 30, 20, 3
@@ -43,12 +42,11 @@ def copy_bandwidth() -> float:
 class ReadBandwidth:
     """Bytes per second in which a CPU reads as many bytes as a step reads weights, over and over, by the same threads.
 
-    So what lies in its caches between two steps does so here, and in pages as the weights are. Known where native kernels
-    compute.
+    So what lies in its caches between two steps does so here. Known where native kernels compute.
     """
 
     def __init__(self, num_bytes: int) -> None:
-        self._buffer = large_pages(num_bytes // 4 // READ_BLOCK * READ_BLOCK * 4).view(torch.float32).fill_(1.0)
+        self._buffer = torch.ones(num_bytes // 4 // READ_BLOCK * READ_BLOCK)
         self._durations_s: list[float] = []
 
     def measure(self, budget_s: float = READ_BUDGET_S) -> None:

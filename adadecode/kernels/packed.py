@@ -3,11 +3,7 @@
 Shapes: N outputs and K inputs of a linear layer.
 """
 
-import contextlib
 import ctypes
-import math
-import mmap
-import sys
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,33 +19,11 @@ def pack_weight(weight: Tensor, tile: int) -> Tensor:
 
     `step` inputs share 32 bits, one in float32 and two in bfloat16, as dot products of bfloat16 take them.
     """
-    shape = packed_shape(weight, tile)
-    packed = large_pages(weight.dtype.itemsize * math.prod(shape)).view(weight.dtype).view(shape)
-    return pack_into(packed, weight)
-
-
-def packed_shape(weight: Tensor, tile: int) -> tuple[int, int, int, int]:
-    """The shape that `pack_weight` gives."""
     (num_outputs, num_inputs), step = weight.shape, 4 // weight.dtype.itemsize
-    return -(-num_outputs // tile), -(-num_inputs // step), tile, step
-
-
-def pack_into(packed: Tensor, weight: Tensor) -> Tensor:
-    """Fills `packed`, of `packed_shape`, with `weight`, and returns it."""
-    num_tiles, num_steps, tile, step = packed.shape
+    num_tiles, num_steps = -(-num_outputs // tile), -(-num_inputs // step)
     padded = torch.zeros(num_tiles * tile, num_steps * step, dtype=weight.dtype)
-    padded[: weight.shape[0], : weight.shape[1]] = weight.detach()
-    return packed.copy_(padded.view(num_tiles, tile, num_steps, step).transpose(1, 2))
-
-
-def large_pages(num_bytes: int) -> Tensor:
-    """Zeroed bytes in pages of 2 MiB where the system has them: a step reads all weights, and would look up each 4 KiB."""
-    flags = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
-    memory = mmap.mmap(-1, max(num_bytes, 1), **flags)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8, count=num_bytes)
+    padded[:num_outputs, :num_inputs] = weight.detach()
+    return padded.view(num_tiles, tile, num_steps, step).transpose(1, 2).contiguous()
 
 
 class PackedHead:
@@ -79,10 +53,6 @@ class PackedWeights:
         self.library = load_library()
         self._width, self._dtype = weights.width, weights.dtype
         self.tile: int = self.library.adadecode_tile()
-        matrices = [t for layer in weights.layers for t in vars(layer).values() if t is not None and t.dim() == 2]
-        num_elements = sum(math.prod(packed_shape(matrix, self.tile)) for matrix in matrices)
-        # all layers' matrices in one piece, one after the other as a step reads them
-        self._room = large_pages(num_elements * self._dtype.itemsize).view(self._dtype)
         self._kept: list[Tensor] = []
         self.layers = (LayerStruct * weights.num_layers)(
             *(LayerStruct(*(self._pointer(t) for t in vars(layer).values())) for layer in weights.layers)
@@ -93,12 +63,7 @@ class PackedWeights:
     def _pointer(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
             return None
-        if tensor.dim() == 2:
-            shape = packed_shape(tensor, self.tile)
-            place, self._room = self._room.split([math.prod(shape), len(self._room) - math.prod(shape)])
-            kept = pack_into(place.view(shape), tensor)
-        else:
-            kept = tensor.detach().contiguous()
+        kept = pack_weight(tensor, self.tile) if tensor.dim() == 2 else tensor.detach().contiguous()
         self._kept.append(kept)
         return kept.data_ptr()
 
