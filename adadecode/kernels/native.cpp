@@ -3,20 +3,26 @@
 // Every output element is one sum, added up in an order that depends on nothing but its length. So a row has the same
 // bits alone and beside any others, in any slot and with any number of threads: what the static-shape rule must arrange
 // for library kernels (docs/parity.md) holds here by construction, and rows that take no part cost nothing.
-// Weights, keys, values and the hidden state between layers are in the model's dtype; all arithmetic is float32.
+// Weights, keys, values and the hidden state between layers are in the model's dtype; all arithmetic is float32. Where the
+// processor has dot products of bfloat16, the inputs of a layer in bfloat16, and its queries, are rounded to bfloat16 for them.
 //
 // Shapes: M rows, d model width, F width of the MLP, H query heads, G key/value heads, D head width, S cache columns,
-// N outputs of a linear layer. Row-major. Weights are packed in tiles, [ceil(N / TILE), inputs, TILE], so that a step
-// reads them in one stream.
+// N outputs and K inputs of a linear layer. Row-major. Weights are packed in tiles, [ceil(N / TILE), ceil(K / STEP), TILE,
+// STEP], STEP inputs in 32 bits, so that a thread reads its share of a matrix from one end to the other, without a pause
+// from one matrix to the next: it fetches ahead across all borders.
 //
 // Nothing here allocates: a call works in the scratch of its decode step, so memory cannot run out half-way. Nothing
 // here checks an index either: native.py does before each call.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <omp.h>
+#include <sched.h>
+#include <type_traits>
+#include <utility>
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
 #endif
@@ -30,15 +36,43 @@ constexpr int LANES = 8;
 #endif
 constexpr int CHUNK = 2 * LANES;  // elements of a stored row that are taken at once
 constexpr int TILE = CHUNK;       // outputs of a weight tile
+constexpr int LINE = 64;          // bytes that are fetched into a cache at once
 constexpr int QUERIES = 4;        // queries that share a pass over the keys
 
 typedef float vf __attribute__((vector_size(LANES * 4)));
 typedef uint32_t vu __attribute__((vector_size(LANES * 4)));
 typedef int32_t vi __attribute__((vector_size(LANES * 4)));
+typedef uint16_t vh __attribute__((vector_size(LANES * 2)));
+
+#define INLINE __attribute__((always_inline))
+
+template <class F, int... I>
+INLINE inline void each_of(F f, std::integer_sequence<int, I...>) {
+    (f(std::integral_constant<int, I>{}), ...);
+}
+// f(0) to f(N - 1), unrolled, so that what is indexed by them can stay in registers.
+template <int N, class F>
+INLINE inline void each(F f) {
+    each_of(f, std::make_integer_sequence<int, N>{});
+}
 
 struct bf16 {
     uint16_t bits;
 };
+
+// What a linear layer of weights T takes as its input.
+template <class T>
+struct Inputs {
+    using type = float;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct Inputs<bf16> {
+    using type = bf16;
+};
+#endif
+template <class T>
+using In = typename Inputs<T>::type;
 
 inline float widen(float x) { return x; }
 inline float widen(bf16 x) {
@@ -61,6 +95,35 @@ inline vf load(const float* p) {
     return v;
 }
 inline void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
+
+// The same for LANES elements, or for `count` of them with zeros behind.
+inline vf widened(const float* p) { return load(p); }
+inline vf widened(const bf16* p) {
+    vh half;
+    std::memcpy(&half, p, sizeof half);
+    return (vf)(__builtin_convertvector(half, vu) << 16);
+}
+template <class T>
+inline vf widened(const T* p, int count) {
+    if (count >= LANES) return widened(p);
+    T some[LANES] = {};
+    std::memcpy(some, p, count * sizeof(T));
+    return widened(some);
+}
+inline void narrow(vf x, float* out) { store(out, x); }
+inline void narrow(vf x, bf16* out) {
+    const vu u = (vu)x, is_nan = (vu)(x != x);
+    const vu rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    const vh half = __builtin_convertvector((rounded & ~is_nan) | (is_nan & 0x7fc0), vh);
+    std::memcpy(out, &half, sizeof half);
+}
+template <class T>
+inline void narrow(vf x, T* out, int count) {
+    if (count >= LANES) return narrow(x, out);
+    T some[LANES];
+    narrow(x, some);
+    std::memcpy(out, some, count * sizeof(T));
+}
 
 inline vf multiply_add(vf a, vf b, vf c) {
 #if defined(__AVX512F__)
@@ -159,90 +222,225 @@ inline vf vexp(vf x) {
     return x == x ? out : x;
 }
 
-// out [M, TILES * TILE] = x [M, spaced(K)] times TILES packed tiles of weights, each output one chain of additions over K.
-template <class T, int M, int TILES>
-inline void tiles(const float* x, int K, const T* w, float* out, int out_stride) {
-    constexpr int AHEAD = M <= 2 ? 8192 : 4096;  // bytes between the weight in use and the one fetched into the cache
-    const int stride = spaced(K);
-    vf sums[M][TILES][2] = {};
-    for (int k = 0; k < K; k++) {
-#pragma GCC unroll 4
-        for (int t = 0; t < TILES; t++) {
-            const T* chunk = w + (size_t(t) * K + k) * TILE;
-            Pair row = load_pair(chunk);
-            __builtin_prefetch((const char*)chunk + AHEAD);
-#pragma GCC unroll 6
-            for (int m = 0; m < M; m++) {
-                vf broadcast = splat(x[size_t(m) * stride + k]);
-                sums[m][t][0] = multiply_add(row.a, broadcast, sums[m][t][0]);
-                sums[m][t][1] = multiply_add(row.b, broadcast, sums[m][t][1]);
+// Inputs that share 32 bits of a packed weight.
+template <class T>
+constexpr int STEP = 4 / sizeof(T);
+
+template <class T>
+inline size_t tile_len(int K) {  // in elements
+    return size_t((K + STEP<T> - 1) / STEP<T>) * TILE * STEP<T>;
+}
+
+// Threads that do one call together, in phases that end where each has waited for all.
+struct Meeting {
+    alignas(LINE) std::atomic<int32_t> num_here{0};
+    alignas(LINE) std::atomic<int32_t> phase{0};
+};
+
+inline void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
+// Where a thread reads on: the tiles that it will read at once, a stream each.
+struct Ahead {
+    const char* at[2];
+};
+
+struct Team {
+    int thread, size;
+    Meeting* meeting;
+
+    // The first of `count` things that are this thread's; the next thread's first is the end.
+    int first(int count, int later = 0) const { return int64_t(count) * (thread + later) / size; }
+    int end(int count) const { return first(count, 1); }
+
+    // Waits for all others, and fetches some of what is read next meanwhile.
+    void wait(Ahead next = {}) const {
+        constexpr int MOST = 1 << 16, SPINS = 1 << 14;
+        if (size == 1) return;
+        const int32_t phase = meeting->phase.load(std::memory_order_relaxed);
+        if (meeting->num_here.fetch_add(1, std::memory_order_acq_rel) == size - 1) {
+            meeting->num_here.store(0, std::memory_order_relaxed);
+            meeting->phase.store(phase + 1, std::memory_order_release);
+            return;
+        }
+        int fetched = next.at[0] ? 0 : MOST;
+        for (int spins = 0; meeting->phase.load(std::memory_order_acquire) == phase; spins++) {
+            if (fetched < MOST) {
+                __builtin_prefetch(next.at[0] + fetched, 0, 2);
+                __builtin_prefetch(next.at[1] + fetched, 0, 2);
+                fetched += LINE;
+            } else if (spins < SPINS) {
+                relax();
+            } else {
+                sched_yield();  // another process may have the processor of who is missing
             }
         }
     }
-    for (int m = 0; m < M; m++)
+};
+
+// A vector of packed weights, ready to be multiplied by STEP inputs in NUM turns.
+template <class T>
+struct Factors;
+
+template <>
+struct Factors<float> {
+    static constexpr int NUM = 1;
+    vf weights;
+    static inline Factors of(const char* at) { return {load((const float*)at)}; }
+    static inline vf broadcast(const float* x, int) { return splat(*x); }
+    inline vf add_product(vf x, int, vf sum) const { return multiply_add(weights, x, sum); }
+};
+
+#if defined(__AVX512BF16__)
+template <>
+struct Factors<bf16> {
+    static constexpr int NUM = 1;
+    __m512bh weights;
+    static inline Factors of(const char* at) { return {(__m512bh)_mm512_loadu_si512(at)}; }
+    static inline __m512bh broadcast(const bf16* x, int) {
+        int32_t both;
+        std::memcpy(&both, x, sizeof both);
+        return (__m512bh)_mm512_set1_epi32(both);
+    }
+    inline vf add_product(__m512bh x, int, vf sum) const { return (vf)_mm512_dpbf16_ps((__m512)sum, weights, x); }
+};
+#else
+template <>
+struct Factors<bf16> {
+    static constexpr int NUM = 2;
+    vf weights[2];
+    static inline Factors of(const char* at) {
+        const Pair pair = load_pair((const bf16*)at);
+        return {{pair.a, pair.b}};
+    }
+    static inline vf broadcast(const float* x, int j) { return splat(x[j]); }
+    inline vf add_product(vf x, int j, vf sum) const { return multiply_add(weights[j], x, sum); }
+};
+#endif
+
+// out [M, TILES * TILE] = x [M, spaced(K)] times TILES packed tiles of weights, each output one chain of additions over K.
+// Fetches ahead, at the end from what is read `next`.
+template <class T, int M, int TILES>
+inline void tiles(const In<T>* x, int K, const T* w, Ahead next, float* out, int out_stride) {
+    constexpr int ROW = TILE * 4;                      // bytes of a step in one tile
+    constexpr int AHEAD = 8192 / ROW;                  // steps between the weights in use and those fetched
+    const int stride = spaced(K), steps = (K + STEP<T> - 1) / STEP<T>;
+    const char* from = (const char*)w;
+    const size_t tile = size_t(steps) * ROW;
+    const char* ahead[TILES];
+    vf sums[M][TILES][2] = {};
+    const int here = std::max(steps - AHEAD, 0);
+    for (int i = 0, until = here; i < steps; until = steps) {
         for (int t = 0; t < TILES; t++)
-            for (int half = 0; half < 2; half++)
+            ahead[t] = until == here && here ? from + t * tile + AHEAD * ROW : next.at[t] - size_t(here) * ROW;
+        for (; i < until; i++) {
+            Factors<T> weights[TILES][2];
+            each<TILES>([&](auto t) INLINE {
+                for (int line = 0; line < ROW; line += LINE) __builtin_prefetch(ahead[t] + size_t(i) * ROW + line);
+                each<2>([&](auto half) INLINE {
+                    weights[t][half] = Factors<T>::of(from + t * tile + size_t(i) * ROW + half * LANES * 4);
+                });
+            });
+            each<M>([&](auto m) INLINE {
+                each<Factors<T>::NUM>([&](auto j) INLINE {
+                    const auto broadcast = Factors<T>::broadcast(x + size_t(m) * stride + STEP<T> * i, j);
+                    each<TILES>([&](auto t) INLINE {
+                        each<2>([&](auto half) INLINE {
+                            sums[m][t][half] = weights[t][half].add_product(broadcast, j, sums[m][t][half]);
+                        });
+                    });
+                });
+            });
+        }
+    }
+    each<M>([&](auto m) INLINE {
+        each<TILES>([&](auto t) INLINE {
+            each<2>([&](auto half) INLINE {
                 store(out + size_t(m) * out_stride + t * TILE + half * LANES, sums[m][t][half]);
+            });
+        });
+    });
 }
 
-// One tile for any number of rows.
-template <class T>
-void tiles_of_rows(const float* x, int M, int K, const T* w, float* out, int out_stride) {
+// TILES tiles for any number of rows.
+template <class T, int TILES>
+void tiles_of_rows(const In<T>* x, int M, int K, const T* w, Ahead next, float* out, int out_stride) {
     int m = 0;
-    for (; M - m > 6; m += 4) tiles<T, 4, 1>(x + size_t(m) * spaced(K), K, w, out + size_t(m) * out_stride, out_stride);
-    const float* rest = x + size_t(m) * spaced(K);
-    float* to = out + size_t(m) * out_stride;
+    const size_t stride = spaced(K), to_stride = out_stride;
+    for (; M - m > 6; m += 4) tiles<T, 4, TILES>(x + m * stride, K, w, next, out + m * to_stride, out_stride);
+    const In<T>* rest = x + m * stride;
+    float* to = out + m * to_stride;
     switch (M - m) {
-        case 6: return tiles<T, 6, 1>(rest, K, w, to, out_stride);
-        case 5: return tiles<T, 5, 1>(rest, K, w, to, out_stride);
-        case 4: return tiles<T, 4, 1>(rest, K, w, to, out_stride);
-        case 3: return tiles<T, 3, 1>(rest, K, w, to, out_stride);
-        case 2: return tiles<T, 2, 1>(rest, K, w, to, out_stride);
-        case 1: return tiles<T, 1, 1>(rest, K, w, to, out_stride);
+        case 6: return tiles<T, 6, TILES>(rest, K, w, next, to, out_stride);
+        case 5: return tiles<T, 5, TILES>(rest, K, w, next, to, out_stride);
+        case 4: return tiles<T, 4, TILES>(rest, K, w, next, to, out_stride);
+        case 3: return tiles<T, 3, TILES>(rest, K, w, next, to, out_stride);
+        case 2: return tiles<T, 2, TILES>(rest, K, w, next, to, out_stride);
+        case 1: return tiles<T, 1, TILES>(rest, K, w, next, to, out_stride);
     }
 }
 
-// out [M, padded(N)] = x [M, spaced(K)] w. Called by every thread of a team; ends with a barrier.
+// The first tiles of a thread's share of the packed matrix w.
 template <class T>
-void linear(const float* x, int M, int K, const T* w, int N, float* out) {
-    const int num_tiles = padded(N) / TILE, stride = padded(N);
-    const int together = M <= 2 ? 2 : 1;  // sums enough to hide the latency of an addition, registers permitting
-#pragma omp for schedule(static)
-    for (int group = 0; group < (num_tiles + together - 1) / together; group++) {
-        const int first = group * together;
-        const T* from = w + size_t(first) * K * TILE;
-        if (together == 1 || first + 2 > num_tiles)
-            tiles_of_rows<T>(x, M, K, from, out + first * TILE, stride);
-        else if (M == 1)
-            tiles<T, 1, 2>(x, K, from, out + first * TILE, stride);
+Ahead share(const Team& team, const T* w, int N, int K) {
+    const char* at = (const char*)(w + team.first(padded(N) / TILE) * tile_len<T>(K));
+    return {at, at + tile_len<T>(K) * sizeof(T)};
+}
+
+// A thread's share of out [M, padded(N)] = x [M, spaced(K)] w, and the beginning of what it reads `next` fetched.
+template <class T>
+void linear(const Team& team, const In<T>* x, int M, int K, const T* w, int N, float* out, Ahead next) {
+    const int end = team.end(padded(N) / TILE), stride = padded(N);
+    const size_t tile = tile_len<T>(K);
+    const bool two = LANES == 16 || M <= 2;  // at once: sums enough to hide the latency of an addition, registers permitting
+    for (int t = team.first(padded(N) / TILE); t < end;) {
+        const int count = two && t + 2 <= end ? 2 : 1;
+        const T* from = w + t * tile;
+        Ahead then = next;
+        if (t + count < end) then.at[0] = (const char*)(from + count * tile);
+        if (t + count + 1 < end) then.at[1] = (const char*)(from + (count + 1) * tile);
+        if (count == 2)
+            tiles_of_rows<T, 2>(x, M, K, from, then, out + t * TILE, stride);
         else
-            tiles<T, 2, 2>(x, K, from, out + first * TILE, stride);
+            tiles_of_rows<T, 1>(x, M, K, from, then, out + t * TILE, stride);
+        t += count;
     }
 }
 
 // RMSNorm of n elements; `weight` may be null.
-template <class T, class X>
-void rms_norm(const X* x, const T* weight, int n, float eps, float* out) {
+template <class T, class X, class Out>
+void rms_norm(const X* x, const T* weight, int n, float eps, Out* out) {
     vf squares = {};
     for (int i = 0; i < n; i += LANES) {
-        float wide[LANES] = {};
-        if (i + LANES <= n)
-            for (int j = 0; j < LANES; j++) wide[j] = widen(x[i + j]);
-        else
-            for (int j = 0; j < n - i; j++) wide[j] = widen(x[i + j]);
-        squares = multiply_add(load(wide), load(wide), squares);
+        const vf wide = widened(x + i, n - i);
+        squares = multiply_add(wide, wide, squares);
     }
-    const float scale = 1.0f / std::sqrt(sum(squares) / n + eps);
-    if (weight)
-        for (int i = 0; i < n; i++) out[i] = widen(x[i]) * scale * widen(weight[i]);
-    else
-        for (int i = 0; i < n; i++) out[i] = widen(x[i]) * scale;
+    const vf scale = splat(1.0f / std::sqrt(sum(squares) / n + eps));
+    for (int i = 0; i < n; i += LANES) {
+        const vf scaled = widened(x + i, n - i) * scale;
+        narrow(weight ? scaled * widened(weight + i, n - i) : scaled, out + i, n - i);
+    }
+}
+
+// Zero behind a row of K inputs, where a step of several would take along what is there.
+template <class T>
+inline void end_row(In<T>* x, int K) {
+    if (K % STEP<T>) narrow(0.0f, x[K]);
 }
 
 template <class T>
-void normed_rows(const T* hidden, int M, int d, const T* weight, float eps, float* out) {
-#pragma omp for schedule(static)
-    for (int m = 0; m < M; m++) rms_norm<T>(hidden + size_t(m) * d, weight, d, eps, out + size_t(m) * spaced(d));
+void normed_row(const T* hidden, int d, const T* weight, float eps, In<T>* out) {
+    rms_norm<T>(hidden, weight, d, eps, out);
+    end_row<T>(out, d);
+}
+
+template <class T>
+void normed_rows(const Team& team, const T* hidden, int M, int d, const T* weight, float eps, In<T>* out) {
+    for (int m = team.first(M); m < team.end(M); m++)
+        normed_row<T>(hidden + size_t(m) * d, d, weight, eps, out + size_t(m) * spaced(d));
 }
 
 template <class T>
@@ -255,99 +453,121 @@ void rotate(float* x, int D, const float* cos, const float* sin) {
     }
 }
 
-// A query vector, its elements where load_pair puts those of a key: [padded(D)].
+// A chunk of a key, ready to be multiplied by the same chunk of a query.
 template <class T>
-void split_query(const float* x, int D, float* out) {
-    for (int k = 0; k < padded(D); k++) out[k / CHUNK * CHUNK + place<T>(k % CHUNK)] = k < D ? x[k] : 0.0f;
+struct KeyChunk {
+    Pair pair;
+    static inline KeyChunk of(const T* key) { return {load_pair(key)}; }
+    inline vf add_product(const float* query, vf sum) const {
+        return multiply_add(pair.b, load(query + LANES), multiply_add(pair.a, load(query), sum));
+    }
+};
+
+#if defined(__AVX512BF16__)
+template <>
+struct KeyChunk<bf16> {
+    __m512bh elements;
+    static inline KeyChunk of(const bf16* key) { return {(__m512bh)_mm512_loadu_si512(key)}; }
+    inline vf add_product(const bf16* query, vf sum) const {
+        return (vf)_mm512_dpbf16_ps((__m512)sum, elements, (__m512bh)_mm512_loadu_si512(query));
+    }
+};
+#endif
+
+// `count` elements of a key from `key` on, zeros behind.
+template <class T>
+inline KeyChunk<T> key_chunk(const T* key, int count) {
+    if (count >= CHUNK) return KeyChunk<T>::of(key);
+    T tail[CHUNK] = {};
+    std::memcpy(tail, key, count * sizeof(T));
+    return KeyChunk<T>::of(tail);
 }
 
-// A packed query times one key, added up as `score` does.
+// A query vector, its elements where a KeyChunk has those of a key: [padded(D)].
 template <class T>
-inline float dot(const float* query, const T* key, int D) {
-    vf total = {};
-    for (int k = 0; k < D; k += CHUNK) {
-        const Pair pair = k + CHUNK <= D ? load_pair(key + k) : load_tail(key + k, D - k);
-        total = multiply_add(pair.a, load(query + k), total);
-        total = multiply_add(pair.b, load(query + k + LANES), total);
-    }
-    return sum(total);
+void split_query(const float* x, int D, In<T>* out) {
+    constexpr bool in_order = sizeof(In<T>) == sizeof(T);
+    for (int k = 0; k < padded(D); k++)
+        narrow(k < D ? x[k] : 0.0f, out[k / CHUNK * CHUNK + (in_order ? k % CHUNK : place<T>(k % CHUNK))]);
 }
 
 // scores[q][c] for Q queries and NUM keys from `key` on; Q * NUM is a multiple of 4.
 template <class T, int Q, int NUM>
-inline void score(const float* queries, const T* key, int D, float* scores, int stride) {
+inline void score(const In<T>* queries, const T* key, int D, float* scores, int stride) {
     vf sums[Q * NUM] = {};
     for (int k = 0; k < D; k += CHUNK) {
-        Pair pairs[NUM];
-#pragma GCC unroll 4
-        for (int c = 0; c < NUM; c++) {
-            const T* chunk = key + size_t(c) * D + k;
-            pairs[c] = k + CHUNK <= D ? load_pair(chunk) : load_tail(chunk, D - k);
-        }
-#pragma GCC unroll 4
-        for (int q = 0; q < Q; q++) {
-            const vf a = load(queries + size_t(q) * padded(D) + k), b = load(queries + size_t(q) * padded(D) + k + LANES);
-#pragma GCC unroll 4
-            for (int c = 0; c < NUM; c++) {
-                sums[q * NUM + c] = multiply_add(pairs[c].a, a, sums[q * NUM + c]);
-                sums[q * NUM + c] = multiply_add(pairs[c].b, b, sums[q * NUM + c]);
-            }
-        }
+        KeyChunk<T> chunks[NUM];
+        each<NUM>([&](auto c) INLINE { chunks[c] = key_chunk(key + size_t(c) * D + k, D - k); });
+        each<Q>([&](auto q) INLINE {
+            const In<T>* query = queries + size_t(q) * padded(D) + k;
+            each<NUM>([&](auto c) INLINE { sums[q * NUM + c] = chunks[c].add_product(query, sums[q * NUM + c]); });
+        });
     }
-#pragma GCC unroll 4
-    for (int i = 0; i < Q * NUM; i += 4) {
+    each<Q * NUM / 4>([&](auto i) INLINE {
         float four[4];
-        sum4(sums[i], sums[i + 1], sums[i + 2], sums[i + 3], four);
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; j++) scores[size_t((i + j) / NUM) * stride + (i + j) % NUM] = four[j];
-    }
+        sum4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3], four);
+        each<4>([&](auto j) INLINE { scores[size_t((4 * i + j) / NUM) * stride + (4 * i + j) % NUM] = four[j]; });
+    });
 }
 
-// scores[q][0, num_columns) for Q queries.
+// scores[q][0, num_columns) for Q queries. Fetches keys ahead, and the values that are mixed afterwards.
 template <class T, int Q>
-void score_all(const float* queries, const T* keys, int num_columns, int D, float* scores, int stride) {
-    constexpr int NUM = Q == 4 ? 2 : 4;
+void score_all(const In<T>* queries, const T* keys, const T* values, int num_columns, int D, float* scores, int stride) {
+    constexpr int NUM = Q == 4 ? 2 : 4, AHEAD = 2048;
     int c = 0;
-    for (; c + NUM <= num_columns; c += NUM) score<T, Q, NUM>(queries, keys + size_t(c) * D, D, scores + c, stride);
+    for (; c + NUM <= num_columns; c += NUM) {
+        for (size_t at = size_t(c) * D * sizeof(T), end = at + size_t(NUM) * D * sizeof(T); at < end; at += LINE) {
+            __builtin_prefetch((const char*)keys + at + AHEAD);
+            __builtin_prefetch((const char*)values + at, 0, 2);
+        }
+        score<T, Q, NUM>(queries, keys + size_t(c) * D, D, scores + c, stride);
+    }
     for (; c < num_columns; c++)
-        for (int q = 0; q < Q; q++)
-            scores[size_t(q) * stride + c] = dot<T>(queries + size_t(q) * padded(D), keys + size_t(c) * D, D);
+        for (int q = 0; q < Q; q++) {
+            vf total = {};
+            for (int k = 0; k < D; k += CHUNK)
+                total = key_chunk(keys + size_t(c) * D + k, D - k).add_product(queries + size_t(q) * padded(D) + k, total);
+            scores[size_t(q) * stride + c] = sum(total);
+        }
 }
 
 // out[q][k..] = the values' chunks from element k on, weighted by scores[q] and divided by its total.
 template <class T, int Q, int CHUNKS>
 inline void mix(const T* values, const float* scores, int stride, int num_columns, int D, int rest,
-                const float* inverse, float* const* out, int k) {
+                const float* inverse, In<T>* const* out, int k) {
     vf mixed[Q][CHUNKS][2] = {};
     for (int c = 0; c < num_columns; c++) {
-#pragma GCC unroll 2
-        for (int i = 0; i < CHUNKS; i++) {
+        Pair pairs[CHUNKS];
+        each<CHUNKS>([&](auto i) INLINE {
             const T* chunk = values + size_t(c) * D + i * CHUNK;
-            const Pair pair = CHUNKS > 1 || rest >= CHUNK ? load_pair(chunk) : load_tail(chunk, rest);
-#pragma GCC unroll 4
-            for (int q = 0; q < Q; q++) {
-                const vf p = splat(scores[size_t(q) * stride + c]);
-                mixed[q][i][0] = multiply_add(pair.a, p, mixed[q][i][0]);
-                mixed[q][i][1] = multiply_add(pair.b, p, mixed[q][i][1]);
-            }
-        }
+            pairs[i] = CHUNKS > 1 || rest >= CHUNK ? load_pair(chunk) : load_tail(chunk, rest);
+        });
+        each<Q>([&](auto q) INLINE {
+            const vf p = splat(scores[size_t(q) * stride + c]);
+            each<CHUNKS>([&](auto i) INLINE {
+                mixed[q][i][0] = multiply_add(pairs[i].a, p, mixed[q][i][0]);
+                mixed[q][i][1] = multiply_add(pairs[i].b, p, mixed[q][i][1]);
+            });
+        });
     }
-    for (int q = 0; q < Q; q++)
-        for (int i = 0; i < CHUNKS; i++) {
+    each<Q>([&](auto q) INLINE {
+        each<CHUNKS>([&](auto i) INLINE {
             float both[CHUNK];
             store(both, mixed[q][i][0] * inverse[q]);
             store(both + LANES, mixed[q][i][1] * inverse[q]);
-            for (int j = 0; j < std::min(CHUNK, rest - i * CHUNK); j++) out[q][k + i * CHUNK + j] = both[place<T>(j)];
-        }
+            for (int j = 0; j < std::min(CHUNK, rest - i * CHUNK); j++)
+                narrow(both[place<T>(j)], out[q][k + i * CHUNK + j]);
+        });
+    });
 }
 
 // Attention of Q queries [Q, padded(D)] over columns of keys and values [S, D]: query q sees `num_seen[q]` of them and
 // writes to out[q] [D]. `scores` has room for Q rows of the most columns seen, padded.
 template <class T, int Q>
-void attend(const float* queries, const T* keys, const T* values, const int* num_seen, int D, float scale,
-            float* scores, float* const* out) {
+void attend(const In<T>* queries, const T* keys, const T* values, const int* num_seen, int D, float scale,
+            float* scores, In<T>* const* out) {
     const int num_columns = *std::max_element(num_seen, num_seen + Q), stride = padded(num_columns);
-    score_all<T, Q>(queries, keys, num_columns, D, scores, stride);
+    score_all<T, Q>(queries, keys, values, num_columns, D, scores, stride);
     float inverse[Q];
     for (int q = 0; q < Q; q++) {
         float *row = scores + size_t(q) * stride, highest[LANES];
@@ -364,7 +584,7 @@ void attend(const float* queries, const T* keys, const T* values, const int* num
         inverse[q] = 1.0f / sum(total);
     }
     int k = 0;
-    if (Q <= 2)  // two chunks at once, to hide the latency of an addition
+    if (Q <= 2 || LANES == 16)  // two chunks at once, to hide the latency of an addition, registers permitting
         for (; k + 2 * CHUNK <= D; k += 2 * CHUNK)
             mix<T, Q, 2>(values + k, scores, stride, num_columns, D, D - k, inverse, out, k);
     for (; k < D; k += CHUNK) mix<T, Q, 1>(values + k, scores, stride, num_columns, D, D - k, inverse, out, k);
@@ -372,23 +592,16 @@ void attend(const float* queries, const T* keys, const T* values, const int* num
 
 template <class T>
 void add_to_hidden(T* hidden, const float* x, int n) {
-    for (int i = 0; i < n; i++) narrow(widen(hidden[i]) + x[i], hidden[i]);
+    for (int i = 0; i < n; i += LANES)
+        narrow(widened(hidden + i, n - i) + widened(x + i, n - i), hidden + i, n - i);
 }
 
 // out = silu(x) * up
-inline void gate(const float* x, const float* up, int n, float* out) {
-    int i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        const vf g = load(x + i);
-        store(out + i, g / (vexp(-g) + 1.0f) * load(up + i));
-    }
-    if (i < n) {
-        float rest[2][LANES] = {};
-        std::memcpy(rest[0], x + i, (n - i) * sizeof(float));
-        std::memcpy(rest[1], up + i, (n - i) * sizeof(float));
-        const vf g = load(rest[0]);
-        store(rest[0], g / (vexp(-g) + 1.0f) * load(rest[1]));
-        std::memcpy(out + i, rest[0], (n - i) * sizeof(float));
+template <class Out>
+void gate(const float* x, const float* up, int n, Out* out) {
+    for (int i = 0; i < n; i += LANES) {
+        const vf g = widened(x + i, n - i);
+        narrow(g / (vexp(-g) + 1.0f) * widened(up + i, n - i), out + i, n - i);
     }
 }
 
@@ -428,14 +641,22 @@ struct LayerRoom {
     }
 };
 
+// The most likely of some outputs of a row: the lowest id among equals.
+struct Best {
+    float top;
+    int32_t any_nan;
+    int64_t id;
+};
+
 // The same for a head on M rows, whose layers have at most `widest` inputs or outputs.
 struct HeadRoom {
-    size_t x, out, end;
+    size_t x, out, bests, end;
 
-    HeadRoom(int M, int widest) {
+    HeadRoom(const Shape& s, int M, int widest) {
         x = 0;
         out = x + size_t(M) * spaced(widest);
-        end = out + size_t(M) * padded(widest);
+        bests = out + size_t(M) * padded(widest);  // of each thread and row
+        end = bests + size_t(s.num_threads) * M * sizeof(Best) / sizeof(float);
     }
 };
 
@@ -444,21 +665,29 @@ void run(const Shape& s, const LayerWeights* layers, T* hidden, int M, int first
          const float* sin, int start, int stop) {
     const int d = s.d, F = s.F, D = s.D, H = s.H, G = s.G, per_group = H / G, heads = H + 2 * G;
     const int qkv_stride = padded(heads * D), gate_up_stride = padded(2 * F), out_stride = padded(d);
-    const int num_blocks = (M * per_group + QUERIES - 1) / QUERIES;  // of queries that share keys, row by row
+    const int num_queries = M * H;  // those that share keys one after the other, row by row
     const LayerRoom room(s, M);
-    float *x = s.scratch + room.x, *wide = s.scratch + room.wide, *out = s.scratch + room.out;
-    float *queries = s.scratch + room.queries, *gated = s.scratch + room.gated;
+    float *wide = s.scratch + room.wide, *out = s.scratch + room.out;
+    In<T> *x = (In<T>*)(s.scratch + room.x), *gated = (In<T>*)(s.scratch + room.gated);
+    In<T>* queries = (In<T>*)(s.scratch + room.queries);
+Meeting meeting;
 #pragma omp parallel num_threads(s.num_threads) if (s.num_threads > 1)
     {
-        float* scores = s.scratch + room.scores + omp_get_thread_num() * room.scores_len;
+        const Team team{omp_get_thread_num(), omp_get_num_threads(), &meeting};
+        float* scores = s.scratch + room.scores + team.thread * room.scores_len;
         for (int l = start; l < stop; l++) {
             const LayerWeights& w = layers[l];
             T* keys = kv + size_t(2 * l) * G * s.S * D;
             T* values = keys + size_t(G) * s.S * D;
-            normed_rows<T>(hidden, M, d, (const T*)w.input_norm, s.eps, x);
-            linear<T>(x, M, d, (const T*)w.qkv, heads * D, wide);
-#pragma omp for schedule(static)
-            for (int item = 0; item < M * heads; item++) {
+            const T *qkv = (const T*)w.qkv, *o = (const T*)w.o, *gate_up = (const T*)w.gate_up, *down = (const T*)w.down;
+            const Ahead at_qkv = share(team, qkv, heads * D, d), at_o = share(team, o, d, H * D);
+            const Ahead at_gate_up = share(team, gate_up, 2 * F, d), at_down = share(team, down, d, F);
+            const Ahead after = l + 1 < stop ? share(team, (const T*)layers[l + 1].qkv, heads * D, d) : at_down;
+            normed_rows<T>(team, hidden, M, d, (const T*)w.input_norm, s.eps, x);
+            team.wait(at_qkv);
+            linear<T>(team, x, M, d, qkv, heads * D, wide, at_o);
+            team.wait(at_o);
+            for (int item = team.first(M * heads); item < team.end(M * heads); item++) {
                 const int m = item / heads, head = item % heads, column = first_position + m;
                 const bool is_query = head < H, is_value = head >= H + G;
                 float* v = wide + size_t(m) * qkv_stride + head * D;
@@ -480,43 +709,79 @@ void run(const Shape& s, const LayerWeights* layers, T* hidden, int M, int first
                     }
                 }
             }
-#pragma omp for schedule(static)
-            for (int item = 0; item < G * num_blocks; item++) {
-                const int group = item / num_blocks, first = item % num_blocks * QUERIES;
-                const int count = std::min(QUERIES, M * per_group - first);
+            team.wait(at_o);
+            for (int item = team.first(num_queries); item < team.end(num_queries);) {
+                const int group = item / (M * per_group), first = item % (M * per_group);
+                const int count = std::min({QUERIES, M * per_group - first, team.end(num_queries) - item});
                 int num_seen[QUERIES];
-                float* to[QUERIES];
+                In<T>* to[QUERIES];
                 for (int q = 0; q < count; q++) {
                     const int m = (first + q) / per_group, head = group * per_group + (first + q) % per_group;
                     num_seen[q] = first_position + m + 1;
                     to[q] = x + size_t(m) * spaced(H * D) + head * D;
                 }
-                const float* block = queries + (size_t(group) * M * per_group + first) * padded(D);
+                const In<T>* block = queries + size_t(item) * padded(D);
                 const T *k = keys + size_t(group) * s.S * D, *v = values + size_t(group) * s.S * D;
                 if (count == 4) attend<T, 4>(block, k, v, num_seen, D, s.scale, scores, to);
                 if (count == 3) attend<T, 3>(block, k, v, num_seen, D, s.scale, scores, to);
                 if (count == 2) attend<T, 2>(block, k, v, num_seen, D, s.scale, scores, to);
                 if (count == 1) attend<T, 1>(block, k, v, num_seen, D, s.scale, scores, to);
+                item += count;
             }
-            linear<T>(x, M, H * D, (const T*)w.o, d, out);
-#pragma omp for schedule(static)
-            for (int m = 0; m < M; m++) {
+            for (int m = team.first(M); m < team.end(M); m++) end_row<T>(x + size_t(m) * spaced(H * D), H * D);
+            team.wait(at_o);
+            linear<T>(team, x, M, H * D, o, d, out, at_gate_up);
+            team.wait(at_gate_up);
+            for (int m = team.first(M); m < team.end(M); m++) {
                 T* row = hidden + size_t(m) * d;
                 add_to_hidden(row, out + size_t(m) * out_stride, d);
-                rms_norm<T>(row, (const T*)w.post_norm, d, s.eps, x + size_t(m) * spaced(d));
+                normed_row<T>(row, d, (const T*)w.post_norm, s.eps, x + size_t(m) * spaced(d));
             }
-            linear<T>(x, M, d, (const T*)w.gate_up, 2 * F, wide);
-#pragma omp for schedule(static)
+            team.wait(at_gate_up);
+            linear<T>(team, x, M, d, gate_up, 2 * F, wide, at_down);
+            team.wait(at_down);
+            const int first = team.first(padded(F) / CHUNK) * CHUNK, end = std::min(team.end(padded(F) / CHUNK) * CHUNK, F);
             for (int m = 0; m < M; m++) {
                 const float* row = wide + size_t(m) * gate_up_stride;
-                gate(row, row + F, F, gated + size_t(m) * spaced(F));
+                gate(row + first, row + F + first, end - first, gated + size_t(m) * spaced(F) + first);
+                if (team.thread == 0) end_row<T>(gated + size_t(m) * spaced(F), F);
             }
-            linear<T>(gated, M, F, (const T*)w.down, d, out);
-#pragma omp for schedule(static)
-            for (int m = 0; m < M; m++)
+            team.wait(at_down);
+            linear<T>(team, gated, M, F, down, d, out, after);
+            team.wait(after);
+            for (int m = team.first(M); m < team.end(M); m++)
                 add_to_hidden(hidden + size_t(m) * d, out + size_t(m) * out_stride, d);
         }
     }
+}
+
+// The best of outputs [lo, hi) of a row, which are rounded to the model's dtype where `logits` [V] are wanted.
+template <class T>
+Best best_of(float* row, int lo, int hi, T* logits) {
+    vf tops = splat(-INFINITY);
+    vi nans = {}, ids = {}, here;
+    for (int j = 0; j < LANES; j++) here[j] = lo + j;
+    ids = here;
+    for (int v = lo; v < hi; v += LANES, here += LANES) {
+        vf some = load(row + v);
+        if (logits) {  // the choice is made among the logits as the model's dtype has them
+            narrow(some, logits + v, hi - v);
+            some = widened(logits + v, hi - v);
+            store(row + v, some);
+        }
+        if (hi - v < LANES)
+            for (int j = hi - v; j < LANES; j++) some[j] = row[v + j] = -INFINITY;
+        const vi is_higher = (vi)(some > tops);
+        ids = (here & is_higher) | (ids & ~is_higher);
+        tops = some > tops ? some : tops;
+        nans |= (vi)(some != some);
+    }
+    Best best{tops[0], 0, ids[0]};
+    for (int j = 0; j < LANES; j++) {
+        if (tops[j] > best.top || (tops[j] == best.top && ids[j] < best.id)) best = {tops[j], best.any_nan, ids[j]};
+        best.any_nan |= nans[j];
+    }
+    return best;
 }
 
 // Softmax top-1 of each row of norm(hidden) through `num_matrices` packed layers of sizes[i + 1] outputs, sizes[i] inputs.
@@ -524,45 +789,50 @@ template <class T>
 void head(const Shape& s, const T* hidden, int M, const T* norm, const void* const* matrices, const int32_t* sizes,
           int num_matrices, T* logits, int64_t* ids, float* tops, float* confidences) {
     const int V = sizes[num_matrices];
-    const HeadRoom room(M, *std::max_element(sizes, sizes + num_matrices + 1));
-    float *x = s.scratch + room.x, *out = s.scratch + room.out;
+    const HeadRoom room(s, M, *std::max_element(sizes, sizes + num_matrices + 1));
+    In<T>* x = (In<T>*)(s.scratch + room.x);
+    float* out = s.scratch + room.out;
+    Best* bests = (Best*)(s.scratch + room.bests);
+    Meeting meeting;
 #pragma omp parallel num_threads(s.num_threads) if (s.num_threads > 1)
     {
-        normed_rows<T>(hidden, M, s.d, norm, s.eps, x);
+        const Team team{omp_get_thread_num(), omp_get_num_threads(), &meeting};
+        Ahead next = share(team, (const T*)matrices[0], sizes[1], sizes[0]);
+        normed_rows<T>(team, hidden, M, s.d, norm, s.eps, x);
+        team.wait(next);
         for (int i = 0; i < num_matrices; i++) {
             const int N = sizes[i + 1];
-            linear<T>(x, M, sizes[i], (const T*)matrices[i], N, out);
-            if (i + 1 < num_matrices)
-#pragma omp for schedule(static)
-                for (int m = 0; m < M; m++)
-                    std::memcpy(x + size_t(m) * spaced(N), out + size_t(m) * padded(N), N * sizeof(float));
-        }
-#pragma omp for schedule(static)
-        for (int m = 0; m < M; m++) {
-            float* row = out + size_t(m) * padded(V);
-            if (logits)  // the choice is made among the logits as the model's dtype has them
-                for (int v = 0; v < V; v++) {
-                    T& rounded = logits[size_t(m) * V + v];
-                    narrow(row[v], rounded);
-                    row[v] = widen(rounded);
-                }
-            for (int v = V; v < padded(V); v++) row[v] = -INFINITY;
-            float highest[LANES];
-            vf tops_of_lanes = splat(-INFINITY), nans = {};
-            for (int v = 0; v < V; v += LANES) {
-                const vf some = load(row + v);
-                tops_of_lanes = some > tops_of_lanes ? some : tops_of_lanes;
-                nans = some == some ? nans : splat(1.0f);
+            const bool is_last = i + 1 == num_matrices;
+            if (!is_last) next = share(team, (const T*)matrices[i + 1], sizes[i + 2], N);
+            linear<T>(team, x, M, sizes[i], (const T*)matrices[i], N, out, next);
+            if (is_last) break;
+            team.wait(next);
+            for (int m = team.first(M); m < team.end(M); m++) {
+                In<T>* to = x + size_t(m) * spaced(N);
+                for (int n = 0; n < N; n += LANES) narrow(load(out + size_t(m) * padded(N) + n), to + n, N - n);
+                end_row<T>(to, N);
             }
-            store(highest, tops_of_lanes);
-            const float top = *std::max_element(highest, highest + LANES);
-            int best = 0;
-            while (best + 1 < V && row[best] != top) best++;
-            ids[m] = best;
-            tops[m] = sum(nans) > 0.0f ? NAN : top;
+            team.wait(next);
+        }
+        const int lo = team.first(padded(V) / TILE) * TILE, hi = std::min(team.end(padded(V) / TILE) * TILE, V);
+        for (int m = 0; m < M; m++)
+            bests[size_t(m) * team.size + team.thread] =
+                best_of<T>(out + size_t(m) * padded(V), lo, hi, logits ? logits + size_t(m) * V : nullptr);
+        team.wait();
+        for (int m = team.first(M); m < team.end(M); m++) {
+            Best best = bests[size_t(m) * team.size];
+            for (int thread = 1; thread < team.size; thread++) {
+                const Best& other = bests[size_t(m) * team.size + thread];
+                const int32_t any_nan = best.any_nan | other.any_nan;
+                if (other.top > best.top) best = other;
+                best.any_nan = any_nan;
+            }
+            ids[m] = best.id;
+            tops[m] = best.any_nan ? NAN : best.top;
             if (confidences) {
                 vf total = {};
-                for (int v = 0; v < V; v += LANES) total += vexp(load(row + v) - splat(top));
+                for (int v = 0; v < V; v += LANES)
+                    total += vexp(load(out + size_t(m) * padded(V) + v) - splat(best.top));
                 confidences[m] = 1.0f / sum(total);
             }
         }
@@ -615,7 +885,7 @@ float adadecode_read(const float* data, int64_t num_floats, int32_t num_threads)
 // Floats of scratch with which a step runs up to `num_rows` rows at once, and tests up to `num_tested` of them by heads
 // whose layers have at most `widest` inputs or outputs.
 int64_t adadecode_scratch_len(const Shape* shape, int32_t num_rows, int32_t num_tested, int32_t widest) {
-    return std::max(LayerRoom(*shape, num_rows).end, HeadRoom(num_tested, std::max(widest, shape->d)).end);
+    return std::max(LayerRoom(*shape, num_rows).end, HeadRoom(*shape, num_tested, std::max(widest, shape->d)).end);
 }
 
 // Rows at consecutive positions from `first_position` through layers [start, stop): `hidden` [M, d] in place; their keys

@@ -16,18 +16,15 @@ from adadecode.kernels.weights import Block, Head, LayerWeights, Weights
 
 
 def pack_weight(weight: Tensor, tile: int) -> Tensor:
-    """`weight` `[N, K]` as `[ceil(N / tile), K, tile]`, so that a step reads it in one stream.
+    """`weight` `[N, K]` as `[ceil(N / tile), ceil(K / step), tile, step]`, zeros behind: a step reads it in one stream.
 
-    bfloat16 elements of a tile's two halves alternate, because a 32-bit word holds one of each.
+    `step` inputs share 32 bits, one in float32 and two in bfloat16, as dot products of bfloat16 take them.
     """
-    num_outputs, num_inputs = weight.shape
-    num_tiles = -(-num_outputs // tile)
-    padded = torch.zeros(num_tiles * tile, num_inputs, dtype=weight.dtype)
-    padded[:num_outputs] = weight.detach()
-    packed = padded.view(num_tiles, tile, num_inputs).transpose(1, 2)
-    if weight.dtype == torch.bfloat16:
-        packed = packed.reshape(num_tiles, num_inputs, 2, tile // 2).transpose(2, 3)
-    return packed.contiguous()
+    (num_outputs, num_inputs), step = weight.shape, 4 // weight.dtype.itemsize
+    num_tiles, num_steps = -(-num_outputs // tile), -(-num_inputs // step)
+    padded = torch.zeros(num_tiles * tile, num_steps * step, dtype=weight.dtype)
+    padded[:num_outputs, :num_inputs] = weight.detach()
+    return padded.view(num_tiles, tile, num_steps, step).transpose(1, 2).contiguous()
 
 
 class PackedHead:

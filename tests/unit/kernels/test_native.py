@@ -16,10 +16,18 @@ from tests.models import FAMILIES, needs_compiler, tiny_lm, tiny_model
 DTYPES = (torch.float32, torch.bfloat16)
 PROMPT = [11, 12, 13, 14, 15]
 TOKENS = [(7 * i + 3) % 61 for i in range(17)]
-# every path of the kernels: whole vectors only, rests everywhere, and one, two and four queries that share keys
+# every path of the kernels: whole vectors only, rests everywhere, odd numbers of inputs, and one to four queries that
+# share keys
 SIZES = {
     "tiny": {},
     "rests": {"hidden_size": 42, "intermediate_size": 50, "head_dim": 20, "num_attention_heads": 6, "vocab_size": 65},
+    "odd": {
+        "hidden_size": 33,
+        "intermediate_size": 45,
+        "head_dim": 18,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+    },
     "wide heads": {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 64},
     "wider heads with a rest": {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 80},
 }
@@ -172,8 +180,13 @@ def test_activations_of_any_size_agree_with_the_eager_kernels():
     torch.testing.assert_close(ours.hidden, theirs.hidden, rtol=1e-3, atol=1e-3)
 
 
-# What a compiler may be told besides -march=native: no vectors of 8, vectors of 8, vectors of 16.
-INSTRUCTION_SETS = {"x86-64": "sse2", "x86-64-v3": "avx2", "x86-64-v4": "avx512f"}
+# What a compiler may be told besides -march=native: no vectors of 8, vectors of 8, vectors of 16, dot products of bfloat16.
+INSTRUCTION_SETS = {
+    "x86-64": "sse2",
+    "x86-64-v3": "avx2",
+    "x86-64-v4": "avx512f",
+    "x86-64-v4 -mavx512bf16": "avx512_bf16",
+}
 
 
 @pytest.mark.slow
@@ -183,8 +196,8 @@ INSTRUCTION_SETS = {"x86-64": "sse2", "x86-64-v3": "avx2", "x86-64-v4": "avx512f
 def test_other_instruction_sets_keep_bits_and_numbers_too(instruction_set, uncompiled, monkeypatch):
     if INSTRUCTION_SETS[instruction_set] not in library._processor().split():
         pytest.skip(f"this processor has no {INSTRUCTION_SETS[instruction_set]}")
-    flags = [f"-march={instruction_set}" if flag == "-march=native" else flag for flag in library.FLAGS]
-    monkeypatch.setattr(library, "FLAGS", (*flags, "-Wno-psabi"))
+    flags = [flag for flag in library.FLAGS if flag != "-march=native"]
+    monkeypatch.setattr(library, "FLAGS", (*flags, *f"-march={instruction_set}".split(), "-Wno-psabi"))
     for sizes in SIZES.values():
         for dtype in DTYPES:
             lm = tiny_lm("qwen3", num_layers=2, **sizes).to(dtype)
