@@ -23,8 +23,8 @@ class Policy:
     `exits` are tested with a gamma each; at most `max_drafts` drafts are pending; `reject` is the confidence with which
     a deeper head rejects a draft early, None for never; `ngram` the gamma of the n-gram drafter, None for none, which
     consults the store beside the heads with `ngram_store`. `stop` says what must exceed a gamma: how sure the `token` is,
-    or the `chain` of all pending drafts with it. `rows` stand in a decode step, None for as many as `max_drafts` needs. Drafts
-    that are not `verified` are kept as they are.
+    or the `chain` of all pending drafts with it. `rows` stand in a decode step, None for as many as `max_drafts` needs.
+    Drafts that are not `verified` are kept as they are.
     """
 
     exits: tuple[int, ...] = ()
