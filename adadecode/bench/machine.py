@@ -91,7 +91,7 @@ def peak_rss_bytes() -> int:
 
 def drafting_of(policy: Policy) -> dict[str, Any]:
     """What is drafted when under `policy`, as bench.json has it."""
-    return {name: getattr(policy, name) for name in ("exits", "gammas", "max_drafts", "reject", "ngram")}
+    return {name: getattr(policy, name) for name in ("exits", "gammas", "max_drafts", "reject", "ngram", "ngram_store")}
 
 
 def machine_of(subject: BenchSubject) -> BenchMachine:

@@ -9,6 +9,7 @@ from adadecode.engine.policy import Policy
 from adadecode.engine.round import Round
 from adadecode.kernels.step import DecodeStep, Proposals, Segment
 from adadecode.kernels.weights import ExitTest
+from adadecode.model.ngram_store import NgramStore
 
 
 class Drafter(Protocol):
@@ -76,11 +77,17 @@ class Heads(Protocol):
         """One for each of `exits`."""
         ...
 
+    @property
+    def store(self) -> NgramStore | None:
+        """The n-grams of the model's training outputs, where there are some beside the heads."""
+        ...
+
 
 def drafters_of(policy: Policy, heads: Heads | None) -> tuple[Drafter, ...]:
     """The drafters of `policy` for one generation, the lowest boundary first; `heads` has one at each of its exits."""
     assert heads is not None or not policy.exits, policy
-    of_ngrams = () if policy.ngram is None else (NgramDrafter(policy.ngram),)
+    store = heads.store if heads is not None and policy.ngram_store else None
+    of_ngrams = () if policy.ngram is None else (NgramDrafter(policy.ngram, store),)
     tests = {} if heads is None else dict(zip(heads.exits, heads.tests, strict=True))
     of_heads = (HeadDrafter(e, gamma, tests[e]) for e, gamma in zip(policy.exits, policy.gammas, strict=True))
     return (*of_ngrams, *of_heads)

@@ -21,8 +21,9 @@ class Policy:
     """How rounds go: what is drafted when, in steps of how many rows. No exits and no n-grams is vanilla decoding.
 
     `exits` are tested with a gamma each; at most `max_drafts` drafts are pending; `reject` is the confidence with which
-    a deeper head rejects a draft early, None for never; `ngram` the gamma of the n-gram drafter, None for none. `rows`
-    stand in a decode step, None for as many as `max_drafts` needs. Drafts that are not `verified` are kept as they are.
+    a deeper head rejects a draft early, None for never; `ngram` the gamma of the n-gram drafter, None for none, which
+    consults the store beside the heads with `ngram_store`. `rows` stand in a decode step, None for as many as `max_drafts`
+    needs. Drafts that are not `verified` are kept as they are.
     """
 
     exits: tuple[int, ...] = ()
@@ -30,6 +31,7 @@ class Policy:
     max_drafts: int = 0
     reject: float | None = None
     ngram: float | None = None
+    ngram_store: bool = True
     rows: int | None = None
     verified: bool = True
 
@@ -73,7 +75,7 @@ def make_policy(settings: DecodeSettings, head_exits: tuple[int, ...] | None, nu
     no heads were loaded, `head_exits` None, it has no exits.
     """
     if head_exits is None:
-        return Policy((), (), settings.max_drafts, settings.reject, settings.ngram)
+        return Policy((), (), settings.max_drafts, settings.reject, settings.ngram, settings.ngram_store)
     papers = paper_exits(num_layers)
     exits = settings.exits or (papers if papers and set(papers) <= set(head_exits) else head_exits)
     check_heads_at(exits, head_exits)
@@ -83,7 +85,7 @@ def make_policy(settings: DecodeSettings, head_exits: tuple[int, ...] | None, nu
             f"--gamma {','.join(map(str, gammas))}: {len(gammas)} thresholds for the {len(exits)} exits "
             f"{','.join(map(str, exits))}; give one for all or one for each"
         )
-    return Policy(exits, gammas, settings.max_drafts, settings.reject, settings.ngram)
+    return Policy(exits, gammas, settings.max_drafts, settings.reject, settings.ngram, settings.ngram_store)
 
 
 def check_heads_at(exits: tuple[int, ...], head_exits: tuple[int, ...], whose: str = "the heads") -> None:

@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from adadecode.errors import ExitHeadsError
+from adadecode.files import short_hash
 from adadecode.kernels.weights import ExitTest, Gate, Head
 from adadecode.model.decoder import DecoderModel
+from adadecode.model.ngram_store import NgramStore
 from adadecode.settings import HeadKind, TrainedKind
 
 # The tensors that a head of each kind has at every exit, by the names they have on disk.
@@ -42,23 +44,33 @@ class ExitHeads:
         full: dict[int, Head] | None = None,
         gates: dict[int, Gate] | None = None,
         content_hash: str | None = None,
+        store: NgramStore | None = None,
     ) -> None:
         """Takes what is tested at each exit layer, in increasing order; raises ExitHeadsError when `model` lacks a layer.
 
         `full` are the heads that `logits` are by, where the tests' own are over a shortlist; `gates` are those that
-        `with_gate` may put before a test.
+        `with_gate` may put before a test; `store` holds the n-grams beside them.
         """
         self.exits = tuple(tests)
         check_exits(self.exits, model.num_layers)
         self.gates = gates or {}
-        self.content_hash = content_hash
+        self.content_hash, self.store = content_hash, store
         self._model, self._tests = model, tests
         self._full = full or {e: test.head for e, test in tests.items()}
 
     def with_gate(self, gate: float) -> "ExitHeads":
         """The same heads, their tests skipped where a gate gives less than `gate`."""
         tests = gated({e: test.head for e, test in self._tests.items()}, self.gates, gate)
-        return ExitHeads(self._model, tests, full=self._full, gates=self.gates, content_hash=self.content_hash)
+        return ExitHeads(
+            self._model, tests, full=self._full, gates=self.gates, content_hash=self.content_hash, store=self.store
+        )
+
+    def with_store(self, store: NgramStore) -> "ExitHeads":
+        """The same heads beside `store`, which their hash covers then."""
+        content_hash = short_hash(str(self.content_hash), str(store.content_hash))
+        return ExitHeads(
+            self._model, self._tests, full=self._full, gates=self.gates, content_hash=content_hash, store=store
+        )
 
     @property
     def tests(self) -> Collection[ExitTest]:

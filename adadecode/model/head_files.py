@@ -1,7 +1,8 @@
 """Exit heads on disk: `exit_heads.safetensors` with their tensors, `exit_heads.json` with what they were made for.
 
 The tensors are those of the kind for each exit layer e, by the names of PART_NAMES - `T.<e>`, `U.<e>` and `V.<e>`, `W.<e>`
-or nothing - and, when the heads were reduced, `shortlist.ids`, `shortlist.<e>` and `gate.<e>`.
+or nothing - and, when the heads were reduced, `shortlist.ids`, `shortlist.<e>` and `gate.<e>`. Beside them may lie an
+n-gram store (`ngram_store.py`).
 """
 
 import json
@@ -18,6 +19,7 @@ from adadecode.files import short_hash, write_whole
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads, HeadTensors
 from adadecode.model.files import shown
+from adadecode.model.ngram_store import load_store
 from adadecode.printable import on_one_line
 from adadecode.settings import HeadKind, TrainedKind
 
@@ -57,7 +59,7 @@ def read_facts(folder: Path) -> HeadFacts | None:
 
 
 def load_heads(folder: Path, model: DecoderModel, head: HeadKind = "full", gate: float = 0.0) -> ExitHeads:
-    """The exit heads in `folder`, tested in full or over their shortlist, after a gate when `gate` is above 0.
+    """The exit heads in `folder`, tested in full or over their shortlist, after a gate when `gate` is above 0, and store.
 
     Raises ExitHeadsError when they are unreadable, damaged, made for another model, or lack what `head` and `gate` need.
     """
@@ -101,4 +103,5 @@ def load_heads(folder: Path, model: DecoderModel, head: HeadKind = "full", gate:
     for flag, (is_lacking, remedy) in lacking.items():
         if is_lacking:
             raise ExitHeadsError(f"{flag}: the heads in {str(folder)!r} were made without; use {remedy}, or {retrain}")
-    return tensors.on(model, head, gate, short_hash(raw))
+    heads, store = tensors.on(model, head, gate, short_hash(raw)), load_store(folder, model)
+    return heads if store is None else heads.with_store(store)

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from adadecode.demo import HEADS_DIR, MODEL_DIR, POLICY_FILE
 from adadecode.model.head_files import FACTS, TENSORS
 from adadecode.model.load import load_model
+from adadecode.model.ngram_store import STORE
 from adadecode.recipes.corpus import Document, gsm8k_documents, python_functions
 from adadecode.recipes.pretrain import demo_config, encode, train_model, train_tokenizer
 from adadecode.records import Prompt
@@ -75,7 +76,7 @@ def main(
         shutil.copytree(work / "model", MODEL_DIR, dirs_exist_ok=True)
         for domain in documents:
             (HEADS_DIR / domain).mkdir(parents=True, exist_ok=True)
-            for name in (TENSORS, FACTS):
+            for name in (TENSORS, STORE, FACTS):
                 shutil.copy(work / "heads" / domain / name, HEADS_DIR / domain / name)
         shutil.copy(work / "tuned" / POLICY, POLICY_FILE)
 

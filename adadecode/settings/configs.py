@@ -32,9 +32,10 @@ from adadecode.settings.groups import (
     ThreadSettings,
     is_mapping,
 )
-from adadecode.settings.policy import with_policy
+from adadecode.settings.policy import DECODED_BEFORE, with_policy
 
 TrainedKind = Literal["transform", "low-rank", "full", "shortlist", "original"]
+MAX_STORE_MB = 1000.0
 ShapeName = Literal["llama-3.1-8b", "llama-3.2-1b", "qwen3-8b", "llama-160m"]
 
 
@@ -82,9 +83,12 @@ class EvalConfig(PlacementSettings, MethodSettings, DataSettings, DecodingSettin
 def fingerprint_of(settings: Mapping[str, Any], facts: Mapping[str, str | None]) -> str:
     """The fingerprint of an evaluation with these `settings`, as run.json of any version holds them, and `facts`.
 
-    A setting of placement that is no longer there must stay left out, or runs that had it would look altered.
+    A setting of placement that is no longer there must stay left out, or runs that had it would look altered; a decode
+    setting that came later is left out where it is as all runs were before.
     """
     decisive = {name: value for name, value in settings.items() if name not in PlacementSettings.model_fields}
+    if is_mapping(decode := decisive.get("decode")):
+        decisive["decode"] = {name: value for name, value in decode.items() if DECODED_BEFORE.get(name) != value}
     return short_hash(json.dumps({**decisive, **facts}, sort_keys=True, separators=(",", ":")))
 
 
@@ -112,6 +116,9 @@ class TrainConfig(ThreadSettings, DataSettings, ModelSettings):
     )
     shortlist_len: Annotated[int | None, Flag(unset="V / 4, at most 32768")] = Field(
         default=None, ge=1, le=MAX_COUNT, description="Tokens of the cheap heads."
+    )
+    store_mb: float = Field(
+        default=2.0, ge=0.0, le=MAX_STORE_MB, description="Most megabytes of n-grams beside the heads; 0 for none."
     )
     outputs: Annotated[str | None, Flag(unset="--out")] = Field(
         default=None, description="Folder of other heads whose outputs to learn from."

@@ -250,6 +250,7 @@ class DecodeSettings(Settings):
     ngram: Annotated[float | None, Flag(unset="no n-gram drafts")] = Field(
         default=None, ge=0.0, lt=1.0, description="Threshold of n-gram drafts in [0, 1)."
     )
+    ngram_store: bool = Field(default=True, description="n-grams of the store beside the heads too, if there is one.")
     max_new_tokens: int = Field(default=512, ge=1, le=MAX_COUNT, description=MAX_NEW_TOKENS_TEXT)
 
 

@@ -13,6 +13,9 @@ from adadecode.settings.problems import bad_values_line, shown_value, unknown_li
 
 POLICIES = "give paper, demo or a YAML file of decode settings, such as `gamma: 0.7`"
 
+# Decode settings that version 0.1.0 did not have, as it decoded.
+DECODED_BEFORE: dict[str, object] = {"ngram_store": True}
+
 
 class PolicyError(UsageError):
     """What is named as a policy is none."""
@@ -28,7 +31,7 @@ def with_policy(values: dict[str, Any]) -> dict[str, Any]:
     decode = values.get("decode", {})
     if isinstance(decode, DecodeSettings):
         decode = decode.model_dump(exclude_unset=True)
-    if not is_mapping(decode) or decode.keys() >= DecodeSettings.model_fields.keys():
+    if not is_mapping(decode) or decode.keys() >= DecodeSettings.model_fields.keys() - DECODED_BEFORE.keys():
         return values
     is_demo = values.get("model", "demo") == "demo" and values.get("shape") is None
     name = decode.get("policy", "demo" if is_demo else "paper")

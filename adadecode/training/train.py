@@ -1,4 +1,4 @@
-"""From settings to saved heads: outputs, training, what makes tests cheap, and a report on held-out prompts."""
+"""From settings to saved heads: outputs, n-grams, training, what makes tests cheap, and a report on held-out prompts."""
 
 import copy
 import json
@@ -26,6 +26,7 @@ from adadecode.training.base_pass import measure
 from adadecode.training.curves import write_curves
 from adadecode.training.distill import CHECKPOINT, Distillation
 from adadecode.training.kinds import new_heads
+from adadecode.training.ngrams import make_store
 from adadecode.training.outputs import Part, make_outputs, part_path
 from adadecode.training.prompts import TaskPrompts
 from adadecode.training.reduce import fit_gates, frequent_tokens
@@ -101,14 +102,13 @@ def distill_heads(
     *,
     checkpoint_every_s: float = 60.0,
 ) -> HeadFacts:
-    """Trains heads on the outputs stored as `parts` into `out`, measures and saves them; returns their facts."""
+    """Trains heads on the outputs stored as `parts` into `out`, measures and saves them beside their n-gram store.
+
+    Returns their facts.
+    """
     exits = paper_exits(model.num_layers) if config.exits is None else config.exits
     base = training_base(model)
     fingerprint = fingerprint_of(model, base, exits, parts, config)
-    finished = read_facts(out)
-    if finished is not None and finished.training.get("fingerprint") == fingerprint and is_loadable(out, model):
-        say(f"{out}: these heads were trained before; delete the folder to train them again")
-        return finished
     stream = OutputStream(
         outputs_folder(config, out),
         parts,
@@ -116,6 +116,11 @@ def distill_heads(
         seed=config.seed,
         batch_tokens=config.batch_tokens,
     )
+    make_store(model, stream, parts, config, out, say)
+    finished = read_facts(out)
+    if finished is not None and finished.training.get("fingerprint") == fingerprint and is_loadable(out, model):
+        say(f"{out}: these heads were trained before; delete the folder to train them again")
+        return finished
     shortlist_len = config.shortlist_len or default_shortlist_len(model.vocab_size)
     token_ids = frequent_tokens(base.vocab_size, stream.train_outputs(), shortlist_len).to(base.device)
     heads = new_heads(base, exits, config, token_ids)

@@ -49,7 +49,7 @@ def measure_costs(
     prompt_ids = list(longest.prompt_ids)
     num_positions = len(prompt_ids) + min(space.max_new_tokens, room_for_output(model, len(prompt_ids)))
     calls = CallCosts(model, heads[longest.task], space, prompt_ids, num_positions)
-    facts = ModelFacts.of(model)
+    facts = ModelFacts.of(model, heads)
     for contender in contenders:
         decode_traced(model, contender, chosen[0], space)  # the first may compile or pack weights
     least_s: dict[tuple[int, int], float] = {}
@@ -117,9 +117,9 @@ def replays_alike(model: DecoderModel, contender: Contender, trace: SampleTrace,
     assert contender.candidate is not None, contender.name
     recording = RecordingModel(model)
     decode_traced(recording, contender, trace, space)
-    facts = ModelFacts.of(model)
+    facts = ModelFacts.of(model, contender.heads)
     replayed = RecordingStep(ReplayStep(trace, space, facts))
-    drafters = drafters_of(contender.policy, TracedHeads(contender.policy.exits, contender.candidate.gate))
+    drafters = drafters_of(contender.policy, TracedHeads(contender.candidate, facts.stores.get(trace.task)))
     try:
         generate_over(replayed, trace, space, facts, contender.policy, drafters)
     except KeyError:  # a node the trace does not hold

@@ -19,6 +19,8 @@ from adadecode.engine.round import Round
 from adadecode.kernels.step import DecodeStep, Proposals, Segment, run_probe_test
 from adadecode.kernels.weights import ExitTest, Gate, Head
 from adadecode.model.decoder import DecoderModel
+from adadecode.model.exit_heads import ExitHeads
+from adadecode.model.ngram_store import NgramStore
 from adadecode.records import Generation
 from adadecode.tuning.costs import Calls
 from adadecode.tuning.trace import Node, SampleTrace, TraceSpace
@@ -45,16 +47,18 @@ class Candidate(NamedTuple):
 
 
 class ModelFacts(NamedTuple):
-    """What the engine asks of a model besides its decode step."""
+    """What the engine asks of a model besides its decode step, and of its heads besides their tests: the stores by task."""
 
     num_layers: int
     vocab_size: int
     context_len: int
     eos_token_ids: frozenset[int]
+    stores: dict[str, NgramStore | None]
 
     @classmethod
-    def of(cls, model: DecoderModel) -> "ModelFacts":
-        return cls(model.num_layers, model.vocab_size, model.context_len, model.eos_token_ids)
+    def of(cls, model: DecoderModel, heads: dict[str, ExitHeads]) -> "ModelFacts":
+        stores = {task: of_task.store for task, of_task in heads.items()}
+        return cls(model.num_layers, model.vocab_size, model.context_len, model.eos_token_ids, stores)
 
 
 class Replayed(NamedTuple):
@@ -68,7 +72,7 @@ def replay(trace: SampleTrace, space: TraceSpace, facts: ModelFacts, candidate: 
     """What `generate` does on the prompt of `trace` under `candidate`, which must lie in `space`."""
     assert candidate.lies_in(space), (candidate, space)
     step = ReplayStep(trace, space, facts)
-    drafters = drafters_of(candidate.policy, TracedHeads(candidate.policy.exits, candidate.gate))
+    drafters = drafters_of(candidate.policy, TracedHeads(candidate, facts.stores.get(trace.task)))
     generation = generate_over(step, trace, space, facts, candidate.policy, drafters)
     step.calls.num_rounds = generation.num_rounds
     step.calls.num_ngram_tokens = 0 if candidate.policy.ngram is None else len(trace.output_ids)
@@ -83,7 +87,7 @@ def replay_oracle(trace: SampleTrace, space: TraceSpace, facts: ModelFacts, max_
     step = ReplayStep(trace, space, facts)
     gammas = (0.0,) * len(space.exits)
     policy = Policy(space.exits, gammas, max_drafts, ngram=0.0 if ngrams else None)
-    proposers: list[Drafter] = [OracleNgrams(trace.output_ids)] if ngrams else []
+    proposers: list[Drafter] = [OracleNgrams(trace.output_ids, facts.stores.get(trace.task))] if ngrams else []
     proposers += [OracleHead(exit_layer) for exit_layer in space.exits]
     generation = generate_over(step, trace, space, facts, policy, proposers)
     assert generation.num_drafted == generation.num_accepted, trace.sample_id
@@ -116,14 +120,15 @@ def generate_over(
 
 
 class TracedHeads:
-    """Heads at `exits` that the trace stands for; as with `ExitHeads`, a gate may skip the test of one slot."""
+    """The heads of `candidate` that the trace stands for, and their store; a gate may skip the test of one slot."""
 
-    def __init__(self, exits: tuple[int, ...], gate: float) -> None:
-        self.exits = exits
+    def __init__(self, candidate: Candidate, store: NgramStore | None) -> None:
+        self.exits, gate = candidate.policy.exits, candidate.gate
+        self.store = store
         # the trace stands for the gates too; the threshold is in float32, as the engine compares it
         stand_in = Gate(torch.empty(0), 0.0) if gate > 0.0 else None
         test = ExitTest(Head(()), stand_in, torch.tensor(gate).item())
-        self.tests: Collection[ExitTest] = (test,) * len(exits)
+        self.tests: Collection[ExitTest] = (test,) * len(self.exits)
 
 
 class OracleHead:
@@ -149,9 +154,9 @@ class OracleNgrams:
     gamma = 0.0
     tests: tuple[ExitTest, ...] = ()
 
-    def __init__(self, output_ids: tuple[int, ...]) -> None:
+    def __init__(self, output_ids: tuple[int, ...], store: NgramStore | None) -> None:
         self._output_ids = output_ids
-        self._drafter = NgramDrafter(0.0)
+        self._drafter = NgramDrafter(0.0, store)
         self._num_known = -1  # output tokens; the prompt comes first
 
     def extend(self, token_ids: list[int]) -> None:

@@ -103,7 +103,8 @@ class _Recorder:
         self._tests = {e: test for e, test in zip(heads.exits, heads.tests, strict=True) if e in space.exits}
         self._gates = {e: gate for e, gate in heads.gates.items() if e in space.exits}
         self._step.prepare((*space.exits, model.num_layers), self._tests.values())
-        self.ngrams = [NgramDrafter(space.ngram_floor) for _ in range(space.max_drafts + 1)]  # by tokens ago
+        rounds = range(space.max_drafts + 1)  # by tokens ago
+        self.ngrams = [NgramDrafter(space.ngram_floor, heads.store) for _ in rounds]
 
     def prefill(self) -> int:
         """The first output token."""

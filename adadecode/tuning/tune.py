@@ -87,7 +87,7 @@ def tune(subject: TuneSubject, prompts: list[Prompt], out: Path, say: Say) -> Tu
     costs = costs_of(subject, tuned_on, held_out, say)
     paper = papers_policy(subject)
     best, predicted = find_policy(subject, tuned_on, costs, paper, say)
-    unseen = Simulator(held_out, subject.space, ModelFacts.of(subject.model))
+    unseen = Simulator(held_out, subject.space, ModelFacts.of(subject.model, subject.heads))
     contenders, rows = measure_held_out(subject, contenders_of(subject, best, paper), unseen, costs, say)
     result = TuneResult(
         settings=subject.config.model_dump(mode="json"),
@@ -135,7 +135,7 @@ def find_policy(
 ) -> tuple[Candidate, PredictedSpeedup]:
     """The best candidate by replay of the traces `tuned_on`, and what it is predicted to gain."""
     config = subject.config
-    simulator = Simulator(tuned_on, subject.space, ModelFacts.of(subject.model))
+    simulator = Simulator(tuned_on, subject.space, ModelFacts.of(subject.model, subject.heads))
     num_prompts = len(simulator.traces)
     gains = _told(partial(simulator.gains, costs=costs), say)
     search = Search(gains, start_candidates(subject.space, paper), subject.space, subject.has_gates)

@@ -49,7 +49,13 @@ def test_the_papers_policy_is_the_default_of_other_models():
     config = build_settings(EvalConfig, None, {"model": "some/model"})
     assert config.decode == DecodeSettings() == build_settings(EvalConfig, None, {"policy": "paper"}).decode
     given = {"policy": "paper", "gamma": 0.75, "exits": None, "max_drafts": 5, "head": "full", "gate": 0.0}
-    assert config.decode.model_dump() == {**given, "reject": None, "ngram": None, "max_new_tokens": 512}
+    assert config.decode.model_dump() == {
+        **given,
+        "reject": None,
+        "ngram": None,
+        "ngram_store": True,
+        "max_new_tokens": 512,
+    }
 
 
 def test_flags_and_files_win_over_the_policy(tmp_path):
