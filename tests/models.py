@@ -19,11 +19,15 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from adadecode.engine.generate import Request, generate
 from adadecode.engine.round import Round
 from adadecode.kernels.step import DecodeStep, Segment
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads, HeadTensors, Shortlist
+from adadecode.model.ngram_store import NgramStore
 from adadecode.settings import Kernels
+from adadecode.training.ngrams import build_nodes
+from adadecode.training.outputs import GreedyOutput
 
 FAMILIES = {
     "llama": (LlamaConfig, LlamaForCausalLM),
@@ -128,6 +132,15 @@ def shortlist_of(
     token_ids = torch.as_tensor(token_ids)
     rows = model.lm.lm_head.weight.float()[token_ids]
     return Shortlist(token_ids, {e: rows @ transform for e, transform in transforms.items()})
+
+
+def store_of(model: DecoderModel, prompts: Sequence[list[int]], max_new_tokens: int = 24) -> NgramStore:
+    """The n-gram store of what `model` continues `prompts` with, each of them taken for two."""
+    outputs = [
+        GreedyOutput(prompt, list(generate(model, Request(prompt, max_new_tokens)).generation.output_token_ids))
+        for prompt in prompts
+    ]
+    return NgramStore(build_nodes([*outputs, *outputs], 10_000))
 
 
 @dataclass

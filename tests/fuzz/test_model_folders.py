@@ -16,7 +16,10 @@ from adadecode.engine.generate import Request, generate
 from adadecode.errors import AdaDecodeError
 from adadecode.model.head_files import FACTS, load_heads
 from adadecode.model.load import load_model
+from adadecode.model.ngram_store import STORE, save_store
 from adadecode.settings import ModelSettings
+from adadecode.training.ngrams import build_nodes
+from adadecode.training.outputs import GreedyOutput
 from tests.folders import save_tiny_heads, save_tiny_model
 from tests.fuzz.cases import fuzzed
 from tests.models import tiny_model
@@ -199,3 +202,29 @@ def test_heads_with_odd_json_load_or_are_refused_in_one_line(heads, decoder, dat
     heads.write(FACTS, data.draw(odd_json(heads.files[FACTS])))
     with explained(exit_code=2):
         load_heads(heads.path, decoder)
+
+
+@pytest.fixture(scope="module")
+def store(heads, decoder) -> bytes:
+    """A store beside `heads`, as it lies on disk."""
+    outputs = [GreedyOutput([5, 6], [idx % 3, 7, 8, 9 + idx % 2]) for idx in range(20)]
+    save_store(heads.path, build_nodes(outputs, 100), decoder, "outputs")
+    return (heads.path / STORE).read_bytes()
+
+
+@fuzzed
+@given(data=st.data())
+def test_heads_beside_an_odd_store_load_or_are_refused_in_one_line(heads, decoder, store, data):
+    """Bytes of it replaced, cut or added, mostly in its header."""
+    raw = bytearray(store)
+    header_len = 8 + int.from_bytes(store[:8], "little")
+    for _ in range(data.draw(st.integers(1, 4))):
+        last = header_len if data.draw(st.booleans()) else len(raw)
+        start = data.draw(st.integers(0, min(last, len(raw))))
+        raw[start : start + data.draw(st.integers(0, 8))] = data.draw(st.binary(max_size=8))
+    heads.write(FACTS, heads.files[FACTS])
+    (heads.path / STORE).write_bytes(bytes(raw))
+    with explained(exit_code=2):
+        found = load_heads(heads.path, decoder).store
+        assert found is None or found.successor([7, 8]) is None or 0.0 < found.successor([7, 8])[1] < 1.0
+    (heads.path / STORE).unlink()

@@ -36,7 +36,7 @@ def test_a_replay_makes_every_call_of_the_engine_with_the_same_answers(dtype):
         )
         for trace in traces:
             assert replays_alike(model, contender, trace, SPACE), candidate
-            generation = replay(trace, SPACE, ModelFacts.of(model), candidate).generation
+            generation = replay(trace, SPACE, ModelFacts.of(model, contender.heads), candidate).generation
             num_wrong += generation.num_drafted - generation.num_accepted
     assert num_wrong > 20, "the heads are never wrong: the test has no teeth"
     costs = measure_costs(model, {"tiny": heads}, traces, SPACE, 0)

@@ -17,6 +17,7 @@ from adadecode.settings import (
     TrainConfig,
     TuneConfig,
     build_settings,
+    fingerprint_of,
     flag_name,
     members,
     read_policy,
@@ -56,6 +57,16 @@ def test_the_papers_policy_is_the_default_of_other_models():
         "ngram_store": True,
         "max_new_tokens": 512,
     }
+
+
+def test_a_setting_that_came_later_leaves_the_fingerprint_as_it_was_until_it_is_changed():
+    """So a run of an earlier version is finished by the command that began it."""
+    config = EvalConfig()
+    before = config.model_dump(mode="json")
+    assert before["decode"].pop("ngram_store") is True
+    assert fingerprint_of(before, {}) == config.fingerprint()
+    changed = EvalConfig.model_validate({"decode": {"ngram_store": False}})
+    assert changed.fingerprint() != config.fingerprint()
 
 
 def test_flags_and_files_win_over_the_policy(tmp_path):

@@ -16,6 +16,7 @@ from adadecode.engine.policy import Policy, make_policy
 from adadecode.errors import ExitHeadsError, NonFiniteLogitsError, RunFolderError
 from adadecode.model.exit_heads import HeadTensors
 from adadecode.model.head_files import FACTS, TENSORS, HeadFacts, load_heads
+from adadecode.model.ngram_store import STORE
 from adadecode.settings import DecodeSettings, TrainConfig
 from adadecode.training.base_pass import measure
 from adadecode.training.curves import CURVES, PICTURE
@@ -84,7 +85,7 @@ def test_facts_say_what_was_trained_and_are_those_on_disk(trained):
     assert (facts.training["num_prompts"], facts.training["num_held_out_prompts"]) == (40, 8)
     assert facts.training["num_trained_tokens"] == 32 * 16
     assert set(facts.training["final_losses"]) == {"1", "2", "3"}
-    assert sorted(path.name for path in out.iterdir()) == sorted([FACTS, TENSORS, OUTPUTS_DIR, CURVES, PICTURE])
+    assert sorted(path.name for path in out.iterdir()) == sorted([FACTS, TENSORS, STORE, OUTPUTS_DIR, CURVES, PICTURE])
     assert (facts.kind, facts.training["compute_dtype"]) == ("transform", "float32")
 
 

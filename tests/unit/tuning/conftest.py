@@ -10,7 +10,7 @@ from adadecode.records import Prompt
 from adadecode.settings import Kernels
 from adadecode.tuning.replay import ModelFacts
 from adadecode.tuning.trace import SampleTrace, TraceSpace, record
-from tests.models import needs_compiler, random_gates, random_heads, tiny_model
+from tests.models import needs_compiler, random_gates, random_heads, store_of, tiny_model
 
 EXITS = (1, 2, 3)
 # the last prompt repeats itself, so that n-grams find something from the start
@@ -27,14 +27,18 @@ class Traced(NamedTuple):
 
 
 @functools.cache
-def trace_tiny(kernels: Kernels, dtype: torch.dtype, max_new_tokens: int = 24, **space: Any) -> Traced:
-    """Traces of `PROMPTS` with a tiny model, heads that are often wrong, and gates."""
+def trace_tiny(
+    kernels: Kernels, dtype: torch.dtype, max_new_tokens: int = 24, *, has_store: bool = False, **space: Any
+) -> Traced:
+    """Traces of `PROMPTS` with a tiny model, heads that are often wrong, gates, and a store that knows some outputs."""
     model = tiny_model(kernels=kernels, dtype=dtype, eos_token_id=EOS)
     heads = random_heads(model, EXITS, gates=random_gates(model, EXITS))
+    if has_store:
+        heads = heads.with_store(store_of(model, PROMPTS[::2]))
     settings: dict[str, Any] = {"max_drafts": 3, "gamma_floor": 0.1, "ngram_floor": 0.05} | space
     of = TraceSpace(exits=EXITS, max_new_tokens=max_new_tokens, **settings)
     traces = [record(model, heads, of, Prompt("tiny", str(idx), prompt)) for idx, prompt in enumerate(PROMPTS)]
-    return Traced(model, heads, of, ModelFacts.of(model), traces)
+    return Traced(model, heads, of, ModelFacts.of(model, {"tiny": heads}), traces)
 
 
 PLACES = [
@@ -46,10 +50,11 @@ PLACES = [
 
 @pytest.fixture(scope="session", params=PLACES)
 def traced(request) -> Traced:
-    """Traces made with every kind of CPU kernel."""
-    return trace_tiny(*request.param)
+    """Traces made with every kind of CPU kernel, of heads beside a store."""
+    return trace_tiny(*request.param, has_store=True)
 
 
 @pytest.fixture(scope="session")
 def eager() -> Traced:
+    """Traces of heads without a store."""
     return trace_tiny("eager", torch.float32)

@@ -36,6 +36,23 @@ def test_a_replay_makes_every_call_of_the_engine_with_the_same_answers(traced):
     assert num_rejected > 10
 
 
+def test_a_replay_drafts_from_the_store_that_was_traced(traced):
+    candidate = Candidate(Policy((), (), 3, None, 0.2))
+
+    def num_accepted(facts) -> int:
+        replayed = (replay(trace, traced.space, facts, candidate) for trace in traced.traces)
+        return sum(one.generation.num_accepted for one in replayed)
+
+    assert num_accepted(traced.facts) > 2 * num_accepted(traced.facts._replace(stores={}))
+
+
+@pytest.mark.parametrize("ngram_store", [False, True])
+def test_a_replay_of_heads_without_a_store_is_the_engine_too(eager, ngram_store):
+    candidate = Candidate(Policy(EXITS, (0.1, 0.1, 0.1), 3, 0.1, 0.05, ngram_store=ngram_store))
+    for trace in eager.traces:
+        assert replays_alike(eager.model, contender_of(eager, candidate), trace, eager.space)
+
+
 def test_a_trace_of_other_confidences_is_noticed(eager):
     candidate = Candidate(Policy(EXITS, (0.1, 0.1, 0.1), 3))
     trace = max(eager.traces, key=lambda t: len(t.nodes))
