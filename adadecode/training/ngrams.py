@@ -15,9 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from adadecode.errors import ExitHeadsError
 from adadecode.files import short_hash
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.ngram_store import NODE_BYTES, STORE, NgramStore, StoreNodes, save_store, store_facts
+from adadecode.model.ngram_store import NODE_BYTES, STORE, NgramStore, StoreNodes, load_store, save_store, store_facts
 from adadecode.records import Say
 from adadecode.settings import TrainConfig
 from adadecode.training.outputs import GreedyOutput, Part
@@ -79,7 +80,7 @@ def make_store(
     split = [config.seed, config.held_out, [part.content_hash for part in parts]]
     how = [max_nodes, LONGEST_CONTEXT, STRENGTH, FEWEST_OUTPUTS, LEAST_DIFFERENCE, MOST_TOKENS]
     made_from = short_hash(json.dumps([split, how]))
-    if max_nodes and store_facts(out).get("made_from") == made_from:
+    if max_nodes and is_made(out, model, made_from):
         say(f"{out / STORE}: made before from these outputs")
         return
     (out / STORE).unlink(missing_ok=True)
@@ -98,6 +99,14 @@ def make_store(
         f"proposes {num_known / max(1, num_tokens):.1%} of {num_tokens} held-out tokens, "
         f"{num_right / max(1, num_known):.1%} of them rightly"
     )
+
+
+def is_made(out: Path, model: DecoderModel, made_from: str) -> bool:
+    """Whether the store in `out` was made for `model` from what `made_from` names, and is whole."""
+    try:
+        return store_facts(out).get("made_from") == made_from and load_store(out, model) is not None
+    except ExitHeadsError:
+        return False
 
 
 def judge(store: NgramStore, outputs: Iterable[GreedyOutput]) -> tuple[int, int, int]:

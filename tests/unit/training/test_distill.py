@@ -176,7 +176,8 @@ def test_a_run_killed_in_training_ends_in_the_bits_of_an_uninterrupted_one(step,
     assert (tmp_path / CHECKPOINT).exists()
     facts, lines = train(tiny_model(), tmp_path)
     assert lines[0] == "outputs: reusing 7 of part-00000.parquet"
-    assert lines[6].startswith(f"resuming at step {step}, ")
+    assert lines[6] == f"{tmp_path / STORE}: made before from these outputs"
+    assert lines[7].startswith(f"resuming at step {step}, ")
     assert facts == trained[1]
     for name in (TENSORS, CURVES, PICTURE):
         assert (tmp_path / name).read_bytes() == (trained[0] / name).read_bytes()

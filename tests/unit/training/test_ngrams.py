@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adadecode.model.head_files import load_heads
-from adadecode.model.ngram_store import NODE_BYTES, STORE, NgramStore, StoreNodes, load_store
+from adadecode.model.ngram_store import NODE_BYTES, STORE, NgramStore, StoreNodes, load_store, save_store, store_facts
 from adadecode.settings import TrainConfig
 from adadecode.training import ngrams
 from adadecode.training.ngrams import (
@@ -209,6 +209,15 @@ def test_a_store_that_was_made_before_is_left_and_another_size_makes_another(tra
     assert (out / STORE).read_bytes() == raw
 
 
+def test_a_store_of_another_model_is_made_again(trained, tmp_path):
+    """Two models may have said the same."""
+    out, _ = trained
+    facts = store_facts(out)
+    save_store(out, build_nodes(random_outputs(9), MANY), tiny_model("qwen2"), facts["made_from"])
+    train(out)
+    assert load_store(out, tiny_model()) is not None
+
+
 def test_no_megabytes_are_no_store(trained):
     out, _ = trained
     lines = train(out, store_mb=0)
@@ -219,10 +228,11 @@ def test_no_megabytes_are_no_store(trained):
     assert (out / STORE).exists()
 
 
-def test_a_damaged_store_is_made_again(trained):
+@pytest.mark.parametrize("num_kept", [50, -3])
+def test_a_damaged_store_is_made_again(trained, num_kept):
     out, _ = trained
     raw = (out / STORE).read_bytes()
-    (out / STORE).write_bytes(raw[:50])
+    (out / STORE).write_bytes(raw[:num_kept])
     train(out)
     assert (out / STORE).read_bytes() == raw
 
