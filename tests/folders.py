@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.exit_heads import HeadTensors
 from adadecode.model.head_files import HeadFacts, save_heads
+from adadecode.model.head_tensors import HeadTensors
 from adadecode.model.load import load_model
 from adadecode.settings import ModelSettings
 from tests.models import random_transforms, tiny_lm

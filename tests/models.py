@@ -24,7 +24,8 @@ from adadecode.engine.round import Round
 from adadecode.kernels.step import DecodeStep, Segment
 from adadecode.kernels.weights import LayerWeights
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.exit_heads import ExitHeads, HeadTensors, Shortlist
+from adadecode.model.exit_heads import ExitHeads
+from adadecode.model.head_tensors import HeadTensors, Shortlist
 from adadecode.model.ngram_store import NgramStore
 from adadecode.settings import Kernels
 from adadecode.training.ngrams import build_nodes

@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qw
 
 from adadecode.engine.policy import paper_exits
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.exit_heads import ExitHeads, HeadTensors, Shortlist
+from adadecode.model.exit_heads import ExitHeads
+from adadecode.model.head_tensors import HeadTensors, Shortlist
 from adadecode.model.shortlist import default_shortlist_len
 from adadecode.settings import HeadKind
 

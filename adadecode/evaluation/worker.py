@@ -22,8 +22,9 @@ from adadecode.evaluation.rows import SampleRow, Turn, turns
 from adadecode.kernels.arithmetic import arithmetic
 from adadecode.methods import METHODS, REFERENCE, any_needs_heads
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.exit_heads import ExitHeads, original_heads
+from adadecode.model.exit_heads import ExitHeads
 from adadecode.model.head_files import load_heads
+from adadecode.model.head_tensors import original_heads
 from adadecode.model.load import chat_template_hash, load_model, use_threads
 from adadecode.model.machine_kind import MachineKind, tuned_elsewhere
 from adadecode.model.memory import broken_devices_named, out_of_memory_named

@@ -17,8 +17,9 @@ from safetensors.torch import load, save_file
 from adadecode.errors import ExitHeadsError
 from adadecode.files import short_hash, write_whole
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.exit_heads import OVER_SHORTLIST, ExitHeads, HeadTensors
+from adadecode.model.exit_heads import ExitHeads
 from adadecode.model.files import shown
+from adadecode.model.head_tensors import OVER_SHORTLIST, HeadTensors
 from adadecode.model.ngram_store import load_store
 from adadecode.printable import on_one_line
 from adadecode.settings import HeadKind, TrainedKind

@@ -11,6 +11,7 @@ from adadecode.settings.configs import (
     TuneConfig,
     fingerprint_of,
 )
+from adadecode.settings.fields import Flag, Settings, flag_name, members
 from adadecode.settings.files import FileSettings
 from adadecode.settings.groups import (
     MAX_WORKERS,
@@ -19,18 +20,14 @@ from adadecode.settings.groups import (
     DecodeSettings,
     Domain,
     Dtype,
-    Flag,
     HeadKind,
     HeadsSettings,
     Kernels,
     MethodName,
     ModelSettings,
     PlacementSettings,
-    Settings,
     Stop,
     allowed_errors,
-    flag_name,
-    members,
 )
 from adadecode.settings.policy import read_policy, tuned_for
 from adadecode.settings.reading import build_settings, checked_decode, given_flags, read_settings, settings_of

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from adadecode.files import short_hash
+from adadecode.settings.fields import Flag, is_mapping
 from adadecode.settings.groups import (
     ADDRESS_TEXT,
     HEAD_TEXT,
@@ -23,14 +24,12 @@ from adadecode.settings.groups import (
     DecodeSettings,
     Domain,
     Exits,
-    Flag,
     HeadKind,
     HeadsSettings,
     MethodSettings,
     ModelSettings,
     PlacementSettings,
     ThreadSettings,
-    is_mapping,
 )
 from adadecode.settings.policy import DECODED_BEFORE, with_policy
 

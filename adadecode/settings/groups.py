@@ -5,27 +5,19 @@ No module but this room knows a default: the flags, their help and docs/cli.md a
 
 import math
 import re
-import types
-from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self, TypeGuard, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    ValidationInfo,
-    field_validator,
     model_validator,
 )
-from pydantic.fields import FieldInfo
 
 from adadecode.methods import DEFAULT_METHODS, METHODS, REFERENCE
-from adadecode.printable import is_unicode
+from adadecode.settings.fields import Flag, Settings
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Device = Literal["cpu", "cuda"]
@@ -45,74 +37,6 @@ MAX_SECONDS = 1e7
 MAX_SEED = 2**32 - 1
 
 ORIGINAL_HEADS = "original"  # instead of a folder: the model's own norm and LM head at every exit
-
-
-@dataclass(frozen=True)
-class Flag:
-    """What a flag cannot tell from its field: another `name`, and what it stands for when it is `unset`."""
-
-    name: str | None = None
-    unset: str | None = None
-
-
-def is_mapping(value: object) -> TypeGuard[dict[str, Any]]:
-    """Whether `value` is a mapping, as settings in YAML are; its keys are taken for their names."""
-    return isinstance(value, dict)
-
-
-def flag_name(name: str, field: FieldInfo) -> str:
-    """The flag that gives setting `name`, such as `--max-drafts`: the name its `Flag` has, if any, else its own."""
-    named = next((given.name for given in field.metadata if isinstance(given, Flag)), None)
-    return "--" + (named or name).replace("_", "-")
-
-
-def members(annotation: Any) -> Iterator[Any]:
-    """The types an annotation allows beside None, what they are annotated with left out."""
-    if get_origin(annotation) is Annotated:
-        yield from members(get_args(annotation)[0])
-    elif get_origin(annotation) in (Union, types.UnionType):
-        for part in get_args(annotation):
-            yield from members(part)
-    elif annotation is not type(None):
-        yield annotation
-
-
-class Settings(BaseModel):
-    """Values that stay as they were checked; a name that is not a setting is refused, and so is a number without end."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _as_a_flag_has_it(cls, value: Any, info: ValidationInfo) -> Any:
-        """`value`, split where it is text with commas for a list; raises ValueError for a boolean where none is meant."""
-        assert info.field_name is not None
-        field = cls.model_fields[info.field_name]
-        kinds = list(members(field.annotation))
-        parts: list[object] = [*cast("list[object]", value)] if isinstance(value, list | tuple) else [value]
-        if bool not in kinds and any(isinstance(part, bool) for part in parts):
-            raise ValueError(f"true and false mean nothing here{nothing_means(field)}")
-        if not all(is_unicode(part) and "\0" not in part for part in parts if isinstance(part, str)):
-            raise ValueError("it has a character that no text has")
-        if isinstance(value, str) and not value.strip():
-            raise ValueError(f"empty text is no value of it: leave it out, or give one{nothing_means(field)}")
-        if not isinstance(value, str) or str in kinds:
-            return cast("object", value)
-        if value.lower() in NOTHINGS and (meaning := nothing_means(field)):
-            raise ValueError(f"is no value of it{meaning}")
-        if any(get_origin(kind) is tuple for kind in kinds):
-            split = tuple(part.strip() for part in value.split(","))
-            return split[0] if len(split) == 1 and len(kinds) > 1 else split
-        return value
-
-
-NOTHINGS = {"no", "off", "none", "false", "n"}
-
-
-def nothing_means(field: FieldInfo) -> str:
-    """What null is for a setting that may be null, as the end of a line; nothing for the others."""
-    unset = next((given.unset for given in field.metadata if isinstance(given, Flag)), None)
-    return f"; null means {unset}" if field.default is None and unset else ""
 
 
 def increasing(exits: tuple[int, ...]) -> tuple[int, ...]:

@@ -10,8 +10,9 @@ from adadecode.demo import POLICY_FILE
 from adadecode.errors import UsageError
 from adadecode.published import POLICY as PUBLISHED_POLICY
 from adadecode.published import names, published
+from adadecode.settings.fields import is_mapping
 from adadecode.settings.files import read_mapping
-from adadecode.settings.groups import DecodeSettings, is_mapping
+from adadecode.settings.groups import DecodeSettings
 from adadecode.settings.problems import bad_values_line, shown_value, unknown_line
 
 POLICIES = (

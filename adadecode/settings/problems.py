@@ -8,8 +8,9 @@ from typing import cast
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from adadecode.settings.fields import Settings, flag_name
 from adadecode.settings.files import quoted
-from adadecode.settings.groups import DecodeSettings, Settings, flag_name
+from adadecode.settings.groups import DecodeSettings
 
 LINE = re.compile("(.*) line ([0-9]+)", re.DOTALL)
 FLAG = re.compile("--[a-z][a-z0-9-]*")

@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from adadecode.errors import UsageError
+from adadecode.settings.fields import Settings
 from adadecode.settings.files import FileSettings, read_mapping
-from adadecode.settings.groups import DecodeSettings, PlacementSettings, Settings, ThreadSettings
+from adadecode.settings.groups import DecodeSettings, PlacementSettings, ThreadSettings
 from adadecode.settings.policy import PolicyError, with_policy
 from adadecode.settings.problems import bad_values_line, shown_value, unknown_line
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, linear
 
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.exit_heads import HeadTensors
+from adadecode.model.head_tensors import HeadTensors
 from adadecode.training.base_pass import run_base
 from adadecode.training.outputs import GreedyOutput
 

@@ -12,8 +12,8 @@ from torch.nn.functional import linear
 
 from adadecode.kernels.weights import LayerWeights
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.exit_heads import merged
 from adadecode.model.families import read_layer
+from adadecode.model.head_tensors import merged
 from adadecode.settings import TrainConfig
 
 DEFAULT_RANK = 32

@@ -16,8 +16,9 @@ from adadecode.engine.soundness import sound_token
 from adadecode.errors import ExitHeadsError, PromptError, UsageError
 from adadecode.files import make_folder, short_hash
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.exit_heads import HeadTensors, Shortlist, check_exits
+from adadecode.model.exit_heads import check_exits
 from adadecode.model.head_files import HeadFacts, load_heads, read_facts, save_heads
+from adadecode.model.head_tensors import HeadTensors, Shortlist
 from adadecode.model.load import load_model, use_threads
 from adadecode.model.memory import out_of_memory_named
 from adadecode.model.shortlist import default_shortlist_len

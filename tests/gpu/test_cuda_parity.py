@@ -18,7 +18,8 @@ from adadecode.kernels.graphed import GraphedStep
 from adadecode.kernels.kv_cache import bucket_columns
 from adadecode.kernels.step import DecodeStep
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.exit_heads import ExitHeads, HeadTensors, Shortlist
+from adadecode.model.exit_heads import ExitHeads
+from adadecode.model.head_tensors import HeadTensors, Shortlist
 from adadecode.model.load import load_model
 from adadecode.settings import ModelSettings
 from tests.models import FAMILIES, random_gates, random_heads, random_transforms, tiny_lm

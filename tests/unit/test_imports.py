@@ -49,17 +49,29 @@ ALLOWED = {
 }
 
 # The rooms of the house, the lowest first, and the rooms each may import. What is not named here is an arrow up.
-LEAVES = {"version", "errors", "records", "methods", "demo", "printable", "files", "provenance", "settings"}
+LEAVES = {
+    "version",
+    "errors",
+    "records",
+    "methods",
+    "demo",
+    "published",
+    "printable",
+    "files",
+    "provenance",
+    "settings",
+}
 MAY_IMPORT: dict[str, set[str]] = {
     "version": set(),
     "errors": set(),
     "records": set(),
     "methods": set(),
     "demo": set(),
+    "published": set(),
     "printable": set(),
     "files": {"errors"},
     "provenance": {"version", "files"},
-    "settings": {"errors", "methods", "demo", "files", "printable"},
+    "settings": {"errors", "methods", "demo", "published", "files", "printable"},
     "kernels": LEAVES,
     "model": LEAVES | {"kernels"},
     "engine": LEAVES | {"kernels", "model"},

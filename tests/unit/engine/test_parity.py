@@ -18,7 +18,8 @@ from adadecode.kernels.eager import EagerStep
 from adadecode.kernels.layers import layer_step
 from adadecode.kernels.native import NativeStep
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.exit_heads import ExitHeads, HeadTensors
+from adadecode.model.exit_heads import ExitHeads
+from adadecode.model.head_tensors import HeadTensors
 from adadecode.records import Generation
 from adadecode.settings import Kernels
 from tests.models import (

@@ -10,7 +10,8 @@ from adadecode.errors import ExitHeadsError
 from adadecode.kernels.step import DecodeStep, Proposals, Segment
 from adadecode.kernels.weights import ExitTest, Gate
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.exit_heads import ExitHeads, HeadTensors, check_exits, original_heads
+from adadecode.model.exit_heads import ExitHeads, check_exits
+from adadecode.model.head_tensors import HeadTensors, original_heads
 from tests.models import KERNELS_AND_DTYPES, random_gates, random_heads, random_transforms, shortlist_of, tiny_model
 
 CLOSE = {torch.float32: 1e-4, torch.float16: 0.01, torch.bfloat16: 0.06}

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adadecode.errors import ExitHeadsError
-from adadecode.model.exit_heads import HeadTensors
 from adadecode.model.head_files import FACTS, TENSORS, load_heads, save_heads
+from adadecode.model.head_tensors import HeadTensors
 from tests.folders import tiny_facts
 from tests.models import random_gates, random_transforms, shortlist_of, tiny_model
 from tests.unit.model.test_exit_heads import propose, step_with_random_rows

@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import load, save
 
 from adadecode.errors import ExitHeadsError
-from adadecode.model.exit_heads import HeadTensors
 from adadecode.model.head_files import load_heads, save_heads
+from adadecode.model.head_tensors import HeadTensors
 from adadecode.model.ngram_store import (
     NODE_BYTES,
     STORE,

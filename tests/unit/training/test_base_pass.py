@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from adadecode.kernels.step import Segment
-from adadecode.model.exit_heads import HeadTensors
+from adadecode.model.head_tensors import HeadTensors
 from adadecode.training.base_pass import GAMMAS, measure, run_base
 from adadecode.training.outputs import GreedyOutput
 from adadecode.training.stream import pack

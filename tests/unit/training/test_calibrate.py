@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from adadecode.engine.generate import Request, generate
-from adadecode.model.exit_heads import HeadTensors
+from adadecode.model.head_tensors import HeadTensors
 from adadecode.training.calibrate import LEAST_POSITIONS, fit_temperature, fit_temperatures
 from adadecode.training.outputs import GreedyOutput
 from tests.models import random_transforms, shortlist_of, tiny_model

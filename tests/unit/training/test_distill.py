@@ -14,8 +14,8 @@ from adadecode.engine.drafters import drafters_of
 from adadecode.engine.generate import Request, generate
 from adadecode.engine.policy import Policy, make_policy
 from adadecode.errors import ExitHeadsError, NonFiniteLogitsError, RunFolderError
-from adadecode.model.exit_heads import HeadTensors
 from adadecode.model.head_files import FACTS, TENSORS, HeadFacts, load_heads
+from adadecode.model.head_tensors import HeadTensors
 from adadecode.model.ngram_store import STORE
 from adadecode.settings import DecodeSettings, TrainConfig
 from adadecode.training.base_pass import measure

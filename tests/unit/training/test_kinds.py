@@ -8,8 +8,8 @@ from adadecode.engine.drafters import drafters_of
 from adadecode.engine.generate import Request, generate
 from adadecode.engine.policy import Policy, make_policy
 from adadecode.errors import ExitHeadsError, UsageError
-from adadecode.model.exit_heads import OVER_SHORTLIST, PART_NAMES
 from adadecode.model.head_files import TENSORS, load_heads
+from adadecode.model.head_tensors import OVER_SHORTLIST, PART_NAMES
 from adadecode.settings import DecodeSettings, TrainConfig
 from adadecode.training.base_pass import measure
 from adadecode.training.curves import CURVES
