@@ -88,7 +88,8 @@ def fingerprint_of(settings: Mapping[str, Any], facts: Mapping[str, str | None])
     """
     decisive = {name: value for name, value in settings.items() if name not in PlacementSettings.model_fields}
     if is_mapping(decode := decisive.get("decode")):
-        decisive["decode"] = {name: value for name, value in decode.items() if DECODED_BEFORE.get(name) != value}
+        later = DECODED_BEFORE.items()
+        decisive["decode"] = {name: value for name, value in decode.items() if (name, value) not in later}
     return short_hash(json.dumps({**decisive, **facts}, sort_keys=True, separators=(",", ":")))
 
 
@@ -151,9 +152,8 @@ class TrainConfig(ThreadSettings, DataSettings, ModelSettings):
             raise ValueError(f"--rank {self.rank}: only heads of --kind low-rank have one, not {self.kind}; drop it")
         if self.kl_top_k is not None and self.kind in ("shortlist", "block", "original"):
             raise ValueError(f"--kl-top-k {self.kl_top_k}: --kind {self.kind} trains on no such KL; drop it")
-        unused: set[str] = (
-            {"epochs", "learning_rate", "loss"} & self.model_fields_set if self.kind == "original" else set()
-        )
+        taught = {"epochs", "learning_rate", *(["loss"] if self.loss != "kl" else [])}
+        unused = taught & self.model_fields_set if self.kind == "original" else set[str]()
         if unused:
             raise ValueError(f"--kind original trains nothing: drop {flags_of(unused)}")
         if self.address is not None and self.workers is None:

@@ -228,6 +228,8 @@ def fingerprint_of(
 ) -> str:
     """A hash of all that decides the trained heads of `model`, which are trained against `base`."""
     settings = config.model_dump(mode="json", include=DECISIVE)
+    if config.loss == "kl":
+        del settings["loss"]  # trainings that began before there were others are found again
     dtypes = [str(model.dtype), str(base.dtype)]
     decisive = [settings, exits, model.model_hash, dtypes, [part.content_hash for part in parts]]
     return short_hash(json.dumps(decisive, sort_keys=True))

@@ -168,15 +168,15 @@ MUTATIONS = (
     Mutation(
         "native ties go to another id",
         "adadecode/kernels/native.cpp",
-        "int best = 0;\n            while (best + 1 < V && row[best] != top) best++;",
-        "int best = V - 1;\n            while (best > 0 && row[best] != top) best--;",
+        "(tops[j] == best.top && ids[j] < best.id)",
+        "(tops[j] == best.top && ids[j] > best.id)",
         KERNELS,
     ),
     Mutation(
         "native kernels forget a NaN",
         "adadecode/kernels/native.cpp",
-        "tops[m] = sum(nans) > 0.0f ? NAN : top;",
-        "tops[m] = top;",
+        "tops[m] = best.any_nan ? NAN : best.top;",
+        "tops[m] = best.top;",
         KERNELS,
     ),
     Mutation(

@@ -65,7 +65,8 @@ def last_json(output: str) -> dict:
 # what bench.json has that the reference run of 0.1.0 has not
 NEW_KEYS = {f"machine.{name}" for name in ("attention", "float32_precision", "reduced_precision_sums")}
 NEW_KEYS |= {"provenance.code_hash", "methods.*.is_lossy", "settings.offset", "faster_vanilla_geomean"}
-NEW_KEYS |= {"roofline.bandwidth_bytes_per_s"}
+NEW_KEYS |= {"roofline.bandwidth_bytes_per_s", "settings.decode.stop", "settings.decode.ngram_store"}
+NEW_KEYS |= {"machine.policy.stop", "machine.policy.ngram_store"}
 OLD_KEYS = {"roofline.copy_bandwidth_bytes_per_s"}
 KEYED_BY_NAME = frozenset({"methods", "parts[].calls_per_round", "machine.heads_hash", "provenance.packages"})
 

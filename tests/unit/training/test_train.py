@@ -9,7 +9,7 @@ KNOWN_OTHERWISE = {
     *("task", "data_file", "prompt_field", "offset", "limit", "max_new_tokens", "kernels"),
 }
 # Where things are and who does them; the outputs are the same parts cut elsewhere.
-DECIDES_NOTHING = {"outputs", "part_prompts", "batch_prompts", "workers", "address", "threads"}
+DECIDES_NOTHING = {"outputs", "part_prompts", "batch_prompts", "store_mb", "workers", "address", "threads"}
 
 
 def test_every_setting_of_a_training_decides_the_heads_or_is_known_not_to():

@@ -40,7 +40,7 @@ def test_a_replay_makes_every_call_of_the_engine_with_the_same_answers(traced):
 
 
 def test_a_replay_drafts_from_the_store_that_was_traced(traced):
-    candidate = Candidate(Policy((), (), 3, None, 0.2))
+    candidate = Candidate(Policy((), (), 3, None, 0.2, stop="chain"))
 
     def num_accepted(facts) -> int:
         replayed = (replay(trace, traced.space, facts, candidate) for trace in traced.traces)
@@ -51,7 +51,7 @@ def test_a_replay_drafts_from_the_store_that_was_traced(traced):
 
 @pytest.mark.parametrize("ngram_store", [False, True])
 def test_a_replay_of_heads_without_a_store_is_the_engine_too(eager, ngram_store):
-    candidate = Candidate(Policy(EXITS, (0.1, 0.1, 0.1), 3, 0.1, 0.05, ngram_store=ngram_store))
+    candidate = Candidate(Policy(EXITS, (0.1, 0.1, 0.1), 3, 0.1, 0.05, stop="chain", ngram_store=ngram_store))
     for trace in eager.traces:
         assert replays_alike(eager.model, contender_of(eager, candidate), trace, eager.space)
 

@@ -25,6 +25,7 @@ NEW_KEYS |= {
     "made_from.context_len",
     "made_from.threads",
     "made_from.torch",
+    "made_from.space.block_exits",
 }
 OPTIONAL_KEYS = {"policy.reject", "policy.ngram"}
 OTHER_KEYS = {"policy.stop", "made_from.space.gamma_floor", "made_from.space.ngram_floor"}  # than 0.1.0
