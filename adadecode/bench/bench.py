@@ -128,6 +128,10 @@ def tests_of_policies(subject: BenchSubject, counted: CountedPass) -> dict[Call,
     tests = dict(counted.tests)
     for task, policy in subject.policies.items():
         tests |= used_tests(subject.heads[task], policy.exits, subject.width)
+    at_exit: dict[int, Head] = {}  # whose block is run there: heads of several tasks have one each
+    for call, test in tests.items():
+        if isinstance(test, Head) and test.block is not None:
+            tests[call] = at_exit.setdefault(call.start, test)
     model = subject.model
     full = Head((torch.eye(model.width, dtype=model.dtype, device=model.device), *model.weights.head.matrices))
     for call in [call for call in tests if call.head == "shortlist" and call.rows == 1]:

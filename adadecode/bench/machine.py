@@ -15,6 +15,7 @@ from adadecode.bench.subject import BenchSubject
 from adadecode.engine.policy import VANILLA, Policy
 from adadecode.kernels.arithmetic import arithmetic
 from adadecode.kernels.library import load_library
+from adadecode.kernels.weights import Head
 from adadecode.provenance import cpu_name, gpu_driver
 
 COPY_BYTES, NUM_COPIES, NUM_WARMUP_COPIES = 2 << 30, 20, 3
@@ -71,7 +72,10 @@ def memory_used(subject: BenchSubject) -> Memory:
     is_cuda = subject.model.device.type == "cuda"
     weights = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in subject.model.lm.parameters()}
     used = [used_tests(heads, subject.policies[task].exits, subject.width) for task, heads in subject.heads.items()]
-    matrices = [tensor for tests in used for test in tests.values() for tensor in test.tensors]
+    found = [test for tests in used for test in tests.values()]
+    blocks = [test.block.layer for test in found if isinstance(test, Head) and test.block is not None]
+    matrices = [tensor for test in found for tensor in test.tensors]
+    matrices += [tensor for layer in blocks for tensor in vars(layer).values() if tensor is not None]
     storages = {m.untyped_storage().data_ptr(): m.untyped_storage().nbytes() for m in matrices}
     longest = max(subject.num_positions(prompt) for prompt in subject.prompts)
     return Memory(

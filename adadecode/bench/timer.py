@@ -62,7 +62,7 @@ class CallTimer:
     def measure(self, budget_s: float) -> None:
         """Makes all calls again and again for about `budget_s` seconds; the first time is not counted."""
         for bench in self._benches.values():
-            bench.step.begin(bench.position)  # on a CUDA device generations use the same step
+            bench.make_ready()
         started = time.perf_counter()
         for repetition in range(MAX_REPETITIONS + 1):
             if repetition > MIN_REPETITIONS and time.perf_counter() - started > budget_s:
@@ -105,10 +105,11 @@ class _Workbench:
     ) -> None:
         self.device, self.num_layers = model.device, model.num_layers
         self.step = model.new_step(width, num_positions)
-        self.step.prepare((), [ExitTest(head) for head in tests.values() if isinstance(head, Head)])
-        self.step.prefill(prompt_ids)
+        self._tests = [ExitTest(head) for head in tests.values() if isinstance(head, Head)]
         middle = (len(prompt_ids) + num_positions) // 2
         self.position = max(0, min(middle, num_positions - width))
+        self.make_ready()
+        self.step.prefill(prompt_ids)
         self.token_ids = [prompt_ids[slot % len(prompt_ids)] for slot in range(width)]
         num_rows = max(call.rows for call in calls)
         self.step.begin(self.position)
@@ -120,6 +121,11 @@ class _Workbench:
             self.step.run(0, num_rows, reached, boundary)
             self.hidden[boundary] = self.step.hidden.clone()
             reached = boundary
+
+    def make_ready(self) -> None:
+        """Sets the step up again: on a CUDA device generations use the same one."""
+        self.step.prepare((), self._tests)
+        self.step.begin(self.position)
 
     def time_ms(self, call: Call, test: Head | Gate | None) -> float:
         """One measurement of `call`; `test` is what a test runs."""

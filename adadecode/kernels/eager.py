@@ -14,7 +14,7 @@ from torch.nn.functional import embedding
 from adadecode.errors import KernelsError
 from adadecode.kernels.kv_cache import KVCache
 from adadecode.kernels.layers import gate_step, head_step, layer_step, top1
-from adadecode.kernels.step import Proposals, Segment, check_slots, check_token_ids, run_probe_test
+from adadecode.kernels.step import Proposals, Segment, blocks_of, check_slots, check_token_ids, run_probe_test
 from adadecode.kernels.weights import Block, ExitTest, Gate, Head, LayerWeights, Weights
 
 LayerStep = Callable[..., Tensor]  # `layer_step`, as written or compiled
@@ -91,8 +91,7 @@ class EagerStep:
         self._block_rows: WeakKeyDictionary[Block, BlockRows] = WeakKeyDictionary()
 
     def prepare(self, boundaries: Sequence[int], tests: Iterable[ExitTest]) -> None:
-        blocks = {test.head.block for test in tests} - {None}
-        self._blocks = {block.exit_layer: block for block in blocks if block is not None}
+        self._blocks = blocks_of(tests)
         for block in self._blocks.values():
             if block not in self._block_rows:
                 self._block_rows[block] = BlockRows(block, self.weights, self.width, self.cache.num_columns)
@@ -169,7 +168,7 @@ class EagerStep:
         block.rows.copy_(torch.where(idle, block.rows, out))
 
     def read_by(self, head: Head) -> Tensor:
-        return self.hidden if head.block is None else self._block_rows[head.block].rows
+        return self.hidden if head.block is None else self._block_rows[self._blocks[head.block.exit_layer]].rows
 
     def run_to_exit(self, segment: Segment, test: ExitTest, first_tested: int) -> Proposals | None:
         return run_probe_test(self, segment, test, first_tested)

@@ -15,7 +15,7 @@ from torch.nn.functional import embedding
 
 from adadecode.kernels.library import ExitTestStruct, ShapeStruct
 from adadecode.kernels.packed import PackedHead, PackedLayers, PackedWeights
-from adadecode.kernels.step import Proposals, Segment, check_slots, check_token_ids, run_probe_test
+from adadecode.kernels.step import Proposals, Segment, blocks_of, check_slots, check_token_ids, run_probe_test
 from adadecode.kernels.weights import Block, ExitTest, Gate, Head, Weights
 
 # Rows of a prompt that are run at once: few enough that what they work in stays small, and so many that the weights,
@@ -29,6 +29,7 @@ class NativeBlock:
     def __init__(self, block: Block, packed: PackedLayers, weights: Weights, width: int, num_columns: int) -> None:
         self.block, self.layers = block, packed.structs
         self.rows = torch.zeros(width, weights.width, dtype=weights.dtype)
+        self.rows_at = self.rows.data_ptr()
         self._cache = weights.new_cache(num_columns, 1)
         self.kv_at = self._cache.kv.data_ptr()
 
@@ -80,9 +81,17 @@ class NativeStep:
         self._blocks: dict[int, NativeBlock] = {}  # by exit layer
 
     def prepare(self, boundaries: Sequence[int], tests: Iterable[ExitTest]) -> None:
+        tests = list(tests)
+        before, self._blocks = self._blocks, {}
+        for block in blocks_of(tests).values():
+            there = before.get(block.exit_layer)
+            self._blocks[block.exit_layer] = (
+                self._new_block(block) if there is None or there.block is not block else there
+            )
+        self._prepare_tests(tests)
+
+    def _prepare_tests(self, tests: Iterable[ExitTest]) -> None:
         for test in tests:
-            if test.head.block is not None:
-                self._add_block(test.head.block)
             head, gate = self._packed_head(test.head), test.gate
             exit_test = ExitTestStruct(
                 norm=self._norm_at,
@@ -137,7 +146,7 @@ class NativeStep:
         check_slots(first_tested, hi, self.width)
         self._check_segment(self._first_position + lo, hi - lo, start, stop)
         if test not in self._exit_tests:
-            self.prepare((), [test])
+            self._prepare_tests([test])
         is_tested = self._run_to_exit(
             self._hidden_at + lo * self._row_len,
             hi - lo,
@@ -171,15 +180,8 @@ class NativeStep:
         self._check_segment(first_position, num_rows, start, stop)
         self._run_layers(hidden, num_rows, first_position, *self._around_rows, start, stop)
 
-    def _add_block(self, block: Block) -> None:
-        """From now on `block` is run where its exit is; raises ValueError beside another block there."""
-        exit_layer = block.exit_layer
-        there = self._blocks.get(exit_layer)
-        if there is None:
-            packed, num_columns = self._packed.block(block), self.cache.num_columns
-            self._blocks[exit_layer] = NativeBlock(block, packed, self.weights, self.width, num_columns)
-        elif there.block is not block:
-            raise ValueError(f"two blocks at exit layer {exit_layer}")
+    def _new_block(self, block: Block) -> NativeBlock:
+        return NativeBlock(block, self._packed.block(block), self.weights, self.width, self.cache.num_columns)
 
     def _run_block(self, block: NativeBlock, rows: Tensor, first_position: int) -> None:
         """`rows` `[M, d]` from `first_position` on through `block`, in place."""
@@ -196,7 +198,8 @@ class NativeStep:
         packed = self._packed_head(head)
         self._packed.library.adadecode_head(
             self._shape_at,
-            self.read_by(head).data_ptr() + lo * self._row_len,
+            (self._hidden_at if head.block is None else self._blocks[head.block.exit_layer].rows_at)
+            + lo * self._row_len,
             hi - lo,
             self._norm_at,
             packed.matrices_at,

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from adadecode.kernels.kv_cache import KVCache
-from adadecode.kernels.weights import ExitTest, Gate, Head
+from adadecode.kernels.weights import Block, ExitTest, Gate, Head
 
 Proposals = list[tuple[int, float]]  # token id and probability, one per slot
 
@@ -38,7 +38,8 @@ class DecodeStep(Protocol):
     def prepare(self, boundaries: Sequence[int], tests: Iterable[ExitTest]) -> None:
         """Compiles or captures, before any clock starts, the segments between `boundaries` and the `tests`.
 
-        The prefill, and every segment that ends at the exit of a block that one of `tests` has, runs that block as well.
+        From now on the prefill, and every segment that ends at the exit of a block that one of `tests` has, runs that block
+        as well, and no other. Raises ValueError for two blocks at one exit.
         """
         ...
 
@@ -80,6 +81,15 @@ class DecodeStep(Protocol):
     def verify(self, lo: int, hi: int) -> tuple[list[int], list[float]]:
         """Next token and its logit, NaN when any logit is, of slots [lo, hi) by the model's own head."""
         ...
+
+
+def blocks_of(tests: Iterable[ExitTest]) -> dict[int, Block]:
+    """The blocks of the heads of `tests`, by exit layer; raises ValueError for two at one exit."""
+    blocks: dict[int, Block] = {}
+    for block in (test.head.block for test in tests):
+        if block is not None and blocks.setdefault(block.exit_layer, block) is not block:
+            raise ValueError(f"two blocks at exit layer {block.exit_layer}")
+    return blocks
 
 
 def check_token_ids(token_ids: Sequence[int], vocab_size: int) -> None:

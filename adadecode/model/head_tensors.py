@@ -105,7 +105,7 @@ class HeadTensors:
         if "shortlist.ids" in tensors or kind == "shortlist":
             token_ids, is_stored = (
                 tensors.pop("shortlist.ids"),
-                kind == "shortlist" or f"shortlist.{exits[0]}" in tensors,
+                kind == "shortlist" or any(f"shortlist.{e}" in tensors for e in exits),
             )
             shortlist = Shortlist(token_ids, {e: tensors.pop(f"shortlist.{e}") for e in exits} if is_stored else {})
         blocks = {e: _layer_of(tensors, e) for e in exits} if kind == "block" else {}

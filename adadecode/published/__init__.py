@@ -7,10 +7,8 @@ POLICY = "policy.yaml"
 
 
 def published(name: str) -> Path | None:
-    """The folder of the heads and the policy published as `name`; None without any, or where a file has that name."""
-    if name not in names() or Path(name).exists():
-        return None
-    return PUBLISHED_DIR / name
+    """The folder of the heads and the policy published as `name`; None where there are none."""
+    return PUBLISHED_DIR / name if name in names() else None
 
 
 def names() -> tuple[str, ...]:

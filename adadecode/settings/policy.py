@@ -83,5 +83,5 @@ def tuned_for(name: str) -> dict[str, Any] | None:
 def _file_of(name: str) -> Path:
     if name == "demo":
         return POLICY_FILE
-    folder = published(name)
-    return Path(name) if folder is None else folder / PUBLISHED_POLICY
+    own, folder = Path(name), published(name)
+    return own if own.is_file() or folder is None else folder / PUBLISHED_POLICY

@@ -32,4 +32,5 @@ def heads_folder(config: DecodingSettings | TuneConfig, domain: Domain | None) -
         return None
     if config.heads is None:
         return HEADS_DIR / (domain or "math")
-    return published(config.heads) or Path(config.heads)
+    own = Path(config.heads)
+    return own if own.exists() else published(config.heads) or own

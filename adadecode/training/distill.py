@@ -87,7 +87,12 @@ class Distillation:
             last_saved = last_said = time.monotonic()
 
     def _has_stalled(self, say: Say) -> bool:
-        """Whether the last PATIENCE epochs made no exit agree more often on the held-out outputs than it once did."""
+        """Whether the last PATIENCE epochs made no exit agree more often on the held-out outputs than it once did.
+
+        Only in the second half: a learning rate that is still high may keep heads where a lower one takes them on.
+        """
+        if self.epoch < self.num_epochs / 2:
+            return False
         for exit_layer in self.exits:
             held_out = [p for p in self.points if (p["exit"], p["split"]) == (exit_layer, "held_out")]
             agreement = [point["agreement"] for point in held_out]
@@ -138,7 +143,7 @@ class Distillation:
         """
         base = run_base(self.model, batch, self.exits)
         target = make_target(base.final_logits, self.config.kl_top_k)
-        base = base._replace(final_logits=base.final_logits[:0])
+        base = base._replace(final_logits=torch.empty(0))
         kls, agreeing = [], []
         for idx, head in enumerate(self.heads):
             with torch.set_grad_enabled(is_training):

@@ -173,7 +173,7 @@ def training_facts(run: Distillation, shortlist_len: int) -> dict[str, Any]:
         "compute_dtype": str(run.model.dtype).removeprefix("torch."),
         "num_prompts": run.stream.num_outputs,
         "num_held_out_prompts": run.stream.num_held_out,
-        "num_trained_tokens": run.num_tokens // max(1, run.num_epochs),
+        "num_trained_tokens": run.num_tokens // max(1, run.epoch),
         "num_steps": run.step,
         "shortlist_len": shortlist_len,
         "final_losses": losses,

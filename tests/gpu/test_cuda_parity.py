@@ -22,7 +22,7 @@ from adadecode.model.exit_heads import ExitHeads
 from adadecode.model.head_tensors import HeadTensors, Shortlist
 from adadecode.model.load import load_model
 from adadecode.settings import ModelSettings
-from tests.models import FAMILIES, random_gates, random_heads, random_transforms, tiny_lm
+from tests.models import FAMILIES, block_heads, random_gates, random_heads, random_transforms, tiny_lm
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
@@ -161,6 +161,20 @@ def test_bits_hold_with_ngrams_early_rejection_shortlists_and_gates(dtype):
     vanilla, adadecode = decode_both(model, prompt_of(model, 20) * 3, 300, policy, heads)
     assert_same_bits(vanilla, adadecode)
     assert all(drafted > 0 for drafted in adadecode.generation.drafted_per_exit)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bits_hold_with_blocks_whatever_heads_decoded_before(dtype):
+    model = make_model(dtype)
+    policy = Policy(EXITS, (0.02, 0.05), 7, reject=0.3)
+    first, second = (block_heads(model, EXITS, 512, seed) for seed in (0, 1))
+    drafted = []
+    for heads in (first, second, first):
+        vanilla, adadecode = decode_both(model, prompt_of(model, 20), 200, policy, heads)
+        assert_same_bits(vanilla, adadecode)
+        drafted.append(adadecode.generation.drafted_per_exit)
+    assert drafted[0] == drafted[2]
+    assert all(number > 0 for number in drafted[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

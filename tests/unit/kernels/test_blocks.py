@@ -13,7 +13,7 @@ from adadecode.kernels.step import DecodeStep, Proposals, Segment
 from adadecode.kernels.weights import ExitTest
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
-from tests.models import FAMILIES, KERNELS, KERNELS_AND_DTYPES, NATIVE_DTYPES, block_heads, needs_compiler, tiny_model
+from tests.models import FAMILIES, KERNELS, KERNELS_AND_DTYPES, NATIVE_DTYPES, block_heads, tiny_model
 
 EXITS = (1, 3)
 PROMPT = [(5 * i + 2) % 97 for i in range(21)]  # more than the W rows of a step
@@ -105,25 +105,31 @@ def test_a_row_of_a_block_has_the_same_bits_alone_and_in_company(kernels, dtype)
 @pytest.mark.parametrize("kernels", KERNELS)
 @torch.inference_mode()
 def test_a_request_without_blocks_runs_none(kernels):
-    """What was prepared for an earlier request on the same model leaves no trace."""
+    """What was prepared for an earlier request on the same step leaves no trace."""
     model = tiny_model(kernels=kernels)
     heads = block_heads(model, EXITS)
-    started(model, heads)
-    step = model.new_step(8, 60)
+    step = started(model, heads)
+    rows = step.read_by(exit_tests(heads)[1].head)
+    before = rows.clone()
     step.prepare((*EXITS, model.num_layers), ())
     step.prefill(PROMPT)
     step.begin(len(PROMPT))
     step.put(0, [1])
     step.run(0, 1, 0, 1)
-    test = exit_tests(heads)[1]
+    assert torch.equal(rows, before)
     with pytest.raises(KeyError):
-        step.read_by(test.head)
+        step.read_by(exit_tests(heads)[1].head)
 
 
-@needs_compiler
+@pytest.mark.parametrize("kernels", KERNELS)
 @torch.inference_mode()
-def test_native_kernels_refuse_two_blocks_at_one_exit():
-    model = tiny_model(kernels="native")
-    step = started(model, block_heads(model, EXITS))
+def test_other_heads_at_the_same_exits_take_their_place_and_never_stand_beside_them(kernels):
+    model = tiny_model(kernels=kernels)
+    first, second = block_heads(model, EXITS), block_heads(model, EXITS, seed=1)
+    step = started(model, first)
+    step.prepare((*EXITS, model.num_layers), second.tests)
+    step.prefill(PROMPT)
+    expected = proposals_after(started(model, second), second, len(PROMPT), [7, 8])
+    assert proposals_after(step, second, len(PROMPT), [7, 8]) == expected
     with pytest.raises(ValueError, match="two blocks at exit layer 1"):
-        step.prepare((), block_heads(model, EXITS, seed=1).tests)
+        step.prepare((), [*first.tests, *second.tests])

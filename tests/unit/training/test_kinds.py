@@ -165,3 +165,22 @@ def test_training_with_the_kl_of_the_top_tokens_improves_the_whole_kl(tmp_path):
     start = config.model_copy(update={"learning_rate": 1e-9, "epochs": 1})
     before = train_heads(tiny_model(), PROMPTS, start, tmp_path / "b", lambda line: None)
     assert facts.training["held_out_kl"]["1"] < before.training["held_out_kl"]["1"]
+
+
+@pytest.mark.parametrize("loss", ["argmax", "acceptance"])
+def test_every_loss_teaches_heads_to_agree_more_often(loss, tmp_path):
+    config = config_of("block", loss=loss, epochs=6)
+    train_heads(tiny_model(), PROMPTS, config, tmp_path, lambda line: None)
+    points = [p for p in pq.read_table(tmp_path / CURVES).to_pylist() if p["split"] == "train" and p["exit"] == 1]
+    assert points[-1]["agreement"] > points[0]["agreement"] + 0.1
+
+
+def test_a_training_ends_when_agreement_no_longer_rises_and_says_how_much_it_read(tmp_path):
+    config, lines = config_of("transform", learning_rate=1e-9, epochs=8), []
+    facts = train_heads(tiny_model(), PROMPTS, config, tmp_path, lines.append)
+    assert [line for line in lines if "no longer rises" in line] == [
+        "training ends after 4 of 8 epochs: agreement no longer rises at any exit"
+    ]
+    once = train_heads(tiny_model(), PROMPTS, config_of("transform", epochs=1), tmp_path / "once", lambda line: None)
+    assert facts.training["num_trained_tokens"] == once.training["num_trained_tokens"] > 0
+    assert facts.training["num_steps"] == 4 * once.training["num_steps"]

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from torch.nn.functional import kl_div
+from torch.nn.functional import cross_entropy, kl_div
 
-from adadecode.training.loss import kl_sum, make_target
+from adadecode.training.loss import acceptance_loss_sum, argmax_loss_sum, kl_sum, make_target
 
 N, V = 6, 50
 
@@ -84,3 +84,40 @@ def test_the_loss_of_a_shortlist_is_the_cross_entropy_weighted_by_the_final_prob
     difference = kl_sum(target, first, ids) - kl_sum(target, second, ids)
     torch.testing.assert_close(difference, cross_entropy(first) - cross_entropy(second), rtol=1e-4, atol=1e-4)
     assert kl_sum(target, final[:, ids], ids).abs() < 1e-4, "zero when the head is right about what it can say"
+
+
+def test_the_argmax_loss_is_the_cross_entropy_with_the_final_layers_choice(logits):
+    final, head = logits
+    expected = cross_entropy(head, final.argmax(-1), reduction="sum")
+    for top_k in (None, 3):
+        torch.testing.assert_close(argmax_loss_sum(make_target(final, top_k), head, None), expected)
+
+
+def test_a_choice_that_a_shortlist_lacks_teaches_nothing(logits):
+    final, head = logits
+    choices = final.argmax(-1)
+    listed = torch.arange(V)[torch.arange(V) != choices[0]]
+    places = torch.searchsorted(listed, choices)
+    rows = choices != choices[0]
+    expected = cross_entropy(head[rows][:, listed], places[rows], reduction="sum")
+    torch.testing.assert_close(argmax_loss_sum(make_target(final, None), head[:, listed], listed), expected)
+
+
+def test_the_acceptance_loss_is_of_what_speculative_sampling_accepts(logits):
+    final, head = logits
+    p, q = final.softmax(-1), head.softmax(-1)
+    expected = -(1.0 - 0.5 * (p - q).abs().sum(-1)).log().sum()  # 1 - TV
+    torch.testing.assert_close(acceptance_loss_sum(make_target(final, None), head, None), expected)
+    assert acceptance_loss_sum(make_target(final, None), final, None).abs() < 1e-4
+
+
+def test_the_acceptance_loss_over_some_tokens_counts_those_alone(logits):
+    final, head = logits
+    p, q = final.softmax(-1), head.softmax(-1)
+    ids = final.topk(7).indices
+    expected = -torch.minimum(p.gather(-1, ids), q.gather(-1, ids)).sum(-1).log().sum()
+    torch.testing.assert_close(acceptance_loss_sum(make_target(final, 7), head, None), expected)
+    listed = torch.arange(0, V, 2)
+    over_listed = head[:, listed].softmax(-1)
+    expected = -torch.minimum(p[:, listed], over_listed).sum(-1).log().sum()
+    torch.testing.assert_close(acceptance_loss_sum(make_target(final, None), head[:, listed], listed), expected)
