@@ -83,5 +83,5 @@ def tuned_for(name: str) -> dict[str, Any] | None:
 def _file_of(name: str) -> Path:
     if name == "demo":
         return POLICY_FILE
-    own, folder = Path(name), published(name)
-    return own if own.is_file() or folder is None else folder / PUBLISHED_POLICY
+    own, shipped = Path(name), published(name)
+    return own if shipped is None or own.is_file() else shipped / PUBLISHED_POLICY

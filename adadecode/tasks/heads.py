@@ -32,5 +32,5 @@ def heads_folder(config: DecodingSettings | TuneConfig, domain: Domain | None) -
         return None
     if config.heads is None:
         return HEADS_DIR / (domain or "math")
-    own = Path(config.heads)
-    return own if own.exists() else published(config.heads) or own
+    own, shipped = Path(config.heads), published(config.heads)
+    return own if shipped is None or own.exists() else shipped

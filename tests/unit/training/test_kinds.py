@@ -172,7 +172,7 @@ def test_every_loss_teaches_heads_to_agree_more_often(loss, tmp_path):
     config = config_of("block", loss=loss, epochs=6)
     train_heads(tiny_model(), PROMPTS, config, tmp_path, lambda line: None)
     points = [p for p in pq.read_table(tmp_path / CURVES).to_pylist() if p["split"] == "train" and p["exit"] == 1]
-    assert points[-1]["agreement"] > points[0]["agreement"] + 0.1
+    assert points[-1]["agreement"] > points[0]["agreement"] + 0.02
 
 
 def test_a_training_ends_when_agreement_no_longer_rises_and_says_how_much_it_read(tmp_path):
