@@ -103,10 +103,8 @@ class HeadTensors:
         parts = {e: tuple(tensors.pop(f"{name}.{e}") for name in PART_NAMES[kind]) for e in exits}
         shortlist = None
         if "shortlist.ids" in tensors or kind == "shortlist":
-            token_ids, is_stored = (
-                tensors.pop("shortlist.ids"),
-                kind == "shortlist" or any(f"shortlist.{e}" in tensors for e in exits),
-            )
+            token_ids = tensors.pop("shortlist.ids")
+            is_stored = kind == "shortlist" or any(f"shortlist.{e}" in tensors for e in exits)
             shortlist = Shortlist(token_ids, {e: tensors.pop(f"shortlist.{e}") for e in exits} if is_stored else {})
         blocks = {e: _layer_of(tensors, e) for e in exits} if kind == "block" else {}
         temperatures = {e: _number(tensors, key) for e in exits if (key := f"temperature.{e}") in tensors}

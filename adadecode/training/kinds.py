@@ -5,6 +5,7 @@ float32; products run in the base's dtype.
 """
 
 import copy
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from adadecode.settings import TrainConfig
 DEFAULT_RANK = 32
 
 
-class TrainedHead(nn.Module):
+class TrainedHead(nn.Module, ABC):
     """A head in training; here what the kinds without a block and with logits over the whole vocabulary have in common.
 
     `logits` are of normed rows `[N, d]` of what `enter` gives, and over the tokens `token_ids` where it is not None;
@@ -41,11 +42,13 @@ class TrainedHead(nn.Module):
         """The layer that `enter` runs, as it is saved."""
         return None
 
+    @abstractmethod
     def logits(self, normed: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Logits `[N, V]` or, over `token_ids`, `[N, K]` of rows `[N, d]`."""
 
+    @abstractmethod
     def rows(self, token_ids: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The matrix `[K, d]` of the logits of `token_ids` `[K]`, float32."""
 
 
 class TransformHead(TrainedHead):
