@@ -65,9 +65,16 @@ class ExitTestStruct(ctypes.Structure):
         *((name, Pointer) for name in ("norm", "matrices", "sizes", "token_ids")),
         *((name, Pointer) for name in ("ids", "tops", "probabilities", "gate")),
         ("num_matrices", Int),
+        ("reads_block", Int),
         ("bias", ctypes.c_float),
         ("least", ctypes.c_float),
     ]
+
+
+class BlockStruct(ctypes.Structure):
+    """The layer that heads at an exit have for themselves, the rows it made, and its keys and values."""
+
+    _fields_ = [(name, Pointer) for name in ("layer", "rows", "kv")]
 
 
 @functools.cache
@@ -88,7 +95,7 @@ def load_library() -> ctypes.CDLL:
     library.adadecode_head.argtypes = [
         Pointer, Pointer, Int, Pointer, Pointer, Pointer, Int, Pointer, Pointer, Pointer, Pointer, Pointer
     ]  # fmt: skip
-    library.adadecode_run_to_exit.argtypes = [*library.adadecode_run_layers.argtypes, Pointer, Int]
+    library.adadecode_run_to_exit.argtypes = [*library.adadecode_run_layers.argtypes, Int, Pointer, Pointer, Int]
     library.adadecode_gate.argtypes = [Pointer, Pointer, Pointer, Pointer, ctypes.c_float]
     library.adadecode_read.argtypes = [Pointer, ctypes.c_int64, Int]
     library.adadecode_read.restype = ctypes.c_float

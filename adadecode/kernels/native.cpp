@@ -851,13 +851,20 @@ float gate_chance(const Shape& s, const T* hidden, const T* norm, const float* w
 
 extern "C" {
 
-// What is tested at an exit, and where its outcome goes; `gate` [d] is null when there is none.
+// What is tested at an exit, and where its outcome goes; `gate` [d] is null when there is none. The head reads what the
+// exit's block made, or the hidden states.
 struct ExitTest {
     const void *norm, *matrices, *sizes, *token_ids;
     void *ids, *tops, *probabilities;
     const float* gate;
-    int32_t num_matrices;
+    int32_t num_matrices, reads_block;
     float bias, least;
+};
+
+// The layer that heads at an exit have for themselves: the `rows` [W, d] that it made, and its keys and values [2, G, S, D].
+struct Block {
+    const LayerWeights* layer;
+    void *rows, *kv;
 };
 
 int32_t adadecode_tile() { return TILE; }
@@ -920,17 +927,25 @@ float adadecode_gate(const Shape* shape, const void* hidden, const void* norm, c
                           : gate_chance<float>(*shape, (const float*)hidden, (const float*)norm, weights, bias);
 }
 
-// Rows through layers [start, stop) as above, then `test` on the last `num_tested`, unless that is one and the gate gives
-// it less than `least`. Returns whether they were tested.
+// Rows, the first of them in slot `first_slot`, through layers [start, stop) as above and a copy of them through `block`,
+// then `test` on the last `num_tested`, unless that is one and the gate gives it less than `least`. Block and test may be
+// null. Returns whether they were tested.
 int32_t adadecode_run_to_exit(const Shape* shape, const LayerWeights* layers, void* hidden, int32_t num_rows,
                               int32_t first_position, void* kv, const float* cos, const float* sin, int32_t start,
-                              int32_t stop, const ExitTest* test, int32_t num_tested) {
+                              int32_t stop, int32_t first_slot, const Block* block, const ExitTest* test,
+                              int32_t num_tested) {
     adadecode_run_layers(shape, layers, hidden, num_rows, first_position, kv, cos, sin, start, stop);
     const size_t row_len = size_t(shape->d) * (shape->is_bf16 ? sizeof(bf16) : sizeof(float));
-    char* end = (char*)hidden + num_rows * row_len;
-    if (test->gate && num_tested == 1 &&
-        adadecode_gate(shape, end - row_len, test->norm, test->gate, test->bias) < test->least)
+    char *rows = (char*)hidden, *end = (char*)hidden + num_rows * row_len;
+    if (block) {
+        rows = (char*)block->rows + first_slot * row_len;
+        std::memcpy(rows, hidden, num_rows * row_len);
+        adadecode_run_layers(shape, block->layer, rows, num_rows, first_position, block->kv, cos, sin, 0, 1);
+    }
+    if (!test || (test->gate && num_tested == 1 &&
+                  adadecode_gate(shape, end - row_len, test->norm, test->gate, test->bias) < test->least))
         return 0;
+    if (test->reads_block) end = rows + num_rows * row_len;
     adadecode_head(shape, end - num_tested * row_len, num_tested, test->norm, (const void* const*)test->matrices,
                    (const int32_t*)test->sizes, test->num_matrices, (const int64_t*)test->token_ids, nullptr,
                    (int64_t*)test->ids, (float*)test->tops, (float*)test->probabilities);

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from adadecode.kernels.library import ExitTestStruct, ShapeStruct
+from adadecode.kernels.library import BlockStruct, ExitTestStruct, ShapeStruct
 from adadecode.kernels.packed import PackedHead, PackedLayers, PackedWeights
-from adadecode.kernels.step import Proposals, Segment, blocks_of, check_slots, check_token_ids, run_probe_test
+from adadecode.kernels.step import Proposals, Segment, blocks_of, check_slots, check_token_ids
 from adadecode.kernels.weights import Block, ExitTest, Gate, Head, Weights
 
 # Rows of a prompt that are run at once: few enough that what they work in stays small, and so many that the weights,
@@ -32,6 +32,8 @@ class NativeBlock:
         self.rows_at = self.rows.data_ptr()
         self._cache = weights.new_cache(num_columns, 1)
         self.kv_at = self._cache.kv.data_ptr()
+        self._struct = BlockStruct(ctypes.addressof(packed.structs), self.rows_at, self.kv_at)
+        self.address = ctypes.addressof(self._struct)
 
 
 class NativeStep:
@@ -103,6 +105,7 @@ class NativeStep:
                 probabilities=ctypes.addressof(self._probabilities),
                 gate=None if gate is None else self._gate_at(gate),
                 num_matrices=head.num_matrices,
+                reads_block=test.head.block is not None,
                 bias=0.0 if gate is None else gate.bias,
                 least=test.least,
             )
@@ -133,30 +136,20 @@ class NativeStep:
 
     def run(self, lo: int, hi: int, start: int, stop: int) -> None:
         check_slots(lo, hi, self.width)
-        self._run(self._hidden_at + lo * self._row_len, hi - lo, self._first_position + lo, start, stop)
         if stop in self._blocks:
-            rows = self._blocks[stop].rows[lo:hi].copy_(self.hidden[lo:hi])
-            self._run_block(self._blocks[stop], rows, self._first_position + lo)
+            self._run_with_block(Segment(lo, hi, start, stop), None, 0)
+        else:
+            self._run(self._hidden_at + lo * self._row_len, hi - lo, self._first_position + lo, start, stop)
 
     def run_to_exit(self, segment: Segment, test: ExitTest, first_tested: int) -> Proposals | None:
-        lo, hi, start, stop = segment
-        if stop in self._blocks:
-            return run_probe_test(self, segment, test, first_tested)
+        lo, hi, _, stop = segment
         check_slots(lo, first_tested, self.width)
         check_slots(first_tested, hi, self.width)
-        self._check_segment(self._first_position + lo, hi - lo, start, stop)
+        if test.head.block is not None and self._blocks[stop].block is not test.head.block:
+            raise ValueError(f"the block at exit layer {stop} is another head's")
         if test not in self._exit_tests:
             self._prepare_tests([test])
-        is_tested = self._run_to_exit(
-            self._hidden_at + lo * self._row_len,
-            hi - lo,
-            self._first_position + lo,
-            *self._around_rows,
-            start,
-            stop,
-            self._exit_tests[test][1],
-            hi - first_tested,
-        )
+        is_tested = self._run_with_block(segment, self._exit_tests[test][1], hi - first_tested)
         return self._proposals(hi - first_tested) if is_tested else None
 
     def test(self, head: Head, lo: int, hi: int) -> Proposals:
@@ -179,6 +172,24 @@ class NativeStep:
         """Rows at address `hidden` through layers [start, stop)."""
         self._check_segment(first_position, num_rows, start, stop)
         self._run_layers(hidden, num_rows, first_position, *self._around_rows, start, stop)
+
+    def _run_with_block(self, segment: Segment, test_at: int | None, num_tested: int) -> int:
+        """Runs `segment`, the block at its end, if any, and the test at an address; returns whether it tested."""
+        lo, hi, start, stop = segment
+        self._check_segment(self._first_position + lo, hi - lo, start, stop)
+        block = self._blocks.get(stop)
+        return self._run_to_exit(
+            self._hidden_at + lo * self._row_len,
+            hi - lo,
+            self._first_position + lo,
+            *self._around_rows,
+            start,
+            stop,
+            lo,
+            None if block is None else block.address,
+            test_at,
+            num_tested,
+        )
 
     def _new_block(self, block: Block) -> NativeBlock:
         return NativeBlock(block, self._packed.block(block), self.weights, self.width, self.cache.num_columns)
