@@ -67,7 +67,8 @@ class HeadTensors:
     """The tensors of one set of heads: per exit those of its kind, and what makes tests cheap, when they were reduced.
 
     A gate is a logistic regression on the normed hidden state, weights and bias `[d + 1]`, float32. A temperature is what
-    the logits at an exit are divided by, so that a confidence is a chance; 1 where there is none.
+    the logits at an exit are divided by, so that a confidence is a chance; 1 where there is none. Heads of kind `block`
+    have `blocks` at all of their exits; those of kind `transform` may have some, from another training.
     """
 
     parts: dict[int, tuple[Tensor, ...]]
@@ -106,7 +107,10 @@ class HeadTensors:
             token_ids = tensors.pop("shortlist.ids")
             is_stored = kind == "shortlist" or any(f"shortlist.{e}" in tensors for e in exits)
             shortlist = Shortlist(token_ids, {e: tensors.pop(f"shortlist.{e}") for e in exits} if is_stored else {})
-        blocks = {e: _layer_of(tensors, e) for e in exits} if kind == "block" else {}
+        with_blocks = {"block": exits, "transform": tuple(e for e in exits if f"block.qkv.{e}" in tensors)}.get(
+            kind, ()
+        )
+        blocks = {e: _layer_of(tensors, e) for e in with_blocks}
         temperatures = {e: _number(tensors, key) for e in exits if (key := f"temperature.{e}") in tensors}
         gates = {e: tensors.pop(f"gate.{e}") for e in exits} if tensors else {}
         if tensors:
@@ -121,7 +125,7 @@ class HeadTensors:
         `gate` is the least that a gate must give for a test to be made. Raises ExitHeadsError when they do not fit.
         """
         whole = self._whole_heads(model)
-        full = {} if self.kind in OVER_SHORTLIST else whole
+        full = {e: one for e, one in whole.items() if e not in self.blocks}  # a block is trained for a shortlist
         is_over_shortlist = head == "shortlist" or self.kind in OVER_SHORTLIST
         heads = self.shortlist.heads(model, whole) if self.shortlist is not None and is_over_shortlist else full
         full, heads = self._cooled(full), self._cooled(heads)
@@ -129,24 +133,20 @@ class HeadTensors:
         return ExitHeads(model, gated(heads, gates, gate), full=full, gates=gates, content_hash=content_hash)
 
     def _whole_heads(self, model: DecoderModel) -> dict[int, Head]:
-        """The heads over the whole vocabulary, of which kind `shortlist` has none, and those of kind `block` no use."""
+        """The heads over the whole vocabulary, of which kind `shortlist` has none, and those with blocks no use."""
         output = model.weights.head.matrices[0]  # E*, [V, d]
         match self.kind:
-            case "transform" | "low-rank":
+            case "transform" | "low-rank" | "block":
                 transforms = {e: merged(*p) if self.kind == "low-rank" else p[0] for e, p in self.parts.items()}
                 _check_shapes(transforms, (model.width, model.width))
-                return {e: Head((transform.to(output), output)) for e, transform in transforms.items()}
+                blocks = {e: Block(e, _fitted(layer, model, e)) for e, layer in self.blocks.items()}
+                return {e: Head((t.to(output), output), block=blocks.get(e)) for e, t in transforms.items()}
             case "full":
                 matrices = {e: matrix for e, (matrix,) in self.parts.items()}
                 _check_shapes(matrices, (model.vocab_size, model.width))
                 return {e: Head((matrix.to(output),)) for e, matrix in matrices.items()}
             case "original":
                 return {e: Head((output,)) for e in self.parts}
-            case "block":
-                transforms = {e: transform for e, (transform,) in self.parts.items()}
-                _check_shapes(transforms, (model.width, model.width))
-                blocks = {e: Block(e, _fitted(layer, model, e)) for e, layer in self.blocks.items()}
-                return {e: Head((t.to(output), output), block=blocks[e]) for e, t in transforms.items()}
             case "shortlist":
                 return {}
 
@@ -166,6 +166,20 @@ class HeadTensors:
             e: Gate(weights[:-1].to(model.device, torch.float32).contiguous(), float(weights[-1]))
             for e, weights in self.gates.items()
         }
+
+
+def joined(heads: HeadTensors, blocks: HeadTensors) -> HeadTensors:
+    """Heads of kind `transform` and, at other exits, of kind `block`, whose shortlist is that of all then."""
+    assert (heads.kind, blocks.kind) == ("transform", "block"), (heads.kind, blocks.kind)
+    assert heads.parts.keys().isdisjoint(blocks.parts), (heads.parts.keys(), blocks.parts.keys())
+    return HeadTensors(
+        dict(sorted((heads.parts | blocks.parts).items())),
+        blocks.shortlist,
+        heads.gates | blocks.gates,
+        heads.kind,
+        blocks.blocks,
+        heads.temperatures | blocks.temperatures,
+    )
 
 
 def original_heads(model: DecoderModel, exits: tuple[int, ...]) -> ExitHeads:

@@ -3,9 +3,10 @@
     python -m adadecode.recipes.build --gsm8k train.jsonl --work build/demo --install
 
 The texts are GSM8K's training split and the documented functions of the standard library of the Python that runs this
-script. The policy is tuned on prompts that no head was trained on, for the machine at hand. Every stage resumes, and is
-skipped when its result is in the work folder. On two CPU cores it takes some hours; the result depends, in the last bits,
-on the machine's kernels and number of threads.
+script. The heads are the paper's, and a block behind the first layer, which learns from every prompt. The policy is tuned
+on prompts that no head was trained on, for the machine at hand. Every stage resumes, and is skipped when its result is in
+the work folder. On two CPU cores it takes some hours, with the blocks many; with `--device cuda` those take minutes. The
+result depends, in the last bits, on the machine's kernels and number of threads.
 """
 
 import json
@@ -16,27 +17,37 @@ from typing import Any
 
 import click
 import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
 from adadecode.demo import HEADS_DIR, MODEL_DIR, POLICY_FILE
-from adadecode.model.head_files import FACTS, TENSORS
+from adadecode.model.head_files import FACTS, TENSORS, HeadFacts, save_heads
+from adadecode.model.head_tensors import HeadTensors, joined
 from adadecode.model.load import load_model
-from adadecode.model.ngram_store import STORE
 from adadecode.recipes.corpus import Document, gsm8k_documents, python_functions
 from adadecode.recipes.pretrain import demo_config, encode, train_model, train_tokenizer
 from adadecode.records import Prompt
-from adadecode.settings import ModelSettings, TrainConfig, TrainedKind, TuneConfig
+from adadecode.settings import Device, ModelSettings, TrainConfig, TrainedKind, TuneConfig
 from adadecode.training.train import train_heads
 from adadecode.tuning.subject import load_subject
 from adadecode.tuning.tune import POLICY, tune
 
 MODEL_FACTS = "training.json"
 TUNING_PROMPTS = 80  # per domain, of those kept
-HEAD_EXITS = (4, 8, 10, 12)  # more would not fit the 24 MB the embedded files may take
+HEAD_EXITS = (4, 8, 10, 12)
+BLOCK_EXITS = (1,)  # more would not fit the 24 MB the embedded files may take
 KEPT_FOR_TUNING = {"math": 300, "code": 100}  # the last usable prompts of each domain, which no heads are trained on
 LONGEST_HEAD_PROMPT = 256
-HEAD_PROMPTS = 1536  # per domain, the first usable ones
-HEAD_SETTINGS: dict[str, Any] = {"max_new_tokens": 192, "epochs": 2, "batch_tokens": 1024}
+HEAD_PROMPTS = 1536  # per domain, the first usable ones; blocks learn from all
+HEAD_SETTINGS: dict[str, Any] = {"max_new_tokens": 192, "epochs": 2, "batch_tokens": 1024, "store_mb": 0.0}
+BLOCK_SETTINGS: dict[str, Any] = {
+    "epochs": 12,
+    "batch_tokens": 8192,
+    "loss": "argmax",
+    "part_prompts": 1024,
+    "batch_prompts": 1024,
+    "store_mb": 0.0,  # this small, the model is as fast as its n-grams are looked up
+}
 
 ABLATION_EXITS = (4, 8, 12)
 
@@ -50,9 +61,17 @@ ABLATION_EXITS = (4, 8, 12)
 @click.option(
     "--ablation", is_flag=True, help="Also train full-parameter heads and heads of mixed domains, in WORK/ablation."
 )
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Trains blocks.")
 @click.option("--install", is_flag=True, help="Copy the result into this package.")
 def main(
-    gsm8k: Path | None, work: Path, threads: int, seed: int, head_prompts: int, ablation: bool, install: bool
+    gsm8k: Path | None,
+    work: Path,
+    threads: int,
+    seed: int,
+    head_prompts: int,
+    ablation: bool,
+    device: Device,
+    install: bool,
 ) -> None:
     """Builds the demo's tokenizer, model, heads and policy."""
     torch.set_num_threads(threads)
@@ -62,21 +81,27 @@ def main(
     texts = {domain: [document.prompt for document in group] for domain, group in documents.items()}
     builder = HeadBuilder(work, threads, seed)
     usable = {domain: builder.encode(group) for domain, group in texts.items()}
-    prompts = {domain: group[: -KEPT_FOR_TUNING[domain]][:head_prompts] for domain, group in usable.items()}
+    others = {domain: group[: -KEPT_FOR_TUNING[domain]] for domain, group in usable.items()}
+    prompts = {domain: group[:head_prompts] for domain, group in others.items()}
     for domain, group in prompts.items():
-        builder.train(work / "heads" / domain, domain, group, HEAD_EXITS, "transform")
+        builder.train(work / "transforms" / domain, domain, group, HEAD_EXITS, "transform", HEAD_SETTINGS)
     if ablation:
-        outputs = work / "heads" / "math"
-        builder.train(work / "ablation" / "math-full", "math", prompts["math"], ABLATION_EXITS, "full", outputs)
+        of_math = HEAD_SETTINGS | {"outputs": str(work / "transforms" / "math")}
+        builder.train(work / "ablation" / "math-full", "math", prompts["math"], ABLATION_EXITS, "full", of_math)
         mixed = mixed_prompts(prompts)
-        builder.train(work / "ablation" / "mixed", "mixed", mixed, ABLATION_EXITS, "transform")
+        builder.train(work / "ablation" / "mixed", "mixed", mixed, ABLATION_EXITS, "transform", HEAD_SETTINGS)
+    block_builder = HeadBuilder(work, threads, seed, device)
+    for domain, group in others.items():
+        distinct = [list(prompt) for prompt in dict.fromkeys(map(tuple, group))]
+        block_builder.train(work / "blocks" / domain, domain, distinct, BLOCK_EXITS, "block", BLOCK_SETTINGS)
+        join(work / "transforms" / domain, work / "blocks" / domain, work / "heads" / domain)
     kept = {domain: group[-KEPT_FOR_TUNING[domain] :][:TUNING_PROMPTS] for domain, group in usable.items()}
     builder.tune(work / "tuned", {domain: work / "heads" / domain for domain in kept}, kept)
     if install:
         shutil.copytree(work / "model", MODEL_DIR, dirs_exist_ok=True)
         for domain in documents:
             (HEADS_DIR / domain).mkdir(parents=True, exist_ok=True)
-            for name in (TENSORS, STORE, FACTS):
+            for name in (TENSORS, FACTS):
                 shutil.copy(work / "heads" / domain / name, HEADS_DIR / domain / name)
         shutil.copy(work / "tuned" / POLICY, POLICY_FILE)
 
@@ -98,13 +123,31 @@ def build_model(documents: dict[str, list[Document]], work: Path, seed: int) -> 
     (work / "model" / MODEL_FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
+def join(heads: Path, blocks: Path, out: Path) -> None:
+    """Writes the heads of the folders `heads` and `blocks` to `out` as one set, its facts those of both trainings."""
+    facts, facts_of_blocks = (
+        HeadFacts.model_validate_json((folder / FACTS).read_bytes()) for folder in (heads, blocks)
+    )
+    tensors = joined(
+        *(
+            HeadTensors.from_named(load_file(folder / TENSORS), of.exits, of.kind)
+            for folder, of in ((heads, facts), (blocks, facts_of_blocks))
+        )
+    )
+    training = facts.training | {"blocks": facts_of_blocks.training}
+    save_heads(out, tensors, facts.model_copy(update={"exits": tuple(tensors.parts), "training": training}))
+
+
 class HeadBuilder:
     """Trains exit heads on the model in `work` and tunes a policy for them, each unless it is there."""
 
-    def __init__(self, work: Path, threads: int, seed: int) -> None:
-        self._threads, self._seed = threads, seed
+    def __init__(self, work: Path, threads: int, seed: int, device: Device = "cpu") -> None:
+        self._threads, self._seed, self._device = threads, seed, device
         torch.set_num_threads(threads)
-        self._model, self._tokenizer = load_model(ModelSettings(model=str(work / "model")))
+        settings = ModelSettings(
+            model=str(work / "model"), device=device, kernels="auto" if device == "cpu" else "eager"
+        )
+        self._model, self._tokenizer = load_model(settings)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """The usable ones of the prompts `texts`."""
@@ -118,9 +161,9 @@ class HeadBuilder:
         prompts: list[list[int]],
         exits: tuple[int, ...],
         kind: TrainedKind,
-        outputs: Path | None = None,
+        settings: dict[str, Any],
     ) -> None:
-        """Trains heads of `kind` at `exits` on `prompts` into `out`, with the outputs in the heads' folder `outputs`."""
+        """Trains heads of `kind` at `exits` on `prompts` into `out`, with other `settings` of the training."""
         if (out / FACTS).exists():
             return
         click.echo(f"{out}: {len(prompts)} prompts")
@@ -131,8 +174,8 @@ class HeadBuilder:
             exits=exits,
             seed=self._seed,
             threads=self._threads,
-            outputs=None if outputs is None else str(outputs),
-            **HEAD_SETTINGS,
+            device=self._device,
+            **settings,
         )
         train_heads(self._model, prompts, config, out, click.echo)
 
