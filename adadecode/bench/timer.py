@@ -72,6 +72,10 @@ class CallTimer:
                 if repetition:  # the first may compile or capture
                     times_ms.append(duration_ms)
 
+    def position(self, width: int) -> int:
+        """Where the first row of calls of `width` stands."""
+        return self._benches[width].position
+
     def times(self) -> dict[Call, CallTime]:
         """What was measured of each call."""
         return {call: CallTime.of(times_ms) for call, times_ms in self._times_ms.items()}

@@ -85,9 +85,11 @@ def make_policy(settings: DecodeSettings, head_exits: tuple[int, ...] | None, nu
     if head_exits is None:
         return Policy((), (), settings.max_drafts, settings.reject, settings.ngram, settings.stop, settings.ngram_store)
     papers = paper_exits(num_layers)
-    exits = settings.exits or (papers if papers and set(papers) <= set(head_exits) else head_exits)
+    exits = papers if papers and set(papers) <= set(head_exits) else head_exits
+    if settings.exits is not None:
+        exits = settings.exits
     check_heads_at(exits, head_exits)
-    gammas = settings.gamma if isinstance(settings.gamma, tuple) else (settings.gamma,) * len(exits)
+    gammas = settings.gamma if isinstance(settings.gamma, tuple) and exits else (settings.gamma,) * len(exits)
     if len(gammas) != len(exits):
         raise UsageError(
             f"--gamma {','.join(map(str, gammas))}: {len(gammas)} thresholds for the {len(exits)} exits "
@@ -98,9 +100,9 @@ def make_policy(settings: DecodeSettings, head_exits: tuple[int, ...] | None, nu
 
 
 def check_heads_at(exits: tuple[int, ...], head_exits: tuple[int, ...], whose: str = "the heads") -> None:
-    """Raises UsageError unless there are heads at all of `exits`, at least one; `whose` heads are at `head_exits`."""
+    """Raises UsageError unless there are heads at all of `exits`; `whose` heads are at `head_exits`."""
     missing = sorted(set(exits) - set(head_exits))
-    if missing or not exits:
+    if missing:
         raise UsageError(
             f"--exits {','.join(map(str, exits))}: there are no heads at {missing}; "
             f"{whose} are at {','.join(map(str, head_exits))}: choose among them or train others"

@@ -46,6 +46,11 @@ def increasing(exits: tuple[int, ...]) -> tuple[int, ...]:
     return exits
 
 
+def increasing_or_none(exits: tuple[int, ...]) -> tuple[int, ...]:
+    """`exits`, none of them where n-grams alone draft; raises ValueError unless they can be exit layers of some model."""
+    return increasing(exits) if exits else exits
+
+
 def probabilities(gamma: float | tuple[float, ...]) -> float | tuple[float, ...]:
     """`gamma`; raises ValueError unless every threshold is a probability."""
     if not all(0.0 <= g <= 1.0 for g in (gamma if isinstance(gamma, tuple) else (gamma,))):
@@ -96,6 +101,7 @@ def allowed_errors(max_errors: str, num_planned: int) -> int:
 
 
 Exits = Annotated[tuple[int, ...], AfterValidator(increasing)]
+PolicyExits = Annotated[tuple[int, ...], AfterValidator(increasing_or_none)]
 MethodName = Annotated[str, AfterValidator(known)]
 MethodNames = Annotated[tuple[MethodName, ...], AfterValidator(with_reference)]
 Address = Annotated[str | None, Flag(unset="RAY_ADDRESS, else a cluster started on this machine")]
@@ -161,8 +167,8 @@ class DecodeSettings(Settings):
     gamma: Annotated[float | tuple[float, ...], AfterValidator(probabilities)] = Field(
         default=0.75, description="Exit threshold in [0, 1], or one per exit with commas; 1 drafts nothing."
     )
-    exits: Annotated[Exits | None, Flag(unset="L/4, L/2, 3L/4, or all there are heads at")] = Field(
-        default=None, description="Exit layers, such as 4,8,12."
+    exits: Annotated[PolicyExits | None, Flag(unset="L/4, L/2, 3L/4, or all there are heads at")] = Field(
+        default=None, description="Exit layers, such as 4,8,12; [] in a file: n-grams alone draft."
     )
     stop: Stop = Field(default="token", description="Whether a gamma is of a token alone or of all pending drafts.")
     max_drafts: int = Field(default=5, ge=0, le=64, description="Drafts pending at once.")
@@ -181,6 +187,12 @@ class DecodeSettings(Settings):
     )
     ngram_store: bool = Field(default=True, description="n-grams of the store beside the heads too, if there is one.")
     max_new_tokens: int = Field(default=512, ge=1, le=MAX_COUNT, description=MAX_NEW_TOKENS_TEXT)
+
+    @model_validator(mode="after")
+    def _something_drafts(self) -> Self:
+        if self.exits == () and self.ngram is None:
+            raise ValueError("exits []: nothing drafts without n-grams: give ngram, such as 0.3, or exits")
+        return self
 
 
 class MethodSettings(Settings):

@@ -28,17 +28,18 @@ class PolicyError(UsageError):
     """What is named as a policy is none."""
 
 
-def with_policy(values: dict[str, Any]) -> dict[str, Any]:
+def with_policy(values: dict[str, Any], *, is_settled: bool = True) -> dict[str, Any]:
     """`values` of a configuration, those of its policy laid under `decode`.
 
-    Unless `decode` names one it is `demo` for the demo's own weights, else `paper`. Where all of `decode` is given, as in
-    the run.json of a run, its policy is a name that is not looked up. Of DecodeSettings what was set in them is given.
-    Raises PolicyError for what is no policy.
+    Unless `decode` names one it is `demo` for the demo's own weights, else `paper`. Where all of `decode` is given and
+    `is_settled`, as in the run.json of a run, its policy is a name that is not looked up. Of DecodeSettings what was set in
+    them is given. Raises PolicyError for what is no policy.
     """
     decode = values.get("decode", {})
     if isinstance(decode, DecodeSettings):
         decode = decode.model_dump(exclude_unset=True)
-    if not is_mapping(decode) or decode.keys() >= DecodeSettings.model_fields.keys() - DECODED_BEFORE.keys():
+    settled = DecodeSettings.model_fields.keys() - DECODED_BEFORE.keys()
+    if not is_mapping(decode) or (is_settled and decode.keys() >= settled):
         return values
     is_demo = values.get("model", "demo") == "demo" and values.get("shape") is None
     name = decode.get("policy", "demo" if is_demo else "paper")

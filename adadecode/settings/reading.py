@@ -91,7 +91,9 @@ def settings_of(kind: type[SettingsT], *layers: Mapping[str, Any]) -> SettingsT:
     if of_decode:
         values |= {"decode": {name: value for name, value in given.items() if name in of_decode}}
     try:
-        return kind.model_validate(with_policy(values) if of_decode else values)
+        # a run's policy was looked up when it began, and need not be there any more
+        of_run = any(isinstance(part, FileSettings) and part.of_run for part in parts)
+        return kind.model_validate(with_policy(values, is_settled=of_run) if of_decode else values)
     except PolicyError as error:
         place = places.get("policy")
         raise UsageError(f"{error}" if place is None else f"{place}: {str(error).removeprefix('--')}") from None

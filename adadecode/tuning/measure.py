@@ -7,17 +7,17 @@ from typing import Any
 
 from adadecode.bench.calls import RecordingModel, RecordingStep
 from adadecode.engine.drafters import drafters_of
-from adadecode.engine.generate import Request, generate, room_for_output
-from adadecode.engine.policy import VANILLA, Policy
+from adadecode.engine.generate import Request, generate
+from adadecode.engine.policy import Policy
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
 from adadecode.records import Generation
 from adadecode.tuning.call_costs import CallCosts
 from adadecode.tuning.contenders import Contender, gated_heads
-from adadecode.tuning.costs import Costs, MeasuredGeneration, break_even, fit_costs
-from adadecode.tuning.replay import Candidate, ModelFacts, ReplayStep, TracedHeads, generate_over, replay
+from adadecode.tuning.costs import Costs, MeasuredPair, break_even, fit_costs
+from adadecode.tuning.replay import Candidate, ModelFacts, ReplayStep, TracedHeads, generate_over
 from adadecode.tuning.result import TuneRow
-from adadecode.tuning.search import GAMMAS, GATES, NGRAMS, REJECTS, STOPS
+from adadecode.tuning.search import GAMMAS, GATES, NGRAMS, REJECTS, STOPS, VANILLA_CANDIDATE, Simulator
 from adadecode.tuning.trace import Floors, SampleTrace, TraceSpace
 
 COST_PROMPTS, COST_CANDIDATES, COST_REPEATS = 8, 12, 2
@@ -32,56 +32,70 @@ def decode_traced(model: Any, contender: Contender, trace: SampleTrace, space: T
     return generate(model, request, policy, drafters_of(policy, contender.heads.get(trace.task))).generation
 
 
-def measure_costs(
-    model: DecoderModel, heads: dict[str, ExitHeads], traces: Sequence[SampleTrace], space: TraceSpace, seed: int
-) -> Costs:
-    """What calls cost: timed one by one, then scaled to real generations of a few prompts under policies of all kinds.
+class CostStudy:
+    """What calls cost on this machine: timed one by one, then scaled to real generations of a few of the `traces`.
 
     Everything is done in turns, so that a machine that is slower for a while is so for all.
     """
-    rng = random.Random(seed)
-    chosen = rng.sample(list(traces), min(COST_PROMPTS, len(traces)))
-    has_gates = all(of_task.gates for of_task in heads.values())
-    candidates = [Candidate(VANILLA), *(random_candidate(space, has_gates, rng) for _ in range(COST_CANDIDATES))]
-    contenders = [
-        Contender(str(idx), c.policy, space.width, gated_heads(heads, c.gate), c) for idx, c in enumerate(candidates)
-    ]
-    longest = max(chosen, key=lambda trace: len(trace.prompt_ids))
-    prompt_ids = list(longest.prompt_ids)
-    calls = CallCosts(model, heads[longest.task], space, prompt_ids, num_positions(model, space, prompt_ids))
-    facts = ModelFacts.of(model, heads)
-    for contender in contenders:
-        decode_traced(model, contender, chosen[0], space)  # the first may compile or pack weights
-    least_s: dict[tuple[int, int], float] = {}
-    for _ in range(COST_REPEATS):
-        calls.measure(CALLS_BUDGET_S / COST_REPEATS)
-        for prompt_idx, trace in enumerate(chosen):
-            for idx in rng.sample(range(len(contenders)), len(contenders)):
-                decode_s = decode_traced(model, contenders[idx], trace, space).decode_s
-                key = (prompt_idx, idx)
-                least_s[key] = min(decode_s, least_s.get(key, decode_s))
-    measured = [
-        MeasuredGeneration(replay(chosen[prompt_idx], space, facts, candidates[idx]).calls.vector(), decode_s)
-        for (prompt_idx, idx), decode_s in least_s.items()
-    ]
-    return fit_costs(calls.seconds(), measured)
+
+    def __init__(
+        self,
+        model: DecoderModel,
+        heads: dict[str, ExitHeads],
+        traces: Sequence[SampleTrace],
+        space: TraceSpace,
+        seed: int,
+    ) -> None:
+        self._model, self._heads, self._space = model, heads, space
+        self._rng = random.Random(seed)
+        self._chosen = self._rng.sample(list(traces), min(COST_PROMPTS, len(traces)))
+        prompts = [list(trace.prompt_ids) for trace in self._chosen]
+        self._call_costs = CallCosts(model, heads[self._chosen[0].task], space, prompts)
+        self._simulator = Simulator(self._chosen, space, ModelFacts.of(model, heads))
+        self._measured: list[MeasuredPair] = []
+
+    def measure_random(self) -> None:
+        """Measures policies of all kinds."""
+        has_gates = all(of_task.gates for of_task in self._heads.values())
+        self.measure([random_candidate(self._space, has_gates, self._rng) for _ in range(COST_CANDIDATES)])
+
+    def measure(self, candidates: Sequence[Candidate]) -> None:
+        """Measures `candidates`, and vanilla beside them."""
+        contenders = {candidate: self._contender(candidate) for candidate in (VANILLA_CANDIDATE, *candidates)}
+        for contender in contenders.values():
+            decode_traced(self._model, contender, self._chosen[0], self._space)  # the first may compile or pack weights
+        for _ in range(COST_REPEATS):
+            self._call_costs.measure(CALLS_BUDGET_S / COST_REPEATS)
+            for idx, trace in enumerate(self._simulator.traces):
+                found = {
+                    one: (self._simulator.calls(one)[idx], decode_traced(self._model, by, trace, self._space).decode_s)
+                    for one, by in self._rng.sample(list(contenders.items()), len(contenders))
+                }
+                vanilla = found.pop(VANILLA_CANDIDATE)
+                self._measured += [MeasuredPair(*pair, *vanilla) for pair in found.values()]
+
+    def costs(self) -> Costs:
+        """The costs that agree best with all that was measured."""
+        return fit_costs(self._call_costs.seconds(), self._measured)
+
+    def _contender(self, candidate: Candidate) -> Contender:
+        heads = gated_heads(self._heads, candidate.gate)
+        return Contender(str(candidate), candidate.policy, self._space.width, heads, candidate)
 
 
 def measure_floors(model: DecoderModel, heads: ExitHeads, space: TraceSpace, prompt_ids: list[int]) -> Floors:
     """The least chances at which a draft can pay here, and a part of them: confidences are not quite chances."""
-    calls = CallCosts(model, heads, space, prompt_ids, num_positions(model, space, prompt_ids))
+    calls = CallCosts(model, heads, space, [prompt_ids])
     calls.measure(FLOORS_BUDGET_S)
     seconds, num_layers = calls.seconds(), model.num_layers
 
+    def chance(boundary: int) -> float:
+        return break_even(seconds, num_layers, boundary, space.max_drafts, calls.num_columns)
+
     def floor(boundary: int, least: float) -> float:
-        return max(least, round(FLOOR_SHARE * break_even(seconds, num_layers, boundary, space.max_drafts), 2))
+        return max(least, round(FLOOR_SHARE * chance(boundary), 2))
 
     return Floors(tuple(floor(e, LEAST_FLOOR) for e in space.exits), floor(0, LEAST_NGRAM_FLOOR))
-
-
-def num_positions(model: DecoderModel, space: TraceSpace, prompt_ids: list[int]) -> int:
-    """The most positions that `prompt_ids` and what follows them take."""
-    return len(prompt_ids) + min(space.max_new_tokens, room_for_output(model, len(prompt_ids)))
 
 
 def random_candidate(space: TraceSpace, gates: bool, rng: random.Random) -> Candidate:

@@ -14,10 +14,11 @@ from adadecode.tuning.result import TuneResult
 def policy_settings(best: Candidate, head: HeadKind) -> dict[str, Any]:
     """`best` over heads tested as `head`, as the decode settings of a policy file."""
     policy = best.policy
-    gammas = set(policy.gammas)
+    gammas = list(policy.gammas)
+    of_exits = {"gamma": gammas[0] if len(set(gammas)) == 1 else gammas} if gammas else {}
     settings: dict[str, Any] = {
         "exits": list(policy.exits),
-        "gamma": policy.gammas[0] if len(gammas) == 1 else list(policy.gammas),
+        **of_exits,
         "stop": policy.stop,
         "max_drafts": policy.max_drafts,
         "head": head,

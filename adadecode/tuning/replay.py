@@ -204,7 +204,7 @@ class ReplayStep:
 
     def run(self, lo: int, hi: int, start: int, stop: int) -> None:
         has_block = stop in self._block_exits
-        self.calls.layers[hi - lo] += stop - start + has_block
+        self.calls.run_layers(stop - start + has_block, hi - lo, self._prompt_len + self._first + lo)
         self.calls.num_segments += 1 + has_block
         self._stop = stop
 

@@ -34,7 +34,7 @@ class Simulator:
         self._calls: dict[Candidate, NDArray[np.float64]] = {}
 
     def calls(self, candidate: Candidate) -> NDArray[np.float64]:
-        """The calls of every trace's decoding under `candidate`, [traces, 3 W + 4]."""
+        """The calls of every trace's decoding under `candidate`, [traces, 4 W + 4]."""
         if candidate not in self._calls:
             replayed = (replay(trace, self.space, self._facts, candidate) for trace in self.traces)
             self._calls[candidate] = _stacked(one.calls for one in replayed)
@@ -69,8 +69,11 @@ class Search:
 
     def best(self, prompts: NDArray[np.intp]) -> Candidate:
         """The best candidate found by mean gain on `prompts`, which index what `gains` gives."""
-        found = [self._climb(start, prompts) for start in self.starts]
-        return max(found, key=lambda candidate: self.gains(candidate)[prompts].mean())
+        return max(self.finalists(prompts), key=lambda candidate: self.gains(candidate)[prompts].mean())
+
+    def finalists(self, prompts: NDArray[np.intp]) -> list[Candidate]:
+        """The best candidate on `prompts` from each of the starts, those that are the same once."""
+        return list(dict.fromkeys(self._climb(start, prompts) for start in self.starts))
 
     def cross_validated(self, num_prompts: int, num_folds: int, seed: int) -> NDArray[np.float64]:
         """Per prompt the gain of the candidate that was found on the other folds, [prompts]."""
@@ -104,13 +107,13 @@ def pays(differences: NDArray[np.float64]) -> bool:
 
 def _axes(space: TraceSpace, gates: bool) -> Iterator[Callable[[Candidate], list[Candidate]]]:
     """The settings that can be changed, each as the candidates it leads to from one; some may not lie in `space`."""
-    yield lambda now: [_with_exit_toggled(now, e, space) for e in space.exits if now.policy.exits != (e,)]
+    yield lambda now: [_with_exit_toggled(now, e, space) for e in space.exits if _may_toggle(now, e)]
     yield lambda now: [_with_gammas(now, [g] * len(now.policy.exits), space) for g in GAMMAS]
     for exit_layer in space.exits:
         yield lambda now, e=exit_layer: [_with_gamma(now, e, g) for g in GAMMAS]
     yield lambda now: [_with(now, max_drafts=n) for n in range(1, space.max_drafts + 1)]
     yield lambda now: [_with_stop(now, stop, factor, space) for stop in STOPS for factor in OTHER_STOP[stop]]
-    yield lambda now: [_with(now, ngram=g) for g in NGRAMS]
+    yield lambda now: [_with(now, ngram=g) for g in NGRAMS if now.policy.exits or g is not None]
     yield lambda now: [_with(now, reject=r) for r in REJECTS]
     if gates:
         yield lambda now: [now._replace(gate=gate) for gate in GATES]
@@ -134,6 +137,11 @@ def _with_stop(candidate: Candidate, stop: Stop, factor: float, space: TraceSpac
     return _with_gammas(_with(candidate, stop=stop), gammas, space)
 
 
+def _may_toggle(candidate: Candidate, exit_layer: int) -> bool:
+    """Whether anything drafts in `candidate` with `exit_layer` taken out, or put in."""
+    return candidate.policy.exits != (exit_layer,) or candidate.policy.ngram is not None
+
+
 def _with_exit_toggled(candidate: Candidate, exit_layer: int, space: TraceSpace) -> Candidate:
     gammas = dict(zip(candidate.policy.exits, candidate.policy.gammas, strict=True))
     if gammas.pop(exit_layer, None) is None:
@@ -148,13 +156,20 @@ def _with_gamma(candidate: Candidate, exit_layer: int, gamma: float) -> Candidat
 
 
 def start_candidates(space: TraceSpace, paper: Policy | None) -> list[Candidate]:
-    """Where a search begins, by each rule: the paper's policy, or its gamma at all exits, and one exit with n-grams."""
+    """Where a search begins: the paper's policy, or its gamma at all exits, one exit with n-grams, and n-grams alone.
+
+    The first two by each rule of stopping.
+    """
     early = space.exits[(len(space.exits) - 1) // 2]
     first = Policy(space.exits, (0.75,) * len(space.exits), space.max_drafts)
     if paper is not None and set(paper.exits) <= set(space.exits):
         first = paper
     second = Policy((early,), (NEW_GAMMA,), space.max_drafts, None, 0.5)
-    return [_lying_in(space, replace(policy, stop=stop)) for policy in (first, second) for stop in STOPS]
+    by_each_rule = [replace(policy, stop=stop) for policy in (first, second) for stop in STOPS]
+    return [
+        _lying_in(space, policy)
+        for policy in (*by_each_rule, Policy((), (), space.max_drafts, ngram=0.5, stop="chain"))
+    ]
 
 
 def _lying_in(space: TraceSpace, policy: Policy) -> Candidate:

@@ -8,7 +8,7 @@ import torch
 from adadecode.model.decoder import DecoderModel
 from adadecode.records import Prompt
 from adadecode.tuning.contenders import Contender
-from adadecode.tuning.measure import measure_costs, random_candidate, replays_alike
+from adadecode.tuning.measure import CostStudy, random_candidate, replays_alike
 from adadecode.tuning.replay import ModelFacts, replay
 from adadecode.tuning.trace import Floors, TraceSpace, record
 from tests.models import random_gates, random_heads, tiny_lm
@@ -39,5 +39,7 @@ def test_a_replay_makes_every_call_of_the_engine_with_the_same_answers(dtype):
             generation = replay(trace, SPACE, ModelFacts.of(model, contender.heads), candidate).generation
             num_wrong += generation.num_drafted - generation.num_accepted
     assert num_wrong > 20, "the heads are never wrong: the test has no teeth"
-    costs = measure_costs(model, {"tiny": heads}, traces, SPACE, 0)
+    study = CostStudy(model, {"tiny": heads}, traces, SPACE, 0)
+    study.measure_random()
+    costs = study.costs()
     assert costs.seconds[: SPACE.max_drafts + 1].min() > 0

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import adadecode
+from adadecode.engine.policy import Policy, make_policy
 from adadecode.errors import UsageError
 from adadecode.settings import (
     BenchConfig,
@@ -316,6 +317,22 @@ def test_a_run_json_is_read_though_its_policys_file_is_gone(tmp_path):
     old = config.model_dump(mode="json")["decode"]
     del old["reject"]
     assert build_settings(EvalConfig, run_json(tmp_path, config, decode=old), {}) == config
+
+
+def test_settings_that_the_command_line_gives_leave_the_rest_to_the_policys_file(tmp_path):
+    policy = written(tmp_path, "gamma: 0.4\nngram: 0.5\nstop: chain\nngram_store: false\n", "policy.yaml")
+    given = DecodeSettings(reject=0.5, ngram=0.25).model_dump(exclude={"policy", "stop", "ngram_store"})
+    decode = build_settings(EvalConfig, None, {"policy": str(policy), **given}).decode
+    assert (decode.stop, decode.ngram_store, decode.ngram, decode.gamma) == ("chain", False, 0.25, 0.75)
+
+
+def test_a_policy_without_exits_drafts_by_n_grams_alone(tmp_path):
+    policy = written(tmp_path, "exits: []\nngram: 0.5\nhead: shortlist\n", "policy.yaml")
+    decode = build_settings(EvalConfig, None, {"policy": str(policy)}).decode
+    assert make_policy(decode, (4, 8), 16) == Policy((), (), 5, ngram=0.5)
+    policy.write_text("exits: []\n")
+    with pytest.raises(UsageError, match="nothing drafts without n-grams: give ngram"):
+        build_settings(EvalConfig, None, {"policy": str(policy)})
 
 
 @pytest.mark.parametrize("decode", [None, 5, "paper", [1]])

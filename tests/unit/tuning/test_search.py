@@ -5,6 +5,7 @@ import pytest
 
 from adadecode.engine.policy import Policy
 from adadecode.tuning.costs import Calls, Costs
+from adadecode.tuning.policy_file import policy_settings
 from adadecode.tuning.replay import Candidate
 from adadecode.tuning.search import Search, Simulator, pays, start_candidates
 from adadecode.tuning.trace import Floors
@@ -13,7 +14,7 @@ from tests.unit.tuning.conftest import EXITS
 
 def flat_costs(width: int = 8, *, test_s: float = 0.1) -> Costs:
     """A layer costs one second whatever the rows, a verification one; tests what is said."""
-    seconds = np.zeros(3 * width + 4)
+    seconds = np.zeros(4 * width + 4)
     seconds[:width] = 1.0
     seconds[width : 2 * width] = test_s
     seconds[2 * width : 3 * width] = 1.0
@@ -88,6 +89,26 @@ def test_a_change_that_is_within_its_own_noise_does_not_pay():
 def test_starts_lie_in_the_space(eager):
     for candidate in start_candidates(eager.space, Policy(EXITS, (0.75,) * 3, 3)):
         assert eager.space.covers(candidate.policy)
+
+
+def test_a_search_may_leave_all_exits_out_where_n_grams_draft(eager):
+    simulator = Simulator(eager.traces, eager.space, eager.facts)
+    prompts = np.arange(len(simulator.traces))
+    costs = flat_costs(test_s=1e6)
+
+    def gains(candidate):
+        return simulator.gains(candidate, costs)
+
+    best = Search(gains, start_candidates(eager.space, None), eager.space, has_gates=False).best(prompts)
+    assert (best.policy.exits, best.policy.ngram is None) == ((), False)
+    assert policy_settings(best, "shortlist") == {
+        "exits": [],
+        "stop": "chain",
+        "max_drafts": best.policy.max_drafts,
+        "head": "shortlist",
+        "gate": 0.0,
+        "ngram": best.policy.ngram,
+    }
 
 
 def test_calls_are_replayed_once(eager, monkeypatch):
