@@ -89,7 +89,9 @@ def make_policy(settings: DecodeSettings, head_exits: tuple[int, ...] | None, nu
     if settings.exits is not None:
         exits = settings.exits
     check_heads_at(exits, head_exits)
-    gammas = settings.gamma if isinstance(settings.gamma, tuple) and exits else (settings.gamma,) * len(exits)
+    gammas = settings.gamma if isinstance(settings.gamma, tuple) else (settings.gamma,) * len(exits)
+    if not exits:
+        gammas = ()
     if len(gammas) != len(exits):
         raise UsageError(
             f"--gamma {','.join(map(str, gammas))}: {len(gammas)} thresholds for the {len(exits)} exits "

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 MOST_CONTEXTS = 24  # suffixes that learn how they went on, the longest first: a loop has as many as it has tokens
 ROOT = 0
+NEVER = -1  # no token
 
 
 class Context(NamedTuple):
@@ -31,10 +32,13 @@ class Suffixes:
     """The contexts of one sequence."""
 
     def __init__(self) -> None:
+        # flat lists: a token that comes touches some dozen states, and each object made for one would take as long
         self._next: list[dict[int, int]] = [{}]
         self._link = [-1]
         self._length = [0]
-        self._seen: list[Continuation | None] = [None]
+        self._went_on = [NEVER]  # with which token, how often in a row, and whether ever otherwise
+        self._streak = [0]
+        self._has_changed = [False]
         self._whole = ROOT
 
     @property
@@ -57,8 +61,8 @@ class Suffixes:
         """The longest suffix of `context` that went on, by its length, and how; None when none did."""
         state, length = context
         while state != ROOT:
-            if (seen := self._seen[state]) is not None:
-                return length, seen
+            if (token_id := self._went_on[state]) != NEVER:
+                return length, Continuation(token_id, self._streak[state], self._has_changed[state])
             state = self._link[state]
             length = self._length[state]
         return None
@@ -66,10 +70,11 @@ class Suffixes:
     def append(self, token_id: int) -> None:
         """Goes on with `token_id`."""
         self._learn(token_id)
-        state, new = self._whole, self._add({}, self._length[self._whole] + 1, None)
-        while state != -1 and token_id not in self._next[state]:
-            self._next[state][token_id] = new
-            state = self._link[state]
+        state, new = self._whole, self._add({}, self._length[self._whole] + 1)
+        following, link = self._next, self._link
+        while state != -1 and token_id not in following[state]:
+            following[state][token_id] = new
+            state = link[state]
         self._whole = new
         if state == -1:
             self._link[new] = ROOT
@@ -80,22 +85,22 @@ class Suffixes:
         self._link[new] = found
 
     def _learn(self, token_id: int) -> None:
-        state, seen = self._whole, self._seen
+        state, link, went_on, streak = self._whole, self._link, self._went_on, self._streak
         for _ in range(MOST_CONTEXTS):
             if state <= ROOT:
                 return
-            before = seen[state]
-            if before is None:
-                seen[state] = Continuation(token_id, 1, False)
-            elif before.token_id == token_id:
-                seen[state] = Continuation(token_id, before.streak + 1, before.has_changed)
+            if went_on[state] == token_id:
+                streak[state] += 1
             else:
-                seen[state] = Continuation(token_id, 1, True)
-            state = self._link[state]
+                self._has_changed[state] = went_on[state] != NEVER
+                went_on[state], streak[state] = token_id, 1
+            state = link[state]
 
     def _split(self, found: int, state: int, token_id: int) -> int:
         """The new state for the shorter substrings of `found`, which from now on end at one place more."""
-        copy = self._add(dict(self._next[found]), self._length[state] + 1, self._seen[found])
+        copy = self._add(dict(self._next[found]), self._length[state] + 1)
+        self._went_on[copy], self._streak[copy] = self._went_on[found], self._streak[found]
+        self._has_changed[copy] = self._has_changed[found]
         self._link[copy] = self._link[found]
         while state != -1 and self._next[state].get(token_id) == found:
             self._next[state][token_id] = copy
@@ -103,9 +108,11 @@ class Suffixes:
         self._link[found] = copy
         return copy
 
-    def _add(self, following: dict[int, int], length: int, seen: Continuation | None) -> int:
+    def _add(self, following: dict[int, int], length: int) -> int:
         self._next.append(following)
         self._link.append(ROOT)
         self._length.append(length)
-        self._seen.append(seen)
+        self._went_on.append(NEVER)
+        self._streak.append(0)
+        self._has_changed.append(False)
         return len(self._next) - 1

@@ -33,7 +33,8 @@ from adadecode.tuning.subject import load_subject
 from adadecode.tuning.tune import POLICY, tune
 
 MODEL_FACTS = "training.json"
-TUNING_PROMPTS = 80  # per domain, of those kept
+TUNING_PROMPTS = 40  # per domain, of those kept
+TUNING_THREADS = 1  # as the workers of `make demo` have
 HEAD_EXITS = (4, 8, 10, 12)
 BLOCK_EXITS = (1,)  # more would not fit the 24 MB the embedded files may take
 KEPT_FOR_TUNING = {"math": 300, "code": 100}  # the last usable prompts of each domain, which no heads are trained on
@@ -142,7 +143,8 @@ class HeadBuilder:
     """Trains exit heads on the model in `work` and tunes a policy for them, each unless it is there."""
 
     def __init__(self, work: Path, threads: int, seed: int, device: Device = "cpu") -> None:
-        self._threads, self._seed, self._device = threads, seed, device
+        self._threads, self._seed = threads, seed
+        self._device: Device = device
         torch.set_num_threads(threads)
         settings = ModelSettings(
             model=str(work / "model"), device=device, kernels="auto" if device == "cpu" else "eager"
@@ -183,7 +185,8 @@ class HeadBuilder:
         """Finds one policy for the heads of all domains on `prompts` that they were not trained on, into `out`."""
         if (out / POLICY).exists():
             return
-        config = TuneConfig.model_validate({"model": "demo", "threads": self._threads, "seed": self._seed})
+        config = TuneConfig.model_validate({"model": "demo", "threads": TUNING_THREADS, "seed": self._seed})
+        torch.set_num_threads(TUNING_THREADS)
         subject = load_subject(config, self._model, self._tokenizer, heads)
         numbered = [
             Prompt(domain, f"{domain}-{idx}", prompt)

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+FIT_ROUNDS = 8
+TINY = 1e-12
 SCALE_WEIGHT = 0.1  # of the prior that calls take in rounds what they take alone, over that of what was measured
 
 
@@ -48,8 +50,8 @@ class Costs:
     """Seconds per call, [4 W + 4], and how they came about.
 
     `scale` multiplies the isolated times; what calls that run layers, rounds and the n-gram drafter take besides is
-    `per_segment_s`, `per_round_s` and `per_ngram_token_s`; `error` is the root mean square of the relative error of the
-    speedups they were fitted to.
+    `per_segment_s`, `per_round_s` and `per_ngram_token_s`; `error` is the median of the relative errors of the speedups
+    they were fitted to, each of a single generation.
     """
 
     seconds: NDArray[np.float64]
@@ -67,7 +69,8 @@ class Costs:
 def fit_costs(isolated: NDArray[np.float64], measured: list[MeasuredPair]) -> Costs:
     """Costs that give the speedups that were `measured`, in proportion to the `isolated` seconds of each call [4 W + 4].
 
-    Speedups, not seconds: a machine that others share is slower for a while, and is so for both of a pair.
+    Speedups, not seconds: a machine that others share is slower for a while, and is so for both of a pair. Where it stood
+    still for one of them that pair hardly counts: least absolute errors, by least squares weighted anew.
     """
     decode_s, vanilla_s = (np.array([one[place] for one in measured]) for place in (1, 3))
     calls, vanilla_calls = (np.array([one[place] for one in measured]) for place in (0, 2))
@@ -78,12 +81,19 @@ def fit_costs(isolated: NDArray[np.float64], measured: list[MeasuredPair]) -> Co
     of_vanilla = parts(vanilla_calls, vanilla_s)
     prior = SCALE_WEIGHT * np.sqrt(len(measured))
     rows = np.vstack([parts(calls, decode_s) - of_vanilla, of_vanilla, [prior, 0.0, 0.0, 0.0]])
-    (scale, *rest), _ = nnls(rows, np.concatenate([np.zeros(len(measured)), np.ones(len(measured)), [prior]]))
+    wanted = np.concatenate([np.zeros(len(measured)), np.ones(len(measured)), [prior]])
+    weights = np.ones(len(wanted))
+    found, _ = nnls(rows, wanted)
+    for _ in range(FIT_ROUNDS):
+        errors = np.abs(rows @ found - wanted)[:-1]
+        weights[:-1] = np.minimum(1.0, np.sqrt(np.median(errors) / np.maximum(errors, TINY)))
+        found, _ = nnls(rows * weights[:, None], wanted * weights)
+    scale, *rest = map(float, found)
     seconds = scale * isolated
     seconds[-3:] += rest
-    found = (vanilla_calls @ seconds) / (calls @ seconds)
-    error = np.sqrt(np.mean((found * decode_s / vanilla_s - 1.0) ** 2))
-    return Costs(seconds, float(scale), *map(float, rest), error=float(error))
+    speedups = (vanilla_calls @ seconds) / (calls @ seconds)
+    error = np.median(np.abs(speedups * decode_s / vanilla_s - 1.0))
+    return Costs(seconds, scale, *rest, error=float(error))
 
 
 def break_even(

@@ -51,7 +51,7 @@ from adadecode.tuning.trace_table import read_floors, read_traces, write_traces
 
 TRACE, POLICY, RESULT, ROWS = "trace.parquet", "policy.yaml", "tune.json", "tune.parquet"
 MIN_TUNED, MIN_HELD_OUT = 4, 2
-SEARCHES = 3  # the costs of each fitted to what the one before found
+MORE_SEARCHES = 2  # with costs fitted also to what the one before found
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -138,16 +138,21 @@ def find_policy(
     config = subject.config
     simulator = Simulator(tuned_on, subject.space, ModelFacts.of(subject.model, subject.heads))
     num_prompts = len(simulator.traces)
-    starts = start_candidates(subject.space, paper)
-    for turn in range(SEARCHES):
-        costs = study.costs()
-        say(f"costs: speedups are predicted within {costs.error:.1%} (root mean square)")
-        search = Search(_told(partial(simulator.gains, costs=costs), say), starts, subject.space, subject.has_gates)
-        best = search.best(np.arange(num_prompts))
-        found = speedup_of(simulator.gains(best, costs))
-        if turn + 1 < SEARCHES:
-            say(f"search: {found:.3f}x on the prompts it was found on; now measuring what was found")
-            study.measure(search.finalists(np.arange(num_prompts)))
+    everyone, starts = np.arange(num_prompts), start_candidates(subject.space, paper)
+
+    def searched(costs: Costs) -> Search:
+        say(f"costs: half of the speedups of single generations are predicted within {costs.error:.1%}")
+        gains = _told(partial(simulator.gains, costs=costs), say)
+        return Search(gains, starts, subject.space, subject.has_gates)
+
+    search = searched(study.costs())
+    for _ in range(MORE_SEARCHES):
+        finalists = search.finalists(everyone)
+        say(f"search: measuring the {len(finalists)} policies that it ended in, to search again")
+        study.measure(finalists)
+        search = searched(study.costs())
+    costs, best = study.costs(), search.best(everyone)
+    found = speedup_of(simulator.gains(best, costs))
     say(f"search: {found:.3f}x on the prompts it was found on; now cross-validating")
     validated = speedup_of(search.cross_validated(num_prompts, min(config.folds, num_prompts), config.seed))
     say(f"search: {validated:.3f}x cross-validated")

@@ -97,15 +97,15 @@ MUTATIONS = (
     Mutation(
         "an n-gram that changed its mind is as sure",
         "adadecode/engine/suffixes.py",
-        "seen[state] = Continuation(token_id, 1, True)",
-        "seen[state] = Continuation(token_id, 1, False)",
+        "self._has_changed[state] = went_on[state] != NEVER",
+        "self._has_changed[state] = False",
         DRAFTS,
     ),
     Mutation(
         "a context that is split forgets how it went on",
         "adadecode/engine/suffixes.py",
-        "self._length[state] + 1, self._seen[found])",
-        "self._length[state] + 1, None)",
+        "self._went_on[copy], self._streak[copy] = self._went_on[found], self._streak[found]",
+        "self._went_on[copy], self._streak[copy] = NEVER, 0",
         DRAFTS,
     ),
     Mutation(

@@ -56,11 +56,24 @@ def test_a_machine_that_is_slower_for_a_while_changes_no_speedup():
     np.testing.assert_allclose(found, [one.vanilla_s / one.decode_s for one in unseen], rtol=0.02)
 
 
+def test_a_machine_that_stood_still_for_a_few_generations_changes_no_cost():
+    rng = np.random.default_rng(3)
+    isolated, true = true_costs(rng, scale=1.0)
+    measured = pairs(rng, true, 100)
+    measured[:5] = [pair._replace(decode_s=pair.decode_s * 20) for pair in measured[:5]]
+    measured[5:10] = [pair._replace(vanilla_s=pair.vanilla_s * 20) for pair in measured[5:10]]
+    unseen = pairs(rng, true, 50)
+    costs = fit_costs(isolated, measured)
+    found = [costs.decode_s(one.vanilla_calls) / costs.decode_s(one.calls) for one in unseen]
+    np.testing.assert_allclose(found, [one.vanilla_s / one.decode_s for one in unseen], rtol=0.03)
+    assert costs.error < 0.03
+
+
 def test_calls_that_take_longer_in_rounds_have_a_scale():
     rng = np.random.default_rng(2)
     isolated, true = true_costs(rng, scale=1.3)
     costs = fit_costs(isolated, pairs(rng, true, 200))
-    assert costs.scale == pytest.approx(1.3, rel=0.02)
+    assert costs.scale == pytest.approx(1.3, rel=0.05)
 
 
 def test_a_vector_of_calls_names_each_count_once():
@@ -98,9 +111,10 @@ def test_a_draft_pays_from_where_its_layers_its_test_and_a_row_more_are_worth_a_
     )
     assert break_even(seconds, num_layers, 3, 2, 0) == pytest.approx((3 * 10 + 4 + 5 * 1 + 1) / vanilla_s)
     assert break_even(seconds, num_layers, 3, 1, 0) == pytest.approx((3 * 10 + 4 + 5 * 2 + 1) / vanilla_s)
-    calls.columns[1:4] = [0.1, 0.12, 0.13]  # by the column
+    by_column = calls.vector()
+    by_column[3 * WIDTH : 3 * WIDTH + 3] = [0.1, 0.12, 0.13]
     of_text = 8 * (10 + 50 * 0.1) + 20
-    assert break_even(calls.vector(), num_layers, 0, 1, 50) == pytest.approx((8 * (2 + 50 * 0.02) + 1) / of_text)
+    assert break_even(by_column, num_layers, 0, 1, 50) == pytest.approx((8 * (2 + 50 * 0.02) + 1) / of_text)
 
 
 def test_floors_rise_with_the_depth_of_the_exit_and_none_is_below_the_least(eager, monkeypatch):

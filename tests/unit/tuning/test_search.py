@@ -140,7 +140,7 @@ def test_gammas_are_never_searched_below_the_floors_of_the_trace(eager):
 
     def gains(candidate: Candidate) -> np.ndarray:
         tried.add(candidate)
-        return np.array([-np.mean(candidate.policy.gammas)] * 2)  # the lower, the better
+        return np.array([-np.mean(list(candidate.policy.draft_gammas.values()))] * 2)  # the lower, the better
 
     Search(gains, start_candidates(space, None), space, has_gates=False).best(np.arange(2))
     assert all(space.covers(candidate.policy) for candidate in tried)

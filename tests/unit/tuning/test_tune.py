@@ -27,7 +27,7 @@ NEW_KEYS |= {
     "made_from.torch",
     "made_from.space.block_exits",
 }
-OPTIONAL_KEYS = {"policy.reject", "policy.ngram"}
+OPTIONAL_KEYS = {"policy.gamma", "policy.reject", "policy.ngram"}
 OTHER_KEYS = {"policy.stop", "made_from.space.gamma_floor", "made_from.space.ngram_floor"}  # than 0.1.0
 TOTAL = "variants[].speedup_total"
 OTHER_INTERVALS = {
@@ -131,7 +131,7 @@ def test_the_files_have_the_keys_of_the_reference_runs(tuned, name):
     out, _ = tuned
     before = ROOT / "results" / "reference" / name
     fresh, stored = (json.loads((folder / "tune.json").read_text()) for folder in (out, before))
-    # a policy has reject and ngram where they are set
+    # a policy has reject and ngram where they are set, and gamma where it has exits
     assert key_paths(fresh, KEYED_BY_NAME) ^ key_paths(stored, KEYED_BY_NAME) <= {
         *NEW_KEYS,
         *OPTIONAL_KEYS,
@@ -142,7 +142,7 @@ def test_the_files_have_the_keys_of_the_reference_runs(tuned, name):
     assert list(fresh) == list(stored)
     assert [list(row) for row in fresh["variants"]][:3] == [list(row) for row in stored["variants"]][:3]
     fresh, stored = (yaml.safe_load((folder / "policy.yaml").read_text()) for folder in (out, before))
-    assert {*fresh} ^ {*stored} <= {"reject", "ngram", "stop"}
+    assert {*fresh} ^ {*stored} <= {"reject", "ngram", "stop", "gamma"}
     assert list(fresh["tuned"]) == list(stored["tuned"])
     assert fresh["tuned"]["oracle_speedup"].keys() == stored["tuned"]["oracle_speedup"].keys()
 
