@@ -41,6 +41,7 @@ class BenchSubject:
         """The methods asked for; where exits draft for one that owes vanilla's output, also exits that never fire."""
         asked = self.config.methods
         has_exits = any(METHODS[name].exits and METHODS[name].owes == "exact" for name in asked)
+        has_exits = has_exits and any(policy.exits for policy in self.policies.values())
         return tuple(dict.fromkeys((*asked, NEVER_FIRES) if has_exits else asked))
 
     def width_of(self, method: str) -> int | None:

@@ -90,8 +90,8 @@ def make_policy(settings: DecodeSettings, head_exits: tuple[int, ...] | None, nu
         exits = settings.exits
     check_heads_at(exits, head_exits)
     gammas = settings.gamma if isinstance(settings.gamma, tuple) else (settings.gamma,) * len(exits)
-    if not exits:
-        gammas = ()
+    if not exits and settings.ngram is None:
+        raise UsageError("exits []: nothing drafts without exits and n-grams; give --ngram, such as 0.3, or --exits")
     if len(gammas) != len(exits):
         raise UsageError(
             f"--gamma {','.join(map(str, gammas))}: {len(gammas)} thresholds for the {len(exits)} exits "

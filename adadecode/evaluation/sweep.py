@@ -110,8 +110,9 @@ def check_heads_exist(cells: Sequence[Cell]) -> None:
                 facts = read_facts(folder)
                 if facts is None:
                     raise ExitHeadsError(f"--heads {str(folder)!r}: no finished heads there; train them first")
-                if cell.config.decode.exits is not None:
-                    check_heads_at(cell.config.decode.exits, facts.exits, f"those in {str(folder)!r}")
+                decode = cell.config.decode
+                if decode.exits is not None:
+                    check_heads_at(decode.exits, facts.exits_of(decode.head), f"those in {str(folder)!r}")
         except UsageError as error:
             raise UsageError(f"cell {cell.name!r}: {error}") from None
 

@@ -145,8 +145,9 @@ class NativeStep:
         lo, hi, _, stop = segment
         check_slots(lo, first_tested, self.width)
         check_slots(first_tested, hi, self.width)
-        if test.head.block is not None and self._blocks[stop].block is not test.head.block:
-            raise ValueError(f"the block at exit layer {stop} is another head's")
+        block = self._blocks.get(stop)
+        if test.head.block is not None and (block is None or block.block is not test.head.block):
+            raise ValueError(f"the block of a head at exit layer {stop} was not prepared")
         if test not in self._exit_tests:
             self._prepare_tests([test])
         is_tested = self._run_with_block(segment, self._exit_tests[test][1], hi - first_tested)

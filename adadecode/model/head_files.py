@@ -1,8 +1,8 @@
 """Exit heads on disk: `exit_heads.safetensors` with their tensors, `exit_heads.json` with what they were made for.
 
 The tensors are those of the kind for each exit layer e, by the names of PART_NAMES - `T.<e>`, `U.<e>` and `V.<e>`, `W.<e>`
-or nothing - and, when the heads were reduced, `shortlist.ids`, `shortlist.<e>`, `gate.<e>` and `temperature.<e>`. Beside
-them may lie an n-gram store (`ngram_store.py`).
+or nothing -, `block.<weight>.<e>` where a head has a layer of its own, and, when the heads were reduced, `shortlist.ids`,
+`shortlist.<e>`, `gate.<e>` and `temperature.<e>`. Beside them may lie an n-gram store (`ngram_store.py`).
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 
 from adadecode.errors import ExitHeadsError
 from adadecode.files import short_hash, write_whole
@@ -41,13 +41,18 @@ class HeadFacts(BaseModel):
     width: int
     dtype: str
     training: dict[str, Any]
+    block_exits: tuple[int, ...] = ()  # of heads of another kind, where some have blocks
+
+    def exits_of(self, head: HeadKind) -> tuple[int, ...]:
+        """The exits that can be tested as `head` says."""
+        return tuple(e for e in self.exits if head == "shortlist" or e not in self.block_exits)
 
 
 def save_heads(folder: Path, tensors: HeadTensors, facts: HeadFacts) -> None:
     """Writes `tensors` and `facts` to `folder`, made if missing; the facts last, as the sign of completeness."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FACTS).unlink(missing_ok=True)
-    save_file(tensors.named(getattr(torch, facts.dtype)), folder / TENSORS)
+    write_whole(folder / TENSORS, save(tensors.named(getattr(torch, facts.dtype))))
     write_whole(folder / FACTS, json.dumps(facts.model_dump(mode="json"), indent=2) + "\n")
 
 

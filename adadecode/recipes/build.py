@@ -82,7 +82,7 @@ def main(
     texts = {domain: [document.prompt for document in group] for domain, group in documents.items()}
     builder = HeadBuilder(work, threads, seed)
     usable = {domain: builder.encode(group) for domain, group in texts.items()}
-    others = {domain: group[: -KEPT_FOR_TUNING[domain]] for domain, group in usable.items()}
+    others = {domain: others_than_kept(group, KEPT_FOR_TUNING[domain]) for domain, group in usable.items()}
     prompts = {domain: group[:head_prompts] for domain, group in others.items()}
     for domain, group in prompts.items():
         builder.train(work / "transforms" / domain, domain, group, HEAD_EXITS, "transform", HEAD_SETTINGS)
@@ -93,8 +93,7 @@ def main(
         builder.train(work / "ablation" / "mixed", "mixed", mixed, ABLATION_EXITS, "transform", HEAD_SETTINGS)
     block_builder = HeadBuilder(work, threads, seed, device)
     for domain, group in others.items():
-        distinct = [list(prompt) for prompt in dict.fromkeys(map(tuple, group))]
-        block_builder.train(work / "blocks" / domain, domain, distinct, BLOCK_EXITS, "block", BLOCK_SETTINGS)
+        block_builder.train(work / "blocks" / domain, domain, group, BLOCK_EXITS, "block", BLOCK_SETTINGS)
         join(work / "transforms" / domain, work / "blocks" / domain, work / "heads" / domain)
     kept = {domain: group[-KEPT_FOR_TUNING[domain] :][:TUNING_PROMPTS] for domain, group in usable.items()}
     builder.tune(work / "tuned", {domain: work / "heads" / domain for domain in kept}, kept)
@@ -124,6 +123,12 @@ def build_model(documents: dict[str, list[Document]], work: Path, seed: int) -> 
     (work / "model" / MODEL_FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
+def others_than_kept(prompts: list[list[int]], num_kept: int) -> list[list[int]]:
+    """Each of `prompts` once, in order, but for the last `num_kept` and all that are like one of these."""
+    kept = set(map(tuple, prompts[-num_kept:]))
+    return [list(prompt) for prompt in dict.fromkeys(map(tuple, prompts[:-num_kept])) if prompt not in kept]
+
+
 def join(heads: Path, blocks: Path, out: Path) -> None:
     """Writes the heads of the folders `heads` and `blocks` to `out` as one set, its facts those of both trainings."""
     facts, facts_of_blocks = (
@@ -135,8 +140,11 @@ def join(heads: Path, blocks: Path, out: Path) -> None:
             for folder, of in ((heads, facts), (blocks, facts_of_blocks))
         )
     )
+    assert facts.base_model_hash == facts_of_blocks.base_model_hash, (heads, blocks)
     training = facts.training | {"blocks": facts_of_blocks.training}
-    save_heads(out, tensors, facts.model_copy(update={"exits": tuple(tensors.parts), "training": training}))
+    training.pop("oracle_layers_per_token", None)  # of the first alone
+    changed = {"exits": tuple(tensors.parts), "training": training, "block_exits": facts_of_blocks.exits}
+    save_heads(out, tensors, facts.model_copy(update=changed))
 
 
 class HeadBuilder:

@@ -188,12 +188,6 @@ class DecodeSettings(Settings):
     ngram_store: bool = Field(default=True, description="n-grams of the store beside the heads too, if there is one.")
     max_new_tokens: int = Field(default=512, ge=1, le=MAX_COUNT, description=MAX_NEW_TOKENS_TEXT)
 
-    @model_validator(mode="after")
-    def _something_drafts(self) -> Self:
-        if self.exits == () and self.ngram is None:
-            raise ValueError("exits []: nothing drafts without n-grams: give ngram, such as 0.3, or exits")
-        return self
-
 
 class MethodSettings(Settings):
     """What is measured."""

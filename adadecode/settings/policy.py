@@ -31,9 +31,9 @@ class PolicyError(UsageError):
 def with_policy(values: dict[str, Any], *, is_settled: bool = True) -> dict[str, Any]:
     """`values` of a configuration, those of its policy laid under `decode`.
 
-    Unless `decode` names one it is `demo` for the demo's own weights, else `paper`. Where all of `decode` is given and
-    `is_settled`, as in the run.json of a run, its policy is a name that is not looked up. Of DecodeSettings what was set in
-    them is given. Raises PolicyError for what is no policy.
+    Unless `decode` names one it is `demo` for the demo's own weights and heads, over their shortlist, else `paper`.
+    Where all of `decode` is given and `is_settled`, as in the run.json of a run, its policy is a name not looked up.
+    Of DecodeSettings what was set in them is given. Raises PolicyError for what is no policy.
     """
     decode = values.get("decode", {})
     if isinstance(decode, DecodeSettings):
@@ -41,7 +41,8 @@ def with_policy(values: dict[str, Any], *, is_settled: bool = True) -> dict[str,
     settled = DecodeSettings.model_fields.keys() - DECODED_BEFORE.keys()
     if not is_mapping(decode) or (is_settled and decode.keys() >= settled):
         return values
-    is_demo = values.get("model", "demo") == "demo" and values.get("shape") is None
+    is_demo = values.get("model", "demo") == "demo" and values.get("shape") is None and values.get("heads") is None
+    is_demo = is_demo and decode.get("head") != "full"  # the heads at the exits of its policy have no such form
     name = decode.get("policy", "demo" if is_demo else "paper")
     return {**values, "decode": {"policy": name, **read_policy(name), **decode}}
 

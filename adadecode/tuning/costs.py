@@ -37,7 +37,7 @@ class Calls:
 
 
 class MeasuredPair(NamedTuple):
-    """A real generation and vanilla's of the same prompt, right before or after it: their calls [4 W + 4] and seconds."""
+    """A real generation and vanilla's of the same prompt, in the same turn: their calls [4 W + 4] and seconds."""
 
     calls: NDArray[np.float64]
     decode_s: float
@@ -86,7 +86,7 @@ def fit_costs(isolated: NDArray[np.float64], measured: list[MeasuredPair]) -> Co
     found, _ = nnls(rows, wanted)
     for _ in range(FIT_ROUNDS):
         errors = np.abs(rows @ found - wanted)[:-1]
-        weights[:-1] = np.minimum(1.0, np.sqrt(np.median(errors) / np.maximum(errors, TINY)))
+        weights[:-1] = np.minimum(1.0, np.sqrt(max(TINY, np.median(errors)) / np.maximum(errors, TINY)))
         found, _ = nnls(rows * weights[:, None], wanted * weights)
     scale, *rest = map(float, found)
     seconds = scale * isolated

@@ -205,7 +205,7 @@ class ReplayStep:
     def run(self, lo: int, hi: int, start: int, stop: int) -> None:
         has_block = stop in self._block_exits
         self.calls.run_layers(stop - start + has_block, hi - lo, self._prompt_len + self._first + lo)
-        self.calls.num_segments += 1 + has_block
+        self.calls.num_segments += 1
         self._stop = stop
 
     def run_to_exit(self, segment: Segment, test: ExitTest, first_tested: int) -> Proposals | None:

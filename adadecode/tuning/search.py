@@ -114,9 +114,9 @@ def _axes(space: TraceSpace, gates: bool) -> Iterator[Callable[[Candidate], list
     yield lambda now: [_with(now, max_drafts=n) for n in range(1, space.max_drafts + 1)]
     yield lambda now: [_with_stop(now, stop, factor, space) for stop in STOPS for factor in OTHER_STOP[stop]]
     yield lambda now: [_with(now, ngram=g) for g in NGRAMS if now.policy.exits or g is not None]
-    yield lambda now: [_with(now, reject=r) for r in REJECTS]
+    yield lambda now: [_with(now, reject=r) for r in REJECTS if now.policy.exits]
     if gates:
-        yield lambda now: [now._replace(gate=gate) for gate in GATES]
+        yield lambda now: [now._replace(gate=gate) for gate in GATES if now.policy.exits]
 
 
 def _with(candidate: Candidate, **settings: object) -> Candidate:
@@ -147,6 +147,8 @@ def _with_exit_toggled(candidate: Candidate, exit_layer: int, space: TraceSpace)
     if gammas.pop(exit_layer, None) is None:
         gammas[exit_layer] = max(NEW_GAMMA, space.floor_at(exit_layer))
     exits = tuple(sorted(gammas))
+    if not exits:  # nothing is tested, so nothing rejects or is skipped
+        candidate = _with(candidate._replace(gate=0.0), reject=None)
     return _with(candidate, exits=exits, gammas=tuple(gammas[e] for e in exits))
 
 

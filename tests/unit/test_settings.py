@@ -147,10 +147,6 @@ def test_settings_come_back_from_their_json():
         ({"exits": (4, 2)}, "--exits 4,2: exit layers must increase and lie in 1..L-1, such as 4,8,12"),
         ({"exits": (2, 2)}, "--exits 2,2: exit layers must increase"),
         ({"exits": (0,)}, "--exits 0: exit layers must increase"),
-        (
-            {"exits": (), "policy": "paper"},
-            "exits []: nothing drafts without n-grams: give ngram, such as 0.3, or exits",
-        ),
         ({"max_drafts": -1}, "--max-drafts -1: Input should be greater than or equal to 0"),
         ({"max_drafts": 65}, "--max-drafts 65: Input should be less than or equal to 64"),
         ({"max_new_tokens": 0}, "--max-new-tokens 0: Input should be greater than or equal to 1"),

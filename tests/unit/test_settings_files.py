@@ -331,8 +331,11 @@ def test_a_policy_without_exits_drafts_by_n_grams_alone(tmp_path):
     decode = build_settings(EvalConfig, None, {"policy": str(policy)}).decode
     assert make_policy(decode, (4, 8), 16) == Policy((), (), 5, ngram=0.5)
     policy.write_text("exits: []\n")
-    with pytest.raises(UsageError, match="nothing drafts without n-grams: give ngram"):
-        build_settings(EvalConfig, None, {"policy": str(policy)})
+    decode = build_settings(EvalConfig, None, {"policy": str(policy)}).decode
+    with pytest.raises(UsageError, match=r"^exits \[\]: nothing drafts without exits and n-grams; give --ngram"):
+        make_policy(decode, (4, 8), 16)
+    with pytest.raises(UsageError, match="2 thresholds for the 0 exits"):
+        make_policy(decode.model_copy(update={"gamma": (0.5, 0.6), "ngram": 0.3}), (4, 8), 16)
 
 
 @pytest.mark.parametrize("decode", [None, 5, "paper", [1]])

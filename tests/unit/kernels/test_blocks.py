@@ -1,6 +1,7 @@
 """Heads with a layer of their own: every kernel gives what that layer gives over the whole sequence."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,11 +10,11 @@ from adadecode.engine.drafters import drafters_of
 from adadecode.engine.generate import Request, generate
 from adadecode.engine.policy import Policy
 from adadecode.kernels.layers import sequence_step
-from adadecode.kernels.step import DecodeStep, Proposals, Segment
-from adadecode.kernels.weights import ExitTest
+from adadecode.kernels.step import DecodeStep, Proposals, Segment, run_probe_test
+from adadecode.kernels.weights import ExitTest, Gate
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
-from tests.models import FAMILIES, KERNELS, KERNELS_AND_DTYPES, NATIVE_DTYPES, block_heads, tiny_model
+from tests.models import FAMILIES, KERNELS, KERNELS_AND_DTYPES, NATIVE_DTYPES, block_heads, needs_compiler, tiny_model
 
 EXITS = (1, 3)
 PROMPT = [(5 * i + 2) % 97 for i in range(21)]  # more than the W rows of a step
@@ -133,3 +134,48 @@ def test_other_heads_at_the_same_exits_take_their_place_and_never_stand_beside_t
     assert proposals_after(step, second, len(PROMPT), [7, 8]) == expected
     with pytest.raises(ValueError, match="two blocks at exit layer 1"):
         step.prepare((), [*first.tests, *second.tests])
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_a_segment_a_block_a_gate_and_a_test_in_one_call_are_what_they_are_one_by_one(dtype):
+    """Any slots pass, any of them are tested, and what each exit reads is the same afterwards."""
+    model = tiny_model(kernels="native", dtype=dtype)
+    heads = block_heads(model, EXITS)
+    gate = Gate(torch.randn(model.width, generator=torch.Generator().manual_seed(0)), 0.1)
+    tests = {e: replace(test, gate=gate, least=0.5) if e == 1 else test for e, test in exit_tests(heads).items()}
+    together, apart = started(model, heads), started(model, heads)
+    rng, num_skipped = random.Random(0), 0
+    for _ in range(60):
+        first, lo = rng.randrange(len(PROMPT), 50), rng.randrange(8)
+        hi = rng.randrange(lo, 8) + 1
+        token_ids = [rng.randrange(97) for _ in range(8)]
+        for step in (together, apart):
+            step.begin(first)
+            step.put(0, token_ids)
+        start = 0
+        for exit_layer, test in tests.items():
+            first_tested = rng.randrange(lo, hi)
+            segment = Segment(lo, hi, start, exit_layer)
+            found = together.run_to_exit(segment, test, first_tested)
+            assert found == run_probe_test(apart, segment, test, first_tested)
+            num_skipped += found is None
+            assert torch.equal(together.read_by(test.head), apart.read_by(test.head))
+            start = exit_layer
+        for step in (together, apart):
+            step.run(lo, hi, start, model.num_layers)
+        assert together.verify(lo, hi) == apart.verify(lo, hi)
+    assert num_skipped > 0, "no gate skipped a test"
+
+
+@needs_compiler
+@torch.inference_mode()
+def test_a_block_that_was_not_prepared_is_refused():
+    model = tiny_model(kernels="native")
+    heads, others = block_heads(model, EXITS), block_heads(model, EXITS)
+    step = started(model, heads)
+    with pytest.raises(ValueError, match="the block of a head at exit layer 1 was not prepared"):
+        step.run_to_exit(Segment(0, 1, 0, 1), exit_tests(others)[1], 0)
+    with pytest.raises(ValueError, match="the block of a head at exit layer 2 was not prepared"):
+        step.run_to_exit(Segment(0, 1, 0, 2), exit_tests(heads)[1], 0)

@@ -7,7 +7,7 @@ import pytest
 
 from adadecode.model.head_files import FACTS, load_heads, read_facts
 from adadecode.model.load import load_model
-from adadecode.recipes.build import BLOCK_SETTINGS, HEAD_SETTINGS, HeadBuilder, join, mixed_prompts
+from adadecode.recipes.build import BLOCK_SETTINGS, HEAD_SETTINGS, HeadBuilder, join, mixed_prompts, others_than_kept
 from adadecode.settings import ModelSettings
 from tests.folders import save_tiny_model
 
@@ -44,6 +44,10 @@ def test_mixed_prompts_are_as_many_as_for_math_and_come_in_turns():
     assert mixed_prompts({**prompts, "code": [[10]]}) == [[1], [2], [10], [3]]
 
 
+def test_no_prompt_that_is_kept_for_tuning_is_trained_on():
+    assert others_than_kept([[1], [2], [1], [3], [4], [3]], 2) == [[1], [2]]
+
+
 def test_the_papers_heads_and_blocks_become_one_set(tmp_path):
     save_tiny_model(tmp_path / "model")
     builder = HeadBuilder(tmp_path, threads=1, seed=0)
@@ -64,3 +68,4 @@ def test_the_papers_heads_and_blocks_become_one_set(tmp_path):
     facts = read_facts(both)
     assert facts is not None
     assert (facts.exits, facts.training["blocks"]["settings"]["loss"]) == ((1, 2), "argmax")
+    assert (facts.exits_of("full"), facts.exits_of("shortlist")) == ((2,), (1, 2))
