@@ -123,6 +123,8 @@ def plan_command(config_file: Path | None, rates: str | None, gpus: tuple[int, .
 @click.argument("run", callback=some_text)
 def report_command(run: str) -> None:
     """Print a run's settings and its tables, recomputed and judged as `verify` does; or list the runs in a folder."""
+    from adadecode.certify.result import is_certification, read_certification
+    from adadecode.cli.certify import print_certification
     from adadecode.report.tables import provenance_lines, summary_table
     from adadecode.runs.engines import published_engine_lines
     from adadecode.runs.folder import read_run
@@ -138,6 +140,10 @@ def report_command(run: str) -> None:
     facts = read_run(run)
     if facts.get("status") == "running":
         facts["status"] = driver_status(open_storage(run))
+    if is_certification(facts):
+        for line in provenance_lines(facts):
+            say(line)
+        sys.exit(print_certification(read_certification(run)))
     if (published := read_published(run)) is not None:
         summary, lines = published
         for line in (*provenance_lines(facts), *start_lines(facts)):
@@ -162,6 +168,11 @@ def report_command(run: str) -> None:
 @click.argument("run", callback=some_text)
 def verify_command(run: str) -> None:
     """Recompute a run from its tables alone: parity, and whether rows, plan, settings and tables contradict each other."""
+    from adadecode.certify.result import is_certification, read_certification
+    from adadecode.cli.certify import print_certification
+    from adadecode.runs.folder import read_run
     from adadecode.runs.result import read_result
 
+    if is_certification(read_run(run)):
+        sys.exit(print_certification(read_certification(run)))
     sys.exit(report_result(read_result(run)))
