@@ -13,7 +13,6 @@ from adadecode.certify.compare import BASELINE, CANDIDATE, SIDES, judged
 from adadecode.certify.failures import ServerError
 from adadecode.certify.stream import Completion
 from adadecode.evaluation.rows import MAX_MESSAGE_LEN, SampleRow
-from adadecode.methods import in_turn
 from adadecode.records import Example, Shard
 from adadecode.settings import CertifyConfig
 from adadecode.tasks import score
@@ -34,7 +33,7 @@ def prompt_rows(servers: Servers, shard: Shard) -> list[SampleRow]:
     rows = [
         _row(servers, shard, example, side, repeat, order_idx)
         for repeat in range(servers.config.passes)
-        for order_idx, side in enumerate(in_turn(SIDES, shard.shard_idx + repeat))
+        for order_idx, side in enumerate(SIDES if (shard.shard_idx + repeat) % 2 == 0 else SIDES[::-1])
     ]
     found = {(row.method, row.repeat): row for row in rows if row.status == "ok"}
     return [_with_parity(row, found) for row in rows]

@@ -62,9 +62,9 @@ class CertifyResult:
 
     @property
     def exit_code(self) -> int:
-        """3 when the candidate differs or a stored claim is wrong, else 4 when rows are missing, else 1.
+        """3 when the candidate differs or a stored claim is wrong, else 1 when errors stopped it, else 4 when rows miss.
 
-        1 stands for errors, whether they stopped it or not, and for nothing that could be compared.
+        Else 1 when some rows are errors, or nothing could be compared.
         """
         if self.verdict.outcome == "differs" or self.disagreements:
             return EXIT_MISMATCH

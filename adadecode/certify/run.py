@@ -5,11 +5,11 @@ import json
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import pyarrow as pa
@@ -35,6 +35,8 @@ from adadecode.tasks import expand_task, load_examples
 
 SAY_EACH_S = 10.0
 LOOK_EACH_S = 0.2  # at whether the run is to stop
+
+Done = ShardOutcome | Exception  # what a prompt comes to
 
 
 @dataclass(frozen=True)
@@ -148,35 +150,52 @@ def _headings(prepared: Prepared) -> Iterator[str]:
 def _ask_all(prepared: Prepared, say: Say, stop: StopRequest) -> str | None:
     """Does every prompt that has no commit, as many at once as is told; returns why it ended early, None where it did not.
 
-    Begins no more once `stop` is made. What is in flight when this is interrupted is ended and not committed.
+    Begins no more once `stop` is made. When this is interrupted, what is in flight is left alone and never committed: a
+    server that is silent is not waited for.
     """
     config = prepared.servers.config
-    todo = iter([shard for shard in prepared.shards if shard.shard_idx not in prepared.committed])
+    todo = [shard for shard in prepared.shards if shard.shard_idx not in prepared.committed]
     watch = _Watch(len(prepared.shards), prepared.committed, say)
     allowed = allowed_errors(config.max_errors, len(prepared.shards))
-    pool = ThreadPoolExecutor(config.concurrency, thread_name_prefix="certify")
-    flying: set[Future[ShardOutcome | None]] = set()
+    given: SimpleQueue[Shard | None] = SimpleQueue()
+    done: SimpleQueue[Done] = SimpleQueue()
+    threads = [
+        threading.Thread(target=_work, args=(prepared, given, done), name=f"certify-{idx}", daemon=True)
+        for idx in range(min(config.concurrency, len(todo)))
+    ]
+    for thread in threads:
+        thread.start()
+    left, num_flying = iter(todo), 0
     try:
         while True:
             prepared.lease.check()
-            too_many = watch.num_failed > allowed
-            if not stop.is_made and not too_many:
-                room = config.concurrency - len(flying)
-                flying |= {pool.submit(_do_prompt, prepared, shard) for shard in islice(todo, room)}
-            if not flying:
-                break
-            done, flying = wait(flying, LOOK_EACH_S, FIRST_COMPLETED)
-            for future in done:
-                if (outcome := future.result()) is not None:
-                    watch.add(outcome)
-        return _too_many_line(watch, allowed, config.max_errors) if watch.num_failed > allowed else None
+            if not stop.is_made and watch.num_failed <= allowed:
+                for shard in islice(left, len(threads) - num_flying):
+                    given.put(shard)
+                    num_flying += 1
+            if not num_flying:
+                return None if watch.num_failed <= allowed else _too_many_line(watch, allowed, config.max_errors)
+            with contextlib.suppress(Empty):
+                found = done.get(timeout=LOOK_EACH_S)
+                num_flying -= 1
+                if isinstance(found, BaseException):
+                    raise found
+                watch.add(found)
     finally:
         prepared.servers.stopping.set()
-        if flying:
-            for served in prepared.servers.sides.values():
-                served.endpoint.close()
-        pool.shutdown(wait=True, cancel_futures=True)
+        for _ in threads:
+            given.put(None)
         watch.say_last()
+
+
+def _work(prepared: Prepared, given: "SimpleQueue[Shard | None]", done: "SimpleQueue[Done]") -> None:
+    """Does the prompts that are given until None is; what each came to, or the error it raised, goes to `done`."""
+    while (shard := given.get()) is not None:
+        try:
+            if (outcome := _do_prompt(prepared, shard)) is not None:
+                done.put(outcome)
+        except Exception as error:
+            done.put(error)
 
 
 def _do_prompt(prepared: Prepared, shard: Shard) -> ShardOutcome | None:

@@ -85,7 +85,7 @@ class Reader:
         if text or ids:
             self._arrivals.append(at_s - self._began_s)
         if (finish := choice.get("finish_reason")) is not None:
-            if finish not in FINISH_REASONS:
+            if not isinstance(finish, str) or finish not in FINISH_REASONS:
                 raise ServerError(BAD_ANSWER, f"an output ended by {on_one_line(finish, 40)!r}, not by stop or length")
             self._finish, self._ended_s = FINISH_REASONS[finish], at_s - self._began_s
 
