@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adadecode.cli.console import console, say, say_on_stderr
+from adadecode.cli.console import console, resume_command, say, say_on_stderr
 from adadecode.cli.options import settings_options, some_text
 from adadecode.evaluation.stop import StopRequest
 from adadecode.settings import CertifyConfig, build_settings
@@ -32,7 +32,6 @@ def certify_command(config_file: Path | None, out: str | None, **flags: Any) -> 
     from adadecode import api
     from adadecode.certify.asking import key_variable
     from adadecode.certify.compare import SIDES
-    from adadecode.cli.evaluate import resume_command
     from adadecode.printable import without_password
 
     config = build_settings(CertifyConfig, config_file, flags)

@@ -1,13 +1,12 @@
 """`eval`, `plan`, `report` and `verify`: runs, what they would take, what they came to."""
 
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from adadecode.cli.console import console, say, say_on_stderr
+from adadecode.cli.console import console, resume_command, say, say_on_stderr
 from adadecode.cli.options import integers, settings_options, some_text
 from adadecode.cli.watch import Watcher
 from adadecode.errors import EXIT_MISMATCH, EXIT_OK, AdaDecodeError, StoppedError, UsageError
@@ -73,13 +72,6 @@ def print_result(result: "RunResult", lines: list[str], resume: str | None = Non
         say(line)
     for line in result.problem_lines(resume):
         say_on_stderr(line)
-
-
-def resume_command() -> str:
-    """The command that this process was started with, as a user would type it."""
-    started = getattr(sys.modules["__main__"], "__spec__", None)  # set by `python -m` alone
-    is_module = started is not None and started.name == "adadecode.__main__"
-    return f"{'python -m adadecode' if is_module else 'adadecode'} {shlex.join(sys.argv[1:])}"
 
 
 @click.command("plan")

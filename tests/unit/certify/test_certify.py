@@ -179,4 +179,6 @@ def test_report_and_verify_judge_the_folder_again(certify, cli):
         again = cli(command, found.folder)
         assert again.exit_code == 3
         assert "verdict: not exact" in again.output
-    assert found.folder.name in cli("report", found.folder.parent).output
+    (line,) = [line for line in cli("report", found.folder.parent).output.splitlines() if "candidate" in line]
+    assert line.split()[:5] == ["run", "jsonl", "complete", str(NUM_PROMPTS), "candidate"]
+    assert line.endswith(" 19/20")
