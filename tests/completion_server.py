@@ -112,7 +112,7 @@ class Handler(BaseHTTPRequestHandler):
     owner: CompletionServer
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:
         pass
 
     def do_GET(self) -> None:

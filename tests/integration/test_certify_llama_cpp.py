@@ -73,7 +73,7 @@ class Proxy(BaseHTTPRequestHandler):
     num_outputs = 0
     lock = threading.Lock()
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:
         pass
 
     def do_GET(self) -> None:
