@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from adadecode.version import __version__
 
 if TYPE_CHECKING:
-    from adadecode.api import LanguageModel, Output, evaluate, load, run_bench, train_heads, tune
+    from adadecode.api import LanguageModel, Output, certify, evaluate, load, run_bench, train_heads, tune
     from adadecode.bench.result import BenchResult
+    from adadecode.certify.result import CertifyResult
     from adadecode.errors import AdaDecodeError, UsageError
     from adadecode.evaluation.observer import Observer, Quiet
     from adadecode.evaluation.stop import StopRequest
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from adadecode.runs.result import RunResult
     from adadecode.settings import (
         BenchConfig,
+        CertifyConfig,
         DecodeSettings,
         EvalConfig,
         GenerateConfig,
@@ -27,9 +29,10 @@ if TYPE_CHECKING:
 
 # Where each public name is; its module is imported when the name is first used.
 _HOMES = {
-    "adadecode.api": ("LanguageModel", "Output", "evaluate", "load", "run_bench", "train_heads", "tune"),
+    "adadecode.api": ("LanguageModel", "Output", "certify", "evaluate", "load", "run_bench", "train_heads", "tune"),
     "adadecode.errors": ("AdaDecodeError", "UsageError"),
     "adadecode.bench.result": ("BenchResult",),
+    "adadecode.certify.result": ("CertifyResult",),
     "adadecode.evaluation.observer": ("Observer", "Quiet"),
     "adadecode.evaluation.stop": ("StopRequest",),
     "adadecode.runs.result": ("RunResult",),
@@ -38,6 +41,7 @@ _HOMES = {
     "adadecode.records": ("Generation",),
     "adadecode.settings": (
         "BenchConfig",
+        "CertifyConfig",
         "DecodeSettings",
         "EvalConfig",
         "GenerateConfig",
@@ -52,6 +56,8 @@ __all__ = [
     "AdaDecodeError",
     "BenchConfig",
     "BenchResult",
+    "CertifyConfig",
+    "CertifyResult",
     "DecodeSettings",
     "EvalConfig",
     "GenerateConfig",
@@ -68,6 +74,7 @@ __all__ = [
     "TuneResult",
     "UsageError",
     "__version__",
+    "certify",
     "evaluate",
     "load",
     "run_bench",

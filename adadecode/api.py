@@ -11,12 +11,23 @@ from adadecode.errors import AdaDecodeError, StoppedError, TooManyErrorsError, U
 from adadecode.evaluation.observer import QUIET, Counting, Limiting, Observer, Together
 from adadecode.evaluation.stop import NEVER, StopRequest
 from adadecode.methods import METHODS, OURS
-from adadecode.settings import BenchConfig, EvalConfig, GenerateConfig, TrainConfig, TuneConfig, settings_of
+from adadecode.settings import (
+    BenchConfig,
+    CertifyConfig,
+    EvalConfig,
+    GenerateConfig,
+    TrainConfig,
+    TuneConfig,
+    settings_of,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from transformers import PreTrainedTokenizerBase
 
     from adadecode.bench.result import BenchResult, BenchRow
+    from adadecode.certify.result import CertifyResult
     from adadecode.engine.policy import Policy
     from adadecode.evaluation.progress import RunProgress
     from adadecode.model.decoder import DecoderModel
@@ -197,6 +208,25 @@ def _execute(prepared: PreparedRun, progress: RunProgress, observer: Observer, s
     connect(prepared.config.address)
     stop.install()  # Ray has set handlers of its own
     run_on_ray(prepared, Together(observer, Metered(progress, prepared.folder.run_id)), stop)
+
+
+def certify(
+    settings: CertifyConfig,
+    out: str | Path | None = None,
+    *,
+    keys: Mapping[str, str] | None = None,
+    say: Say = silent,
+    stop: StopRequest = NEVER,
+) -> CertifyResult:
+    """Compares two servers on the same prompts, or finishes that, in the folder or URL `out`; returns what it comes to.
+
+    `keys` has the API key of `baseline` and of `candidate`, where one is needed: it is stored nowhere. `say` gets lines of
+    progress. Raises UsageError where a server cannot be asked, and other AdaDecodeErrors.
+    """
+    from adadecode.certify.run import certify
+
+    stop.install()
+    return certify(settings, out, keys or {}, say, stop)
 
 
 def train_heads(settings: TrainConfig, out: str | Path, *, say: Say = silent) -> HeadFacts:

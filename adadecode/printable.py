@@ -8,6 +8,8 @@ import re
 # Control characters, line and paragraph separators, what changes the direction of writing, halves of surrogate pairs
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
+USER_OF_URL = re.compile(r"(?<=://)[^/\s]*@")  # up to the last @ of the host's part: a password may have one too
+
 
 def printable(text: str, keep: str = "") -> str:
     r"""`text` on one line: what is not to be sent to a terminal becomes its escape, such as `\n` or `\x1b`.
@@ -25,6 +27,11 @@ def on_one_line(said: object, max_len: int = 200) -> str:
     words = " ".join((str(said) or repr(said)).split())
     line = "".join(character if character.isprintable() else _escaped(character) for character in words)
     return line if len(line) <= max_len else line[: max_len - 3] + "..."
+
+
+def without_password(text: str) -> str:
+    """`text`, a URL or a line with URLs, without the user names and passwords before their hosts."""
+    return USER_OF_URL.sub("HIDDEN@", text)
 
 
 def is_unicode(text: str) -> bool:

@@ -9,7 +9,7 @@ import click
 
 from adadecode.cli.main import main
 from adadecode.cli.submit import with_absolute_out
-from adadecode.settings import EvalConfig, TrainConfig, TuneConfig, build_settings
+from adadecode.settings import CertifyConfig, EvalConfig, TrainConfig, TuneConfig, build_settings
 
 FENCED_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 
@@ -60,6 +60,7 @@ def parse(command: Sequence[str]) -> dict[str, Any]:
     if name == "submit":
         return parse([parameters["command"], *with_absolute_out(parameters["arguments"])])
     kinds: dict[str, Any] = {"eval": EvalConfig, "plan": EvalConfig, "train-heads": TrainConfig, "tune": TuneConfig}
+    kinds["certify"] = CertifyConfig
     kind = kinds.get(name)
     if kind is not None:
         flags = {

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import shlex
 import sys
 from collections.abc import Generator
 
@@ -27,6 +28,13 @@ def say(line: str) -> None:
 def say_on_stderr(line: str) -> None:
     """Prints `line` on stderr, as one line whatever is in it."""
     print(printable(line), file=sys.stderr, flush=True)
+
+
+def resume_command() -> str:
+    """The command that this process was started with, as a user would type it."""
+    started = getattr(sys.modules["__main__"], "__spec__", None)  # set by `python -m` alone
+    is_module = started is not None and started.name == "adadecode.__main__"
+    return f"{'python -m adadecode' if is_module else 'adadecode'} {shlex.join(sys.argv[1:])}"
 
 
 def escape_what_cannot_be_shown() -> None:

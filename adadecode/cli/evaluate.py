@@ -1,13 +1,12 @@
 """`eval`, `plan`, `report` and `verify`: runs, what they would take, what they came to."""
 
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from adadecode.cli.console import console, say, say_on_stderr
+from adadecode.cli.console import console, resume_command, say, say_on_stderr
 from adadecode.cli.options import integers, settings_options, some_text
 from adadecode.cli.watch import Watcher
 from adadecode.errors import EXIT_MISMATCH, EXIT_OK, AdaDecodeError, StoppedError, UsageError
@@ -75,13 +74,6 @@ def print_result(result: "RunResult", lines: list[str], resume: str | None = Non
         say_on_stderr(line)
 
 
-def resume_command() -> str:
-    """The command that this process was started with, as a user would type it."""
-    started = getattr(sys.modules["__main__"], "__spec__", None)  # set by `python -m` alone
-    is_module = started is not None and started.name == "adadecode.__main__"
-    return f"{'python -m adadecode' if is_module else 'adadecode'} {shlex.join(sys.argv[1:])}"
-
-
 @click.command("plan")
 @settings_options(EvalConfig)
 @click.option("--rates", callback=some_text, help="Run folder (or its URL) whose measured times predict this run's.")
@@ -123,6 +115,8 @@ def plan_command(config_file: Path | None, rates: str | None, gpus: tuple[int, .
 @click.argument("run", callback=some_text)
 def report_command(run: str) -> None:
     """Print a run's settings and its tables, recomputed and judged as `verify` does; or list the runs in a folder."""
+    from adadecode.certify.result import is_certification, read_certification
+    from adadecode.cli.certify import print_certification
     from adadecode.report.tables import provenance_lines, summary_table
     from adadecode.runs.engines import published_engine_lines
     from adadecode.runs.folder import read_run
@@ -138,6 +132,10 @@ def report_command(run: str) -> None:
     facts = read_run(run)
     if facts.get("status") == "running":
         facts["status"] = driver_status(open_storage(run))
+    if is_certification(facts):
+        for line in provenance_lines(facts):
+            say(line)
+        sys.exit(print_certification(read_certification(run)))
     if (published := read_published(run)) is not None:
         summary, lines = published
         for line in (*provenance_lines(facts), *start_lines(facts)):
@@ -162,6 +160,11 @@ def report_command(run: str) -> None:
 @click.argument("run", callback=some_text)
 def verify_command(run: str) -> None:
     """Recompute a run from its tables alone: parity, and whether rows, plan, settings and tables contradict each other."""
+    from adadecode.certify.result import is_certification, read_certification
+    from adadecode.cli.certify import print_certification
+    from adadecode.runs.folder import read_run
     from adadecode.runs.result import read_result
 
+    if is_certification(read_run(run)):
+        sys.exit(print_certification(read_certification(run)))
     sys.exit(report_result(read_result(run)))

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from adadecode.cli.certify import certify_command
 from adadecode.cli.console import escape_what_cannot_be_shown, model_notes_on_stderr, say_on_stderr
 from adadecode.cli.evaluate import eval_command, plan_command, report_command, verify_command
 from adadecode.cli.generate import bench_command, generate_command
@@ -64,6 +65,7 @@ for command in (
     eval_command,
     plan_command,
     sweep_command,
+    certify_command,
     generate_command,
     bench_command,
     train_heads_command,

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from adadecode.cli.console import console, say, say_on_stderr
-from adadecode.cli.evaluate import evaluate, report_result, resume_command
+from adadecode.cli.console import console, resume_command, say, say_on_stderr
+from adadecode.cli.evaluate import evaluate, report_result
 from adadecode.cli.options import settings_options, some_text, split
 from adadecode.errors import EXIT_INCOMPLETE, UsageError
 from adadecode.evaluation.stop import StopRequest

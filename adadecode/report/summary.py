@@ -1,7 +1,7 @@
 """What a run's rows come to: a line per task and method with its speed and parity, and a line about what failed."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,9 +41,14 @@ MAX_SHOWN_LEN = 200  # of the first error's message, in characters
 
 
 def summarise(
-    samples: pa.Table, verify: pa.Table | None = None, num_engines: Mapping[str, int] | None = None
+    samples: pa.Table,
+    verify: pa.Table | None = None,
+    num_engines: Mapping[str, int] | None = None,
+    over: Sequence[str] | None = None,
 ) -> pa.Table:
-    """A SUMMARY table: one row per task and method, tasks by first appearance, the vanillas first among the methods.
+    """A SUMMARY table: one row per task and method, tasks by first appearance, the baselines first among the methods.
+
+    The baselines are the methods `over` which speedups are quoted; the vanillas when it is None.
 
     Error rows are counted and measured nowhere. A speedup is over the (sample, repeat) pairs that both methods
     finished, against whichever of the baselines that ran does best by the same statistic on the pairs all of those
@@ -52,11 +57,12 @@ def summarise(
     """
     parity = recompute_parity(samples) if verify is None else verify
     flat = samples.select(NARROW)
-    methods = _vanillas_first(flat["method"].unique().to_pylist())
+    first = baselines() if over is None else tuple(over)
+    methods = _baselines_first(flat["method"].unique().to_pylist(), first)
     lines = []
     for task in flat["task"].unique().to_pylist():
         of_task = flat.filter(pc.equal(flat["task"], task))
-        timings = _Timings(of_task)
+        timings = _Timings(of_task, first)
         for method in methods:
             rows = of_task.filter(pc.equal(of_task["method"], method))
             if rows.num_rows:
@@ -123,7 +129,7 @@ def num_distinct_samples(samples: pa.Table) -> int:
 class _Timings:
     """The e2e seconds of one task's methods, aligned on (sample, repeat) pairs: [pairs], NaN where not measured."""
 
-    def __init__(self, of_task: pa.Table) -> None:
+    def __init__(self, of_task: pa.Table, over: Sequence[str]) -> None:
         codes = pair_codes(of_task)
         num_pairs = codes.max(initial=-1) + 1
         self._prompt_of_pair = np.empty(num_pairs, dtype=np.int64)
@@ -135,7 +141,7 @@ class _Timings:
             of_method = pc.and_(pc.equal(methods, method), is_ok).to_numpy()
             self._e2e_s[method] = np.full(num_pairs, np.nan)
             self._e2e_s[method][codes[of_method]] = _possible(_floats(of_task["e2e_s"]))[of_method]
-        ran = [name for name in baselines() if _measured(self._e2e_s.get(name, np.array([np.nan]))).any()]
+        ran = [name for name in over if _measured(self._e2e_s.get(name, np.array([np.nan]))).any()]
         self._baselines = (
             {statistic: self._faster(ran, statistic) for statistic in (mean_log_s, total_s)} if ran else {}
         )
@@ -171,8 +177,7 @@ class _Timings:
         return fastest(statistic, ran, self._prompt_of_pair[all_finished], times)
 
 
-def _vanillas_first(methods: Iterable[str]) -> list[str]:
-    first = baselines()
+def _baselines_first(methods: Iterable[str], first: Sequence[str]) -> list[str]:
     return sorted(methods, key=lambda name: first.index(name) if name in first else len(first))
 
 

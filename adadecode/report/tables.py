@@ -64,9 +64,9 @@ def summary_table(summary: pa.Table) -> Table:
     return table
 
 
-def figures_table(columns: Sequence[str], num_names: int) -> Table:
-    """An empty rich table of `columns` with the caption on speedups; after the first `num_names` they hold figures."""
-    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, caption=CAPTION, caption_justify="left")
+def figures_table(columns: Sequence[str], num_names: int, caption: str = CAPTION) -> Table:
+    """An empty rich table of `columns` with a caption on speedups; after the first `num_names` they hold figures."""
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, caption=caption, caption_justify="left")
     for idx, name in enumerate(columns):
         justify = "left" if idx < num_names else "right"
         table.add_column(name, justify=justify, **FOLDING.get(name, {"no_wrap": True}))

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from adadecode.errors import RunFolderError
 from adadecode.files import from_json
-from adadecode.methods import REFERENCE, baselines
-from adadecode.report.cells import ABSENT, cell
+from adadecode.methods import METHODS, REFERENCE, baselines
+from adadecode.report.cells import ABSENT, cell, fraction_text
 from adadecode.report.schema import SUMMARY, VERIFY
 from adadecode.report.summary import parity_line
 from adadecode.report.tables import speedup_text
@@ -112,17 +112,20 @@ def _lines(listed: ListedRun) -> Iterator[tuple[str, ...]]:
     """Task, status, samples, method, its speedup and the parity of each task of a run."""
     config = listed.run.get("config")
     config = config if isinstance(config, dict) else {}
-    status, repeats = str(listed.run.get("status", ABSENT)), config.get("repeats")
+    status, repeats = str(listed.run.get("status", ABSENT)), config.get("repeats", config.get("passes"))
     rows = [] if listed.summary is None else listed.summary.to_pylist()
     if listed.summary is None or not rows:
         yield (str(config.get("task", ABSENT)), status, *[ABSENT] * 4)
         return
     for task in dict.fromkeys(row["task"] for row in rows):
         of_task = {row["method"]: row for row in rows if row["task"] == task}
-        shown = next((row for name, row in of_task.items() if name not in baselines()), None)
+        others = [row for name, row in of_task.items() if name not in (*baselines(), row["baseline"])]
+        shown = others[0] if others else None
         first = of_task.get(REFERENCE) or next(iter(of_task.values()))
         num_samples = (first["n"] + first["num_errors"]) // (repeats if isinstance(repeats, int) and repeats > 0 else 1)
         parity = parity_line(listed.summary.filter(pa.array([row["task"] == task for row in rows])))
+        if shown is not None and shown["method"] not in METHODS:  # a server, which owes no vanilla anything
+            parity = fraction_text(shown["num_parity_exact"], shown["num_parity_checked"])
         headline = (ABSENT, ABSENT) if shown is None else (shown["method"], speedup_text(shown))
         yield (task, status, str(num_samples), *headline, parity.removeprefix("parity "))
 

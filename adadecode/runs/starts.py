@@ -1,16 +1,15 @@
 """The starts of a run, the first and each resume, as run.json has them: when, by which command, code and placement."""
 
-import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+from adadecode.printable import without_password
 from adadecode.provenance import code_hash, git_sha
 from adadecode.settings import EvalConfig, PlacementSettings
 from adadecode.version import __version__
 
 PLACEMENT = tuple(PlacementSettings.model_fields)  # the settings that a resume may have otherwise
-PASSWORD = re.compile(r"(?<=://)[^/\s@]+@")
 MAX_SHOWN = 3
 
 
@@ -18,7 +17,7 @@ def new_start(config: EvalConfig, command: str | None) -> dict[str, Any]:
     """The start of now; `command` is what a person would type for it, None where a program called."""
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": None if command is None else PASSWORD.sub("HIDDEN@", command),
+        "command": None if command is None else without_password(command),
         "adadecode": __version__,
         "code_hash": code_hash(),
         "git_sha": git_sha(),

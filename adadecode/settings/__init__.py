@@ -1,5 +1,6 @@
 """Frozen settings. The command line builds them, or a program does; nothing else reads flags or the environment."""
 
+from adadecode.settings.certify import PATIENCE, CertifyConfig, ServerName
 from adadecode.settings.configs import (
     BenchConfig,
     DecodingSettings,
@@ -36,7 +37,9 @@ from adadecode.settings.reading import build_settings, checked_decode, given_fla
 __all__ = [
     "MAX_WORKERS",
     "ORIGINAL_HEADS",
+    "PATIENCE",
     "BenchConfig",
+    "CertifyConfig",
     "DataSettings",
     "DecodeSettings",
     "DecodingSettings",
@@ -53,6 +56,7 @@ __all__ = [
     "MethodName",
     "ModelSettings",
     "PlacementSettings",
+    "ServerName",
     "Settings",
     "ShapeName",
     "Stop",

@@ -8,6 +8,7 @@ from typing import cast
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from adadecode.printable import without_password
 from adadecode.settings.fields import Settings, flag_name
 from adadecode.settings.files import quoted
 from adadecode.settings.groups import DecodeSettings
@@ -59,5 +60,5 @@ def shown_value(value: object) -> str:
         is_flat = all(isinstance(part, str | int | float | None) for part in parts)
         text = ",".join(map(str, parts)) if is_flat else "a list"
     else:
-        text = "a mapping" if isinstance(value, dict) else "null" if value is None else repr(value)
+        text = "a mapping" if isinstance(value, dict) else "null" if value is None else without_password(repr(value))
     return text if len(text) <= MAX_SHOWN_LEN else text[:MAX_SHOWN_LEN] + " ..."

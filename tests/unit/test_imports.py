@@ -25,12 +25,14 @@ ALLOWED = {
     ),
     "huggingface_hub": ("adadecode/model/",),
     "datasets": ("adadecode/tasks/", "adadecode/recipes/"),
+    "httpx2": ("adadecode/certify/",),
     "matplotlib": ("adadecode/training/",),
     "scipy": ("adadecode/report/", "adadecode/tuning/"),
     "pyarrow": (
         "adadecode/report/",
         "adadecode/runs/",
         "adadecode/evaluation/",
+        "adadecode/certify/",
         "adadecode/tasks/",
         "adadecode/training/",
         "adadecode/tuning/",
@@ -79,14 +81,28 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": LEAVES,
     "runs": LEAVES | {"tasks", "report"},
     "evaluation": LEAVES | {"kernels", "model", "engine", "tasks", "report", "runs"},
+    "certify": LEAVES | {"tasks", "report", "runs", "evaluation"},
     "bench": LEAVES | {"kernels", "model", "engine", "tasks", "report", "evaluation"},
     "training": LEAVES | {"kernels", "model", "engine", "tasks", "report"},
     "tuning": LEAVES | {"kernels", "model", "engine", "tasks", "report", "evaluation", "bench"},
     "ray_jobs": LEAVES | {"model", "tasks", "runs", "evaluation", "training"},
     "api": LEAVES
-    | {"model", "engine", "tasks", "report", "runs", "evaluation", "bench", "training", "tuning", "ray_jobs"},
+    | {
+        "model",
+        "engine",
+        "tasks",
+        "report",
+        "runs",
+        "evaluation",
+        "certify",
+        "bench",
+        "training",
+        "tuning",
+        "ray_jobs",
+    },
     "recipes": LEAVES | {"model", "training", "tuning", "api"},
-    "cli": LEAVES | {"tasks", "report", "runs", "evaluation", "bench", "training", "tuning", "ray_jobs", "api"},
+    "cli": LEAVES
+    | {"tasks", "report", "runs", "evaluation", "certify", "bench", "training", "tuning", "ray_jobs", "api"},
 }
 LARGEST_SHARE = 0.15  # of the lines, in one room
 LONGEST_FILE = 300

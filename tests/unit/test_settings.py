@@ -10,6 +10,7 @@ from adadecode.cli.options import settings_in
 from adadecode.errors import UsageError
 from adadecode.settings import (
     BenchConfig,
+    CertifyConfig,
     DecodeSettings,
     EvalConfig,
     GenerateConfig,
@@ -183,9 +184,11 @@ def test_a_value_out_of_range_is_one_line_with_flag_and_value(flags, message):
     assert message in refusal(**flags)
 
 
+REQUIRED = {TrainConfig: {"task": "gsm8k"}, CertifyConfig: {"baseline": "http://a", "candidate": "http://b"}}
+
 TEXTS = [
     (kind, setting.name)
-    for kind in (BenchConfig, EvalConfig, GenerateConfig, TrainConfig, TuneConfig)
+    for kind in (BenchConfig, CertifyConfig, EvalConfig, GenerateConfig, TrainConfig, TuneConfig)
     for setting in settings_in(kind)
     if str in members(setting.field.annotation)
 ]
@@ -194,7 +197,7 @@ TEXTS = [
 @pytest.mark.parametrize("text", ["", " "])
 @pytest.mark.parametrize(("kind", "name"), TEXTS)
 def test_empty_text_is_not_taken_for_a_setting_that_is_left_out(kind, name, text):
-    flags = {"task": "gsm8k"} if kind is TrainConfig else {}
+    flags = REQUIRED.get(kind, {})
     line = refusal(kind, None, **{**flags, name: text})
     assert line.startswith(f"{flag_name(name, field_of(kind, name))} {text!r}: ")
     assert "leave it out" in line
@@ -202,7 +205,7 @@ def test_empty_text_is_not_taken_for_a_setting_that_is_left_out(kind, name, text
 
 NUMBERS = [
     (kind, setting.name)
-    for kind in (BenchConfig, EvalConfig, GenerateConfig, TrainConfig, TuneConfig)
+    for kind in (BenchConfig, CertifyConfig, EvalConfig, GenerateConfig, TrainConfig, TuneConfig)
     for setting in settings_in(kind)
     if {int, float, tuple[int, ...]} & set(members(setting.field.annotation))
 ]
@@ -211,9 +214,9 @@ NUMBERS = [
 @pytest.mark.parametrize("value", [10**30, -(10**30), "9" * 30])
 @pytest.mark.parametrize(("kind", "name"), NUMBERS)
 def test_every_number_has_a_least_and_a_largest_value(kind, name, value):
-    flags = {"task": "gsm8k"} if kind is TrainConfig else {}
+    flags = REQUIRED.get(kind, {})
     given = (value,) if name == "exits" and isinstance(value, int) else value
-    assert refusal(kind, None, **flags, **{name: given}).startswith(f"{flag_name(name, field_of(kind, name))} ")
+    assert refusal(kind, None, **{**flags, name: given}).startswith(f"{flag_name(name, field_of(kind, name))} ")
 
 
 def field_of(kind, name):

@@ -15,6 +15,7 @@ from adadecode.cli.options import settings_in, settings_options
 from adadecode.model.shortlist import LONGEST_SHORTLIST, default_shortlist_len
 from adadecode.settings import (
     BenchConfig,
+    CertifyConfig,
     EvalConfig,
     Flag,
     GenerateConfig,
@@ -33,6 +34,7 @@ KINDS: dict[str, type[Settings]] = {
     "bench": BenchConfig,
     "train-heads": TrainConfig,
     "tune": TuneConfig,
+    "certify": CertifyConfig,
 }
 FLAGS = [
     pytest.param(name, option, id=f"{name} {option.opts[0]}")
@@ -49,6 +51,11 @@ def resolved(kind: type[Settings], name: str, **flags: Any) -> Any:
     """Setting `name` of `kind` when nothing but `flags` is given, as a flag would say it; None when it has no value."""
     if kind is TrainConfig:
         flags["task"] = "gsm8k"
+    if kind is CertifyConfig:
+        servers = {"baseline": "http://a", "candidate": "http://b"}
+        flags = {key: value for key, value in flags.items() if key != "model"} | servers
+        if name in servers:
+            return None
     config: Any = build_settings(kind, None, flags)
     value = getattr(config, name) if name in kind.model_fields else getattr(config.decode, name)
     if isinstance(value, bool):

@@ -1,0 +1,101 @@
+"""One stream read: wherever it is cut, whatever is in it."""
+
+import json
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adadecode.certify import stream
+from adadecode.certify.failures import ServerError
+from adadecode.certify.servers import OTHER, SERVERS, kind_of
+from adadecode.certify.stream import Reader, payloads
+
+
+def read(*chunks: object, kind: str = "vllm") -> stream.Completion:
+    reader = Reader(SERVERS[kind], 10.0)
+    for idx, chunk in enumerate(chunks):
+        reader.take(chunk if isinstance(chunk, str) else json.dumps(chunk), 11.0 + idx)
+    return reader.completion()
+
+
+def chunk(text: str = "", ids: object = None, finish: object = None, **more: object) -> dict:
+    return {"choices": [{"text": text, "token_ids": ids, "finish_reason": finish}], **more}
+
+
+EVENTS = ["a", '{"text": "line\u2028separator \x85 é 漢"}', "", "two\nlines"]
+STREAM = "".join("".join(f"data: {line}\n" for line in event.split("\n")) + "\n" for event in EVENTS).encode()
+
+
+@given(st.lists(st.integers(0, len(STREAM)), max_size=12), st.booleans())
+def test_events_are_the_same_wherever_the_stream_is_cut_and_however_lines_end(cuts, has_returns):
+    content = STREAM.replace(b"\n", b"\r\n") if has_returns else STREAM
+    ends = [0, *sorted(cuts), len(content)]
+    pieces = [content[start:end] for start, end in pairwise(ends)]
+    assert [payload for payload, _ in payloads(pieces)] == EVENTS
+
+
+def test_comments_other_fields_and_what_follows_done_are_no_events():
+    content = b": comment\n\nevent: x\nid: 3\ndata:one\n\nretry: 5\n\ndata: [DONE]\n\ndata: late\n\n"
+    assert [payload for payload, _ in payloads([content])] == ["one"]
+
+
+def test_a_line_without_end_or_that_is_no_text_is_a_bad_answer(monkeypatch):
+    monkeypatch.setattr(stream, "MAX_LINE_LEN", 100)
+    with pytest.raises(ServerError, match="more than 100 bytes"):
+        list(payloads([b"x" * 99, b"y" * 2]))
+    with pytest.raises(ServerError, match="no UTF-8"):
+        list(payloads([b"data: \xff\n\n"]))
+
+
+def test_times_are_those_of_chunks_with_tokens():
+    found = read(chunk(), chunk("a", [1]), chunk("", [2, 3]), chunk("", [], "stop"), {"choices": []})
+    assert (found.text, found.output_token_ids, found.finish_reason) == ("a", (1, 2, 3), "eos")
+    assert (found.arrivals_s, found.ended_s) == ((2.0, 3.0), 4.0)
+
+
+def test_an_end_of_sequence_token_may_be_counted_and_left_out():
+    usage = {"choices": [], "usage": {"completion_tokens": 3, "prompt_tokens": 7}}
+    found = read(chunk("a", [1]), chunk("b", [2], "stop"), usage)
+    assert (found.output_token_ids, found.output_len, found.prompt_len) == ((1, 2), 2, 7)
+    short = read(chunk("ab", [1], "stop"), usage)
+    assert (short.output_token_ids, short.output_len, short.text_alone) == (None, 3, True)
+
+
+def test_what_a_server_does_not_say_is_none():
+    found = read(chunk("a", None, "length"))
+    assert (found.output_token_ids, found.output_len, found.prompt_len, found.num_drafted) == (None,) * 4
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("{", "an event is not JSON: {"),
+        ("[1]", "an event is no JSON object"),
+        ({"choices": "x"}, "an event has no choices"),
+        ({"id": 1}, "an event has no choices"),
+        ({"choices": [3]}, "a choice has no text: 3"),
+        (chunk("a", [1, "2"]), "token ids are no list of numbers"),
+        (chunk("a", [-1]), "token ids are no list of numbers"),
+        (chunk("a", [True]), "token ids are no list of numbers"),
+        (chunk("a", [1], "abort"), "an output ended by 'abort', not by stop or length"),
+        (chunk("a", [1], ["stop"]), "an output ended by "),
+        ({"error": "out of memory", "choices": []}, "the server says: out of memory"),
+        ("[" * 100_000, "an event is not JSON"),
+    ],
+)
+def test_what_is_no_completion_is_named(bad, message):
+    with pytest.raises(ServerError) as caught:
+        read(chunk("a", [1]), bad)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_stream_that_ends_before_the_output_is_an_error():
+    with pytest.raises(ServerError, match="ended after 1 chunks, before the output did"):
+        read(chunk("a", [1]))
+
+
+def test_a_kind_of_server_is_known_by_who_owns_its_models():
+    assert [kind_of(row.owned_by).name for row in SERVERS.values()] == list(SERVERS)
+    assert [kind_of(name) for name in ("openai", None, 3, ["vllm"])] == [OTHER] * 4
