@@ -11,7 +11,15 @@ from adadecode.errors import AdaDecodeError, StoppedError, TooManyErrorsError, U
 from adadecode.evaluation.observer import QUIET, Counting, Limiting, Observer, Together
 from adadecode.evaluation.stop import NEVER, StopRequest
 from adadecode.methods import METHODS, OURS
-from adadecode.settings import BenchConfig, EvalConfig, GenerateConfig, TrainConfig, TuneConfig, settings_of
+from adadecode.settings import (
+    BenchConfig,
+    DataSettings,
+    EvalConfig,
+    GenerateConfig,
+    TrainConfig,
+    TuneConfig,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -197,6 +205,52 @@ def _execute(prepared: PreparedRun, progress: RunProgress, observer: Observer, s
     connect(prepared.config.address)
     stop.install()  # Ray has set handlers of its own
     run_on_ray(prepared, Together(observer, Metered(progress, prepared.folder.run_id)), stop)
+
+
+@dataclass(frozen=True)
+class ShownPrompt:
+    """The prompt of one sample as a model is given it; `num_tokens` is None where no model was named."""
+
+    task: str
+    sample_id: str
+    text: str
+    kind: str  # `plain prompt` or `chat template`
+    num_tokens: int | None
+    reference: str | None
+
+
+def show_prompts(settings: DataSettings, model: str | None = None) -> list[ShownPrompt]:
+    """The prompts of the samples that `settings` name, in their order; loads no weights.
+
+    Without `model` the plain ones, and conversations, which have none, a line for each message; with a model what its
+    chat template makes of them, if it has one. Raises UsageError, also as PromptError of the first that cannot be used.
+    """
+    from adadecode.tasks import expand_task, load_examples
+    from adadecode.tasks.encode import encode_prompt, plain_text, prompt_text
+
+    examples = [(task, example) for task in expand_task(settings.task) for example in load_examples(task, settings)]
+    if model is None:
+        return [
+            ShownPrompt(
+                task, one.sample_id, plain_text(one), "plain prompt" if one.prompt else "messages", None, one.reference
+            )
+            for task, one in examples
+        ]
+    from adadecode.model.load import load_tokenizer
+
+    _, tokenizer = load_tokenizer(model)
+    kind = "plain prompt" if tokenizer.chat_template is None else "chat template"
+    return [
+        ShownPrompt(
+            task,
+            one.sample_id,
+            prompt_text(tokenizer, one),
+            kind,
+            len(encode_prompt(tokenizer, one)),
+            one.reference,
+        )
+        for task, one in examples
+    ]
 
 
 def train_heads(settings: TrainConfig, out: str | Path, *, say: Say = silent) -> HeadFacts:

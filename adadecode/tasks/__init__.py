@@ -3,25 +3,30 @@
 A data set is one file of this room and one row of `TASKS`.
 """
 
+import difflib
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from adadecode.errors import PromptError, TaskDataError, UsageError
 from adadecode.records import Example
 from adadecode.settings import DataSettings, Domain
-from adadecode.tasks import demo, gsm8k, humaneval, jsonl
+from adadecode.tasks import cnn_dm, demo, gsm8k, humaneval, jsonl, mbpp, xsum
 from adadecode.tasks.data_files import shown
 from adadecode.tasks.rows import Row
 from adadecode.tasks.task import Found, Task
 
-TASKS = {task.name: task for task in (gsm8k.TASK, humaneval.TASK, jsonl.TASK, *demo.TASKS)}
+TASKS = {
+    task.name: task for task in (gsm8k.TASK, humaneval.TASK, mbpp.TASK, xsum.TASK, cnn_dm.TASK, jsonl.TASK, *demo.TASKS)
+}
 
 
 def find_task(name: str) -> Task:
-    """The task called `name`; raises UsageError when there is none."""
+    """The task called `name`; raises UsageError, with the one that was probably meant, when there is none."""
     if name not in TASKS:
         known = ", ".join(TASKS)
-        raise UsageError(f"--task {name}: unknown task; use demo (both demo tasks) or one of {known}")
+        meant = difflib.get_close_matches(name.lower().replace("-", "_"), [*TASKS, "demo"], n=1)
+        close = f"did you mean {meant[0]}? " if meant else ""
+        raise UsageError(f"--task {name}: unknown task; {close}use demo (both demo tasks) or one of {known}")
     return TASKS[name]
 
 

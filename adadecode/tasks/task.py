@@ -16,6 +16,8 @@ Found = Example | PromptError  # what a row gives: its example, or why it cannot
 class Task:
     """One data set. `rows` says where it lies, and so whether `--data-file` may, must not or must be given.
 
+    `size` is how many samples the split that is read has, as published; None where the rows are the user's own.
+
     `example` makes the example of a row from its `fields`, and from the one that `prompt_field` names where the rows are
     the user's own; for a row that cannot be used it raises PromptError. `score` gives an output text and
     its example's reference a number, and `metric` names it; in the tables an output counts as correct at 1.0.
@@ -26,6 +28,7 @@ class Task:
     rows: HubDataset | Path | None  # None where they are the user's own
     fields: tuple[str, ...]  # the columns that are read
     example: Callable[[Row, DataSettings], Example]
+    size: int | None = None
     id_remedy: str = "give every row an id of its own"  # what to do about two rows of one id
     domain: Domain | None = None  # None where the prompts may be of any kind
     licence: str | None = None
@@ -41,6 +44,13 @@ class Task:
         if self.rows is None:
             return "--data-file with the column --prompt-field"
         return f"{self.rows} or --data-file" if isinstance(self.rows, HubDataset) else "embedded"
+
+    def read_from(self, data: DataSettings) -> dict[str, str | None]:
+        """Where an evaluation with `data` reads the rows, and of the hub at which revision, as run.json stores it."""
+        where = self._where(data, for_training=False)
+        if isinstance(where, HubDataset):
+            return {"source": str(where), "revision": where.revision}
+        return {"source": "embedded" if isinstance(self.rows, Path) else str(where), "revision": None}
 
     def iterate(self, data: DataSettings, *, for_training: bool = False) -> Iterator[tuple[Row, Found]]:
         """Yields its rows from the first one on, each with its example; of `data` all counts but offset and limit.
