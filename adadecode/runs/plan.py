@@ -23,7 +23,12 @@ def make_plan(examples_by_task: Mapping[str, Sequence[Example]], shard_size: int
 
 def longest_first(shards: Sequence[Shard]) -> tuple[Shard, ...]:
     """`shards` in the order in which they are given out: by characters of their prompts, the longest first."""
-    return tuple(sorted(shards, key=lambda shard: -sum(len(example.prompt) for example in shard.examples)))
+    return tuple(sorted(shards, key=lambda shard: -sum(map(_prompt_len, shard.examples))))
+
+
+def _prompt_len(example: Example) -> int:
+    """Characters of the plain prompt, or of a conversation that has none."""
+    return len(example.prompt) or sum(len(message.content) for message in example.messages)
 
 
 def plan_table(shards: Sequence[Shard]) -> pa.Table:
@@ -33,12 +38,18 @@ def plan_table(shards: Sequence[Shard]) -> pa.Table:
             "task": shard.task,
             "sample_id": example.sample_id,
             "shard": shard.shard_idx,
-            "prompt_hash": short_hash(f"{example.prompt}\0{example.chat_prompt}\0{example.reference}"),
+            "prompt_hash": _prompt_hash(example),
         }
         for shard in shards
         for example in shard.examples
     ]
     return pa.Table.from_pylist(rows, schema=PLAN)
+
+
+def _prompt_hash(example: Example) -> str:
+    """A hash of what is decoded and scored; without messages before the prompt that of version 0.1.0."""
+    context = "".join(f"\0{message.role}\0{message.content}" for message in example.context)
+    return short_hash(f"{example.prompt}\0{example.chat_prompt}\0{example.reference}{context}")
 
 
 def plan_hash(table: pa.Table) -> str:

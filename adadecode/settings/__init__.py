@@ -16,6 +16,7 @@ from adadecode.settings.files import FileSettings
 from adadecode.settings.groups import (
     MAX_WORKERS,
     ORIGINAL_HEADS,
+    READ_BEFORE,
     DataSettings,
     DecodeSettings,
     Domain,
@@ -35,6 +36,7 @@ from adadecode.settings.reading import build_settings, checked_decode, given_fla
 __all__ = [
     "MAX_WORKERS",
     "ORIGINAL_HEADS",
+    "READ_BEFORE",
     "BenchConfig",
     "DataSettings",
     "DecodeSettings",

@@ -8,11 +8,14 @@ Plain prompt, without a trailing space, as papers on self-speculative decoding h
     Summary:
 
 Chat prompt: the article, an empty line and `CHAT_INSTRUCTION`. The reference is the highlights.
+
+Worked examples (`--num-shots`) are rows of the training split: each plain prompt, a space and the highlights.
 """
 
 from adadecode.records import Example
 from adadecode.settings import DataSettings
 from adadecode.tasks.rows import HubDataset, Row
+from adadecode.tasks.shots import Shot
 from adadecode.tasks.task import Task
 
 CHAT_INSTRUCTION = "Summarize this article in three or four sentences."
@@ -30,6 +33,12 @@ def example(row: Row, data: DataSettings) -> Example:
     )
 
 
+def shot(row: Row, data: DataSettings) -> Shot:
+    """One row as a worked example, answered by its highlights."""
+    summary = row.text("highlights", REMEDY)
+    return Shot(example(row, data), f" {summary}", summary)
+
+
 TASK = Task(
     name="cnn_dm",
     description="CNN/DailyMail articles to summarise",
@@ -43,5 +52,6 @@ TASK = Task(
     size=11490,
     fields=("article", "highlights"),
     example=example,
+    shot=shot,
     licence="Apache-2.0",
 )

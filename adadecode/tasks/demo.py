@@ -34,6 +34,7 @@ TASKS = (
         size=NUM_PROMPTS,
         fields=gsm8k.FIELDS,
         example=math_example,
+        shot=gsm8k.shot,
         id_remedy=REMEDY,
         domain="math",
         licence=LICENCE,

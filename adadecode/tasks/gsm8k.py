@@ -8,6 +8,8 @@ Plain prompt, for base models, without a trailing space:
     Answer:
 
 Chat prompt: the question, an empty line and `CHAT_INSTRUCTION`.
+
+Worked examples (`--num-shots`) are rows of the training split: each question, a space and its whole answer.
 """
 
 import re
@@ -18,6 +20,7 @@ from adadecode.records import Example
 from adadecode.settings import DataSettings
 from adadecode.tasks.data_files import shown
 from adadecode.tasks.rows import HubDataset, Row
+from adadecode.tasks.shots import Shot
 from adadecode.tasks.task import Task
 
 FIELDS = ("question", "answer")
@@ -47,6 +50,12 @@ def to_example(row: Row, sample_id: str) -> Example:
         chat_prompt=f"{question}\n\n{CHAT_INSTRUCTION}",
         reference=reference,
     )
+
+
+def shot(row: Row, data: DataSettings) -> Shot:
+    """One row as a worked example, its whole answer as published."""
+    solved, answer = to_example(row, ""), row.text("answer", REMEDY)
+    return Shot(solved, f" {answer}", answer)
 
 
 def score(output_text: str, reference: str) -> float:
@@ -83,6 +92,7 @@ TASK = Task(
     size=1319,
     fields=FIELDS,
     example=example,
+    shot=shot,
     domain="math",
     licence="MIT",
     metric=METRIC,

@@ -13,6 +13,8 @@ Plain prompt, the paper's, which ends in a newline:
 
 Chat prompt: the same without `[BEGIN]`, then an empty line and `CHAT_INSTRUCTION`.
 
+Worked examples (`--num-shots`) are rows of the split `prompt`: the plain prompt, the code and a line `[DONE]`.
+
 The reference is a JSON object for whoever runs the tests: `setup`, the code that they need before them, and `tests`.
 """
 
@@ -23,6 +25,7 @@ from adadecode.records import Example
 from adadecode.settings import DataSettings
 from adadecode.tasks.data_files import shown
 from adadecode.tasks.rows import HubDataset, Row
+from adadecode.tasks.shots import Shot
 from adadecode.tasks.task import Task
 
 FIELDS = ("task_id", "text", "prompt", "code", "test_list", "test_setup_code", "test_imports")
@@ -36,6 +39,12 @@ def example(row: Row, data: DataSettings) -> Example:
     task = _task(row)
     tests = json.dumps({"setup": _setup(row), "tests": row.texts("test_list", REMEDY)}, ensure_ascii=False)
     return Example(f"mbpp-{_task_id(row)}", f"{task}\n[BEGIN]\n", f"{task}\n\n{CHAT_INSTRUCTION}", tests)
+
+
+def shot(row: Row, data: DataSettings) -> Shot:
+    """One row as a worked example: its code to `[DONE]` as in the paper, or in a Python code block."""
+    code = row.text("code", REMEDY)
+    return Shot(example(row, data), f"{code}\n[DONE]", f"```python\n{code}\n```")
 
 
 def _task(row: Row) -> str:
@@ -68,10 +77,12 @@ TASK = Task(
         "test",
         revision="4bb6404fdc6cacfda99d4ac4205087b89d32030c",
         training_split="train",
+        shots_split="prompt",
     ),
     size=500,
     fields=FIELDS,
     example=example,
+    shot=shot,
     id_remedy=REMEDY,
     domain="code",
     licence="CC-BY-4.0",

@@ -16,7 +16,7 @@ MAX_NAMES_LEN = 200  # of the names of a row's fields in a message, in character
 class HubDataset:
     """A data set on the hub as it was at the commit `revision`: the split to read and, if any, the split to train on.
 
-    `config` is None where the data set has only one.
+    `config` is None where the data set has only one. Worked examples come from `shots_split`, or the training split.
     """
 
     name: str
@@ -24,6 +24,7 @@ class HubDataset:
     split: str
     revision: str
     training_split: str | None = None
+    shots_split: str | None = None
 
     def __str__(self) -> str:
         return "/".join(part for part in (self.name, self.config, self.split) if part is not None)
@@ -32,6 +33,11 @@ class HubDataset:
         """The same data set with the training split as the one to read."""
         assert self.training_split is not None, self.name
         return replace(self, split=self.training_split)
+
+    def for_shots(self) -> "HubDataset | None":
+        """The same data set with the split of worked examples as the one to read; None where it has none."""
+        split = self.shots_split or self.training_split
+        return None if split is None else replace(self, split=split)
 
 
 @dataclass(frozen=True)
@@ -55,16 +61,16 @@ class Row:
 
     def text(self, field: str, remedy: str) -> str:
         """The text in `field`, unchanged. Raises PromptError, ending in `remedy`, if there is none to decode."""
-        return self._checked_text(self._present(field, remedy), f"field {field!r}", remedy)
+        return self._checked_text(self.present(field, remedy), f"field {field!r}", remedy)
 
     def texts(self, field: str, remedy: str) -> list[str]:
         """The texts of the list in `field`, at least one. Raises PromptError, ending in `remedy`, if there are none."""
-        values = self._present(field, remedy)
+        values = self.present(field, remedy)
         if not isinstance(values, list) or not values:
             raise PromptError(f"{self.where}: field {field!r} is {shown(values)}, no list of texts; {remedy}")
         return [self._checked_text(value, f"text {idx} of {field!r}", remedy) for idx, value in enumerate(values)]
 
-    def _present(self, field: str, remedy: str) -> Any:
+    def present(self, field: str, remedy: str) -> Any:
         """What `field` holds; raises PromptError, which lists the fields there are, when it is not there."""
         if field not in self.fields:
             present = ", ".join(self.names) or "none"

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from adadecode.errors import PromptError, UsageError
 from adadecode.records import Example
 from adadecode.settings import DataSettings, Domain
 from adadecode.tasks.rows import HubDataset, Row, iterate_rows
+from adadecode.tasks.shots import Shot, with_context
 
 Found = Example | PromptError  # what a row gives: its example, or why it cannot be used
 
@@ -28,6 +30,7 @@ class Task:
     rows: HubDataset | Path | None  # None where they are the user's own
     fields: tuple[str, ...]  # the columns that are read
     example: Callable[[Row, DataSettings], Example]
+    shot: Callable[[Row, DataSettings], Shot] | None = None  # a row as a worked example; None where it has no answer
     size: int | None = None
     id_remedy: str = "give every row an id of its own"  # what to do about two rows of one id
     domain: Domain | None = None  # None where the prompts may be of any kind
@@ -48,9 +51,11 @@ class Task:
     def read_from(self, data: DataSettings) -> dict[str, str | None]:
         """Where an evaluation with `data` reads the rows, and of the hub at which revision, as run.json stores it."""
         where = self._where(data, for_training=False)
-        if isinstance(where, HubDataset):
-            return {"source": str(where), "revision": where.revision}
-        return {"source": "embedded" if isinstance(self.rows, Path) else str(where), "revision": None}
+        found: dict[str, str | None] = {
+            "source": "embedded" if isinstance(self.rows, Path) else str(where),
+            "revision": where.revision if isinstance(where, HubDataset) else None,
+        }
+        return {**found, "shots": str(self._shots_from(data))} if data.num_shots else found
 
     def iterate(self, data: DataSettings, *, for_training: bool = False) -> Iterator[tuple[Row, Found]]:
         """Yields its rows from the first one on, each with its example; of `data` all counts but offset and limit.
@@ -60,14 +65,39 @@ class Task:
         unusable data when it gets there.
         """
         own = () if self.rows is not None else (data.prompt_field,)
-        for row in iterate_rows(self._where(data, for_training), dict.fromkeys((*self.fields, *own))):
-            yield row, self._found(row, data)
+        where, shots = self._where(data, for_training), self._shots(data)
+        for row in iterate_rows(where, dict.fromkeys((*self.fields, *own))):
+            yield row, self._found(row, data, shots)
 
-    def _found(self, row: Row, data: DataSettings) -> Found:
+    def _found(self, row: Row, data: DataSettings, shots: tuple[Shot, ...]) -> Found:
         try:
-            return self.example(row, data)
+            return with_context(row, self.example(row, data), shots, data.system_prompt)
         except PromptError as error:
             return error
+
+    def _shots(self, data: DataSettings) -> tuple[Shot, ...]:
+        """The worked examples that `data` wants; raises UsageError, also as PromptError, when there are not so many."""
+        if data.num_shots == 0:
+            return ()
+        where = self._shots_from(data)
+        assert self.shot is not None, self.name
+        shots = tuple(self.shot(row, data) for row in islice(iterate_rows(where, self.fields), data.num_shots))
+        if len(shots) < data.num_shots:
+            raise UsageError(f"--num-shots {data.num_shots}: {where} has {len(shots)} rows; give at most as many")
+        return shots
+
+    def _shots_from(self, data: DataSettings) -> Path | HubDataset:
+        """Where worked examples are read; raises UsageError where there are none."""
+        if self.shot is None:
+            raise UsageError(
+                f"--num-shots {data.num_shots}: rows of task {self.name} have no answers to show as examples; drop it"
+            )
+        if data.shots_file is not None:
+            return Path(data.shots_file)
+        where = self.rows.for_shots() if isinstance(self.rows, HubDataset) else None
+        if where is None:
+            raise UsageError(f"--shots-file is missing: task {self.name} has no training split to show examples of")
+        return where
 
     def _where(self, data: DataSettings, for_training: bool) -> Path | HubDataset:
         """Where `data` has the rows read; raises UsageError for a setting the task does not use, or one it lacks."""

@@ -8,11 +8,14 @@ Plain prompt, without a trailing space, as papers on self-speculative decoding h
     Summary:
 
 Chat prompt: the article, an empty line and `CHAT_INSTRUCTION`. The reference is the summary.
+
+Worked examples (`--num-shots`) are rows of the training split: each plain prompt, a space and the summary.
 """
 
 from adadecode.records import Example
 from adadecode.settings import DataSettings
 from adadecode.tasks.rows import HubDataset, Row
+from adadecode.tasks.shots import Shot
 from adadecode.tasks.task import Task
 
 CHAT_INSTRUCTION = "Summarize this article in one sentence."
@@ -30,6 +33,12 @@ def example(row: Row, data: DataSettings) -> Example:
     )
 
 
+def shot(row: Row, data: DataSettings) -> Shot:
+    """One row as a worked example, answered by its summary."""
+    summary = row.text("summary", REMEDY)
+    return Shot(example(row, data), f" {summary}", summary)
+
+
 TASK = Task(
     name="xsum",
     description="XSum articles to summarise in a sentence",
@@ -39,4 +48,5 @@ TASK = Task(
     size=11334,
     fields=("document", "summary"),
     example=example,
+    shot=shot,
 )

@@ -8,20 +8,8 @@ from transformers import AutoTokenizer
 from adadecode.runs.folder import read_run, read_samples
 from adadecode.settings import DataSettings
 from adadecode.tasks import TASKS, load_examples
-from tests.folders import save_tiny_model
-from tests.unit.tasks.test_encode import TEMPLATE
 
 QUESTIONS = [{"question": f"w{n} w10", "answer": f"#### {n}"} for n in range(5, 10)]
-
-
-@pytest.fixture
-def chat_model(tmp_path):
-    """A tiny model whose tokenizer has a chat template of words it knows."""
-    path = save_tiny_model(tmp_path / "chat")
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    tokenizer.chat_template = TEMPLATE.replace("{{ bos_token }}", "w3")
-    tokenizer.save_pretrained(path)
-    return path
 
 
 @pytest.fixture
