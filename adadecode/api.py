@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from adadecode.model.decoder import DecoderModel
     from adadecode.model.exit_heads import ExitHeads
     from adadecode.model.head_files import HeadFacts
-    from adadecode.records import Generation, Say
+    from adadecode.records import Example, Generation, Say
     from adadecode.runs.result import RunResult
     from adadecode.runs.run import PreparedRun
     from adadecode.tuning.result import TuneResult
@@ -209,14 +209,16 @@ def _execute(prepared: PreparedRun, progress: RunProgress, observer: Observer, s
 
 @dataclass(frozen=True)
 class ShownPrompt:
-    """The prompt of one sample as a model is given it; `num_tokens` is None where no model was named."""
+    """The prompt of one sample as a model is given it; `num_tokens` is None where no model was named.
+
+    Of a conversation that is decoded turn by turn it is the first turn's; `example` has what is said later.
+    """
 
     task: str
-    sample_id: str
+    example: Example
     text: str
-    kind: str  # `plain prompt` or `chat template`
+    kind: str  # `plain prompt`, `chat template`, or `messages` where there is no plain one
     num_tokens: int | None
-    reference: str | None
 
 
 def show_prompts(settings: DataSettings, model: str | None = None) -> list[ShownPrompt]:
@@ -231,9 +233,7 @@ def show_prompts(settings: DataSettings, model: str | None = None) -> list[Shown
     examples = [(task, example) for task in expand_task(settings.task) for example in load_examples(task, settings)]
     if model is None:
         return [
-            ShownPrompt(
-                task, one.sample_id, plain_text(one), "plain prompt" if one.prompt else "messages", None, one.reference
-            )
+            ShownPrompt(task, one, plain_text(one), "plain prompt" if one.prompt else "messages", None)
             for task, one in examples
         ]
     from adadecode.model.load import load_tokenizer
@@ -241,14 +241,7 @@ def show_prompts(settings: DataSettings, model: str | None = None) -> list[Shown
     _, tokenizer = load_tokenizer(model)
     kind = "plain prompt" if tokenizer.chat_template is None else "chat template"
     return [
-        ShownPrompt(
-            task,
-            one.sample_id,
-            prompt_text(tokenizer, one),
-            kind,
-            len(encode_prompt(tokenizer, one)),
-            one.reference,
-        )
+        ShownPrompt(task, one, prompt_text(tokenizer, one), kind, len(encode_prompt(tokenizer, one)))
         for task, one in examples
     ]
 

@@ -39,14 +39,19 @@ def tasks_command(task: str | None, model: str | None, config_file: Path | None,
         settings = settings.model_copy(update={"limit": NUM_SHOWN})
 
     def heading(shown: ShownPrompt) -> str:
+        example = shown.example
         tokens = "" if shown.num_tokens is None else f", {shown.num_tokens} tokens"
-        reference = "" if shown.reference is None else f"; reference: {on_one_line(shown.reference)}"
-        return f"{shown.task} {shown.sample_id}, {shown.kind}{tokens}{reference}"
+        category = "" if example.category is None else f", {example.category}"
+        turns = f", {example.num_turns} turns" if example.later_turns else ""
+        reference = "" if example.reference is None else f"; reference: {on_one_line(example.reference)}"
+        return f"{shown.task} {example.sample_id}, {shown.kind}{tokens}{category}{turns}{reference}"
 
     for shown in show_prompts(settings, model):
         say(heading(shown))
         for line in printable(shown.text, keep="\n\t").split("\n"):
             print(f"  {line}")
+        for later in shown.example.later_turns:
+            say(f"then: {later}")
 
 
 def tasks_table() -> Table:

@@ -102,12 +102,15 @@ def read_rates(location: str | Path) -> Rates:
         raise RunFolderError(f"--rates {str(location)!r}: its plan.parquet cannot be read; give another run") from error
     samples = read_samples(location)
     possible = samples.filter(pa.array(~impossible_times(samples)))
-    rows = possible.select(["task", "sample_id", "method", "status", "e2e_s", "output_len"]).to_pylist()
-    costs: dict[tuple[str, str, str, str], list[Cost]] = defaultdict(list)
+    rows = possible.select(["task", "sample_id", "method", "repeat", "status", "e2e_s", "output_len"]).to_pylist()
+    of_repeat: dict[tuple[tuple[str, str], str, int], list[Cost]] = defaultdict(list)  # a cost for each turn
     for row in rows:
         sample = (row["task"], row["sample_id"])
         if row["status"] == "ok" and row["output_len"] is not None and sample in prompt_hash:
-            costs[(*sample, prompt_hash[sample], row["method"])].append(Cost(row["e2e_s"], row["output_len"]))
+            of_repeat[sample, row["method"], row["repeat"]].append(Cost(row["e2e_s"], row["output_len"]))
+    costs: dict[tuple[str, str, str, str], list[Cost]] = defaultdict(list)
+    for (sample, method, _), of_turns in of_repeat.items():
+        costs[(*sample, prompt_hash[sample], method)].append(Cost(*map(sum, zip(*of_turns, strict=True))))
     commits = read_commits(location)
     if not costs:
         raise RunFolderError(

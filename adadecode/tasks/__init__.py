@@ -12,13 +12,23 @@ from adadecode.errors import PromptError, TaskDataError, UsageError
 from adadecode.files import short_hash
 from adadecode.records import Example
 from adadecode.settings import DataSettings, Domain
-from adadecode.tasks import cnn_dm, demo, gsm8k, humaneval, jsonl, mbpp, xsum
+from adadecode.tasks import cnn_dm, demo, gsm8k, humaneval, jsonl, mbpp, spec_bench, xsum
 from adadecode.tasks.data_files import shown
 from adadecode.tasks.rows import Row
 from adadecode.tasks.task import Found, Task
 
 TASKS = {
-    task.name: task for task in (gsm8k.TASK, humaneval.TASK, mbpp.TASK, xsum.TASK, cnn_dm.TASK, jsonl.TASK, *demo.TASKS)
+    task.name: task
+    for task in (
+        gsm8k.TASK,
+        humaneval.TASK,
+        mbpp.TASK,
+        xsum.TASK,
+        cnn_dm.TASK,
+        spec_bench.TASK,
+        jsonl.TASK,
+        *demo.TASKS,
+    )
 }
 
 

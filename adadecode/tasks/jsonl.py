@@ -49,6 +49,7 @@ TASK = Task(
     name="jsonl",
     description="your own prompts, not scored",
     rows=None,
+    has_prompt_field=True,
     fields=("id", MESSAGES),
     example=to_example,
     id_remedy=ID_REMEDY,

@@ -55,7 +55,7 @@ def _task(row: Row) -> str:
 
 
 def _task_id(row: Row) -> int:
-    value = row.value("task_id")
+    value = row.present("task_id", REMEDY)
     if not isinstance(value, int) or isinstance(value, bool):
         raise PromptError(f"{row.where}: field 'task_id' is {shown(value)}, not a whole number; {REMEDY}")
     return value

@@ -31,6 +31,7 @@ class Task:
     fields: tuple[str, ...]  # the columns that are read
     example: Callable[[Row, DataSettings], Example]
     shot: Callable[[Row, DataSettings], Shot] | None = None  # a row as a worked example; None where it has no answer
+    has_prompt_field: bool = False  # whether the column `prompt_field` names is read too
     size: int | None = None
     id_remedy: str = "give every row an id of its own"  # what to do about two rows of one id
     domain: Domain | None = None  # None where the prompts may be of any kind
@@ -45,7 +46,7 @@ class Task:
     def source(self) -> str:
         """Where its rows come from, as `adadecode tasks` says it."""
         if self.rows is None:
-            return "--data-file with the column --prompt-field"
+            return "--data-file with the column --prompt-field" if self.has_prompt_field else "--data-file"
         return f"{self.rows} or --data-file" if isinstance(self.rows, HubDataset) else "embedded"
 
     def read_from(self, data: DataSettings) -> dict[str, str | None]:
@@ -64,7 +65,7 @@ class Task:
         training splits `for_training`. Raises UsageError for a setting the task does not use or lacks, TaskDataError for
         unusable data when it gets there.
         """
-        own = () if self.rows is not None else (data.prompt_field,)
+        own = (data.prompt_field,) if self.has_prompt_field else ()
         where, shots = self._where(data, for_training), self._shots(data)
         for row in iterate_rows(where, dict.fromkeys((*self.fields, *own))):
             yield row, self._found(row, data, shots)
@@ -104,7 +105,7 @@ class Task:
         file, field = data.data_file, data.prompt_field
         if file and isinstance(self.rows, Path):
             raise UsageError(f"--data-file {file}: task {self.name} has embedded prompts; drop it, or use --task jsonl")
-        if field != "prompt" and self.rows is not None:
+        if field != "prompt" and not self.has_prompt_field:
             raise UsageError(f"--prompt-field {field}: task {self.name} has fixed fields; drop it, or use --task jsonl")
         if file:
             return Path(file)

@@ -103,6 +103,7 @@ def _row(method: str, sample_id: str = "s0", **values: Any) -> dict[str, Any]:
         "sample_id": sample_id,
         "method": method,
         "repeat": 0,
+        "turn": 0,
         "shard": 0,
         "status": "ok",
         "prompt_len": 2,

@@ -184,6 +184,7 @@ def test_the_tasks_say_where_their_rows_come_from() -> None:
         "mbpp": "google-research-datasets/mbpp/full/test or --data-file",
         "xsum": "EdinburghNLP/xsum/test or --data-file",
         "cnn_dm": "abisee/cnn_dailymail/3.0.0/test or --data-file",
+        "spec_bench": "--data-file",
         "jsonl": "--data-file with the column --prompt-field",
         "demo-math": "embedded",
         "demo-code": "embedded",
