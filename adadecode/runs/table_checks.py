@@ -183,9 +183,15 @@ def _lines(file: str, stored: pa.Table, found: pa.Table, key: Sequence[str], nam
     first, (name, *_) = next(iter(wrong.items()))
     columns = ", ".join(dict.fromkeys(name for differing in wrong.values() for name in differing))
     return [
-        f"{file}: {len(wrong)} rows are not what the samples give, in {columns}; first {' '.join(map(str, first))}: "
+        f"{file}: {len(wrong)} rows are not what the samples give, in {columns}; first {_key_text(key, first)}: "
         f"{name} is stored as {theirs[first][name]} and recomputed as {ours[first][name]}"
     ]
+
+
+def _key_text(key: Sequence[str], values: tuple[Any, ...]) -> str:
+    """The values of a row's key for a person: without a category that it has none of, and turn 0."""
+    shown = [(name, value) for name, value in zip(key, values, strict=True) if value is not None]
+    return " ".join(str(value) for name, value in shown if (name, value) != ("turn", 0))
 
 
 def _differing(names: Sequence[str], stored: dict[str, Any], found: dict[str, Any]) -> list[str]:
