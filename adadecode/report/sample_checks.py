@@ -21,6 +21,8 @@ def sample_findings(columns: Columns) -> Iterator[Wrong]:
         _unlike(prompts, samples, prompts >= 0, is_vanilla),
     )
     yield "reference is not that of the sample's other rows", _unlike(references, samples, everywhere, is_vanilla)
+    of_turns, categories = columns.codes("task", "sample_id"), columns.codes("category")
+    yield "category is not that of the sample's other rows", _unlike(categories, of_turns, everywhere, is_vanilla)
     yield (
         "output_text is not that of the same output in another row",
         _unlike(texts, same_output, outputs >= 0, is_vanilla),

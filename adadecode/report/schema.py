@@ -146,9 +146,14 @@ BEFORE = {"turn": 0, "num_turns": 1}
 
 
 def filled(table: pa.Table) -> pa.Table:
-    """`table` with the value of BEFORE for every null in a column that older tables lack."""
+    """`table` with the values of BEFORE in the columns that older tables lack, which have no values in it.
+
+    Raises ValueError where only some are missing.
+    """
     for name, value in BEFORE.items():
         if name in table.schema.names and table[name].null_count:
+            if table[name].null_count < table.num_rows:
+                raise ValueError(f"column {name} has rows without a value")
             idx = table.schema.get_field_index(name)
             table = table.set_column(
                 idx, table.schema.field(idx), pc.fill_null(table[name], pa.scalar(value, pa.int32()))

@@ -95,7 +95,7 @@ def _lines(samples: pa.Table, checked: pa.Table, methods: list[str]) -> Iterator
     for method in methods:
         rows = samples.filter(pc.equal(samples["method"], method))
         if rows.num_rows:
-            line = {"method": method, "lossy": method in names_that_owe("lossy")}
+            line: dict[str, Any] = {"method": method, "lossy": method in names_that_owe("lossy")}
             line |= _measurements(rows) | timings.speedups(method) | _scores(rows)
             if method != REFERENCE:
                 line |= _parity_counts(checked.filter(pc.field("method") == method))

@@ -1,6 +1,7 @@
 """Spec-Bench: conversations decoded turn by turn, rows and parity per turn, categories in the summary."""
 
 import json
+import shutil
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ from adadecode.settings import DataSettings, EvalConfig, build_settings
 from adadecode.tasks import load_examples
 from adadecode.tasks.turns import at_turn
 from tests.folders import undo_shard
+from tests.planting import plant
 from tests.unit.tasks.test_tasks import write_jsonl
 
 ROWS = [
@@ -146,8 +148,6 @@ def test_verify_judges_every_turn(run, cli):
 
 
 def test_a_run_of_conversations_is_finished_where_it_ended(run, cli, tiny, tmp_path):
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(run[0], copy)
     undo_shard(copy, 1)
@@ -176,6 +176,38 @@ def test_a_turn_taken_from_the_rows_is_missing_and_one_too_many_is_refused(run):
     assert num_missing(plan, samples, methods, 2) == num_unplanned(plan, samples, methods, 2) == 0
     assert num_missing(plan, samples.filter(pc.field("turn") < 2), methods, 2) == 6
     assert num_unplanned(plan, samples, methods, 1) == 18, "of the second repeat"
+
+
+@pytest.mark.parametrize(
+    ("changed", "exit_code", "said"),
+    [
+        ({"turn": None}, 2, "column turn has rows without a value"),
+        ({"turn": 7}, 2, "1 committed rows are not in its plan"),
+        (
+            {"category": "poetry"},
+            3,
+            "category is not that of the sample's other rows: 1 rows, first spec_bench/spec_bench-83",
+        ),
+        (
+            {"category": None},
+            3,
+            "category is not that of the sample's other rows: 1 rows, first spec_bench/spec_bench-83",
+        ),
+        ({"output_token_ids": [5], "output_len": 1}, 3, "spec_bench/spec_bench-83 turn 2 adadecode repeat 1"),
+    ],
+)
+def test_a_turn_or_category_that_was_altered_is_found(run, cli, tmp_path, changed, exit_code, said):
+    def alter(rows):
+        last = {"sample_id": "spec_bench-83", "turn": 2, "method": "adadecode", "repeat": 1}
+        (row,) = (row for row in rows if all(row[name] == value for name, value in last.items()))
+        row |= changed
+
+    copy = tmp_path / "run"
+    shutil.copytree(run[0], copy)
+    plant(copy, alter)
+    result = cli("verify", copy)
+    assert result.exit_code == exit_code, result.output
+    assert said in result.stdout + result.stderr
 
 
 def test_plan_counts_the_rows_of_all_turns(cli, tiny, file):
