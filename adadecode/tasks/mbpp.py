@@ -15,7 +15,8 @@ Chat prompt: the same without `[BEGIN]`, then an empty line and `CHAT_INSTRUCTIO
 
 Worked examples (`--num-shots`) are rows of the split `prompt`: the plain prompt, the code and a line `[DONE]`.
 
-The reference is a JSON object for whoever runs the tests: `setup`, the code that they need before them, and `tests`.
+The reference is a JSON object for whoever runs the code: `prompt`, what has to stand before it, such as imports that the
+tests need, and `tests`, what has to stand after it; `entry_point` is null, as no function is named.
 """
 
 import json
@@ -37,8 +38,8 @@ REMEDY = "MBPP rows hold a unique `task_id`, `text` or `prompt`, and `test_list`
 def example(row: Row, data: DataSettings) -> Example:
     """The example of one row; its task id 11 becomes the sample id `mbpp-11`."""
     task = _task(row)
-    tests = json.dumps({"setup": _setup(row), "tests": row.texts("test_list", REMEDY)}, ensure_ascii=False)
-    return Example(f"mbpp-{_task_id(row)}", f"{task}\n[BEGIN]\n", f"{task}\n\n{CHAT_INSTRUCTION}", tests)
+    tests = {"tests": "\n".join(row.texts("test_list", REMEDY)), "prompt": _setup(row), "entry_point": None}
+    return Example(f"mbpp-{_task_id(row)}", f"{task}\n[BEGIN]\n", f"{task}\n\n{CHAT_INSTRUCTION}", json.dumps(tests))
 
 
 def shot(row: Row, data: DataSettings) -> Shot:
@@ -62,10 +63,10 @@ def _task_id(row: Row) -> int:
 
 
 def _setup(row: Row) -> str:
-    """What has to run before the tests: nothing for most rows."""
+    """What has to run before the code, lines that end in a newline: nothing for most rows."""
     setup, imports = row.value("test_setup_code"), row.value("test_imports")
     lines = [setup] if isinstance(setup, str) and setup else []
-    return "\n".join([*(imports if isinstance(imports, list) else []), *lines])
+    return "".join(f"{line}\n" for line in (*(imports if isinstance(imports, list) else []), *lines))
 
 
 TASK = Task(

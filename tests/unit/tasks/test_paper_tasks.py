@@ -44,19 +44,20 @@ def test_mbpp_prompts_are_the_papers_and_the_reference_holds_the_tests(tmp_path)
     assert example.sample_id == "mbpp-11"
     assert example.prompt == f"{task}\n[BEGIN]\n"
     assert example.chat_prompt == f"{task}\n\nAnswer with the code in one Python code block."
-    assert json.loads(example.reference) == {"setup": "", "tests": MBPP_ROW["test_list"]}
+    tests = "\n".join(MBPP_ROW["test_list"])
+    assert json.loads(example.reference) == {"prompt": "", "tests": tests, "entry_point": None}
 
 
 def test_mbpp_takes_the_sanitised_edition_too(tmp_path):
     row = {"task_id": 2, "prompt": "Add.", "code": "", "test_list": ["assert f()"], "test_imports": ["import math"]}
     (example,) = load("mbpp", tmp_path, row)
     assert "here is your task: Add. Your code" in example.prompt
-    assert json.loads(example.reference) == {"setup": "import math", "tests": ["assert f()"]}
+    assert json.loads(example.reference) == {"prompt": "import math\n", "tests": "assert f()", "entry_point": None}
 
 
 def test_what_an_mbpp_test_needs_first_is_its_setup(tmp_path):
     (example,) = load("mbpp", tmp_path, {**MBPP_ROW, "test_setup_code": "class Node: pass"})
-    assert json.loads(example.reference)["setup"] == "class Node: pass"
+    assert json.loads(example.reference)["prompt"] == "class Node: pass\n"
 
 
 @pytest.mark.parametrize(
