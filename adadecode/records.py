@@ -8,17 +8,39 @@ Say = Callable[[str], None]  # takes a line of progress
 
 
 @dataclass(frozen=True)
+class Message:
+    """One message of a conversation, as a chat template takes it."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
 class Example:
     """One sample of a task.
 
-    `prompt` is the plain text a base model continues; `chat_prompt` the user message put through the tokenizer's chat
-    template when it has one. `reference` is what scoring compares with, None when the task has no answers.
+    `prompt` is the plain text a base model continues, empty where the sample is a conversation and has none;
+    `chat_prompt` the user message put through the tokenizer's chat template when it has one, after the messages of
+    `context`. `reference` is what scoring compares with, None when the task has no answers. `later_turns` are what the
+    user says after the first answer, after the second and so on; `category` is its kind within the task.
     """
 
     sample_id: str
     prompt: str
     chat_prompt: str
     reference: str | None = None
+    context: tuple[Message, ...] = ()
+    later_turns: tuple[str, ...] = ()
+    category: str | None = None
+
+    @property
+    def num_turns(self) -> int:
+        return 1 + len(self.later_turns)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation that a chat template is given."""
+        return (*self.context, Message("user", self.chat_prompt))
 
 
 @dataclass(frozen=True)

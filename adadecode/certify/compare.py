@@ -15,7 +15,9 @@ from adadecode.report.schema import VERIFY
 
 BASELINE, CANDIDATE = SIDES = ("baseline", "candidate")
 
-COMPARED = ["task", "sample_id", "method", "repeat", "status", "output_token_ids", "output_text", "finish_reason"]
+NAMES = ("task", "sample_id", "turn", "category", "method", "repeat")  # which row it is
+
+COMPARED = [*NAMES, "status", "output_token_ids", "output_text", "finish_reason"]
 
 Row = Mapping[str, Any]  # of the columns COMPARED
 
@@ -46,7 +48,7 @@ def compared(rows: Iterable[Row]) -> pa.Table:
 
 def judged(row: Row, partner: Row | None) -> dict[str, Any]:
     """The VERIFY line of `row`, held against `partner`."""
-    line = dict.fromkeys(VERIFY.names) | {name: row[name] for name in ("task", "sample_id", "method", "repeat")}
+    line = dict.fromkeys(VERIFY.names) | {name: row[name] for name in NAMES}
     if partner is None:
         return line
     theirs, ours = _outputs(partner, row)

@@ -46,6 +46,8 @@ def _row(servers: Servers, shard: Shard, example: Example, side: str, repeat: in
         "sample_id": example.sample_id,
         "method": side,
         "repeat": repeat,
+        "turn": 0,
+        "category": example.category,
         "shard": shard.shard_idx,
         "reference": example.reference,
         "lossy": False,

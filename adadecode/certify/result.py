@@ -12,7 +12,7 @@ from adadecode.certify.verdict import LEVEL, Verdict, verdict_of
 from adadecode.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_MISMATCH, EXIT_OK, RunFolderError
 from adadecode.report.parity import reject_duplicates, stored_disagreements
 from adadecode.report.row_checks import without_impossible_times
-from adadecode.report.schema import PLAN
+from adadecode.report.schema import PLAN, filled
 from adadecode.report.summary import error_lines, summarise
 from adadecode.runs.folder import read_run, read_samples
 from adadecode.runs.plan import num_missing, num_unplanned
@@ -84,7 +84,7 @@ def read_certification(location: str | Path, stopped: str | None = None) -> Cert
     if type(passes) is not int or passes < 1:
         raise RunFolderError(f"{str(location)!r}: its run.json has no settings with `passes`; restore it")
     try:
-        plan = typed_table(open_storage(location).read("plan.parquet"), PLAN)
+        plan = filled(typed_table(open_storage(location).read("plan.parquet"), PLAN))
     except (FileNotFoundError, ValueError) as error:
         raise RunFolderError(f"{str(location)!r}: plan.parquet cannot be read; run the same command again") from error
     samples = read_samples(location).combine_chunks()

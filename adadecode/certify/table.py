@@ -41,9 +41,13 @@ def certify_table(summary: pa.Table) -> Table:
     return table
 
 
+def _task(row: dict[str, Any]) -> str:
+    return row["task"] if row["category"] is None else f"- {row['category']}"
+
+
 def _cells(row: dict[str, Any], has_errors: bool) -> tuple[str, ...]:
     return (
-        row["task"] if row["method"] == BASELINE else "",
+        _task(row) if row["method"] == BASELINE else "",
         row["method"],
         str(row["n"]),
         *([str(row["num_errors"])] if has_errors else []),

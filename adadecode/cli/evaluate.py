@@ -80,7 +80,7 @@ def print_result(result: "RunResult", lines: list[str], resume: str | None = Non
 @click.option("--gpus", callback=integers, help="Numbers of workers to predict for, with --rates.  [default: 1,2,4,8]")
 def plan_command(config_file: Path | None, rates: str | None, gpus: tuple[int, ...] | None, **flags: Any) -> None:
     """Show how a run would be sharded; with --rates, how long it would take. Loads no model and writes nothing."""
-    from adadecode.runs.plan import plan_hash
+    from adadecode.runs.plan import num_planned, plan_hash
     from adadecode.runs.run import plan_run
 
     config = build_settings(EvalConfig, config_file, flags)
@@ -91,14 +91,15 @@ def plan_command(config_file: Path | None, rates: str | None, gpus: tuple[int, .
             f"--gpus {','.join(map(str, gpus))}: numbers of workers, each from 1 to {MAX_WORKERS}, such as 1,2,4,8"
         )
     shards, plan = plan_run(config)
-    rows_per_sample = len(config.methods) * config.repeats
     for task in dict.fromkeys(shard.task for shard in shards):
         of_task = [shard for shard in shards if shard.task == task]
         num_samples = sum(len(shard.examples) for shard in of_task)
         say(f"{task}: {num_samples} samples in {len(of_task)} shards of at most {config.shard_size}")
+    num_turns = sum(example.num_turns for shard in shards for example in shard.examples)
+    turns = "" if num_turns == plan.num_rows else f" of {num_turns} turns in all"
     say(
-        f"{plan.num_rows} samples x {len(config.methods)} methods x {config.repeats} repeats = "
-        f"{plan.num_rows * rows_per_sample} rows; plan hash {plan_hash(plan)}"
+        f"{plan.num_rows} samples{turns} x {len(config.methods)} methods x {config.repeats} repeats = "
+        f"{num_planned(plan, config.methods, config.repeats)} rows; plan hash {plan_hash(plan)}"
     )
     if rates is not None:
         from adadecode.evaluation.capacity import plan_capacity, read_rates

@@ -18,10 +18,13 @@ from adadecode.runs.engines import num_engines
 from adadecode.runs.folder import read_commits, read_run, read_samples
 from adadecode.runs.plan import longest_first
 from adadecode.runs.storage import open_storage
-from adadecode.settings import EvalConfig
+from adadecode.settings import READ_BEFORE, EvalConfig
 
 # Settings that change how long a sample takes, beside those of `decode`.
-DECISIVE_FIELDS = ("model", "revision", "heads", "dtype", "device", "kernels", "methods", "check_logits", "threads")
+DECISIVE_FIELDS = (
+    *("model", "revision", "heads", "dtype", "device", "kernels", "methods", "check_logits", "threads"),
+    *("num_shots", "shots_file", "system_prompt"),
+)
 
 
 Sample = tuple[str, str, str]  # task, sample id, prompt hash: ids of other files may be the same
@@ -102,12 +105,15 @@ def read_rates(location: str | Path) -> Rates:
         raise RunFolderError(f"--rates {str(location)!r}: its plan.parquet cannot be read; give another run") from error
     samples = read_samples(location)
     possible = samples.filter(pa.array(~impossible_times(samples)))
-    rows = possible.select(["task", "sample_id", "method", "status", "e2e_s", "output_len"]).to_pylist()
-    costs: dict[tuple[str, str, str, str], list[Cost]] = defaultdict(list)
+    rows = possible.select(["task", "sample_id", "method", "repeat", "status", "e2e_s", "output_len"]).to_pylist()
+    of_repeat: dict[tuple[tuple[str, str], str, int], list[Cost]] = defaultdict(list)  # a cost for each turn
     for row in rows:
         sample = (row["task"], row["sample_id"])
         if row["status"] == "ok" and row["output_len"] is not None and sample in prompt_hash:
-            costs[(*sample, prompt_hash[sample], row["method"])].append(Cost(row["e2e_s"], row["output_len"]))
+            of_repeat[sample, row["method"], row["repeat"]].append(Cost(row["e2e_s"], row["output_len"]))
+    costs: dict[tuple[str, str, str, str], list[Cost]] = defaultdict(list)
+    for (sample, method, _), of_turns in of_repeat.items():
+        costs[(*sample, prompt_hash[sample], method)].append(Cost(*map(sum, zip(*of_turns, strict=True))))
     commits = read_commits(location)
     if not costs:
         raise RunFolderError(
@@ -222,7 +228,7 @@ def list_schedule(shard_s: Sequence[float], num_workers: int) -> WorkerTime:
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     """The decisive settings that differ, as `dtype float32 (here bfloat16)`."""
-    pairs = [(name, theirs.get(name), ours[name]) for name in DECISIVE_FIELDS]
+    pairs = [(name, {**READ_BEFORE, **theirs}.get(name), ours[name]) for name in DECISIVE_FIELDS]
     pairs += [(name, theirs["decode"].get(name), value) for name, value in ours["decode"].items()]
     return [f"{name} {_shown(their)} (here {_shown(our)})" for name, their, our in pairs if their != our]
 

@@ -9,16 +9,19 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from adadecode.methods import METHODS, in_turn
+from adadecode.methods import METHODS, REFERENCE, in_turn
 from adadecode.printable import printable
-from adadecode.records import Generation, Shard, ShardOutcome
+from adadecode.records import Example, Generation, Shard, ShardOutcome
+from adadecode.report.parity import sample_name
 from adadecode.report.schema import LOST_BY
 from adadecode.runs.folder import RunFolder, new_attempt
 from adadecode.settings import EvalConfig
+from adadecode.tasks.turns import at_turn
 
 log = logging.getLogger(__name__)
 
 LOST = "WorkerLost"  # the error_type of a sample that ended every worker
+UNANSWERED = "TurnUnanswered"  # and of turns after one that vanilla failed at
 MAX_MESSAGE_LEN = 1000  # of error_message, in characters
 
 
@@ -33,6 +36,8 @@ class SampleRow:
     sample_id: str
     method: str
     repeat: int
+    turn: int
+    category: str | None
     shard: int
     status: Literal["ok", "error"]
 
@@ -83,7 +88,10 @@ class SampleRow:
 
 @dataclass
 class Turn:
-    """One method's turn at a sample: which row will come of it and, as it goes, when it began and its prompt."""
+    """One method's turn at a prompt: which row will come of it and, as it goes, when it began and its prompt.
+
+    `answers` are vanilla's of the conversation's turns before, whose number is that of the prompt's own turn.
+    """
 
     shard: Shard
     sample_idx: int
@@ -91,13 +99,20 @@ class Turn:
     method: str
     order_idx: int
     worker_id: str
+    answers: tuple[str, ...] = ()
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     prompt_token_ids: Sequence[int] | None = None
 
     @property
+    def example(self) -> Example:
+        """What is decoded: the sample after the answers that were given."""
+        return at_turn(self.shard.examples[self.sample_idx], self.answers)
+
+    @property
     def name(self) -> str:
         """`TASK/SAMPLE METHOD`, as a log names it."""
-        return printable(f"{self.shard.task}/{self.shard.examples[self.sample_idx].sample_id} {self.method}")
+        of = {"task": self.shard.task, "sample_id": self.example.sample_id, "turn": len(self.answers)}
+        return printable(f"{sample_name(of)} {self.method}")
 
     def begin(self) -> None:
         """Sets the time at which it began, which a second try does anew."""
@@ -156,6 +171,8 @@ class Turn:
         return {
             "task": self.shard.task,
             "sample_id": example.sample_id,
+            "turn": len(self.answers),
+            "category": example.category,
             "method": self.method,
             "repeat": self.repeat,
             "shard": self.shard.shard_idx,
@@ -169,18 +186,38 @@ class Turn:
         }
 
 
-def turns(methods: tuple[str, ...], shard: Shard, sample_idx: int, repeat: int, worker_id: str) -> list[Turn]:
-    """The turns of `methods` at a sample, in the order in which they run."""
+def turns(
+    methods: tuple[str, ...],
+    shard: Shard,
+    sample_idx: int,
+    repeat: int,
+    worker_id: str,
+    answers: tuple[str, ...] = (),
+) -> list[Turn]:
+    """The turns of `methods` at a sample, after the `answers` to its turns before, in the order in which they run."""
     ordered = in_turn(methods, shard.shard_idx + sample_idx + repeat)
-    return [Turn(shard, sample_idx, repeat, method, idx, worker_id) for idx, method in enumerate(ordered)]
+    return [Turn(shard, sample_idx, repeat, method, idx, worker_id, answers) for idx, method in enumerate(ordered)]
+
+
+def unanswered_rows(
+    methods: tuple[str, ...], shard: Shard, sample_idx: int, repeat: int, worker_id: str, answers: tuple[str, ...]
+) -> list[SampleRow]:
+    """An error row for each method and turn after the one that vanilla failed to answer, which comes after `answers`."""
+    num_turns = shard.examples[sample_idx].num_turns
+    return [
+        turn.error_row(UNANSWERED, f"{REFERENCE} failed at turn {len(answers)}, so what comes after it has no prompt")
+        for turn_idx in range(len(answers) + 1, num_turns)
+        for turn in turns(methods, shard, sample_idx, repeat, worker_id, ("",) * turn_idx)
+    ]
 
 
 def lost_rows(config: EvalConfig, shard: Shard, sample_idx: int, reason: str) -> list[SampleRow]:
-    """An error row for each method and repeat of a sample that no worker survived, with `reason` in its message."""
+    """An error row for each turn, method and repeat of a sample that no worker survived, with `reason` in its message."""
     return [
         turn.error_row(LOST, f"the sample ended every worker that tried it: {reason}")
         for repeat in range(config.repeats)
-        for turn in turns(config.methods, shard, sample_idx, repeat, LOST_BY)
+        for turn_idx in range(shard.examples[sample_idx].num_turns)
+        for turn in turns(config.methods, shard, sample_idx, repeat, LOST_BY, ("",) * turn_idx)
     ]
 
 

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from adadecode.methods import REFERENCE
 from adadecode.report.cells import cell, number_text
+from adadecode.report.summary import whole_tasks
 from adadecode.report.tables import figures_table, method_label, parity_text, speedup_text
 
 COLUMNS = (
@@ -24,9 +25,12 @@ COLUMNS = (
 
 
 def sweep_table(sweep: pa.Table) -> Table:
-    """A rich table with one line per row of a SWEEP table; `-` stands for not measured. It wants up to 120 columns."""
+    """A rich table with one line per cell, task and method of a SWEEP table, without those of categories.
+
+    `-` stands for not measured. It wants up to 120 columns.
+    """
     table = figures_table(COLUMNS, num_names=3)
-    shown_cell, rows = None, sweep.to_pylist()
+    shown_cell, rows = None, whole_tasks(sweep).to_pylist()
     vanilla = {(row["cell"], row["task"]): row["n"] for row in rows if row["method"] == REFERENCE}
     for row in rows:
         name = row["cell"] if row["cell"] != shown_cell else ""

@@ -18,7 +18,7 @@ from adadecode.engine.policy import Policy, make_policy, paper_exits, step_width
 from adadecode.engine.tally import Decoded
 from adadecode.evaluation.compare import compare, logits_digest
 from adadecode.evaluation.failures import Failure, result_or_failure
-from adadecode.evaluation.rows import SampleRow, Turn, turns
+from adadecode.evaluation.rows import SampleRow, Turn, turns, unanswered_rows
 from adadecode.kernels.arithmetic import arithmetic
 from adadecode.methods import METHODS, REFERENCE, any_needs_heads
 from adadecode.model.decoder import DecoderModel
@@ -140,17 +140,27 @@ def evaluate_shard(worker: Worker, shard: Shard) -> list[SampleRow]:
 
 
 def evaluate_sample(worker: Worker, shard: Shard, sample_idx: int) -> list[SampleRow]:
-    """The rows of one sample: one per repeat and method; a failure is a row with its error."""
+    """The rows of one sample: one per repeat, turn and method; a failure is a row with its error."""
+    return [row for repeat in range(worker.config.repeats) for row in _converse(worker, shard, sample_idx, repeat)]
+
+
+def _converse(worker: Worker, shard: Shard, sample_idx: int, repeat: int) -> list[SampleRow]:
+    """The rows of one sample and repeat, turn after turn: in a prompt stand vanilla's answers to the turns before it."""
     methods, worker_id = worker.config.methods, worker.worker_id
-    return [
-        row
-        for repeat in range(worker.config.repeats)
-        for row in _take_turns(worker, turns(methods, shard, sample_idx, repeat, worker_id))
-    ]
+    rows: list[SampleRow] = []
+    answers: tuple[str, ...] = ()
+    for _ in range(shard.examples[sample_idx].num_turns):
+        of_turn = _take_turns(worker, turns(methods, shard, sample_idx, repeat, worker_id, answers))
+        rows += of_turn
+        answer = next(row.output_text for row in of_turn if row.method == REFERENCE)
+        if answer is None:
+            return rows + unanswered_rows(methods, shard, sample_idx, repeat, worker_id, answers)
+        answers = (*answers, answer)
+    return rows
 
 
 def _take_turns(worker: Worker, in_order: list[Turn]) -> list[SampleRow]:
-    """The rows of one sample and repeat, in the order in which its methods run; a failure ends only its own turn."""
+    """The rows of one prompt and repeat, in the order in which its methods run; a failure ends only its own turn."""
     rows: dict[str, SampleRow] = {}
     decoded: dict[str, Decoded] = {}
     for turn in in_order:
@@ -173,7 +183,7 @@ def _take_turns(worker: Worker, in_order: list[Turn]) -> list[SampleRow]:
 def _measure(worker: Worker, turn: Turn) -> tuple[SampleRow, Decoded]:
     """The generation of a turn, whose start and prompt are set as it goes, and its row."""
     turn.begin()
-    task, example = turn.shard.task, turn.shard.examples[turn.sample_idx]
+    task, example = turn.shard.task, turn.example
     prompt_ids = turn.prompt_token_ids = encode_prompt(worker.tokenizer, example)
     limit = min(worker.config.decode.max_new_tokens, room_for_output(worker.model, len(prompt_ids)))
     check_rows_once(worker.model, worker.width, len(prompt_ids) + limit, worker.checked)

@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from adadecode.report import parity
+
 Mask = NDArray[np.bool_]
 RTOL = 1e-9  # of sums and quotients of float64, which are equal but for rounding
 Wrong = tuple[str, Mask]  # what is wrong, and in which rows
@@ -37,9 +39,10 @@ class Findings:
 
 
 def row_name(samples: pa.Table, idx: int) -> str:
-    """`TASK/SAMPLE METHOD repeat N`, as every line names a row."""
-    row = {name: samples[name][idx].as_py() for name in ("task", "sample_id", "method", "repeat")}
-    return f"{row['task']}/{row['sample_id']} {row['method']} repeat {row['repeat']}"
+    """The row at `idx` as every line names one."""
+    return parity.row_name(
+        {name: samples[name][idx].as_py() for name in ("task", "sample_id", "turn", "method", "repeat")}
+    )
 
 
 class Columns:

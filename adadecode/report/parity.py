@@ -5,8 +5,9 @@ that position is at most the tolerance of the dtype, about the size of the round
 a *mismatch*. Neither is `exact`; for a method under the parity contract both are failures.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import eq
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +20,19 @@ from adadecode.report.schema import VERIFY
 
 NEAR_TIE_MARGIN: dict[str, float] = {"float32": 1e-3, "float16": 0.0625, "bfloat16": 0.5}
 
-KEY = ("task", "sample_id", "method", "repeat")
+KEY = ("task", "sample_id", "turn", "method", "repeat")
 
 CLAIMS = [name for name in VERIFY.names if name != "consistency"]  # what a stored row says of itself
+
+
+def sample_name(row: Mapping[str, Any]) -> str:
+    """`TASK/SAMPLE`, and the turn of a row that is not of the first."""
+    return f"{row['task']}/{row['sample_id']}" + (f" turn {row['turn']}" if row["turn"] else "")
+
+
+def row_name(row: Mapping[str, Any]) -> str:
+    """`TASK/SAMPLE METHOD repeat N`, as every line names a row of SAMPLES or VERIFY."""
+    return f"{sample_name(row)} {row['method']} repeat {row['repeat']}"
 
 
 def first_difference(a: Sequence[int] | NDArray, b: Sequence[int] | NDArray) -> int | None:
@@ -54,8 +65,8 @@ def classify(first_diff_idx: int | None, margin: float | None, dtype: str) -> st
 
 
 def pair_codes(samples: pa.Table) -> NDArray[np.int64]:
-    """One integer per row, [rows], equal exactly where (task, sample_id, repeat) is equal; dense from 0."""
-    return np.unique(_combined_codes(samples, ("task", "sample_id", "repeat")), return_inverse=True)[1]
+    """One integer per row, [rows], equal exactly where (task, sample_id, turn, repeat) is equal; dense from 0."""
+    return np.unique(_combined_codes(samples, ("task", "sample_id", "turn", "repeat")), return_inverse=True)[1]
 
 
 def recompute_parity(samples: pa.Table) -> pa.Table:
@@ -94,7 +105,7 @@ def stored_disagreements(samples: pa.Table, verify: pa.Table) -> list[str]:
             if row[name] != row[name + "_now"] and not (name == "logits_equal" and row[name] is None)
         ]
         if wrong:
-            lines.append(f"{row['task']}/{row['sample_id']} {row['method']} repeat {row['repeat']}: {'; '.join(wrong)}")
+            lines.append(f"{row_name(row)}: {'; '.join(wrong)}")
     return lines
 
 
@@ -115,7 +126,7 @@ def _judge(
     claim: dict, method_ids: NDArray | None, vanilla_ids: NDArray | None, finish_equal: bool, logits_equal: bool | None
 ) -> dict:
     """The VERIFY row for one pair, from the stored row's `claim` and what ids, finish reasons and digests say."""
-    row = dict.fromkeys(VERIFY.names) | {name: claim[name] for name in KEY}
+    row = dict.fromkeys(VERIFY.names) | {name: claim[name] for name in (*KEY, "category")}
     if method_ids is None or vanilla_ids is None:
         return row
     row["logits_equal"] = logits_equal
@@ -174,7 +185,7 @@ def reject_duplicates(samples: pa.Table) -> None:
     num_extra = int(counts.sum()) - len(codes)
     if num_extra:
         raise RunFolderError(
-            f"{num_extra} of {samples.num_rows} rows repeat another row's (task, sample_id, method, repeat): "
+            f"{num_extra} of {samples.num_rows} rows repeat another row's (task, sample_id, turn, method, repeat): "
             "read only the files that commits/ names"
         )
 

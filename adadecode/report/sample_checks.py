@@ -11,7 +11,7 @@ from adadecode.report.findings import Columns, Mask, Wrong, first_of_group
 
 def sample_findings(columns: Columns) -> Iterator[Wrong]:
     """What is wrong between rows, each kind with a mask of its rows; all rows of a sample are in the table."""
-    samples, is_vanilla = columns.codes("task", "sample_id"), columns.equal("method", REFERENCE)
+    samples, is_vanilla = columns.codes("task", "sample_id", "turn"), columns.equal("method", REFERENCE)
     prompts, references = columns.list_codes("prompt_token_ids"), columns.codes("reference")
     outputs = np.where(columns.is_ok, columns.list_codes("output_token_ids"), -1)
     texts, same_output = columns.codes("output_text"), _joint(samples, outputs)
@@ -21,6 +21,8 @@ def sample_findings(columns: Columns) -> Iterator[Wrong]:
         _unlike(prompts, samples, prompts >= 0, is_vanilla),
     )
     yield "reference is not that of the sample's other rows", _unlike(references, samples, everywhere, is_vanilla)
+    of_turns, categories = columns.codes("task", "sample_id"), columns.codes("category")
+    yield "category is not that of the sample's other rows", _unlike(categories, of_turns, everywhere, is_vanilla)
     yield (
         "output_text is not that of the same output in another row",
         _unlike(texts, same_output, outputs >= 0, is_vanilla),
@@ -35,7 +37,7 @@ def sample_findings(columns: Columns) -> Iterator[Wrong]:
 
 def _turns(columns: Columns) -> Iterator[Wrong]:
     """Every method of a sample and repeat has a place of its own among the turns."""
-    pairs, place = columns.codes("task", "sample_id", "repeat"), columns.numbers("order_idx")
+    pairs, place = columns.codes("task", "sample_id", "turn", "repeat"), columns.numbers("order_idx")
     in_order = np.lexsort((place, pairs))
     taken = np.zeros(len(place), bool)
     taken[in_order[1:]] = (np.diff(pairs[in_order]) == 0) & ~(np.diff(place[in_order]) > 0)
@@ -44,7 +46,7 @@ def _turns(columns: Columns) -> Iterator[Wrong]:
 
 def _owed(columns: Columns) -> Iterator[Wrong]:
     """What must be claimed of a row beside an ok one of vanilla, and must not without."""
-    pairs = columns.codes("task", "sample_id", "repeat")
+    pairs = columns.codes("task", "sample_id", "turn", "repeat")
     is_vanilla = columns.equal("method", REFERENCE)
     vanilla = first_of_group(pairs, columns.is_ok & is_vanilla)
     compared = columns.is_ok & ~is_vanilla & (vanilla >= 0)

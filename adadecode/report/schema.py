@@ -1,21 +1,24 @@
 """The Parquet tables: one explicit, versioned Arrow schema each. Null means not measured, never 0 or -1."""
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 # 2: lossy and consistency. 3: a baseline for each speedup, num_engines, and intervals as stats.py draws them. Older tables
-# are read, with null in what they lack.
-SCHEMA_VERSION = 3
+# are read, with null in what they lack. 4: turns and categories; a row of before is of turn 0, a plan's of one turn.
+SCHEMA_VERSION = 4
 
 TOKEN_IDS = pa.list_(pa.int32())
 
 SAMPLES = pa.schema(
     [
-        # which row: the key is (task, sample_id, method, repeat)
+        # which row: the key is (task, sample_id, turn, method, repeat)
         pa.field("run_id", pa.string(), nullable=False),
         pa.field("task", pa.string(), nullable=False),
         pa.field("sample_id", pa.string(), nullable=False),
         pa.field("method", pa.string(), nullable=False),
         pa.field("repeat", pa.int32(), nullable=False),
+        pa.field("turn", pa.int32()),  # of a conversation, from 0; in memory never null
+        pa.field("category", pa.string()),  # the sample's kind within its task; null where it has none
         pa.field("shard", pa.int32(), nullable=False),
         pa.field("status", pa.string(), nullable=False),  # ok | error
         # what went in and came out
@@ -68,6 +71,7 @@ PLAN = pa.schema(
         pa.field("sample_id", pa.string(), nullable=False),
         pa.field("shard", pa.int32(), nullable=False),
         pa.field("prompt_hash", pa.string(), nullable=False),
+        pa.field("num_turns", pa.int32()),  # in memory never null
     ]
 )
 
@@ -79,6 +83,8 @@ VERIFY = pa.schema(
             "sample_id",
             "method",
             "repeat",
+            "turn",
+            "category",
             "parity",
             "logits_equal",
             "first_diff_idx",
@@ -94,6 +100,7 @@ VERIFY = pa.schema(
 SUMMARY = pa.schema(
     [
         pa.field("task", pa.string(), nullable=False),
+        pa.field("category", pa.string()),  # null: of the whole task
         pa.field("method", pa.string(), nullable=False),
         pa.field("n", pa.int32(), nullable=False),  # samples measured, all repeats
         pa.field("num_errors", pa.int32(), nullable=False),
@@ -133,5 +140,25 @@ SUMMARY = pa.schema(
 )
 
 SWEEP = pa.schema([pa.field("cell", pa.string(), nullable=False), *SUMMARY])
+
+# What null stands for in a column that older tables lack.
+BEFORE = {"turn": 0, "num_turns": 1}
+
+
+def filled(table: pa.Table) -> pa.Table:
+    """`table` with the values of BEFORE in the columns that older tables lack, which have no values in it.
+
+    Raises ValueError where only some are missing.
+    """
+    for name, value in BEFORE.items():
+        if name in table.schema.names and table[name].null_count:
+            if table[name].null_count < table.num_rows:
+                raise ValueError(f"column {name} has rows without a value")
+            idx = table.schema.get_field_index(name)
+            table = table.set_column(
+                idx, table.schema.field(idx), pc.fill_null(table[name], pa.scalar(value, pa.int32()))
+            )
+    return table
+
 
 LOST_BY = "driver"  # worker_id in the rows of a sample that ended every worker which tried it

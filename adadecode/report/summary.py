@@ -1,7 +1,7 @@
 """What a run's rows come to: a line per task and method with its speed and parity, and a line about what failed."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from adadecode.methods import REFERENCE, baselines, names_that_owe
-from adadecode.report.parity import pair_codes, recompute_parity
+from adadecode.report.parity import pair_codes, recompute_parity, sample_name
 from adadecode.report.schema import SUMMARY
 from adadecode.report.stats import (
     Statistic,
@@ -35,8 +35,26 @@ NUMBERS = (
     "layers_per_token",
 )
 
-NARROW = ["task", "sample_id", "method", "repeat", "status", "correct", *NUMBERS]  # the columns a summary needs
-ERROR_COLUMNS = ("task", "sample_id", "method", "status", "error_type", "error_message")  # and those error_lines needs
+NARROW = [
+    "task",
+    "sample_id",
+    "turn",
+    "category",
+    "method",
+    "repeat",
+    "status",
+    "correct",
+    *NUMBERS,
+]  # the columns a summary needs
+ERROR_COLUMNS = (
+    "task",
+    "sample_id",
+    "turn",
+    "method",
+    "status",
+    "error_type",
+    "error_message",
+)  # and those error_lines needs
 MAX_SHOWN_LEN = 200  # of the first error's message, in characters
 
 
@@ -48,7 +66,8 @@ def summarise(
 ) -> pa.Table:
     """A SUMMARY table: one row per task and method, tasks by first appearance, the baselines first among the methods.
 
-    The baselines are the methods `over` which speedups are quoted; the vanillas when it is None.
+    The baselines are the methods `over` which speedups are quoted; the vanillas when it is None. Where samples have
+    categories such rows of each follow, in the order of their first appearance.
 
     Error rows are counted and measured nowhere. A speedup is over the (sample, repeat) pairs that both methods
     finished, against whichever of the baselines that ran does best by the same statistic on the pairs all of those
@@ -61,21 +80,34 @@ def summarise(
     methods = _baselines_first(flat["method"].unique().to_pylist(), first)
     lines = []
     for task in flat["task"].unique().to_pylist():
-        of_task = flat.filter(pc.equal(flat["task"], task))
-        timings = _Timings(of_task, first)
-        for method in methods:
-            rows = of_task.filter(pc.equal(of_task["method"], method))
-            if rows.num_rows:
-                checked = parity.filter((pc.field("task") == task) & (pc.field("method") == method))
-                line = {"task": task, "method": method, "lossy": method in names_that_owe("lossy")}
-                line["num_engines"] = None if num_engines is None else num_engines.get(task)
-                line |= _measurements(rows) | timings.speedups(method) | _scores(rows)
-                if method != REFERENCE:
-                    line |= _parity_counts(checked)
-                if line["lossy"]:
-                    line["acceptance_rate"] = None  # its drafts are kept, not accepted
-                lines.append(line)
+        of_task, checked = (table.filter(pc.equal(table["task"], task)) for table in (flat, parity))
+        engines = None if num_engines is None else num_engines.get(task)
+        lines += [{"task": task, "num_engines": engines, **line} for line in _lines(of_task, checked, methods, first)]
+        for category in of_task["category"].drop_null().unique().to_pylist():
+            of_category, its_checked = (table.filter(pc.field("category") == category) for table in (of_task, checked))
+            of = {"task": task, "category": category, "num_engines": engines}
+            lines += [{**of, **line} for line in _lines(of_category, its_checked, methods, first)]
     return pa.Table.from_pylist(lines, schema=SUMMARY)
+
+
+def whole_tasks(summary: pa.Table) -> pa.Table:
+    """The rows of a SUMMARY table that are of whole tasks, not of one category."""
+    return summary.filter(pc.is_null(summary["category"]))
+
+
+def _lines(samples: pa.Table, checked: pa.Table, methods: list[str], over: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """What the rows of one task, or of a category of it, come to: a line for each of `methods` that ran."""
+    timings = _Timings(samples, over)
+    for method in methods:
+        rows = samples.filter(pc.equal(samples["method"], method))
+        if rows.num_rows:
+            line: dict[str, Any] = {"method": method, "lossy": method in names_that_owe("lossy")}
+            line |= _measurements(rows) | timings.speedups(method) | _scores(rows)
+            if method != REFERENCE:
+                line |= _parity_counts(checked.filter(pc.field("method") == method))
+            if line["lossy"]:
+                line["acceptance_rate"] = None  # its drafts are kept, not accepted
+            yield line
 
 
 def parity_line(summary: pa.Table) -> str:
@@ -83,7 +115,7 @@ def parity_line(summary: pa.Table) -> str:
 
     Out of all outputs of vanilla, so that a method that fails on some of them does not look the better for it.
     """
-    contract = summary.filter(pc.field("method").isin(names_that_owe("exact")))
+    contract = whole_tasks(summary).filter(pc.field("method").isin(names_that_owe("exact")))
     owed = num_owed(summary)
     if not owed:
         return "parity not checked"
@@ -95,7 +127,7 @@ def parity_line(summary: pa.Table) -> str:
 
 def num_owed(summary: pa.Table) -> int:
     """How many outputs the methods under the parity contract owe: one for each of vanilla's on their tasks."""
-    rows = summary.select(["task", "method", "n"]).to_pylist()
+    rows = whole_tasks(summary).select(["task", "method", "n"]).to_pylist()
     vanilla = {row["task"]: row["n"] for row in rows if row["method"] == REFERENCE}
     return sum(vanilla.get(row["task"], 0) for row in rows if row["method"] in names_that_owe("exact"))
 
@@ -117,7 +149,7 @@ def error_lines(samples: pa.Table) -> list[str]:
         message = message[:MAX_SHOWN_LEN].rstrip() + " ..."
     return [
         f"errors: {num_failed} of {num_samples} samples failed: {methods} rows ({kinds}); "
-        f"first: {first['task']}/{first['sample_id']}: {message}"
+        f"first: {sample_name(first)}: {message}"
     ]
 
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from adadecode.methods import REFERENCE, names_that_owe
 from adadecode.report.cells import ABSENT, cell, fraction_text, number_text
+from adadecode.report.parity import row_name
 from adadecode.report.summary import parity_line
 from adadecode.settings import PlacementSettings
 
@@ -54,12 +55,13 @@ def summary_table(summary: pa.Table) -> Table:
     rows = summary.to_pylist()
     has_errors = any(row["num_errors"] for row in rows)
     table = figures_table([name for name in COLUMNS if has_errors or name != "errors"], num_names=2)
-    num_vanilla = {row["task"]: row["n"] for row in rows if row["method"] == REFERENCE}
-    shown_task = None
+    num_vanilla = {(row["task"], row["category"]): row["n"] for row in rows if row["method"] == REFERENCE}
+    shown = None
     for row in rows:
-        task = row["task"] if row["task"] != shown_task else ""
-        shown_task = row["task"]
-        figures = _cells(row, has_errors, num_vanilla.get(row["task"]))
+        of = (row["task"], row["category"])
+        task = "" if of == shown else row["task"] if row["category"] is None else f"- {row['category']}"
+        shown = of
+        figures = _cells(row, has_errors, num_vanilla.get(of))
         table.add_row(cell(task), method_label(row), *map(cell, figures))
     return table
 
@@ -173,7 +175,7 @@ def _lossy_line(rows: list[dict[str, Any]], method: str) -> str:
 
 
 def _mismatch_line(row: dict[str, Any]) -> str:
-    pair = f"{row['task']}/{row['sample_id']} {row['method']} repeat {row['repeat']}: {row['parity']}"
+    pair = f"{row_name(row)}: {row['parity']}"
     if row["first_diff_idx"] is None:
         return f"{pair}, equal token ids, but the finish reason differs or a stored claim contradicts the outputs"
     vanilla = _token(row["vanilla_token_id"], row["vanilla_margin"])

@@ -14,7 +14,7 @@ import pyarrow as pa
 from adadecode.errors import DamagedError, RunFolderError
 from adadecode.files import from_json
 from adadecode.records import ShardOutcome
-from adadecode.report.schema import SAMPLES
+from adadecode.report.schema import SAMPLES, filled
 from adadecode.runs.editions import WITHDRAWN, edition_of
 from adadecode.runs.storage import Storage, join
 from adadecode.runs.typed import typed_table
@@ -101,7 +101,7 @@ def committed_table(storage: Storage, commit: dict[str, Any]) -> pa.Table:
     """
     content = committed_content(storage, commit)
     try:
-        return typed_table(content, SAMPLES)
+        return filled(typed_table(content, SAMPLES))
     except ValueError as error:
         file = join(storage.location, commit["file"])
         raise RunFolderError(f"{file}: it holds no rows of a shard ({error}); delete it and {AGAIN}") from error

@@ -9,7 +9,7 @@ from adadecode.demo import resolve_model
 from adadecode.errors import ExitHeadsError
 from adadecode.files import readable, short_hash
 from adadecode.methods import any_needs_heads
-from adadecode.settings import EvalConfig, fingerprint_of
+from adadecode.settings import READ_BEFORE, EvalConfig, fingerprint_of
 from adadecode.tasks import task_domain
 from adadecode.tasks.heads import heads_folder
 
@@ -78,5 +78,6 @@ def _digest(file: Path) -> bytes:
 
 def changed_settings(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     """Which settings of two runs differ, for a person; where none does, what then changed."""
+    theirs, ours = READ_BEFORE | theirs, READ_BEFORE | ours
     names = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
     return f"different: {', '.join(names)}" if names else "the model, heads or data behind the same settings changed"

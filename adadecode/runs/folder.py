@@ -82,7 +82,7 @@ class RunFolder:
         """
         if run_in(self.storage)["fingerprint"] != self.fingerprint:
             raise RunFolderError(f"{self.location!r} was taken over by another run: choose another --out")
-        ordered = sorted(rows, key=lambda row: (row["sample_id"], row["repeat"], row["method"]))
+        ordered = sorted(rows, key=lambda row: (row["sample_id"], row["turn"], row["repeat"], row["method"]))
         written_by = {"run_id": self.run_id, "attempt": attempt}
         table = pa.Table.from_pylist([{**row, **written_by} for row in ordered], schema=SAMPLES)
         content = data_bytes(table, self._facts, attempt, facts)

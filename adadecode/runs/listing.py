@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from rich import box
 from rich.table import Table
 
@@ -15,7 +16,7 @@ from adadecode.files import from_json
 from adadecode.methods import METHODS, REFERENCE, baselines
 from adadecode.report.cells import ABSENT, cell, fraction_text
 from adadecode.report.schema import SUMMARY, VERIFY
-from adadecode.report.summary import parity_line
+from adadecode.report.summary import parity_line, whole_tasks
 from adadecode.report.tables import speedup_text
 from adadecode.runs.lease import is_driven
 from adadecode.runs.run_file import RUN_FILE
@@ -113,7 +114,7 @@ def _lines(listed: ListedRun) -> Iterator[tuple[str, ...]]:
     config = listed.run.get("config")
     config = config if isinstance(config, dict) else {}
     status, repeats = str(listed.run.get("status", ABSENT)), config.get("repeats", config.get("passes"))
-    rows = [] if listed.summary is None else listed.summary.to_pylist()
+    rows = [] if listed.summary is None else whole_tasks(listed.summary).to_pylist()
     if listed.summary is None or not rows:
         yield (str(config.get("task", ABSENT)), status, *[ABSENT] * 4)
         return
@@ -123,7 +124,7 @@ def _lines(listed: ListedRun) -> Iterator[tuple[str, ...]]:
         shown = others[0] if others else None
         first = of_task.get(REFERENCE) or next(iter(of_task.values()))
         num_samples = (first["n"] + first["num_errors"]) // (repeats if isinstance(repeats, int) and repeats > 0 else 1)
-        parity = parity_line(listed.summary.filter(pa.array([row["task"] == task for row in rows])))
+        parity = parity_line(listed.summary.filter(pc.equal(listed.summary["task"], task)))
         if shown is not None and shown["method"] not in METHODS:  # a server, which owes no vanilla anything
             parity = fraction_text(shown["num_parity_exact"], shown["num_parity_checked"])
         headline = (ABSENT, ABSENT) if shown is None else (shown["method"], speedup_text(shown))

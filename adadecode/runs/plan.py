@@ -23,17 +23,24 @@ def make_plan(examples_by_task: Mapping[str, Sequence[Example]], shard_size: int
 
 def longest_first(shards: Sequence[Shard]) -> tuple[Shard, ...]:
     """`shards` in the order in which they are given out: by characters of their prompts, the longest first."""
-    return tuple(sorted(shards, key=lambda shard: -sum(len(example.prompt) for example in shard.examples)))
+    return tuple(sorted(shards, key=lambda shard: -sum(map(_prompt_len, shard.examples))))
+
+
+def _prompt_len(example: Example) -> int:
+    """Characters of the plain prompt, or of a conversation that has none, and of what is said later."""
+    first = len(example.prompt) or sum(len(message.content) for message in example.messages)
+    return first + sum(map(len, example.later_turns))
 
 
 def plan_table(shards: Sequence[Shard]) -> pa.Table:
-    """The plan as a table: one row per sample, with its shard and a hash of its prompt."""
+    """The plan as a table: one row per sample, with its shard, a hash of its prompt, and how many turns it has."""
     rows = [
         {
             "task": shard.task,
             "sample_id": example.sample_id,
             "shard": shard.shard_idx,
-            "prompt_hash": short_hash(f"{example.prompt}\0{example.chat_prompt}\0{example.reference}"),
+            "prompt_hash": _prompt_hash(example),
+            "num_turns": example.num_turns,
         }
         for shard in shards
         for example in shard.examples
@@ -41,27 +48,50 @@ def plan_table(shards: Sequence[Shard]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=PLAN)
 
 
+def _prompt_hash(example: Example) -> str:
+    """A hash of what is decoded and scored; of a single prompt without messages before it that of version 0.1.0."""
+    context = "".join(f"\0{message.role}\0{message.content}" for message in example.context)
+    later = "".join(f"\0{said}" for said in example.later_turns)
+    category = "" if example.category is None else f"\0{example.category}"
+    return short_hash(f"{example.prompt}\0{example.chat_prompt}\0{example.reference}{context}{later}{category}")
+
+
 def plan_hash(table: pa.Table) -> str:
-    """A hash of the whole plan: samples, prompts and their shards."""
-    return short_hash(repr(table.to_pylist()))
+    """A hash of the whole plan: samples, prompts and their shards; without later turns that of version 0.1.0."""
+    of_before = table if pc.any(pc.greater(table["num_turns"], 1)).as_py() else table.drop_columns(["num_turns"])
+    return short_hash(repr(of_before.to_pylist()))
+
+
+def num_planned(plan: pa.Table, methods: Sequence[str], repeats: int) -> int:
+    """How many rows a run of `plan` comes to: turns of its samples x methods x repeats."""
+    return sum(_num_turns(plan).values()) * len(methods) * repeats
 
 
 def num_missing(plan: pa.Table, samples: pa.Table, methods: Sequence[str], repeats: int) -> int:
-    """How many planned rows (samples x methods x repeats) are not among `samples`."""
-    planned = pc.unique(_keys(plan))
-    sample_codes = pc.index_in(_keys(samples), planned)
-    method_codes = pc.index_in(samples["method"], pa.array(methods, pa.string()))
-    codes = np.column_stack([_codes(sample_codes), _codes(method_codes), samples["repeat"].to_numpy()])
-    counts = (codes >= 0).all(axis=1) & (codes[:, 2] < repeats)
-    return len(planned) * len(methods) * repeats - len(np.unique(codes[counts], axis=0))
+    """How many planned rows (turns of samples x methods x repeats) are not among `samples`."""
+    num_turns = _num_turns(plan)
+    sample_codes = _codes(pc.index_in(_keys(samples), pa.array(num_turns, pa.string())))
+    method_codes = _codes(pc.index_in(samples["method"], pa.array(methods, pa.string())))
+    turn, repeat = (samples[name].to_numpy() for name in ("turn", "repeat"))
+    codes = np.column_stack([sample_codes, method_codes, turn, repeat])
+    turns_of_row = np.array([0, *num_turns.values()])[sample_codes + 1]  # 0 of a sample that is not planned
+    counts = (codes >= 0).all(axis=1) & (repeat < repeats) & (turn < turns_of_row)
+    return num_planned(plan, methods, repeats) - len(np.unique(codes[counts], axis=0))
 
 
 def num_unplanned(plan: pa.Table, samples: pa.Table, methods: Sequence[str], repeats: int) -> int:
-    """How many rows of `samples` no plan asked for: another sample, method or repeat, or in another shard."""
-    planned = pc.index_in(_keys(samples, "shard"), pc.unique(_keys(plan, "shard")))
-    asked = (_codes(planned) >= 0) & np.isin(samples["method"].to_numpy(), list(methods))
-    repeat = samples["repeat"].to_numpy()
-    return int((~(asked & (repeat >= 0) & (repeat < repeats))).sum())
+    """How many rows of `samples` no plan asked for: another sample, turn, method or repeat, or in another shard."""
+    num_turns = _num_turns(plan, "shard")
+    sample_codes = _codes(pc.index_in(_keys(samples, "shard"), pa.array(num_turns, pa.string())))
+    asked = (sample_codes >= 0) & np.isin(samples["method"].to_numpy(), list(methods))
+    turn, repeat = (samples[name].to_numpy() for name in ("turn", "repeat"))
+    turns_of_row = np.array([0, *num_turns.values()])[sample_codes + 1]
+    return int((~(asked & (repeat >= 0) & (repeat < repeats) & (turn >= 0) & (turn < turns_of_row))).sum())
+
+
+def _num_turns(plan: pa.Table, *more: str) -> dict[str, int]:
+    """How many turns each planned sample has, by its key."""
+    return dict(zip(_keys(plan, *more).to_pylist(), plan["num_turns"].to_pylist(), strict=True))
 
 
 def _keys(table: pa.Table, *more: str) -> pa.ChunkedArray:

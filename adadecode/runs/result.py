@@ -18,8 +18,8 @@ from adadecode.report.parity import (
     stored_disagreements,
 )
 from adadecode.report.row_checks import without_impossible_times
-from adadecode.report.schema import PLAN, SAMPLES, VERIFY
-from adadecode.report.summary import ERROR_COLUMNS, NARROW, error_lines, num_owed, summarise
+from adadecode.report.schema import PLAN, SAMPLES, VERIFY, filled
+from adadecode.report.summary import ERROR_COLUMNS, NARROW, error_lines, num_owed, summarise, whole_tasks
 from adadecode.report.tables import finding_lines
 from adadecode.runs.commits import commit_names
 from adadecode.runs.engines import engine_lines, mixed_experiments, num_engines, worker_facts
@@ -105,7 +105,7 @@ class RunResult:
     @property
     def _all_failed(self) -> list[str]:
         """The methods, and on which tasks, of which no sample was measured."""
-        return [f"{row['method']} on {row['task']}" for row in self.summary.to_pylist() if row["n"] == 0]
+        return [f"{row['method']} on {row['task']}" for row in whole_tasks(self.summary).to_pylist() if row["n"] == 0]
 
 
 def read_result(location: str | Path) -> RunResult:
@@ -113,7 +113,7 @@ def read_result(location: str | Path) -> RunResult:
     storage = open_storage(location)
     read_run(location)  # raises where there is none
     try:
-        plan = typed_table(storage.read("plan.parquet"), PLAN)
+        plan = filled(typed_table(storage.read("plan.parquet"), PLAN))
     except (FileNotFoundError, ValueError) as error:
         how = (
             "run the same command again"

@@ -21,7 +21,7 @@ from adadecode.runs.run_file import refuse_others_results
 from adadecode.runs.starts import new_start, starts_of
 from adadecode.runs.storage import open_storage
 from adadecode.settings import EvalConfig
-from adadecode.tasks import expand_task, load_examples
+from adadecode.tasks import expand_task, find_task, load_examples
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ def open_run(config: EvalConfig, out: str | Path | None, command: str | None = N
     facts = {
         "config": config.model_dump(mode="json"),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "provenance": provenance() | {"hashes": hashes},
+        "provenance": provenance()
+        | {"hashes": hashes, "data": {task: find_task(task).read_from(config) for task in tasks}},
         "starts": [],
     }
     location = str(Path("results") / f"{config.task}-{fingerprint[:8]}") if out is None else str(out)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from adadecode.methods import baselines
 from adadecode.report.findings import RTOL
 from adadecode.report.parity import KEY
-from adadecode.report.schema import SCHEMA_VERSION
+from adadecode.report.schema import SCHEMA_VERSION, SUMMARY, VERIFY, filled
 from adadecode.runs.storage import Storage
 from adadecode.runs.typed import typed_table
 
@@ -25,6 +25,8 @@ BASELINES = ("baseline", "baseline_total")  # up to version 0.1.0 one for both s
 OVER_BASELINE = ("num_prompts", "speedup_geomean", "speedup_total")
 SUMMARY_COLUMNS = (*OF_ROWS, *BASELINES, *OVER_BASELINE)
 INTERVALS = ("speedup_geomean_low", "speedup_geomean_high")  # how they are drawn may change between versions
+OF_INTERVALS = 3  # the schema version since which intervals are drawn as they are now
+OF_TURNS = 4  # the schema version since which rows have a turn and a category
 INTERVAL_RTOL = 1e-6  # they come of differences
 
 
@@ -39,7 +41,9 @@ def closed_lines(
     ):
         try:
             content = storage.read(file)
-            lines += compare(typed_table(content, pa.schema([])), found, schema_version(content))
+            lines += compare(
+                _of_now(typed_table(content, pa.schema([])), schema_version(content)), found, schema_version(content)
+            )
         except FileNotFoundError:
             lines.append(f"{file}: it is missing, though run.json says {run.get('status')}")
         except ValueError as error:
@@ -48,6 +52,15 @@ def closed_lines(
     if not isinstance(stored, list) or sorted(map(_shown, stored)) != sorted(map(_shown, workers)):
         lines.append("run.json: its workers are not those of the commits")
     return lines
+
+
+def _of_now(stored: pa.Table, version: int | None) -> pa.Table:
+    """A stored table with the columns of its key that its `version` did not have, as they are read."""
+    if version is not None and version < OF_TURNS:
+        for name, field in (("turn", VERIFY.field("turn")), ("category", SUMMARY.field("category"))):
+            if name not in stored.schema.names:
+                stored = stored.append_column(field, pa.nulls(stored.num_rows, field.type))
+    return filled(stored)
 
 
 def are_of_before(storage: Storage, num_rows: int) -> bool:
@@ -59,7 +72,7 @@ def are_of_before(storage: Storage, num_rows: int) -> bool:
     except ValueError:
         return False
     rows = tables[0].to_pylist()
-    counts = [row.get(name) for row in rows for name in ("n", "num_errors")]
+    counts = [row.get(name) for row in rows if row.get("category") is None for name in ("n", "num_errors")]
     return sum(count for count in counts if isinstance(count, int)) < num_rows
 
 
@@ -86,10 +99,10 @@ def stray_lines(storage: Storage, named: Collection[str]) -> list[str]:
 def summary_lines(stored: pa.Table, found: pa.Table, version: int | None = SCHEMA_VERSION) -> list[str]:
     """Where a stored SUMMARY table is not the one its rows give; of another `version` in the columns that both have."""
     of_now = (*SUMMARY_COLUMNS, *INTERVALS)
-    columns = of_now if version == SCHEMA_VERSION else SUMMARY_COLUMNS
+    columns = of_now if version is not None and version >= OF_INTERVALS else SUMMARY_COLUMNS
     names = [name for name in columns if name in stored.schema.names]
     lines = _version_lines("summary.parquet", stored, found, version)
-    lines = lines or _lines("summary.parquet", stored, found, ("task", "method"), names)
+    lines = lines or _lines("summary.parquet", stored, found, ("task", "category", "method"), names)
     return lines or _speedup_lines(stored)
 
 
@@ -124,12 +137,13 @@ def _version_lines(file: str, stored: pa.Table, found: pa.Table, version: int | 
 
 def published_lines(summary: pa.Table, verify: pa.Table) -> list[str]:
     """Where a SUMMARY and a VERIFY table that were published without their rows contradict each other, of any version."""
-    checked: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    checked: dict[tuple[str, str | None, str], list[dict[str, Any]]] = {}
     for row in verify.to_pylist():
-        checked.setdefault((row["task"], row["method"]), []).append(row)
+        for category in {None, row["category"]}:
+            checked.setdefault((row["task"], category, row["method"]), []).append(row)
     lines: list[str] = []
     for line in summary.to_pylist():
-        of_verify = checked.pop((line["task"], line["method"]), [])
+        of_verify = checked.pop((line["task"], line["category"], line["method"]), [])
         logits = [row["logits_equal"] for row in of_verify if row["logits_equal"] is not None]
         found = {
             "num_parity_exact": sum(row["parity"] == "exact" for row in of_verify),
@@ -145,7 +159,11 @@ def published_lines(summary: pa.Table, verify: pa.Table) -> list[str]:
             if line[name] != count
         ]
     lines += _speedup_lines(summary)
-    return lines + [f"verify.parquet: {task} {method} is not in summary.parquet" for task, method in checked]
+    return lines + [
+        f"verify.parquet: {task} {method} is not in summary.parquet"
+        for task, category, method in checked
+        if category is None
+    ]
 
 
 def _lines(file: str, stored: pa.Table, found: pa.Table, key: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -165,9 +183,15 @@ def _lines(file: str, stored: pa.Table, found: pa.Table, key: Sequence[str], nam
     first, (name, *_) = next(iter(wrong.items()))
     columns = ", ".join(dict.fromkeys(name for differing in wrong.values() for name in differing))
     return [
-        f"{file}: {len(wrong)} rows are not what the samples give, in {columns}; first {' '.join(map(str, first))}: "
+        f"{file}: {len(wrong)} rows are not what the samples give, in {columns}; first {_key_text(key, first)}: "
         f"{name} is stored as {theirs[first][name]} and recomputed as {ours[first][name]}"
     ]
+
+
+def _key_text(key: Sequence[str], values: tuple[Any, ...]) -> str:
+    """The values of a row's key for a person: without a category that it has none of, and turn 0."""
+    shown = [(name, value) for name, value in zip(key, values, strict=True) if value is not None]
+    return " ".join(str(value) for name, value in shown if (name, value) != ("turn", 0))
 
 
 def _differing(names: Sequence[str], stored: dict[str, Any], found: dict[str, Any]) -> list[str]:

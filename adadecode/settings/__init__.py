@@ -17,6 +17,7 @@ from adadecode.settings.files import FileSettings
 from adadecode.settings.groups import (
     MAX_WORKERS,
     ORIGINAL_HEADS,
+    READ_BEFORE,
     DataSettings,
     DecodeSettings,
     Device,
@@ -38,6 +39,7 @@ __all__ = [
     "MAX_WORKERS",
     "ORIGINAL_HEADS",
     "PATIENCE",
+    "READ_BEFORE",
     "BenchConfig",
     "CertifyConfig",
     "DataSettings",

@@ -19,6 +19,7 @@ from adadecode.settings.groups import (
     MAX_WARMUP,
     MAX_WORKERS,
     ORIGINAL_HEADS,
+    READ_BEFORE,
     Address,
     DataSettings,
     DecodeSettings,
@@ -83,10 +84,14 @@ class EvalConfig(PlacementSettings, MethodSettings, DataSettings, DecodingSettin
 def fingerprint_of(settings: Mapping[str, Any], facts: Mapping[str, str | None]) -> str:
     """The fingerprint of an evaluation with these `settings`, as run.json of any version holds them, and `facts`.
 
-    A setting of placement that is no longer there must stay left out, or runs that had it would look altered; a decode
-    setting that came later is left out where it is as all runs were before.
+    A setting of placement that is no longer there must stay left out, or runs that had it would look altered; a setting of
+    data or decoding that came later is left out where it is as all runs were before.
     """
-    decisive = {name: value for name, value in settings.items() if name not in PlacementSettings.model_fields}
+    decisive = {
+        name: value
+        for name, value in settings.items()
+        if name not in PlacementSettings.model_fields and (name, value) not in READ_BEFORE.items()
+    }
     if is_mapping(decode := decisive.get("decode")):
         later = DECODED_BEFORE.items()
         decisive["decode"] = {name: value for name, value in decode.items() if (name, value) not in later}
@@ -203,7 +208,8 @@ class BenchConfig(ThreadSettings, MethodSettings, DataSettings, DecodingSettings
 
     @model_validator(mode="after")
     def _shape_stands_alone(self) -> Self:
-        beside = {"model", "revision", "heads", "task", "data_file", "prompt_field", "offset"} & self.model_fields_set
+        of_data = DataSettings.model_fields.keys() - {"limit"}
+        beside = {"model", "revision", "heads", *of_data} & self.model_fields_set
         if self.shape is not None and beside:
             raise ValueError(
                 f"--shape {self.shape} has synthetic weights, heads and prompts: drop it, or {flags_of(beside)}"

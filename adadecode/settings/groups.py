@@ -30,6 +30,7 @@ Stop = Literal["token", "chain"]
 MAX_COUNT = 10**9  # samples, tokens
 MAX_REPEATS = 10**6
 MAX_WARMUP = 1000
+MAX_SHOTS = 1000
 MAX_LAYERS = 10**4
 MAX_THREADS = 1024
 MAX_WORKERS = 10**5
@@ -152,6 +153,30 @@ class DataSettings(Settings):
     prompt_field: str = Field(default="prompt", description="Column of the prompt, for --task jsonl.")
     offset: int = Field(default=0, ge=0, le=MAX_COUNT, description="Leave out the first N samples of each task.")
     limit: Annotated[int | None, Flag(unset="all")] = Field(default=None, ge=1, le=MAX_COUNT, description=LIMIT_TEXT)
+    shuffle_seed: Annotated[int | None, Flag(unset="the order of the data set")] = Field(
+        default=None, ge=0, le=MAX_SEED, description="Shuffle the samples, before --offset and --limit, by this seed."
+    )
+    num_shots: int = Field(
+        default=0, ge=0, le=MAX_SHOTS, description="Worked examples before each prompt, the first of --shots-file."
+    )
+    shots_file: Annotated[str | None, Flag(unset="the training split on the hub")] = Field(
+        default=None, description="A data file of the task's own form for --num-shots."
+    )
+    system_prompt: Annotated[str | None, Flag(unset="none")] = Field(
+        default=None, description="A system message before each prompt; without a chat template, text before it."
+    )
+
+    @model_validator(mode="after")
+    def _shots_are_counted(self) -> Self:
+        if self.shots_file is not None and self.num_shots == 0:
+            raise ValueError(
+                f"--shots-file {self.shots_file}: without --num-shots none of it is shown; say how many, or drop it"
+            )
+        return self
+
+
+# Settings of data that version 0.1.0 did not have, as it read samples.
+READ_BEFORE: dict[str, object] = {"shuffle_seed": None, "num_shots": 0, "shots_file": None, "system_prompt": None}
 
 
 class DecodeSettings(Settings):

@@ -3,25 +3,42 @@
 A data set is one file of this room and one row of `TASKS`.
 """
 
+import difflib
+import heapq
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from adadecode.errors import PromptError, TaskDataError, UsageError
+from adadecode.files import short_hash
 from adadecode.records import Example
 from adadecode.settings import DataSettings, Domain
-from adadecode.tasks import demo, gsm8k, humaneval, jsonl
+from adadecode.tasks import cnn_dm, demo, gsm8k, humaneval, jsonl, mbpp, spec_bench, xsum
 from adadecode.tasks.data_files import shown
 from adadecode.tasks.rows import Row
 from adadecode.tasks.task import Found, Task
 
-TASKS = {task.name: task for task in (gsm8k.TASK, humaneval.TASK, jsonl.TASK, *demo.TASKS)}
+TASKS = {
+    task.name: task
+    for task in (
+        gsm8k.TASK,
+        humaneval.TASK,
+        mbpp.TASK,
+        xsum.TASK,
+        cnn_dm.TASK,
+        spec_bench.TASK,
+        jsonl.TASK,
+        *demo.TASKS,
+    )
+}
 
 
 def find_task(name: str) -> Task:
-    """The task called `name`; raises UsageError when there is none."""
+    """The task called `name`; raises UsageError, with the one that was probably meant, when there is none."""
     if name not in TASKS:
         known = ", ".join(TASKS)
-        raise UsageError(f"--task {name}: unknown task; use demo (both demo tasks) or one of {known}")
+        meant = difflib.get_close_matches(name.lower().replace("-", "_"), [*TASKS, "demo"], n=1)
+        close = f"did you mean {meant[0]}? " if meant else ""
+        raise UsageError(f"--task {name}: unknown task; {close}use demo (both demo tasks) or one of {known}")
     return TASKS[name]
 
 
@@ -50,14 +67,13 @@ def load_found(task: str, data: DataSettings) -> list[Found]:
 
 
 def iterate_found(task: str, data: DataSettings) -> Iterator[Found]:
-    """Yields the examples of `task` that `data` names, to train on: they need not fit in memory.
+    """Yields the examples of `task` that `data` names, to train on: they need not fit in memory, unless they are shuffled.
 
     For a row that cannot be used it yields the error that says why. They are of the training split, and that sample ids
     are distinct is not checked. Raises UsageError for an unknown task or a setting it does not use, and TaskDataError for
     unusable data, when it gets there.
     """
-    rows = islice(find_task(task).iterate(data, for_training=True), _num_read(data))
-    yield from _after_offset((found for _, found in rows), task, data.offset)
+    yield from _chosen(find_task(task).iterate(data, for_training=True), task, data)
 
 
 def score(task: str, output_text: str, reference: str | None) -> float | None:
@@ -70,8 +86,8 @@ def score(task: str, output_text: str, reference: str | None) -> float | None:
 
 
 def _iterate_distinct(task: str, data: DataSettings) -> Iterator[Found]:
-    rows = islice(find_task(task).iterate(data), _num_read(data))
-    return _after_offset(_with_distinct_ids(rows, find_task(task).id_remedy), task, data.offset)
+    found = find_task(task)
+    return _chosen(found.iterate(data), task, data, found.id_remedy)
 
 
 def _usable(found: Found) -> Example:
@@ -80,12 +96,31 @@ def _usable(found: Found) -> Example:
     return found
 
 
-def _num_read(data: DataSettings) -> int | None:
-    """How many rows are looked at: those left out by the offset are, those past the limit are not."""
-    return None if data.limit is None else data.offset + data.limit
+def _chosen(
+    rows: Iterable[tuple[Row, Found]], task: str, data: DataSettings, id_remedy: str | None = None
+) -> Iterator[Found]:
+    """What the rows give that `data` chooses, shuffled first where it says so.
+
+    With `id_remedy` the ids of the rows that are looked at must be distinct: those left out by the offset are, and
+    unless they are shuffled those past the limit are not.
+    """
+    num_read = None if data.limit is None else data.offset + data.limit
+    seen = rows if data.shuffle_seed is not None else islice(rows, num_read)
+    distinct = seen if id_remedy is None else _with_distinct_ids(seen, id_remedy)
+    in_order = distinct if data.shuffle_seed is None else _shuffled(distinct, data.shuffle_seed, num_read)
+    return _after_offset((found for _, found in in_order), task, data.offset)
 
 
-def _with_distinct_ids(rows: Iterable[tuple[Row, Found]], remedy: str) -> Iterator[Found]:
+def _shuffled(rows: Iterable[tuple[Row, Found]], seed: int, num_read: int | None) -> Iterable[tuple[Row, Found]]:
+    """The first `num_read` of `rows` in the order of `seed`, all when None: by a hash, the same on every machine."""
+
+    def key(placed: tuple[Row, Found]) -> str:
+        return short_hash(f"{seed} {placed[0].idx}")
+
+    return sorted(rows, key=key) if num_read is None else heapq.nsmallest(num_read, rows, key)
+
+
+def _with_distinct_ids(rows: Iterable[tuple[Row, Found]], remedy: str) -> Iterator[tuple[Row, Found]]:
     """Raises `TaskDataError` if two rows have one id: their results could not be told apart."""
     places: dict[str, str] = {}
     for row, found in rows:
@@ -93,7 +128,7 @@ def _with_distinct_ids(rows: Iterable[tuple[Row, Found]], remedy: str) -> Iterat
             earlier = places.setdefault(found.sample_id, row.where)
             if earlier is not row.where:
                 raise TaskDataError(f"{row.where}: id {shown(found.sample_id)} is taken by {earlier}; {remedy}")
-        yield found
+        yield row, found
 
 
 def _after_offset(rows: Iterable[Found], task: str, offset: int) -> Iterator[Found]:

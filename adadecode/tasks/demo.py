@@ -12,6 +12,7 @@ from adadecode.tasks.rows import Row
 from adadecode.tasks.task import Task
 
 LICENCE = "Apache-2.0"
+NUM_PROMPTS = 24  # in each file
 REMEDY = "the embedded prompts are damaged: reinstall adadecode"
 
 
@@ -28,10 +29,12 @@ def code_example(row: Row, data: DataSettings) -> Example:
 TASKS = (
     Task(
         name="demo-math",
-        description="24 word problems, scored by final number",
+        description="Embedded word problems, scored by final number",
         rows=PROMPTS_DIR / "math.jsonl",
+        size=NUM_PROMPTS,
         fields=gsm8k.FIELDS,
         example=math_example,
+        shot=gsm8k.shot,
         id_remedy=REMEDY,
         domain="math",
         licence=LICENCE,
@@ -40,8 +43,9 @@ TASKS = (
     ),
     Task(
         name="demo-code",
-        description="24 functions to complete, not scored",
+        description="Embedded functions to complete, not scored",
         rows=PROMPTS_DIR / "code.jsonl",
+        size=NUM_PROMPTS,
         fields=("id", "prompt"),
         example=code_example,
         id_remedy=REMEDY,

@@ -2,27 +2,79 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, cast
 
 from adadecode.errors import PromptError, PromptTooLongError, UnknownTokenError, is_rust_panic
 from adadecode.printable import is_unicode, on_one_line
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from transformers import PreTrainedTokenizerBase
 
     from adadecode.records import Example, Generation
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[int]:
-    """Token ids of `example`: its chat prompt as the user's turn when there is a chat template, else its prompt.
+    """Token ids of `example`: its messages, the last the user's, when there is a chat template, else its prompt.
 
-    The template writes its own special tokens; without one the tokenizer adds those it adds to any text.
+    The template writes its own special tokens; without one the tokenizer adds those it adds to any text. Raises
+    PromptError for a conversation without a template.
     """
     if tokenizer.chat_template is None:
-        return list(tokenizer(example.prompt).input_ids)
-    turns = [{"role": "user", "content": example.chat_prompt}]
-    token_ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
+        return list(tokenizer(_plain_prompt(example)).input_ids)
+    token_ids = tokenizer.apply_chat_template(
+        _messages(example), add_generation_prompt=True, tokenize=True, return_dict=False
+    )
     return cast("list[int]", token_ids)
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
+    """The text whose tokens `encode_prompt` gives: what the chat template makes of `example`, or its plain prompt.
+
+    Raises PromptError where template or tokenizer cannot take it.
+    """
+    with _explained(tokenizer):
+        if tokenizer.chat_template is None:
+            return _plain_prompt(example)
+        text = tokenizer.apply_chat_template(_messages(example), add_generation_prompt=True, tokenize=False)
+        return cast("str", text)
+
+
+def plain_text(example: Example) -> str:
+    """The plain prompt of `example`; of a conversation, which has none, each message after its role."""
+    return example.prompt or "\n".join(f"{message.role}: {message.content}" for message in example.messages)
+
+
+def _messages(example: Example) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in example.messages]
+
+
+def _plain_prompt(example: Example) -> str:
+    if example.context and not example.prompt:
+        raise PromptError(
+            "the prompt is a conversation, and the model's tokenizer has no chat template to write it with: give a model "
+            "that has one, or plain prompts"
+        )
+    return example.prompt
+
+
+@contextlib.contextmanager
+def _explained(tokenizer: PreTrainedTokenizerBase) -> Generator[None]:
+    """Makes a PromptError of whatever template and tokenizer raise."""
+    try:
+        yield
+    except PromptError:
+        raise
+    except BaseException as error:
+        if isinstance(error, MemoryError) or not (isinstance(error, Exception) or is_rust_panic(error)):
+            raise
+        what = "tokenizer" if tokenizer.chat_template is None else "chat template"
+        raise PromptError(
+            f"the model's {what} cannot take the prompt ({type(error).__name__}: {on_one_line(error)}): change the prompt "
+            f"or the {what}"
+        ) from error
 
 
 def usable_ids(tokenizer: PreTrainedTokenizerBase, example: Example, context_len: int, vocab_size: int) -> list[int]:
@@ -33,16 +85,8 @@ def usable_ids(tokenizer: PreTrainedTokenizerBase, example: Example, context_len
     """
     if not is_unicode(example.prompt):
         raise PromptError("the prompt is not valid Unicode: give text in UTF-8")
-    try:
+    with _explained(tokenizer):
         token_ids = encode_prompt(tokenizer, example)
-    except BaseException as error:
-        if isinstance(error, MemoryError) or not (isinstance(error, Exception) or is_rust_panic(error)):
-            raise
-        what = "tokenizer" if tokenizer.chat_template is None else "chat template"
-        raise PromptError(
-            f"the model's {what} cannot take the prompt ({type(error).__name__}: {on_one_line(error)}): change the prompt "
-            f"or the {what}"
-        ) from error
     check_ids(token_ids, context_len, vocab_size)
     return token_ids
 

@@ -8,6 +8,8 @@ Plain prompt, for base models, without a trailing space:
     Answer:
 
 Chat prompt: the question, an empty line and `CHAT_INSTRUCTION`.
+
+Worked examples (`--num-shots`) are rows of the training split: each question, a space and its whole answer.
 """
 
 import re
@@ -18,6 +20,7 @@ from adadecode.records import Example
 from adadecode.settings import DataSettings
 from adadecode.tasks.data_files import shown
 from adadecode.tasks.rows import HubDataset, Row
+from adadecode.tasks.shots import Shot
 from adadecode.tasks.task import Task
 
 FIELDS = ("question", "answer")
@@ -49,6 +52,12 @@ def to_example(row: Row, sample_id: str) -> Example:
     )
 
 
+def shot(row: Row, data: DataSettings) -> Shot:
+    """One row as a worked example, its whole answer as published."""
+    solved, answer = to_example(row, ""), row.text("answer", REMEDY)
+    return Shot(solved, f" {answer}", answer)
+
+
 def score(output_text: str, reference: str) -> float:
     """1.0 when the output's final number equals `reference` in value, else 0.0.
 
@@ -77,9 +86,13 @@ def _bare(number: str) -> str:
 TASK = Task(
     name="gsm8k",
     description="GSM8K grade-school word problems, scored by final number",
-    rows=HubDataset("openai/gsm8k", "main", "test", training_split="train"),
+    rows=HubDataset(
+        "openai/gsm8k", "main", "test", revision="e53f048856ff4f594e959d75785d2c2d37b678ee", training_split="train"
+    ),
+    size=1319,
     fields=FIELDS,
     example=example,
+    shot=shot,
     domain="math",
     licence="MIT",
     metric=METRIC,

@@ -31,7 +31,8 @@ def to_example(row: Row, sample_id: str) -> Example:
 TASK = Task(
     name="humaneval",
     description="HumanEval functions to complete, not scored",
-    rows=HubDataset("openai/openai_humaneval", None, "test"),
+    rows=HubDataset("openai/openai_humaneval", None, "test", revision="7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544"),
+    size=164,
     fields=("task_id", "prompt"),
     example=example,
     id_remedy=REMEDY,

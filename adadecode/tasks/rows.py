@@ -14,15 +14,17 @@ MAX_NAMES_LEN = 200  # of the names of a row's fields in a message, in character
 
 @dataclass(frozen=True)
 class HubDataset:
-    """A data set on the hub: the split to read and, where there is one, the split to train on.
+    """A data set on the hub as it was at the commit `revision`: the split to read and, if any, the split to train on.
 
-    `config` is None where the data set has only one.
+    `config` is None where the data set has only one. Worked examples come from `shots_split`, or the training split.
     """
 
     name: str
     config: str | None
     split: str
+    revision: str
     training_split: str | None = None
+    shots_split: str | None = None
 
     def __str__(self) -> str:
         return "/".join(part for part in (self.name, self.config, self.split) if part is not None)
@@ -31,6 +33,11 @@ class HubDataset:
         """The same data set with the training split as the one to read."""
         assert self.training_split is not None, self.name
         return replace(self, split=self.training_split)
+
+    def for_shots(self) -> "HubDataset | None":
+        """The same data set with the split of worked examples as the one to read; None where it has none."""
+        split = self.shots_split or self.training_split
+        return None if split is None else replace(self, split=split)
 
 
 @dataclass(frozen=True)
@@ -54,18 +61,32 @@ class Row:
 
     def text(self, field: str, remedy: str) -> str:
         """The text in `field`, unchanged. Raises PromptError, ending in `remedy`, if there is none to decode."""
+        return self._checked_text(self.present(field, remedy), f"field {field!r}", remedy)
+
+    def texts(self, field: str, remedy: str) -> list[str]:
+        """The texts of the list in `field`, at least one. Raises PromptError, ending in `remedy`, if there are none."""
+        values = self.present(field, remedy)
+        if not isinstance(values, list) or not values:
+            raise PromptError(f"{self.where}: field {field!r} is {shown(values)}, no list of texts; {remedy}")
+        return [self._checked_text(value, f"text {idx} of {field!r}", remedy) for idx, value in enumerate(values)]
+
+    def present(self, field: str, remedy: str) -> Any:
+        """What `field` holds; raises PromptError, which lists the fields there are, when it is not there."""
         if field not in self.fields:
             present = ", ".join(self.names) or "none"
             if len(present) > MAX_NAMES_LEN:
                 present = present[:MAX_NAMES_LEN] + "..."
             raise PromptError(f"{self.where}: no field {field!r} among its fields ({present}); {remedy}")
-        value = self.value(field)
+        return self.value(field)
+
+    def _checked_text(self, value: Any, name: str, remedy: str) -> str:
+        """`value`, which is called `name`; raises PromptError unless it is a text that can be decoded."""
         if not isinstance(value, str):
-            raise PromptError(f"{self.where}: field {field!r} is {shown(value)}, not text; {remedy}")
+            raise PromptError(f"{self.where}: {name} is {shown(value)}, not text; {remedy}")
         if not value.strip():
-            raise PromptError(f"{self.where}: field {field!r} is {shown(value)}, which holds no text; {remedy}")
+            raise PromptError(f"{self.where}: {name} is {shown(value)}, which holds no text; {remedy}")
         if not is_unicode(value):
-            raise PromptError(f"{self.where}: field {field!r} is {shown(value)}, not valid Unicode; {remedy}")
+            raise PromptError(f"{self.where}: {name} is {shown(value)}, not valid Unicode; {remedy}")
         return value
 
 
@@ -86,7 +107,7 @@ def _hub_rows(source: HubDataset) -> Iterator[PlacedRow]:
     import datasets
 
     try:
-        rows = datasets.load_dataset(source.name, source.config, split=source.split)
+        rows = datasets.load_dataset(source.name, source.config, split=source.split, revision=source.revision)
     except Exception as error:  # the hub's client raises unrelated families: connection, HTTP, cache, generation
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise TaskDataError(

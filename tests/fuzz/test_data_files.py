@@ -152,7 +152,7 @@ FORMS = st.fixed_dictionaries(
 
 # The property ---------------------------------------------------------------------------------------------------------
 
-TASKS = st.sampled_from(["jsonl"] * 8 + ["gsm8k", "humaneval"])
+TASKS = st.sampled_from(["jsonl"] * 8 + ["gsm8k", "humaneval", "mbpp", "xsum", "cnn_dm", "spec_bench"])
 PROMPT_FIELDS = st.sampled_from(["prompt"] * 9 + ["other", "a.b", "id"])
 
 

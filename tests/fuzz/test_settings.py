@@ -37,10 +37,11 @@ RIGHT = {
     "methods": st.sampled_from([["vanilla"], ["adadecode", "vanilla"], "vanilla,vanilla-w1"]),
     "max_errors": st.sampled_from(["5%", 3, "0", "100%"]),
     "workers": st.integers(1, 4),
+    "system_prompt": st.just("Be brief."),
 }
 # Settings that are right beside few others only: they are there as odd ones.
 WITH_OTHERS = {"revision", "heads", "data_file", "prompt_field", "address", "outputs", "local", "shape", "kind"}
-WITH_OTHERS |= {"rank", "kl_top_k", "kernels"}
+WITH_OTHERS |= {"rank", "kl_top_k", "kernels", "num_shots", "shots_file"}
 
 NUMBERS = [*range(-2, 3), 2**31, 2**63, 2**64, 10**12, 10**22, 10**30, -(10**30)]
 FLOATS = [0.5, -0.0, 5e-324, 1.0000001, 1e300, math.nan, math.inf, -math.inf]

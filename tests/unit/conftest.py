@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
+from transformers import AutoTokenizer
 
 from adadecode.cli.main import main
 from adadecode.report.schema import SAMPLES
@@ -45,6 +46,19 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     root = tmp_path_factory.mktemp("tiny")
     model = save_tiny_model(root / "model")
     return Tiny(model, save_tiny_heads(root / "heads", model, (1, 2)), write_prompts(root / "p.jsonl", PROMPTS))
+
+
+@pytest.fixture(scope="session")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of `tiny` with a chat template of words that its tokenizer knows."""
+    path = save_tiny_model(tmp_path_factory.mktemp("chat") / "model")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.chat_template = (
+        "w3{% for m in messages %} [{{ m['role'] }}] {{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %} [model]{% endif %}"
+    )
+    tokenizer.save_pretrained(path)
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -89,6 +103,7 @@ def _row(method: str, sample_id: str = "s0", **values: Any) -> dict[str, Any]:
         "sample_id": sample_id,
         "method": method,
         "repeat": 0,
+        "turn": 0,
         "shard": 0,
         "status": "ok",
         "prompt_len": 2,

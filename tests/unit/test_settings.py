@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from adadecode.cli.options import settings_in
 from adadecode.errors import UsageError
 from adadecode.settings import (
+    READ_BEFORE,
     BenchConfig,
     CertifyConfig,
     DecodeSettings,
@@ -73,9 +74,24 @@ def test_a_setting_that_came_later_leaves_the_fingerprint_as_it_was_until_it_is_
     config = EvalConfig()
     before = config.model_dump(mode="json")
     assert before["decode"].pop("ngram_store") is True
+    assert [before.pop(name) for name in READ_BEFORE] == [None, 0, None, None]
     assert fingerprint_of(before, {}) == config.fingerprint()
-    changed = EvalConfig.model_validate({"decode": {"ngram_store": False}})
-    assert changed.fingerprint() != config.fingerprint()
+    changed = [
+        {"decode": {"ngram_store": False}},
+        {"shuffle_seed": 0},
+        {"num_shots": 1},
+        {"num_shots": 1, "shots_file": "shots.jsonl"},
+        {"system_prompt": "Be brief."},
+    ]
+    prints = {EvalConfig.model_validate(settings).fingerprint() for settings in changed}
+    assert len(prints - {config.fingerprint()}) == len(changed)
+
+
+def test_a_file_of_shots_without_their_number_is_one_line():
+    with pytest.raises(
+        UsageError, match=r"--shots-file s\.jsonl: without --num-shots none of it is shown; say how many"
+    ):
+        build_settings(EvalConfig, None, {"shots_file": "s.jsonl"})
 
 
 def test_flags_and_files_win_over_the_policy(tmp_path):

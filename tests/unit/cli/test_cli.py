@@ -202,13 +202,6 @@ def test_generate_explains_a_prompt_of_no_tokens(usage_error, tiny):
     assert line.startswith("adadecode: the prompt has 0 tokens; ")
 
 
-def test_tasks_lists_every_task(cli):
-    result = cli("tasks")
-    assert result.exit_code == 0
-    for name in ("gsm8k", "humaneval", "jsonl", "demo-math", "demo-code"):
-        assert any(line.strip("│┃ ").startswith(name) for line in result.stdout.splitlines()), name
-
-
 def test_plan_counts_the_rows_and_writes_nothing(cli, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = cli("plan", *tiny.flags(model="no/such-model", heads="none", repeats=2))

@@ -170,7 +170,8 @@ def test_settings_that_change_the_time_are_told():
 
 
 def test_every_setting_changes_the_time_of_a_sample_or_is_known_not_to():
-    which_samples = {"task", "data_file", "prompt_field", "offset", "limit", "repeats", "warmup", "shard_size"}
+    which_samples = {"task", "data_file", "prompt_field", "offset", "limit", "shuffle_seed"}
+    which_samples |= {"repeats", "warmup", "shard_size"}
     where_and_how_patiently = set(PlacementSettings.model_fields) - {"threads"}
     groups = ({*DECISIVE_FIELDS, "decode"}, which_samples, where_and_how_patiently)
     assert sum(map(len, groups)) == len(set().union(*groups)), "each setting stands once"

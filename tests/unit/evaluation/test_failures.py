@@ -37,7 +37,7 @@ from tests.models import needs_compiler, random_heads, tiny_model
 ROOT = Path(__file__).parents[3]
 METHODS = ("vanilla", "vanilla-w1", "adadecode")
 IDENTITY = {"run_id", "task", "sample_id", "method", "repeat", "shard", "status", "reference", "lossy", "order_idx"}
-IDENTITY |= {"worker_id", "attempt", "started_at", "finish_reason", "error_type", "error_message"}
+IDENTITY |= {"turn", "worker_id", "attempt", "started_at", "finish_reason", "error_type", "error_message"}
 PROMPT = {"prompt_len", "prompt_token_ids"}
 TOO_MUCH = 1 << 50  # bytes: no machine has them, so that asking for them fails at once
 

@@ -104,7 +104,7 @@ def test_an_error_row_keeps_the_prompt_if_there_was_one_and_nothing_measured():
     assert after.error_message == "x" * MAX_MESSAGE_LEN
     known = {name for name, value in after.columns().items() if value is not None}
     assert known == {
-        *("task", "sample_id", "method", "repeat", "shard", "status", "prompt_len", "prompt_token_ids"),
+        *("task", "sample_id", "method", "repeat", "turn", "shard", "status", "prompt_len", "prompt_token_ids"),
         *("finish_reason", "reference", "lossy", "order_idx", "worker_id", "started_at", "error_type"),
         "error_message",
     }

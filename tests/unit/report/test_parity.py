@@ -82,6 +82,7 @@ def test_equal_outputs_and_digests_are_exact(verify_one, row):
         "sample_id": "s0",
         "method": "adadecode",
         "repeat": 0,
+        "turn": 0,
         "parity": "exact",
         "logits_equal": True,
         "consistency": 1.0,

@@ -38,6 +38,7 @@ def shard_rows(shard_idx: int = 0, methods: tuple[str, ...] = ("vanilla", "adade
             "sample_id": f"{shard_idx}-{i}",
             "method": method,
             "repeat": 0,
+            "turn": 0,
             "shard": shard_idx,
             "status": "ok",
             "output_token_ids": [1, 2, 3],
@@ -332,7 +333,7 @@ def test_a_run_killed_between_data_and_commit_is_finished_exactly_once_by_its_re
 
 def test_shards_of_schema_version_1_are_read_beside_new_ones(run, monkeypatch):
     with monkeypatch.context() as patch:
-        old = pa.schema([field for field in SAMPLES if field.name != "lossy"])
+        old = pa.schema([field for field in SAMPLES if field.name not in ("lossy", "turn", "category")])
         patch.setattr("adadecode.runs.folder.SAMPLES", old)
         assert commit(run, "old")
     lossless = [row | {"lossy": False} for row in shard_rows(1)]
@@ -340,6 +341,7 @@ def test_shards_of_schema_version_1_are_read_beside_new_ones(run, monkeypatch):
     samples = read_samples(Path(run.location))
     assert samples.schema == SAMPLES
     assert samples["lossy"].to_pylist() == [None] * 4 + [False] * 4
+    assert samples["turn"].to_pylist() == [0] * 8
     assert not any(row["lossy"] for row in summarise(samples).to_pylist())
 
 

@@ -97,7 +97,14 @@ class Process:
 
 
 def rows(shard_idx: int, attempt: str, status: str = "ok") -> list[dict[str, Any]]:
-    key = {"task": "jsonl", "sample_id": f"s{shard_idx}", "repeat": 0, "shard": shard_idx, "started_at": STARTED}
+    key = {
+        "task": "jsonl",
+        "sample_id": f"s{shard_idx}",
+        "repeat": 0,
+        "turn": 0,
+        "shard": shard_idx,
+        "started_at": STARTED,
+    }
     return [{**key, "method": m, "status": status, "worker_id": attempt} for m in ("vanilla", "adadecode")]
 
 

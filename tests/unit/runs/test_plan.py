@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from adadecode.records import Example
 from adadecode.report.schema import PLAN, SAMPLES
-from adadecode.runs.plan import longest_first, make_plan, num_missing, num_unplanned, plan_hash, plan_table
+from adadecode.runs.plan import (
+    longest_first,
+    make_plan,
+    num_missing,
+    num_planned,
+    num_unplanned,
+    plan_hash,
+    plan_table,
+)
 from adadecode.runs.run import plan_run
 from adadecode.settings import EvalConfig
 
@@ -118,7 +126,7 @@ METHODS = ("vanilla", "adadecode")
 def rows_of(*shard_idxs: int) -> list[dict]:
     """The key columns of two samples of each shard, a row per method."""
     return [
-        {"task": "jsonl", "sample_id": f"{shard_idx}-{i}", "method": method, "repeat": 0, "shard": shard_idx}
+        {"task": "jsonl", "sample_id": f"{shard_idx}-{i}", "turn": 0, "method": method, "repeat": 0, "shard": shard_idx}
         for shard_idx in shard_idxs
         for i in (1, 0)
         for method in METHODS
@@ -130,7 +138,7 @@ def samples(rows: list[dict]) -> pa.Table:
 
 
 def test_missing_are_the_planned_rows_that_no_commit_holds():
-    plan = pa.table({"task": ["jsonl"] * 4, "sample_id": ["0-0", "0-1", "1-0", "1-1"]})
+    plan = pa.table({"task": ["jsonl"] * 4, "sample_id": ["0-0", "0-1", "1-0", "1-1"], "num_turns": [1] * 4})
     assert num_missing(plan, samples([]), METHODS, 1) == 8
     assert num_missing(plan, samples(rows_of(0)), METHODS, 1) == 4
     assert num_missing(plan, samples(rows_of(0)), METHODS, 3) == 20
@@ -139,9 +147,26 @@ def test_missing_are_the_planned_rows_that_no_commit_holds():
     assert num_missing(plan.slice(0, 1), both, METHODS, 1) == 0, "rows of no plan count for nothing"
 
 
-@pytest.mark.parametrize("changed", [{"sample_id": "x"}, {"method": "other"}, {"repeat": 1}, {"shard": 7}])
+def test_every_turn_of_a_sample_is_planned():
+    plan = pa.table({"task": ["jsonl"] * 2, "sample_id": ["0-0", "0-1"], "shard": [0, 0], "num_turns": [3, 1]})
+    assert num_planned(plan, METHODS, 2) == 16
+    rows = rows_of(0)
+    assert num_missing(plan, samples(rows), METHODS, 1) == 4
+    later = [row | {"turn": turn} for turn in (1, 2) for row in rows]
+    assert num_missing(plan, samples(rows + later), METHODS, 1) == 0
+    assert num_unplanned(plan, samples(rows + later), METHODS, 1) == 4, "of the sample that has one turn"
+
+
+def test_the_hash_of_a_conversation_changes_with_any_of_its_turns():
+    talk = [replace(example, later_turns=("then", "and"), category="c") for example in examples(2)]
+    changed = [{"later_turns": ("then",)}, {"later_turns": ("then", "or")}, {"category": "d"}, {"later_turns": ()}]
+    prints = {hash_of({"a": [replace(talk[0], **change), talk[1]]}) for change in [{}, *changed]}
+    assert len(prints) == 5
+
+
+@pytest.mark.parametrize("changed", [{"sample_id": "x"}, {"method": "other"}, {"repeat": 1}, {"turn": 1}, {"shard": 7}])
 def test_rows_that_were_never_planned_are_counted(changed):
-    plan = pa.table({"task": ["jsonl"] * 2, "sample_id": ["0-0", "0-1"], "shard": pa.array([0, 0], pa.int32())})
+    plan = pa.table({"task": ["jsonl"] * 2, "sample_id": ["0-0", "0-1"], "shard": [0, 0], "num_turns": [1, 1]})
     first, *others = rows_of(0)
     assert num_unplanned(plan, samples([first | changed, *others]), METHODS, 1) == 1
     assert num_unplanned(plan, samples([first, *others]), METHODS, 1) == 0

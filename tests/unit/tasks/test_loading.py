@@ -153,7 +153,7 @@ def test_a_missing_field_is_named_with_the_fields_that_exist(tmp_path: Path) -> 
     [
         (None, "None, not text"),
         (42, "42, not text"),
-        (["a"], "['a'], not text"),
+        ({"a": 1}, "{'a': 1}, not text"),
         ("", "'', which holds no text"),
         (" \n", "' \\n', which holds no text"),
         ("\ud800", "'\\ud800', not valid Unicode"),
@@ -166,7 +166,7 @@ def test_a_prompt_that_is_no_text_is_shown_with_its_line(value: object, complain
 
 
 def test_a_long_value_is_shown_shortened(tmp_path: Path) -> None:
-    message = load_jsonl_error(write_jsonl(tmp_path / "rows.jsonl", {"prompt": ["x" * 5000]}))
+    message = load_jsonl_error(write_jsonl(tmp_path / "rows.jsonl", {"prompt": {"x": "x" * 5000}}))
     assert "xxx..., not text" in message
     assert len(message) < 400 + len(str(tmp_path))
 

@@ -17,6 +17,7 @@ from adadecode.records import Example
 from adadecode.runs.folder import read_samples
 from adadecode.settings import DataSettings
 from adadecode.tasks import TASKS, expand_task, find_task, iterate_found, load_examples, score, task_domain
+from adadecode.tasks.rows import HubDataset
 from adadecode.tasks.task import Task
 
 GSM8K_ROW = {"question": "Ann has 3 pens and buys 4. How many has she?", "answer": "3+4=<<3+4=7>>7\n#### 7"}
@@ -53,15 +54,16 @@ def test_demo_stands_for_both_demo_tasks_and_any_other_for_itself() -> None:
 )
 def test_an_unknown_task_is_named_with_the_known_ones(use) -> None:
     with pytest.raises(UsageError) as caught:
-        use("mbpp")
+        use("GSMK8")
     message = str(caught.value)
-    assert "--task mbpp: unknown task" in message
+    assert "--task GSMK8: unknown task; did you mean gsm8k? use demo (both demo tasks) or one of" in message
     assert all(name in message for name in ["demo", *TASKS])
 
 
 def test_domains() -> None:
-    domains = {"gsm8k": "math", "humaneval": "code", "jsonl": None, "demo-math": "math", "demo-code": "code"}
-    assert {name: task_domain(name) for name in TASKS} == domains
+    math, code = {"gsm8k", "demo-math"}, {"humaneval", "mbpp", "demo-code"}
+    assert {name for name in TASKS if task_domain(name) == "math"} == math
+    assert {name for name in TASKS if task_domain(name) == "code"} == code
 
 
 @pytest.mark.parametrize("task", ["demo-math", "demo-code"])
@@ -159,13 +161,13 @@ def test_embedded_functions_are_unfinished_python_with_an_example() -> None:
 
 
 def test_the_hub_gives_the_test_split_or_the_one_to_train_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_dataset(name: str, config: str | None, split: str) -> list[dict[str, str]]:
-        return [{**GSM8K_ROW, "question": f"{name} {config} {split}"}]
+    def load_dataset(name: str, config: str | None, split: str, revision: str) -> list[dict[str, str]]:
+        return [{**GSM8K_ROW, "question": f"{name} {config} {split} {revision[:8]}"}]
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     (tested,), (trained_on,) = load("gsm8k"), iterate_found("gsm8k", settings_of())
-    assert tested.prompt == "Question: openai/gsm8k main test\nAnswer:"
-    assert trained_on.prompt == "Question: openai/gsm8k main train\nAnswer:"
+    assert tested.prompt == "Question: openai/gsm8k main test e53f0488\nAnswer:"
+    assert trained_on.prompt == "Question: openai/gsm8k main train e53f0488\nAnswer:"
 
 
 def test_humaneval_is_trained_on_only_from_a_data_file(tmp_path: Path) -> None:
@@ -179,10 +181,29 @@ def test_the_tasks_say_where_their_rows_come_from() -> None:
     assert {name: task.source for name, task in TASKS.items()} == {
         "gsm8k": "openai/gsm8k/main/test or --data-file",
         "humaneval": "openai/openai_humaneval/test or --data-file",
+        "mbpp": "google-research-datasets/mbpp/full/test or --data-file",
+        "xsum": "EdinburghNLP/xsum/test or --data-file",
+        "cnn_dm": "abisee/cnn_dailymail/3.0.0/test or --data-file",
+        "spec_bench": "--data-file",
         "jsonl": "--data-file with the column --prompt-field",
         "demo-math": "embedded",
         "demo-code": "embedded",
     }
+
+
+def test_every_data_set_of_the_hub_is_read_at_a_pinned_commit() -> None:
+    hub = [task.rows for task in TASKS.values() if isinstance(task.rows, HubDataset)]
+    assert len(hub) >= 5
+    for rows in hub:
+        assert re.fullmatch("[0-9a-f]{40}", rows.revision), rows
+        assert find_task("gsm8k").read_from(settings_of())["source"] == "openai/gsm8k/main/test"
+    assert find_task("jsonl").read_from(settings_of(Path("p.jsonl"))) == {"source": "p.jsonl", "revision": None}
+    assert find_task("demo-math").read_from(settings_of()) == {"source": "embedded", "revision": None}
+
+
+def test_the_size_of_an_embedded_data_set_is_how_many_samples_it_has() -> None:
+    embedded = [task for task in TASKS.values() if isinstance(task.rows, Path)]
+    assert [task.size for task in embedded] == [len(load(task.name)) for task in embedded] == [24, 24]
 
 
 def test_a_task_that_is_scored_names_its_metric() -> None:
