@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from adadecode.version import __version__
 
 if TYPE_CHECKING:
-    from adadecode.api import LanguageModel, Output, evaluate, load, run_bench, train_heads, tune
+    from adadecode.api import LanguageModel, Output, evaluate, load, run_bench, score, train_heads, tune
     from adadecode.bench.result import BenchResult
     from adadecode.errors import AdaDecodeError, UsageError
     from adadecode.evaluation.observer import Observer, Quiet
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from adadecode.methods import METHODS, Method
     from adadecode.records import Generation
     from adadecode.runs.result import RunResult
+    from adadecode.runs.scores import RunScores
     from adadecode.settings import (
         BenchConfig,
         DecodeSettings,
@@ -27,12 +28,13 @@ if TYPE_CHECKING:
 
 # Where each public name is; its module is imported when the name is first used.
 _HOMES = {
-    "adadecode.api": ("LanguageModel", "Output", "evaluate", "load", "run_bench", "train_heads", "tune"),
+    "adadecode.api": ("LanguageModel", "Output", "evaluate", "load", "run_bench", "score", "train_heads", "tune"),
     "adadecode.errors": ("AdaDecodeError", "UsageError"),
     "adadecode.bench.result": ("BenchResult",),
     "adadecode.evaluation.observer": ("Observer", "Quiet"),
     "adadecode.evaluation.stop": ("StopRequest",),
     "adadecode.runs.result": ("RunResult",),
+    "adadecode.runs.scores": ("RunScores",),
     "adadecode.tuning.result": ("TuneResult",),
     "adadecode.methods": ("METHODS", "Method"),
     "adadecode.records": ("Generation",),
@@ -62,6 +64,7 @@ __all__ = [
     "Output",
     "Quiet",
     "RunResult",
+    "RunScores",
     "StopRequest",
     "TrainConfig",
     "TuneConfig",
@@ -71,6 +74,7 @@ __all__ = [
     "evaluate",
     "load",
     "run_bench",
+    "score",
     "train_heads",
     "tune",
 ]

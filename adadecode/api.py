@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from adadecode.records import Generation, Say
     from adadecode.runs.result import RunResult
     from adadecode.runs.run import PreparedRun
+    from adadecode.runs.scores import RunScores
     from adadecode.tuning.result import TuneResult
 
 
@@ -197,6 +198,16 @@ def _execute(prepared: PreparedRun, progress: RunProgress, observer: Observer, s
     connect(prepared.config.address)
     stop.install()  # Ray has set handlers of its own
     run_on_ray(prepared, Together(observer, Metered(progress, prepared.folder.run_id)), stop)
+
+
+def score(run: str | Path) -> RunScores:
+    """Scores the outputs of the run at the folder or URL `run` and writes its scores.parquet; decodes nothing.
+
+    Raises RunFolderError where there is no run with rows, and UsageError where nothing in it can be scored.
+    """
+    from adadecode.runs.scores import score_run
+
+    return score_run(run)
 
 
 def train_heads(settings: TrainConfig, out: str | Path, *, say: Say = silent) -> HeadFacts:

@@ -6,6 +6,7 @@ Prompt formats and scoring are those of `gsm8k.py` and `humaneval.py`. Sample id
 
 from adadecode.demo import PROMPTS_DIR
 from adadecode.records import Example
+from adadecode.scoring.gsm8k import SCORER
 from adadecode.settings import DataSettings
 from adadecode.tasks import gsm8k, humaneval
 from adadecode.tasks.rows import Row
@@ -37,6 +38,7 @@ TASKS = (
         licence=LICENCE,
         metric=gsm8k.METRIC,
         score=gsm8k.score,
+        scorer=SCORER,
     ),
     Task(
         name="demo-code",

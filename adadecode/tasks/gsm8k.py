@@ -15,6 +15,7 @@ from decimal import Decimal
 
 from adadecode.errors import PromptError
 from adadecode.records import Example
+from adadecode.scoring.gsm8k import SCORER
 from adadecode.settings import DataSettings
 from adadecode.tasks.data_files import shown
 from adadecode.tasks.rows import HubDataset, Row
@@ -84,4 +85,5 @@ TASK = Task(
     licence="MIT",
     metric=METRIC,
     score=score,
+    scorer=SCORER,
 )

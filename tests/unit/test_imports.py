@@ -75,18 +75,32 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": LEAVES,
     "model": LEAVES | {"kernels"},
     "engine": LEAVES | {"kernels", "model"},
-    "tasks": LEAVES,
+    "scoring": LEAVES,
+    "tasks": LEAVES | {"scoring"},
     "report": LEAVES,
-    "runs": LEAVES | {"tasks", "report"},
+    "runs": LEAVES | {"scoring", "tasks", "report"},
     "evaluation": LEAVES | {"kernels", "model", "engine", "tasks", "report", "runs"},
     "bench": LEAVES | {"kernels", "model", "engine", "tasks", "report", "evaluation"},
     "training": LEAVES | {"kernels", "model", "engine", "tasks", "report"},
     "tuning": LEAVES | {"kernels", "model", "engine", "tasks", "report", "evaluation", "bench"},
     "ray_jobs": LEAVES | {"model", "tasks", "runs", "evaluation", "training"},
     "api": LEAVES
-    | {"model", "engine", "tasks", "report", "runs", "evaluation", "bench", "training", "tuning", "ray_jobs"},
+    | {
+        "model",
+        "engine",
+        "scoring",
+        "tasks",
+        "report",
+        "runs",
+        "evaluation",
+        "bench",
+        "training",
+        "tuning",
+        "ray_jobs",
+    },
     "recipes": LEAVES | {"model", "training", "tuning", "api"},
-    "cli": LEAVES | {"tasks", "report", "runs", "evaluation", "bench", "training", "tuning", "ray_jobs", "api"},
+    "cli": LEAVES
+    | {"scoring", "tasks", "report", "runs", "evaluation", "bench", "training", "tuning", "ray_jobs", "api"},
 }
 LARGEST_SHARE = 0.15  # of the lines, in one room
 LONGEST_FILE = 300

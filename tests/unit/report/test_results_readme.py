@@ -3,24 +3,29 @@ from pathlib import Path
 
 import pytest
 
-from adadecode.report.schema import PLAN, SAMPLES, SUMMARY, SWEEP, VERIFY
+from adadecode.report.schema import PLAN, SAMPLES, SCORES, SUMMARY, SWEEP, VERIFY
+from adadecode.tasks import TASKS
 
 README = Path(__file__).parents[3] / "results" / "README.md"
 
 
 @pytest.mark.parametrize(
-    ("section", "schema"), [("samples", SAMPLES), ("plan", PLAN), ("verify", VERIFY), ("summary", SUMMARY)]
+    ("section", "schema"),
+    [("samples", SAMPLES), ("plan", PLAN), ("verify", VERIFY), ("summary", SUMMARY), ("scores", SCORES)],
 )
 def test_results_readme_documents_every_column_in_order(section, schema):
     text = README.read_text(encoding="utf-8").split(f"\n## {section}\n")[1].split("\n## ")[0]
+    text = text.split("\n| scorer |")[0]
     first_cells = re.findall(r"^\| (`.*?) \|", text, flags=re.MULTILINE)
     assert [name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)] == schema.names
 
 
-@pytest.mark.parametrize(("section", "schema"), [("samples", SAMPLES), ("plan", PLAN), ("summary", SUMMARY)])
+@pytest.mark.parametrize(
+    ("section", "schema"), [("samples", SAMPLES), ("plan", PLAN), ("summary", SUMMARY), ("scores", SCORES)]
+)
 def test_results_readme_names_each_columns_type(section, schema):
     text = README.read_text(encoding="utf-8").split(f"\n## {section}\n")[1].split("\n## ")[0]
-    documented = dict(re.findall(r"^\| `(\w+)` \| (\S+) \|", text, flags=re.MULTILINE))
+    documented = dict(re.findall(r"^\| `(\w+)` \| (\S+) \|", text.split("\n| scorer |")[0], flags=re.MULTILINE))
     short = {"double": "float64", "list<item: int32>": "list&lt;int32&gt;", "list<item: float>": "list&lt;float32&gt;"}
     assert documented == {field.name: short.get(str(field.type), str(field.type).partition("[")[0]) for field in schema}
 
@@ -29,3 +34,17 @@ def test_results_readme_says_what_a_sweep_adds_to_the_summary():
     assert SWEEP.names == ["cell", *SUMMARY.names]
     text = README.read_text(encoding="utf-8").split("\n## sweep\n")[1].split("\n## ")[0]
     assert re.findall(r"^\| `(\w+)` \| (\S+) \|", text, flags=re.MULTILINE) == [("cell", "string")]
+
+
+def test_results_readme_has_a_row_for_each_scorer_with_its_tasks_and_metrics():
+    """Of every scorer that a task has; metrics over repeats stand in the text."""
+    text = README.read_text(encoding="utf-8").split("\n| scorer |")[1].split("\n\n")[0]
+    rows = {
+        name: (tasks, metrics) for name, tasks, metrics in re.findall(r"^\| `(\w+)` \| (.*?) \| (.*) \|$", text, re.M)
+    }
+    scorers = {task.scorer.name: task.scorer for task in TASKS.values() if task.scorer is not None}
+    assert rows.keys() == scorers.keys()
+    for name, (tasks, metrics) in rows.items():
+        scored = {task.name for task in TASKS.values() if task.scorer is not None and task.scorer.name == name}
+        assert set(re.findall(r"`([\w-]+)`", tasks)) == scored
+        assert {f"`{metric}`" for metric in scorers[name].metrics} <= set(re.findall(r"`[^`]+`", metrics))
