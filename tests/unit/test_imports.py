@@ -26,6 +26,7 @@ ALLOWED = {
     "huggingface_hub": ("adadecode/model/",),
     "datasets": ("adadecode/tasks/", "adadecode/recipes/"),
     "matplotlib": ("adadecode/training/",),
+    "rouge_score": ("adadecode/scoring/rouge.py",),
     "scipy": ("adadecode/report/", "adadecode/tuning/"),
     "pyarrow": (
         "adadecode/report/",

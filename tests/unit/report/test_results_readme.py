@@ -1,8 +1,11 @@
+import importlib
+import pkgutil
 import re
 from pathlib import Path
 
 import pytest
 
+from adadecode import scoring
 from adadecode.report.schema import PLAN, SAMPLES, SCORES, SUMMARY, SWEEP, VERIFY
 from adadecode.tasks import TASKS
 
@@ -36,15 +39,14 @@ def test_results_readme_says_what_a_sweep_adds_to_the_summary():
     assert re.findall(r"^\| `(\w+)` \| (\S+) \|", text, flags=re.MULTILINE) == [("cell", "string")]
 
 
-def test_results_readme_has_a_row_for_each_scorer_with_its_tasks_and_metrics():
-    """Of every scorer that a task has; metrics over repeats stand in the text."""
+def test_results_readme_has_a_row_for_each_scorer_with_its_metrics_and_tasks():
     text = README.read_text(encoding="utf-8").split("\n| scorer |")[1].split("\n\n")[0]
-    rows = {
-        name: (tasks, metrics) for name, tasks, metrics in re.findall(r"^\| `(\w+)` \| (.*?) \| (.*) \|$", text, re.M)
-    }
-    scorers = {task.scorer.name: task.scorer for task in TASKS.values() if task.scorer is not None}
-    assert rows.keys() == scorers.keys()
-    for name, (tasks, metrics) in rows.items():
-        scored = {task.name for task in TASKS.values() if task.scorer is not None and task.scorer.name == name}
-        assert set(re.findall(r"`([\w-]+)`", tasks)) == scored
-        assert {f"`{metric}`" for metric in scorers[name].metrics} <= set(re.findall(r"`[^`]+`", metrics))
+    found = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*) \|$", text, re.M)
+    tasks, metrics = ({name: re.findall(r"`([^`]+)`", row[idx]) for name, *row in found} for idx in (0, 1))
+    homes = {info.name for info in pkgutil.iter_modules(scoring.__path__)}
+    scorers = [vars(importlib.import_module(f"adadecode.scoring.{home}")).get("SCORER") for home in sorted(homes)]
+    assert {
+        scorer.name: set(scorer.metrics) - set(metrics.get(scorer.name, ())) for scorer in filter(None, scorers)
+    } == {name: set() for name in metrics}
+    scored = {task.name: task.scorer.name for task in TASKS.values() if task.scorer is not None}
+    assert {task: name for name, named in tasks.items() for task in named} == scored

@@ -5,9 +5,12 @@ import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from adadecode.report.schema import SCORES
+from adadecode.report.scores import mean_scores
 from adadecode.runs.scores import score_run
+from adadecode.scoring import rouge
 from adadecode.scoring.gsm8k import SCORER
 from adadecode.scoring.scorer import Scorer
 from adadecode.tasks import TASKS
@@ -183,6 +186,14 @@ def test_an_evaluation_says_which_package_its_scores_lack(cli, tmp_path, monkeyp
     assert result.exit_code == 0
     assert "demo-math is not scored: pip install picky" in result.stdout
     assert scores_of(tmp_path / "run").num_rows == 0
+
+
+def test_summaries_are_scored_by_rouge_once_a_task_names_it(run, cli, monkeypatch):
+    plant(run, each(output_text=lambda row: "The cat sat.", reference=lambda row: "the cats sit"))
+    scored_by(monkeypatch, rouge.SCORER)
+    assert cli("score", run).exit_code == 0
+    means = {row["metric"]: row["score"] for row in mean_scores(scores_of(run)) if row["method"] == OURS}
+    assert means == pytest.approx({"rouge1": 2 / 3, "rouge2": 1 / 2, "rougeL": 2 / 3})
 
 
 def test_a_task_without_a_scorer_has_no_table(cli, tiny, tmp_path):
