@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from adadecode.records import Generation
     from adadecode.runs.result import RunResult
     from adadecode.runs.scores import RunScores
+    from adadecode.scoring.sandbox import Sandbox
     from adadecode.settings import (
         BenchConfig,
         DecodeSettings,
@@ -35,6 +36,7 @@ _HOMES = {
     "adadecode.evaluation.stop": ("StopRequest",),
     "adadecode.runs.result": ("RunResult",),
     "adadecode.runs.scores": ("RunScores",),
+    "adadecode.scoring.sandbox": ("Sandbox",),
     "adadecode.tuning.result": ("TuneResult",),
     "adadecode.methods": ("METHODS", "Method"),
     "adadecode.records": ("Generation",),
@@ -65,6 +67,7 @@ __all__ = [
     "Quiet",
     "RunResult",
     "RunScores",
+    "Sandbox",
     "StopRequest",
     "TrainConfig",
     "TuneConfig",

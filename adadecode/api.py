@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from adadecode.runs.result import RunResult
     from adadecode.runs.run import PreparedRun
     from adadecode.runs.scores import RunScores
+    from adadecode.scoring.sandbox import Sandbox
     from adadecode.tuning.result import TuneResult
 
 
@@ -200,14 +201,17 @@ def _execute(prepared: PreparedRun, progress: RunProgress, observer: Observer, s
     run_on_ray(prepared, Together(observer, Metered(progress, prepared.folder.run_id)), stop)
 
 
-def score(run: str | Path) -> RunScores:
+def score(run: str | Path, sandbox: Sandbox | None = None) -> RunScores:
     """Scores the outputs of the run at the folder or URL `run` and writes its scores.parquet; decodes nothing.
 
-    Raises RunFolderError where there is no run with rows, and UsageError where nothing in it can be scored.
+    What a model wrote is run only in a `sandbox` that is given: None runs nothing. Raises RunFolderError where there is
+    no run with rows, and UsageError where nothing in it can be scored, or the system refuses the sandbox.
     """
     from adadecode.runs.scores import score_run
 
-    return score_run(run)
+    if sandbox is not None:
+        sandbox.check()
+    return score_run(run, None if sandbox is None else sandbox.run)
 
 
 def train_heads(settings: TrainConfig, out: str | Path, *, say: Say = silent) -> HeadFacts:

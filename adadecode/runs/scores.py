@@ -64,6 +64,8 @@ def score_run(location: str | Path, run_program: RunProgram | None = None) -> Ru
     for task, scorer in scorers.items():
         if (line := scorer.missing()) is not None:
             raise UsageError(f"task {task}: {line}")
+    if run_program is not None and not any(scorer.is_unsafe for scorer in scorers.values()):
+        raise UsageError("--allow-code-execution: no task of this run is scored by running outputs; leave it out")
     scores = score_commits(folder.location, commits, run_program)
     verify = [recompute_parity(rows) for rows in committed_tables(folder.location, commits)]
     changed = _changed_lines(stored_scores(folder.storage), scores.table)
