@@ -4,9 +4,9 @@
 
 - A completion, which begins with the indented body: up to the first of STOPS, where the paper's models were stopped,
   or to a fence; it follows the prompt.
+- An output that defines the function before any fence: from its beginning to the first stop after the definition.
 - An answer with a fenced block, as chat models give: the block that defines the function, or else the first.
-- Anything else: if it defines the function, from its beginning to the first stop after the definition; if not, as a
-  completion.
+- Anything else, as a completion.
 
 A whole function follows what stands before the function in the prompt, which are its imports and helpers.
 """
@@ -30,14 +30,13 @@ def program(output_text: str, reference: str) -> str:
 
 def solution(output_text: str, prompt: str, name: str) -> str:
     """The prompt's function `name` as the output has it, with the imports and helpers before it."""
-    if not _begins_indented(output_text):
-        block = unfenced(output_text, name)
-        if block is not None:
-            return _whole(block, prompt, name)
-        at = definition(output_text, name)
-        if at is not None:
-            return _whole(output_text[:at] + until(output_text[at:], COMPLETION_STOPS), prompt, name)
-    return prompt + until(output_text, COMPLETION_STOPS)
+    at = definition(output_text, name)
+    if _begins_indented(output_text) or (at is None and "```" not in output_text):
+        return prompt + until(output_text, COMPLETION_STOPS)
+    if at is not None and "```" not in output_text[:at]:
+        return _whole(output_text[:at] + until(output_text[at:], COMPLETION_STOPS), prompt, name)
+    block = unfenced(output_text, name)
+    return prompt + until(output_text, COMPLETION_STOPS) if block is None else _whole(block, prompt, name)
 
 
 def _begins_indented(text: str) -> bool:

@@ -110,7 +110,7 @@ def test_a_program_of_mbpp_is_found(output):
 
 @pytest.mark.parametrize("text", ["", "18", "[]", "{}", json.dumps({"tests": ""})])
 def test_a_reference_of_another_kind_is_an_error_and_no_program(text):
-    with pytest.raises(ValueError, match="tests|Expecting"):
+    with pytest.raises(ValueError, match=r"tests|Expecting"):
         CodeReference.of(text)
 
 
