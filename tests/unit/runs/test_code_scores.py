@@ -65,7 +65,7 @@ def finished(cli, tmp_path_factory) -> tuple[Path, list[object]]:
 
 @pytest.fixture
 def code_run(finished, tmp_path) -> Path:
-    return Path(shutil.copytree(finished[0], tmp_path / "run"))
+    return Path(shutil.copytree(finished[0], tmp_path / "code"))
 
 
 def scores_of(run: Path) -> dict[tuple, tuple]:
