@@ -1,7 +1,7 @@
 """`score`: what the outputs of a run are worth by their tasks' metrics."""
 
 import sys
-from typing import get_args
+from typing import Any, get_args
 
 import click
 
@@ -21,7 +21,7 @@ from adadecode.scoring.sandbox import Sandbox, SandboxKind
 )
 @click.option("--timeout", "timeout_s", type=float, help="Seconds that one of these programs may run.  [default: 10]")
 @click.option("--memory-mb", type=int, help="Megabytes of address space of each of its processes.  [default: 512]")
-def score_command(run: str, allow_code_execution: bool, **limits: str | float | None) -> None:
+def score_command(run: str, allow_code_execution: bool, **limits: Any) -> None:
     """Score a run's outputs by their tasks' metrics and write its scores.parquet; decodes nothing, may be repeated.
 
     Code is scored by running it, only with --allow-code-execution.
@@ -36,9 +36,9 @@ def score_command(run: str, allow_code_execution: bool, **limits: str | float | 
     sys.exit(scores.exit_code)
 
 
-def sandbox_of(allow_code_execution: bool, sandbox: str | None, **limits: float | None) -> Sandbox | None:
+def sandbox_of(allow_code_execution: bool, sandbox: SandboxKind | None, **limits: Any) -> Sandbox | None:
     """The sandbox that the flags describe, None where nothing may run; raises UsageError where they have no effect."""
-    given = {"kind": sandbox, **limits}
+    given: dict[str, Any] = {"kind": sandbox, **limits}
     flags = {"kind": "--sandbox", "timeout_s": "--timeout", "memory_mb": "--memory-mb"}
     settings = {name: value for name, value in given.items() if value is not None}
     if not allow_code_execution and settings:

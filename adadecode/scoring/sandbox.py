@@ -103,15 +103,16 @@ class Sandbox:
         )
         try:
             said, complained = launcher.communicate(json.dumps(job).encode(), self.timeout_s + PATIENCE_S)
-            return json.loads(said)
         except subprocess.TimeoutExpired as error:
             raise SandboxError("the process that runs programs does not answer") from error
+        finally:
+            _end(launcher)
+        try:
+            return json.loads(said)
         except ValueError as error:
             last = on_one_line(complained.decode(errors="replace").strip().rpartition("\n")[2] or "no word")
             ending = "it was ended" if launcher.returncode < 0 else "it failed"
             raise SandboxError(f"the process that runs programs: {ending} ({last})") from error
-        finally:
-            _end(launcher)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -38,7 +39,7 @@ ALLOWED = ("--allow-code-execution", "--sandbox", kind_here())
 
 
 @pytest.fixture(scope="module")
-def finished(cli, tmp_path_factory) -> tuple[Path, list[object]]:
+def finished(cli, tmp_path_factory) -> tuple[Path, list[Any]]:
     """A run of three functions, decoded by the demo's model twice each, and the flags of its command."""
     root = tmp_path_factory.mktemp("code")
     data = root / "toy.jsonl"
