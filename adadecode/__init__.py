@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from adadecode.version import __version__
 
 if TYPE_CHECKING:
-    from adadecode.api import LanguageModel, Output, certify, evaluate, load, run_bench, train_heads, tune
+    from adadecode.api import LanguageModel, Output, certify, evaluate, load, run_bench, score, train_heads, tune
     from adadecode.bench.result import BenchResult
     from adadecode.certify.result import CertifyResult
     from adadecode.errors import AdaDecodeError, UsageError
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from adadecode.methods import METHODS, Method
     from adadecode.records import Generation
     from adadecode.runs.result import RunResult
+    from adadecode.runs.scores import RunScores
+    from adadecode.scoring.sandbox import Sandbox
     from adadecode.settings import (
         BenchConfig,
         CertifyConfig,
@@ -29,13 +31,17 @@ if TYPE_CHECKING:
 
 # Where each public name is; its module is imported when the name is first used.
 _HOMES = {
-    "adadecode.api": ("LanguageModel", "Output", "certify", "evaluate", "load", "run_bench", "train_heads", "tune"),
+    "adadecode.api": (
+        *("LanguageModel", "Output", "certify", "evaluate", "load", "run_bench", "score", "train_heads", "tune"),
+    ),
     "adadecode.errors": ("AdaDecodeError", "UsageError"),
     "adadecode.bench.result": ("BenchResult",),
     "adadecode.certify.result": ("CertifyResult",),
     "adadecode.evaluation.observer": ("Observer", "Quiet"),
     "adadecode.evaluation.stop": ("StopRequest",),
     "adadecode.runs.result": ("RunResult",),
+    "adadecode.runs.scores": ("RunScores",),
+    "adadecode.scoring.sandbox": ("Sandbox",),
     "adadecode.tuning.result": ("TuneResult",),
     "adadecode.methods": ("METHODS", "Method"),
     "adadecode.records": ("Generation",),
@@ -68,6 +74,8 @@ __all__ = [
     "Output",
     "Quiet",
     "RunResult",
+    "RunScores",
+    "Sandbox",
     "StopRequest",
     "TrainConfig",
     "TuneConfig",
@@ -78,6 +86,7 @@ __all__ = [
     "evaluate",
     "load",
     "run_bench",
+    "score",
     "train_heads",
     "tune",
 ]

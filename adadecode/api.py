@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from adadecode.records import Example, Generation, Say
     from adadecode.runs.result import RunResult
     from adadecode.runs.run import PreparedRun
+    from adadecode.runs.scores import RunScores
+    from adadecode.scoring.sandbox import Sandbox
     from adadecode.tuning.result import TuneResult
 
 
@@ -267,6 +269,19 @@ def show_prompts(settings: DataSettings, model: str | None = None) -> list[Shown
         ShownPrompt(task, one, prompt_text(tokenizer, one), kind, len(encode_prompt(tokenizer, one)))
         for task, one in examples
     ]
+
+
+def score(run: str | Path, sandbox: Sandbox | None = None) -> RunScores:
+    """Scores the outputs of the run at the folder or URL `run` and writes its scores.parquet; decodes nothing.
+
+    What a model wrote is run only in a `sandbox` that is given: None runs nothing. Raises RunFolderError where there is
+    no run with rows, and UsageError where nothing in it can be scored, or the system refuses the sandbox.
+    """
+    from adadecode.runs.scores import score_run
+
+    if sandbox is not None:
+        sandbox.check()
+    return score_run(run, None if sandbox is None else sandbox.run)
 
 
 def train_heads(settings: TrainConfig, out: str | Path, *, say: Say = silent) -> HeadFacts:

@@ -13,6 +13,7 @@ from adadecode.cli.console import escape_what_cannot_be_shown, model_notes_on_st
 from adadecode.cli.evaluate import eval_command, plan_command, report_command, verify_command
 from adadecode.cli.generate import bench_command, generate_command
 from adadecode.cli.heads import train_heads_command, tune_command
+from adadecode.cli.score import score_command
 from adadecode.cli.submit import submit_command
 from adadecode.cli.sweep import sweep_command
 from adadecode.cli.tasks import tasks_command
@@ -72,6 +73,7 @@ for command in (
     tune_command,
     report_command,
     verify_command,
+    score_command,
     tasks_command,
     submit_command,
 ):

@@ -14,6 +14,7 @@ from adadecode.printable import on_one_line, printable
 from adadecode.settings import DataSettings, EvalConfig, build_settings
 
 NUM_SHOWN = 3
+WIDTHS = {"what": 24, "metrics": 13}  # of columns that fold, so that sources stay whole
 
 
 @click.command("tasks")
@@ -59,10 +60,12 @@ def tasks_table() -> Table:
     from adadecode.tasks import TASKS
 
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
-    for name in ("task", "what", "samples", "metric", "licence", "source", "demo heads"):
-        table.add_column(name, justify="right" if name == "samples" else "left", overflow="fold")
+    for name in ("task", "what", "samples", "metrics", "licence", "source", "demo heads"):
+        table.add_column(
+            name, justify="right" if name == "samples" else "left", overflow="fold", max_width=WIDTHS.get(name)
+        )
     for name, task in TASKS.items():
         size = "-" if task.size is None else f"{task.size:,}"
-        cells = (name, task.description, size, task.metric, task.licence, task.source, task.domain)
+        cells = (name, task.description, size, ", ".join(task.metrics), task.licence, task.source, task.domain)
         table.add_row(*(cell or "-" for cell in cells))
     return table

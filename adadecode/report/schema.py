@@ -141,6 +141,20 @@ SUMMARY = pa.schema(
 
 SWEEP = pa.schema([pa.field("cell", pa.string(), nullable=False), *SUMMARY])
 
+SCORES = pa.schema(
+    [
+        *(pa.field(name, pa.string(), nullable=False) for name in ("task", "sample_id")),
+        pa.field("turn", pa.int32(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("repeat", pa.int32()),  # null for a metric over all repeats of the turn
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("score", pa.float64()),  # null where the scorer failed on the row
+        pa.field("scorer", pa.string(), nullable=False),
+        pa.field("scorer_version", pa.int32(), nullable=False),
+        pa.field("reason", pa.string()),  # why there is no score, or why a program failed
+        pa.field("output_hash", pa.string()),  # of the output and the reference that were scored; null over repeats
+    ]
+)
 # What null stands for in a column that older tables lack.
 BEFORE = {"turn": 0, "num_turns": 1}
 

@@ -19,6 +19,7 @@ from adadecode.report.parity import (
 )
 from adadecode.report.row_checks import without_impossible_times
 from adadecode.report.schema import PLAN, SAMPLES, VERIFY, filled
+from adadecode.report.scores import score_findings, score_lines
 from adadecode.report.summary import ERROR_COLUMNS, NARROW, error_lines, num_owed, summarise, whole_tasks
 from adadecode.report.tables import finding_lines
 from adadecode.runs.commits import commit_names
@@ -26,6 +27,7 @@ from adadecode.runs.engines import engine_lines, mixed_experiments, num_engines,
 from adadecode.runs.folder import committed_tables, read_commits, read_run
 from adadecode.runs.plan import num_missing, num_unplanned
 from adadecode.runs.run_checks import RunChecks, folder_lines
+from adadecode.runs.scores import stored_scores
 from adadecode.runs.storage import Storage, open_storage
 from adadecode.runs.table_checks import are_of_before, closed_lines, stray_lines
 from adadecode.runs.typed import typed_table
@@ -47,15 +49,23 @@ class RunResult:
     contradictions: Sequence[str] = ()  # of the tables with themselves, with each other and with run.json
     engines: Sequence[str] = ()  # lines that say what computed the rows, and what is mixed
     status: str = "unknown"  # by run.json, unless rows are missing of what it calls complete
+    scores: pa.Table | None = None  # None where no task has a scorer, or none was asked yet
+    score_notes: Sequence[str] = ()  # what is not scored, and why
 
     def lines(self) -> list[str]:
         """What stands under the table of the summary: what was found, and where the tables are."""
         return [*self.findings(), f"tables: {self.folder}"]
 
     def findings(self) -> list[str]:
-        """Parity, errors, what differs and what computed the rows."""
+        """Parity, errors, scores, what differs and what computed the rows."""
         found = finding_lines(self.summary, self.verify, self.errors)
-        return [*found, *self.disagreements, *self.contradictions, *self.engines]
+        scores = [] if self.scores is None else score_lines(self.scores)
+        return [*found, *scores, *self.score_notes, *self.disagreements, *self.contradictions, *self.engines]
+
+    def with_scores(self, scores: pa.Table, notes: Sequence[str] = ()) -> "RunResult":
+        """The same with a SCORES table of its rows, and what of it contradicts them."""
+        contradictions = [*self.contradictions, *score_findings(scores, self.verify)]
+        return replace(self, scores=scores, score_notes=notes, contradictions=contradictions)
 
     def problem_lines(self, resume: str | None = None) -> list[str]:
         """Why the exit code is not 0; none when it is. `resume` is the command that goes on, when it is known."""
@@ -157,11 +167,14 @@ def judge_run(location: str | Path, commits: Mapping[int, dict[str, Any]], plan:
         else [f"run.json: its status is {on_one_line(repr(status))}, none of {', '.join(STATUSES)}"]
     )
     storage = open_storage(location)
-    if _is_closed(storage, status, missing, committed.narrow.num_rows):
+    is_closed = _is_closed(storage, status, missing, committed.narrow.num_rows)
+    if is_closed:
         lines += closed_lines(storage, run, worker_facts(commits), result.summary, result.verify)
     if not missing and status == "complete":
         lines += stray_lines(storage, {commit["file"] for commit in commits.values()})
-    return replace(result, contradictions=[*result.contradictions, *lines])
+    result = replace(result, contradictions=[*result.contradictions, *lines])
+    scores = stored_scores(storage) if is_closed else None  # one that cannot be read is made again by `adadecode score`
+    return result if scores is None else result.with_scores(scores)
 
 
 def _is_closed(storage: Storage, status: Any, missing: int, num_rows: int) -> bool:

@@ -18,6 +18,7 @@ from adadecode.runs.lease import Lease
 from adadecode.runs.plan import make_plan, plan_hash, plan_table
 from adadecode.runs.result import RunResult, judge_run
 from adadecode.runs.run_file import refuse_others_results
+from adadecode.runs.scores import SCORES_FILE, score_commits, scorers_of
 from adadecode.runs.starts import new_start, starts_of
 from adadecode.runs.storage import open_storage
 from adadecode.settings import EvalConfig
@@ -97,7 +98,7 @@ def open_run(config: EvalConfig, out: str | Path | None, command: str | None = N
 
 
 def close_run(prepared: PreparedRun) -> RunResult:
-    """Writes verify.parquet and summary.parquet from the committed rows and sets the run's status.
+    """Writes verify.parquet, summary.parquet and scores.parquet from the committed rows and sets the run's status.
 
     What attempts that lost left behind is deleted once no planned row is missing. Raises LeaseError, and writes nothing,
     when another driver has taken the run over.
@@ -109,6 +110,10 @@ def close_run(prepared: PreparedRun) -> RunResult:
     prepared.lease.confirm()
     folder.write_table("verify.parquet", result.verify)
     folder.write_table("summary.parquet", result.summary)
+    if scorers_of(commits):
+        scores = score_commits(folder.location, commits)
+        folder.write_table(SCORES_FILE, scores.table)
+        result = result.with_scores(scores.table, scores.notes)
     if not result.num_missing:  # before the run is called complete, or a driver killed here would leave them in it
         folder.sweep({commit["file"] for commit in commits.values()})
     folder.update_run(status="incomplete" if result.num_missing else "complete", workers=worker_facts(commits))

@@ -7,12 +7,14 @@ Plain prompt, without a trailing space, as papers on self-speculative decoding h
     Article: {article}
     Summary:
 
-Chat prompt: the article, an empty line and `CHAT_INSTRUCTION`. The reference is the highlights.
+Chat prompt: the article, an empty line and `CHAT_INSTRUCTION`. The reference is the highlights, by which
+ROUGE scores an output (`adadecode/scoring/rouge.py`).
 
 Worked examples (`--num-shots`) are rows of the training split: each plain prompt, a space and the highlights.
 """
 
 from adadecode.records import Example
+from adadecode.scoring.rouge import SCORER
 from adadecode.settings import DataSettings
 from adadecode.tasks.rows import HubDataset, Row
 from adadecode.tasks.shots import Shot
@@ -54,4 +56,5 @@ TASK = Task(
     example=example,
     shot=shot,
     licence="Apache-2.0",
+    scorer=SCORER,
 )

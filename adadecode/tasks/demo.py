@@ -6,6 +6,7 @@ Prompt formats and scoring are those of `gsm8k.py` and `humaneval.py`. Sample id
 
 from adadecode.demo import PROMPTS_DIR
 from adadecode.records import Example
+from adadecode.scoring.gsm8k import SCORER
 from adadecode.settings import DataSettings
 from adadecode.tasks import gsm8k, humaneval
 from adadecode.tasks.rows import Row
@@ -29,7 +30,7 @@ def code_example(row: Row, data: DataSettings) -> Example:
 TASKS = (
     Task(
         name="demo-math",
-        description="Embedded word problems, scored by final number",
+        description="Embedded word problems",
         rows=PROMPTS_DIR / "math.jsonl",
         size=NUM_PROMPTS,
         fields=gsm8k.FIELDS,
@@ -40,10 +41,11 @@ TASKS = (
         licence=LICENCE,
         metric=gsm8k.METRIC,
         score=gsm8k.score,
+        scorer=SCORER,
     ),
     Task(
         name="demo-code",
-        description="Embedded functions to complete, not scored",
+        description="Embedded functions to complete",
         rows=PROMPTS_DIR / "code.jsonl",
         size=NUM_PROMPTS,
         fields=("id", "prompt"),

@@ -17,6 +17,7 @@ from decimal import Decimal
 
 from adadecode.errors import PromptError
 from adadecode.records import Example
+from adadecode.scoring.gsm8k import SCORER
 from adadecode.settings import DataSettings
 from adadecode.tasks.data_files import shown
 from adadecode.tasks.rows import HubDataset, Row
@@ -85,7 +86,7 @@ def _bare(number: str) -> str:
 
 TASK = Task(
     name="gsm8k",
-    description="GSM8K grade-school word problems, scored by final number",
+    description="GSM8K grade-school word problems",
     rows=HubDataset(
         "openai/gsm8k", "main", "test", revision="e53f048856ff4f594e959d75785d2c2d37b678ee", training_split="train"
     ),
@@ -97,4 +98,5 @@ TASK = Task(
     licence="MIT",
     metric=METRIC,
     score=score,
+    scorer=SCORER,
 )

@@ -1,14 +1,17 @@
 """HumanEval (arXiv 2107.03374): Python functions to complete from a signature and a docstring.
 
-Rows have `task_id` and `prompt`; they come from the hub's `openai/openai_humaneval`, test split, or from a data file.
+Rows have `task_id`, `prompt`, `entry_point` and `test`; they come from the hub's `openai/openai_humaneval`, test split, or
+from a data file.
 
 Plain prompt: the row's prompt as published. Chat prompt: `CHAT_INSTRUCTION`, then the prompt in a Python code block.
 
-Nothing is scored: a score needs the model's code to be run, and a program that runs whatever a model writes has to be
-sandboxed. The output texts are stored, so a harness that has a sandbox can score them.
+A score takes running what the model wrote, so `eval` gives none and `adadecode score --allow-code-execution` does
+(`adadecode/scoring/humaneval.py`). Rows without `entry_point` and `test` are decoded and have no score.
 """
 
 from adadecode.records import Example
+from adadecode.scoring.humaneval import SCORER
+from adadecode.scoring.programs import CodeReference
 from adadecode.settings import DataSettings
 from adadecode.tasks.rows import HubDataset, Row
 from adadecode.tasks.task import Task
@@ -23,19 +26,24 @@ def example(row: Row, data: DataSettings) -> Example:
 
 
 def to_example(row: Row, sample_id: str) -> Example:
-    """The example of one row; without a reference, as nothing is scored."""
+    """The example of one row; its reference holds the tests, and is missing where the row has none."""
     prompt = row.text("prompt", REMEDY)
-    return Example(sample_id, prompt, chat_prompt=f"{CHAT_INSTRUCTION}\n\n```python\n{prompt.rstrip()}\n```")
+    reference = None
+    if row.value("test") is not None and row.value("entry_point") is not None:
+        name = row.text("entry_point", REMEDY)
+        reference = CodeReference(f"{row.text('test', REMEDY)}\n\ncheck({name})", prompt, name).to_text()
+    return Example(sample_id, prompt, f"{CHAT_INSTRUCTION}\n\n```python\n{prompt.rstrip()}\n```", reference)
 
 
 TASK = Task(
     name="humaneval",
-    description="HumanEval functions to complete, not scored",
+    description="HumanEval functions to complete",
     rows=HubDataset("openai/openai_humaneval", None, "test", revision="7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544"),
     size=164,
-    fields=("task_id", "prompt"),
+    fields=("task_id", "prompt", "entry_point", "test"),
     example=example,
     id_remedy=REMEDY,
     domain="code",
     licence="MIT",
+    scorer=SCORER,
 )

@@ -47,7 +47,7 @@ def _sample_id(row: Row) -> str:
 
 TASK = Task(
     name="jsonl",
-    description="your own prompts, not scored",
+    description="your own prompts",
     rows=None,
     has_prompt_field=True,
     fields=("id", MESSAGES),

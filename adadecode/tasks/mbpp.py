@@ -15,14 +15,15 @@ Chat prompt: the same without `[BEGIN]`, then an empty line and `CHAT_INSTRUCTIO
 
 Worked examples (`--num-shots`) are rows of the split `prompt`: the plain prompt, the code and a line `[DONE]`.
 
-The reference is a JSON object for whoever runs the code: `prompt`, what has to stand before it, such as imports that the
-tests need, and `tests`, what has to stand after it; `entry_point` is null, as no function is named.
+The reference holds the tests, and as `prompt` what has to stand before the code, such as imports that the tests need; no
+function is named. A score takes running what the model wrote: `adadecode score --allow-code-execution`
+(`adadecode/scoring/mbpp.py`).
 """
-
-import json
 
 from adadecode.errors import PromptError
 from adadecode.records import Example
+from adadecode.scoring.mbpp import SCORER
+from adadecode.scoring.programs import CodeReference
 from adadecode.settings import DataSettings
 from adadecode.tasks.data_files import shown
 from adadecode.tasks.rows import HubDataset, Row
@@ -38,8 +39,8 @@ REMEDY = "MBPP rows hold a unique `task_id`, `text` or `prompt`, and `test_list`
 def example(row: Row, data: DataSettings) -> Example:
     """The example of one row; its task id 11 becomes the sample id `mbpp-11`."""
     task = _task(row)
-    tests = {"tests": "\n".join(row.texts("test_list", REMEDY)), "prompt": _setup(row), "entry_point": None}
-    return Example(f"mbpp-{_task_id(row)}", f"{task}\n[BEGIN]\n", f"{task}\n\n{CHAT_INSTRUCTION}", json.dumps(tests))
+    reference = CodeReference("\n".join(row.texts("test_list", REMEDY)), prompt=_setup(row)).to_text()
+    return Example(f"mbpp-{_task_id(row)}", f"{task}\n[BEGIN]\n", f"{task}\n\n{CHAT_INSTRUCTION}", reference)
 
 
 def shot(row: Row, data: DataSettings) -> Shot:
@@ -87,4 +88,5 @@ TASK = Task(
     id_remedy=REMEDY,
     domain="code",
     licence="CC-BY-4.0",
+    scorer=SCORER,
 )

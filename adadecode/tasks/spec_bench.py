@@ -44,7 +44,7 @@ def _question_id(row: Row) -> int:
 
 TASK = Task(
     name="spec_bench",
-    description="Spec-Bench conversations, by category, not scored",
+    description="Spec-Bench conversations, by category",
     rows=None,
     size=480,
     fields=("question_id", "category", "turns"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from adadecode.errors import PromptError, UsageError
 from adadecode.records import Example
+from adadecode.scoring.scorer import Scorer
 from adadecode.settings import DataSettings, Domain
 from adadecode.tasks.rows import HubDataset, Row, iterate_rows
 from adadecode.tasks.shots import Shot, with_context
@@ -22,7 +23,8 @@ class Task:
 
     `example` makes the example of a row from its `fields`, and from the one that `prompt_field` names where the rows are
     the user's own; for a row that cannot be used it raises PromptError. `score` gives an output text and
-    its example's reference a number, and `metric` names it; in the tables an output counts as correct at 1.0.
+    its example's reference a number, and `metric` names it; in the tables an output counts as correct at 1.0. `scorer`
+    makes scores.parquet of a run's outputs, after the run and whenever it is asked to.
     """
 
     name: str
@@ -38,9 +40,15 @@ class Task:
     licence: str | None = None
     metric: str | None = None
     score: Callable[[str, str], float] | None = None
+    scorer: Scorer | None = None
 
     def __post_init__(self) -> None:
         assert (self.score is None) == (self.metric is None), self.name
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What an output is judged by: its `metric`, which decides `correct`, then those of scores.parquet."""
+        return (*([self.metric] if self.metric else []), *(self.scorer.metrics if self.scorer else ()))
 
     @property
     def source(self) -> str:

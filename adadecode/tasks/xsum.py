@@ -7,12 +7,14 @@ Plain prompt, without a trailing space, as papers on self-speculative decoding h
     Article: {document}
     Summary:
 
-Chat prompt: the article, an empty line and `CHAT_INSTRUCTION`. The reference is the summary.
+Chat prompt: the article, an empty line and `CHAT_INSTRUCTION`. The reference is the summary, by which
+ROUGE scores an output (`adadecode/scoring/rouge.py`).
 
 Worked examples (`--num-shots`) are rows of the training split: each plain prompt, a space and the summary.
 """
 
 from adadecode.records import Example
+from adadecode.scoring.rouge import SCORER
 from adadecode.settings import DataSettings
 from adadecode.tasks.rows import HubDataset, Row
 from adadecode.tasks.shots import Shot
@@ -49,4 +51,5 @@ TASK = Task(
     fields=("document", "summary"),
     example=example,
     shot=shot,
+    scorer=SCORER,
 )

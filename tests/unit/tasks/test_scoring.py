@@ -1,8 +1,13 @@
 """Scoring: the final number of an output against the reference."""
 
+import json
+from pathlib import Path
+
 import pytest
 
-from adadecode.tasks import score
+from adadecode.scoring.programs import CodeReference
+from adadecode.settings import DataSettings
+from adadecode.tasks import load_examples, score
 
 
 @pytest.mark.parametrize(
@@ -57,3 +62,23 @@ def test_demo_math_scores_as_gsm8k() -> None:
 @pytest.mark.parametrize("task", ["humaneval", "jsonl", "demo-code"])
 def test_tasks_without_answers_are_not_scored(task: str) -> None:
     assert score(task, "#### 18", None) is None
+
+
+def test_a_humaneval_row_with_tests_has_them_as_its_reference(tmp_path: Path) -> None:
+    rows = [
+        {
+            "task_id": "T/0",
+            "prompt": "def f(x):\n",
+            "entry_point": "f",
+            "test": "def check(g):\n    assert g(1) == 1\n",
+        },
+        {"task_id": "T/1", "prompt": "def f(x):\n"},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    tested, untested = load_examples("humaneval", DataSettings(task="humaneval", data_file=str(file)))
+    assert tested.reference is not None
+    assert CodeReference.of(tested.reference) == CodeReference(
+        "def check(g):\n    assert g(1) == 1\n\n\ncheck(f)", "def f(x):\n", "f"
+    )
+    assert untested.reference is None
