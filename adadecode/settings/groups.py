@@ -18,6 +18,7 @@ from pydantic import (
 
 from adadecode.methods import DEFAULT_METHODS, METHODS, REFERENCE
 from adadecode.settings.fields import Flag, Settings
+from adadecode.settings.rivals import MAX_DRAFTS, MAX_LAYERS, RivalSettings
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Device = Literal["cpu", "cuda"]
@@ -30,7 +31,6 @@ Stop = Literal["token", "chain"]
 MAX_COUNT = 10**9  # samples, tokens
 MAX_REPEATS = 10**6
 MAX_WARMUP = 1000
-MAX_LAYERS = 10**4
 MAX_THREADS = 1024
 MAX_WORKERS = 10**5
 MAX_SECONDS = 1e7
@@ -154,11 +154,8 @@ class DataSettings(Settings):
     limit: Annotated[int | None, Flag(unset="all")] = Field(default=None, ge=1, le=MAX_COUNT, description=LIMIT_TEXT)
 
 
-class DecodeSettings(Settings):
-    """How tokens are decoded. Defaults are the paper's (section 4: gamma 0.75, at most 5 drafts, 512 new tokens).
-
-    `policy` names where the settings come from that are not given: `paper`, `demo` or a YAML file of settings.
-    """
+class PolicySettings(Settings):
+    """How tokens are drafted. Defaults are the paper's (section 4: gamma 0.75, at most 5 drafts, 512 new tokens)."""
 
     policy: str = Field(
         default="paper",
@@ -171,7 +168,7 @@ class DecodeSettings(Settings):
         default=None, description="Exit layers, such as 4,8,12; [] in a file: n-grams alone draft."
     )
     stop: Stop = Field(default="token", description="Whether a gamma is of a token alone or of all pending drafts.")
-    max_drafts: int = Field(default=5, ge=0, le=64, description="Drafts pending at once.")
+    max_drafts: int = Field(default=5, ge=0, le=MAX_DRAFTS, description="Drafts pending at once.")
     head: HeadKind = Field(default="full", description=HEAD_TEXT)
     gate: float = Field(
         default=0.0,
@@ -193,6 +190,13 @@ class DecodeSettings(Settings):
         if self.exits == () and self.ngram is None:
             raise ValueError("exits []: nothing drafts without n-grams: give ngram, such as 0.3, or exits")
         return self
+
+
+class DecodeSettings(RivalSettings, PolicySettings):
+    """How tokens are decoded, by `adadecode` and by what it is compared with.
+
+    `policy` names where the settings come from that are not given: `paper`, `demo` or a YAML file of settings.
+    """
 
 
 class MethodSettings(Settings):

@@ -13,6 +13,7 @@ from adadecode.settings import (
     DecodeSettings,
     EvalConfig,
     GenerateConfig,
+    RivalSettings,
     Settings,
     TrainConfig,
     TuneConfig,
@@ -58,12 +59,20 @@ def test_the_papers_policy_is_the_default_of_other_models():
         "head": "full",
         "gate": 0.0,
     }
+    rivals = {
+        "layerskip_exit": None,
+        "layerskip_drafts": 4,
+        "draft_model": None,
+        "draft_gamma": 0.0,
+        "skip_layers": None,
+    }
     assert config.decode.model_dump() == {
         **given,
         "reject": None,
         "ngram": None,
         "ngram_store": True,
         "max_new_tokens": 512,
+        **rivals,
     }
 
 
@@ -72,7 +81,12 @@ def test_a_setting_that_came_later_leaves_the_fingerprint_as_it_was_until_it_is_
     config = EvalConfig()
     before = config.model_dump(mode="json")
     assert before["decode"].pop("ngram_store") is True
+    for name in RivalSettings.model_fields:
+        before["decode"].pop(name)
     assert fingerprint_of(before, {}) == config.fingerprint()
+    assert EvalConfig.model_validate(
+        {"decode": {"layerskip_exit": 4}, "methods": "vanilla,layerskip"}
+    ).fingerprint() != (EvalConfig.model_validate({"methods": "vanilla,layerskip"}).fingerprint())
     changed = EvalConfig.model_validate({"decode": {"ngram_store": False}})
     assert changed.fingerprint() != config.fingerprint()
 
