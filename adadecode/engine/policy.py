@@ -73,8 +73,10 @@ class Policy:
 
     @property
     def gaps(self) -> tuple[tuple[int, int], ...]:
-        """The ranges [start, stop) of layers, counted from 0, that are left out one after the other."""
-        return tuple((layer - 1, layer) for layer in self.skipped)
+        """The ranges [start, stop) of layers, counted from 0, that are left out, each as long as it can be."""
+        starts = [layer - 1 for layer in self.skipped if layer - 1 not in self.skipped]
+        stops = [layer for layer in self.skipped if layer + 1 not in self.skipped]
+        return tuple(zip(starts, stops, strict=True))
 
     @property
     def draft_gammas(self) -> dict[int, float]:

@@ -88,6 +88,11 @@ class Worker:
         return tuned_elsewhere(tuned_for(self.config.decode.policy), MachineKind.of(self.model)) if self.heads else []
 
     @property
+    def models(self) -> list[DecoderModel]:
+        """What decodes: the model, and the draft model where there is one."""
+        return [self.model] if self.draft is None else [self.model, self.draft]
+
+    @property
     def methods(self) -> list[Method]:
         """The methods of the run."""
         return [METHODS[name] for name in self.config.methods]
@@ -167,7 +172,7 @@ def _take_turns(worker: Worker, in_order: list[Turn]) -> list[SampleRow]:
     rows: dict[str, SampleRow] = {}
     decoded: dict[str, Decoded] = {}
     for turn in in_order:
-        result = result_or_failure(turn.name, functools.partial(_measure, worker, turn), worker.model)
+        result = result_or_failure(turn.name, functools.partial(_measure, worker, turn), *worker.models)
         if isinstance(result, Failure):
             rows[turn.method] = turn.error_row(result.error_type, result.error_message)
         else:
@@ -175,7 +180,7 @@ def _take_turns(worker: Worker, in_order: list[Turn]) -> list[SampleRow]:
     for turn in in_order:
         if turn.method in decoded and turn.method != REFERENCE and REFERENCE in decoded:
             check = functools.partial(compare, decoded[REFERENCE], decoded[turn.method], worker.config.dtype)
-            found = result_or_failure(f"{turn.name}, compared with {REFERENCE}", check, worker.model)
+            found = result_or_failure(f"{turn.name}, compared with {REFERENCE}", check, *worker.models)
             if isinstance(found, Failure):
                 rows[turn.method] = turn.error_row(found.error_type, found.error_message)
             else:

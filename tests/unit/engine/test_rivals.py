@@ -205,6 +205,7 @@ def test_layer_skipping_runs_the_other_layers_and_no_more(kernels, skipped):
 
 def test_layers_to_skip_lie_between_the_first_and_the_last():
     assert make_policy(DecodeSettings(skip_layers=(2, 7)), None, 8).skipped == (2, 7)
+    assert Policy(skipped=(2, 3, 5, 7, 8)).gaps == ((1, 3), (4, 5), (6, 8))
     with pytest.raises(UsageError, match=r"^--skip-layers 2,8: give layers from 2 to 7: the first and last stay"):
         make_policy(DecodeSettings(skip_layers=(2, 8)), None, 8)
     with pytest.raises(UsageError, match=r"^--skip-layers is missing: layer-skipping leaves them out"):
