@@ -117,8 +117,12 @@ def check_transformers(model: DecoderModel, name: str, policy: Policy, draft: De
 @torch.inference_mode()
 def exits_early(model: DecoderModel) -> bool:
     """Whether transformers leaves out the last layer of `model` when it is told that there are fewer."""
-    ran: list[object] = []
-    handle = model.lm.model.layers[-1].register_forward_pre_hook(lambda layer, _: ran.append(layer))
+    ran: list[torch.nn.Module] = []
+
+    def note(layer: torch.nn.Module, _: Any) -> None:
+        ran.append(layer)
+
+    handle = model.lm.model.layers[-1].register_forward_pre_hook(note)
     try:
         model.lm.config.num_hidden_layers = model.num_layers - 1
         model.lm(torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)

@@ -1,5 +1,7 @@
 """Speculative decoding: what a draft model reads and proposes. Its bits are vanilla's in test_rivals.py."""
 
+from typing import Any
+
 import pytest
 
 from adadecode.engine.decode import decode
@@ -50,27 +52,30 @@ def test_a_draft_model_drafts_no_more_after_an_eos():
 
 def test_a_draft_model_reads_what_is_new_and_nothing_twice():
     """Each token of the text once, and each draft it goes on from: the cache is rolled back, not filled again."""
-    draft, read = tiny_model(seed=1), []
-    step_type = type(draft.new_step(2, 64))
+    draft, read, first = tiny_model(seed=1), [], [0]
+    new_step = draft.new_step
 
-    class CountedStep(step_type):
-        def run(self, lo, hi, start, stop):
-            first = int(self._host[-1])
-            read.extend(range(first + lo, first + hi))
-            super().run(lo, hi, start, stop)
+    def counted_step(width: int, num_positions: int) -> Any:
+        step: Any = new_step(width, num_positions)
+        begin, run = step.begin, step.run
 
-    kept = draft.new_step
-    draft.new_step = lambda width, num_positions: as_type(CountedStep, kept(width, num_positions))
+        def counted_begin(position: int) -> None:
+            first[0] = position
+            begin(position)
+
+        def counted_run(lo: int, hi: int, start: int, stop: int) -> None:
+            read.extend(range(first[0] + lo, first[0] + hi))
+            run(lo, hi, start, stop)
+
+        step.begin, step.run = counted_begin, counted_run
+        return step
+
+    draft.new_step = counted_step
     generation = speculative(draft)
     # of a round's drafts all but the last are read, and again where they were wrong; of the text all but the prompt
     assert sorted(set(read)) == list(range(len(PROMPT), max(read) + 1))
     wrong = generation.num_drafted - generation.num_accepted
     assert len(read) <= 39 + wrong
-
-
-def as_type(kind, value):
-    value.__class__ = kind
-    return value
 
 
 @pytest.mark.parametrize("context_len", [10, 13, 20, 30])

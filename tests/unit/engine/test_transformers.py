@@ -1,5 +1,7 @@
 """transformers' own ways to speculate: its tokens, what is counted of its rounds, and where it cannot."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -43,7 +45,7 @@ def test_what_transformers_cannot_do_is_one_line():
     layers, exits = model.lm.model.layers, Policy(layerskip=OneExit(2, 4))
 
     class AllLayers(torch.nn.ModuleList):
-        def __getitem__(self, idx):
+        def __getitem__(self, idx) -> Any:
             return self if isinstance(idx, slice) else super().__getitem__(idx)
 
     model.lm.model.layers = AllLayers(layers)
