@@ -61,13 +61,17 @@ class Output:
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A loaded model with its exit heads and policy, ready to continue prompts; `heads` is None where it has none."""
+    """A loaded model with its exit heads and policy, ready to continue prompts; `heads` is None where it has none.
+
+    `draft` is the draft model, None where the settings name none.
+    """
 
     config: GenerateConfig
     model: DecoderModel
     tokenizer: PreTrainedTokenizerBase
     heads: ExitHeads | None
     policy: Policy
+    draft: DecoderModel | None = None
     checked: set[int] = field(default_factory=set[int])  # S of the steps in which rows were found to be independent
 
     def generate(self, prompt: str, *, method: str = OURS, max_new_tokens: int | None = None) -> Output:
@@ -77,7 +81,7 @@ class LanguageModel:
         be used, NonFiniteLogitsError, RowsDependentError where rows are not independent in a step as long as this takes,
         and AdaDecodeError when memory runs out.
         """
-        from adadecode.engine.decode import decode
+        from adadecode.engine.decode import check_can_decode, decode
         from adadecode.engine.generate import Request, room_for_output
         from adadecode.engine.invariance import check_rows_once
         from adadecode.model.memory import out_of_memory_named
@@ -87,8 +91,9 @@ class LanguageModel:
 
         if method not in METHODS:
             raise UsageError(f"method {method!r}: unknown; choose among {', '.join(METHODS)}")
-        if METHODS[method].exits and self.heads is None:
+        if METHODS[method].needs_heads and self.heads is None:
             raise heads_missing(self.config)
+        check_can_decode(self.model, (METHODS[method],), self.policy, self.heads, self.draft)
         if max_new_tokens is not None and max_new_tokens < 1:
             raise UsageError(f"max_new_tokens {max_new_tokens}: give at least 1")
         limit = self.config.decode.max_new_tokens if max_new_tokens is None else max_new_tokens
@@ -99,8 +104,8 @@ class LanguageModel:
         num_positions = len(prompt_ids) + min(limit, room_for_output(self.model, len(prompt_ids)))
         with out_of_memory_named():
             check_rows_once(self.model, self.policy.width, num_positions, self.checked)
-            generation = decode(self.model, METHODS[method], request, self.policy, self.heads).generation
-        return Output(decode_output(self.tokenizer, generation), generation)
+            decoded = decode(self.model, METHODS[method], request, self.policy, self.heads, self.draft)
+        return Output(decode_output(self.tokenizer, decoded.generation), decoded.generation)
 
 
 def load(model: str = "demo", heads: str | None = None, **settings: Any) -> LanguageModel:
@@ -118,6 +123,7 @@ def load_configured(config: GenerateConfig) -> LanguageModel:
     from adadecode.engine.invariance import NUM_POSITIONS, check_rows_once
     from adadecode.engine.policy import make_policy
     from adadecode.evaluation.worker import heads_for
+    from adadecode.model.draft_model import load_draft_model
     from adadecode.model.load import load_model, use_threads
     from adadecode.model.memory import out_of_memory_named
     from adadecode.tasks.heads import has_heads
@@ -127,7 +133,7 @@ def load_configured(config: GenerateConfig) -> LanguageModel:
     with out_of_memory_named():
         heads = heads_for(config, config.domain, model) if has_heads(config) else None
         policy = make_policy(config.decode, None if heads is None else heads.exits, model.num_layers)
-        lm = LanguageModel(config, model, tokenizer, heads, policy)
+        lm = LanguageModel(config, model, tokenizer, heads, policy, load_draft_model(config, tokenizer))
         for num_positions in NUM_POSITIONS:
             check_rows_once(model, policy.width, num_positions, lm.checked)
     return lm

@@ -3,8 +3,9 @@
 A row is all that is known of a method: settings, engine, report and command line read it and name none.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 Owes = Literal["reference", "exact", "reported", "lossy"]
 
@@ -16,8 +17,11 @@ class Method:
     `owes`: its output *is* the reference, must be `exact`ly the reference's (another is exit code 3), is compared and
     `reported`, or is `lossy`: never a default, and differences are counted. `width` rows stand in a decode step, None for
     the run's W. `exits` says whether the policy's exits draft, at the policy's gammas or all at `gamma`; `ngrams` whether
-    its n-gram drafter does. `verified` drafts are compared with the last layer. `is_baseline` rows may be what speedups
-    are quoted against. `by` names who decodes: our engine, or transformers' own `generate`.
+    its n-gram drafter does, at the policy's threshold, or at `ngram` where that has none; `one_exit` whether the exit of
+    `--layerskip-exit` alone does, however unsure, up to a fixed length; `draft_model` whether that of `--draft-model` does.
+    `skips_layers` leaves out those of `--skip-layers`. `verified` drafts are compared with the last layer.
+    `is_baseline` rows may be what speedups are quoted against. `by` names who decodes: our engine, or transformers' own
+    `generate`.
     """
 
     name: str
@@ -26,7 +30,11 @@ class Method:
     width: int | None = None
     exits: bool = False
     ngrams: bool = False
+    one_exit: bool = False
+    draft_model: bool = False
+    skips_layers: bool = False
     gamma: float | None = None
+    ngram: float | None = None
     verified: bool = True
     is_baseline: bool = False
     by: Literal["engine", "transformers"] = "engine"
@@ -34,7 +42,35 @@ class Method:
     @property
     def drafts(self) -> bool:
         """Whether anything can be drafted, so that there are drafts to count: at gamma 1 no exit fires."""
-        return self.ngrams or (self.exits and self.gamma != 1.0)
+        return self.ngrams or self.one_exit or self.draft_model or (self.exits and self.gamma != 1.0)
+
+    @property
+    def needs_heads(self) -> bool:
+        """Whether exit heads draft for it."""
+        return self.by == "engine" and (self.exits or self.one_exit)
+
+    @property
+    def may_read_heads(self) -> bool:
+        """Whether heads, or n-grams that may lie beside them, draft for it."""
+        return self.needs_heads or (self.by == "engine" and self.ngrams)
+
+    @property
+    def reads_settings(self) -> frozenset[str]:
+        """The decode settings that it reads and methods of another kind do not."""
+        where = {
+            "layerskip_exit": self.one_exit,
+            "draft_model": self.draft_model,
+            "skip_layers": self.skips_layers,
+        }
+        how_much = {"layerskip_drafts": self.one_exit, "draft_gamma": self.draft_model} if self.by == "engine" else {}
+        return frozenset(name for name, is_read in (where | how_much).items() if is_read)
+
+    def most_drafts(self, decode: Mapping[str, Any]) -> int | None:
+        """The most drafts of a round under the decode settings `decode`; None where they do not tell."""
+        if self.by != "engine":
+            return None
+        found = decode.get("layerskip_drafts" if self.one_exit else "max_drafts")
+        return found if isinstance(found, int) else None
 
     @property
     def is_lossy(self) -> bool:
@@ -64,7 +100,40 @@ METHODS: dict[str, Method] = {
             verified=False,
         ),
         Method("adadecode-never", "exits that never fire: what testing them costs", "exact", exits=True, gamma=1.0),
+        Method(
+            "layer-skipping",
+            "the layers of --skip-layers left out after the prompt, nothing verified: lossy",
+            "lossy",
+            skips_layers=True,
+            verified=False,
+        ),
+        Method("ngram", "n-grams alone, verified", "exact", ngrams=True, ngram=0.3),
+        Method(
+            "layerskip",
+            "self-speculation: --layerskip-drafts drafts of the exit --layerskip-exit, verified together",
+            "exact",
+            one_exit=True,
+        ),
+        Method(
+            "speculative", "drafts of the smaller model --draft-model, verified together", "exact", draft_model=True
+        ),
         Method("transformers", "transformers' own greedy `generate`", "reported", by="transformers"),
+        Method(
+            "hf-prompt-lookup",
+            "transformers' own with n-grams of the text",
+            "reported",
+            ngrams=True,
+            ngram=0.0,
+            by="transformers",
+        ),
+        Method(
+            "hf-early-exit",
+            "transformers' own with the model's LM head at --layerskip-exit",
+            "reported",
+            one_exit=True,
+            by="transformers",
+        ),
+        Method("hf-assisted", "transformers' own with --draft-model", "reported", draft_model=True, by="transformers"),
     )
 }
 NEVER_FIRES = "adadecode-never"  # what testing exits costs: it tests them all and drafts at none
@@ -84,7 +153,12 @@ def baselines() -> tuple[str, ...]:
 
 def any_needs_heads(methods: tuple[str, ...]) -> bool:
     """Whether any of `methods` drafts at exits."""
-    return any(METHODS[name].exits for name in methods)
+    return any(METHODS[name].needs_heads for name in methods)
+
+
+def any_reads_heads(methods: tuple[str, ...]) -> bool:
+    """Whether any of `methods` drafts at exits, or by n-grams, which may lie beside heads."""
+    return any(METHODS[name].may_read_heads for name in methods)
 
 
 def in_turn(methods: tuple[NameT, ...], turn: int) -> tuple[NameT, ...]:

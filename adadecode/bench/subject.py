@@ -6,19 +6,21 @@ from typing import Any
 import torch
 
 from adadecode.bench.synthetic import synthetic_heads, synthetic_lm, synthetic_prompts
-from adadecode.engine.decode import decode
+from adadecode.engine.decode import check_can_decode, decode
 from adadecode.engine.generate import Request
-from adadecode.engine.policy import Policy, make_policy, step_width
+from adadecode.engine.policy import Policy, make_policy
 from adadecode.engine.tally import Decoded
 from adadecode.errors import UsageError
 from adadecode.evaluation.worker import heads_for
 from adadecode.methods import METHODS, NEVER_FIRES, any_needs_heads
 from adadecode.model.decoder import DecoderModel
+from adadecode.model.draft_model import load_draft_model
 from adadecode.model.exit_heads import ExitHeads
 from adadecode.model.load import load_model
 from adadecode.records import Prompt, Say
 from adadecode.settings import BenchConfig
 from adadecode.tasks import expand_task, load_found, task_domain
+from adadecode.tasks.heads import reads_heads
 from adadecode.tasks.usable import usable_prompts
 
 PROMPTS_PER_TASK = 2
@@ -27,14 +29,23 @@ SYNTHETIC_PROMPTS, SYNTHETIC_PROMPT_LEN = 3, 64
 
 @dataclass(frozen=True)
 class BenchSubject:
-    """A loaded model, its heads and policies per task, the prompts that are decoded, and W."""
+    """A loaded model, its heads and policies per task, the prompts that are decoded, and the draft model, if any."""
 
     config: BenchConfig
     model: DecoderModel
     prompts: list[Prompt]
     heads: dict[str, ExitHeads]
     policies: dict[str, Policy]
-    width: int
+    draft: DecoderModel | None
+
+    @property
+    def width(self) -> int:
+        """W, the rows of every decode step."""
+        return make_policy(self.config.decode, None, self.model.num_layers).width
+
+    def policy(self, task: str) -> Policy:
+        """The policy on prompts of `task`."""
+        return self.policies.get(task) or make_policy(self.config.decode, None, self.model.num_layers)
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -56,14 +67,15 @@ class BenchSubject:
     def decode_prompt(self, method: str, prompt: Prompt, *, model: Any = None, record_logits: bool = False) -> Decoded:
         """The generation of `method` on `prompt`; `model` stands in for the bench's own where it is to be watched."""
         request = Request(prompt.token_ids, self.config.decode.max_new_tokens, record_logits=record_logits)
-        policy = self.policies.get(prompt.task) or make_policy(self.config.decode, None, self.model.num_layers)
-        return decode(model or self.model, METHODS[method], request, policy, self.heads.get(prompt.task))
+        policy, heads = self.policy(prompt.task), self.heads.get(prompt.task)
+        return decode(model or self.model, METHODS[method], request, policy, heads, self.draft)
 
 
 def load_subject(config: BenchConfig, say: Say) -> BenchSubject:
     """Loads or makes the model, the heads and the prompts; says which prompts are left out."""
-    drafts = any_needs_heads(config.methods)
+    drafts = reads_heads(config) if config.shape is None else any_needs_heads(config.methods)
     heads: dict[str, ExitHeads] = {}
+    draft = None
     if config.shape is not None:
         if config.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("--device 'cuda': no CUDA device is visible to this process; use --device cpu")
@@ -79,8 +91,13 @@ def load_subject(config: BenchConfig, say: Say) -> BenchSubject:
         data = config if config.limit else config.model_copy(update={"limit": PROMPTS_PER_TASK})
         found = {task: load_found(task, data) for task in tasks}
         model, tokenizer = load_model(config)
+        draft = load_draft_model(config, tokenizer)
         prompts = usable_prompts(tokenizer, found, model.context_len, model.vocab_size, say)
         if drafts:
             heads = {task: heads_for(config, task_domain(task), model) for task in tasks}
     policies = {task: make_policy(config.decode, of_task.exits, model.num_layers) for task, of_task in heads.items()}
-    return BenchSubject(config, model, prompts, heads, policies, step_width(config.decode.max_drafts))
+    subject = BenchSubject(config, model, prompts, heads, policies, draft)
+    for task in {prompt.task for prompt in prompts}:
+        methods = [METHODS[name] for name in config.methods]
+        check_can_decode(model, methods, subject.policy(task), heads.get(task), draft)
+    return subject

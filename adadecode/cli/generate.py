@@ -11,7 +11,7 @@ from adadecode.cli.console import console, say, say_on_stderr
 from adadecode.cli.options import settings_options, some_path
 from adadecode.errors import EXIT_MISMATCH, EXIT_OK
 from adadecode.methods import OURS, REFERENCE
-from adadecode.settings import BenchConfig, EvalConfig, GenerateConfig, build_settings
+from adadecode.settings import BenchConfig, EvalConfig, GenerateConfig, RivalSettings, build_settings
 
 BENCH_WIDTH = 150
 WARMUP_TOKENS = 16
@@ -19,7 +19,7 @@ WARMUP_TOKENS = 16
 
 @click.command("generate")
 @click.argument("prompt")
-@settings_options(GenerateConfig)
+@settings_options(GenerateConfig, leave_out=RivalSettings.model_fields)  # it decodes by none of their methods
 @click.option("--compare", is_flag=True, help="Run vanilla too and compare tokens and speed.")
 def generate_command(prompt: str, config_file: Path | None, compare: bool, **flags: Any) -> None:
     """Continue PROMPT, coloured by the depth each token was drafted at, then the statistics."""

@@ -1,22 +1,59 @@
 """A row of methods.py and a request to a generation."""
 
+from collections.abc import Iterable
+
+from adadecode.engine.draft_model import ModelDrafter
 from adadecode.engine.drafters import Heads, drafters_of
 from adadecode.engine.generate import Request, generate
-from adadecode.engine.policy import VANILLA, Policy
+from adadecode.engine.policy import VANILLA, Policy, check_heads_at
 from adadecode.engine.tally import Decoded
-from adadecode.engine.transformers import generate_with_transformers
+from adadecode.engine.transformers import check_transformers, generate_with_transformers
+from adadecode.errors import UsageError
 from adadecode.methods import Method
 from adadecode.model.decoder import DecoderModel
+from adadecode.settings import draft_model_missing, skip_layers_missing
 
 
 def decode(
-    model: DecoderModel, method: Method, request: Request, policy: Policy = VANILLA, heads: Heads | None = None
+    model: DecoderModel,
+    method: Method,
+    request: Request,
+    policy: Policy = VANILLA,
+    heads: Heads | None = None,
+    draft: DecoderModel | None = None,
 ) -> Decoded:
     """What `method` gives for `request` in a run of `policy`; `heads` are needed where the method drafts at exits.
 
-    Raises PromptTooLongError and NonFiniteLogitsError.
+    And `draft`, a draft model, where that drafts. Raises PromptTooLongError and NonFiniteLogitsError.
     """
-    if method.by == "transformers":
-        return generate_with_transformers(model, request)
     policy = policy.for_method(method)
-    return generate(model, request, policy, drafters_of(policy, heads))
+    if method.by == "transformers":
+        return generate_with_transformers(model, request, policy, draft)
+    drafters = drafters_of(policy, heads)
+    if policy.draft_model:
+        assert draft is not None, method
+        num_positions = len(request.prompt_ids) + request.limit(model)
+        drafters = (ModelDrafter(policy.draft_gamma, draft, num_positions, model.vocab_size, request.eos(model)),)
+    return generate(model, request, policy, drafters)
+
+
+def check_can_decode(
+    model: DecoderModel,
+    methods: Iterable[Method],
+    policy: Policy,
+    heads: Heads | None = None,
+    draft: DecoderModel | None = None,
+) -> None:
+    """Raises UsageError where one of `methods` cannot decode in a run of `policy` with what there is."""
+    for method in methods:
+        if method.one_exit and policy.layerskip.exit_layer is None:
+            raise UsageError(f"--methods {method.name}: a model of one layer has no exit; drop the method")
+        adapted = policy.for_method(method)
+        if method.one_exit and method.needs_heads:
+            check_heads_at(adapted.exits, () if heads is None else heads.exits, flag="--layerskip-exit")
+        if method.draft_model and draft is None:
+            raise UsageError(draft_model_missing(method.name))
+        if method.skips_layers and not policy.skipped:
+            raise UsageError(skip_layers_missing(method.name))
+        if method.by == "transformers":
+            check_transformers(model, method.name, adapted, draft)

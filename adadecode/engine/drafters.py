@@ -89,5 +89,7 @@ def drafters_of(policy: Policy, heads: Heads | None) -> tuple[Drafter, ...]:
     store = heads.store if heads is not None and policy.ngram_store else None
     of_ngrams = () if policy.ngram is None else (NgramDrafter(policy.ngram, store),)
     tests = {} if heads is None else dict(zip(heads.exits, heads.tests, strict=True))
+    if not policy.gated:
+        tests = {e: test if test.gate is None else ExitTest(test.head) for e, test in tests.items()}
     of_heads = (HeadDrafter(e, gamma, tests[e]) for e, gamma in zip(policy.exits, policy.gammas, strict=True))
     return (*of_ngrams, *of_heads)

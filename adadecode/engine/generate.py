@@ -1,5 +1,6 @@
 """Greedy generation, vanilla and AdaDecode: one loop, one prefill, one set of clocks and stop rules."""
 
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -54,7 +55,8 @@ class Request:
 class Rules:
     """What holds in every round of a generation: who drafts, the lowest boundary first, when they stop, and what ends it.
 
-    `of_chain` says that a gamma is of all pending drafts together, not of the token alone.
+    `of_chain` says that a gamma is of all pending drafts together, not of the token alone. Layers in `gaps`, ranges
+    [start, stop), are left out.
     """
 
     drafters: tuple[Drafter, ...]
@@ -62,6 +64,7 @@ class Rules:
     of_chain: bool
     eos: Collection[int]
     num_layers: int
+    gaps: tuple[tuple[int, int], ...] = ()
 
 
 @torch.inference_mode()
@@ -75,10 +78,11 @@ def generate(
     """
     assert tuple(drafter.boundary for drafter in drafters) == policy.draft_exits, (drafters, policy)
     prompt_ids, limit, eos = list(request.prompt_ids), request.limit(model), request.eos(model)
-    rules = Rules(tuple(drafters), policy.reject, policy.stop == "chain", eos, model.num_layers)
+    rules = Rules(tuple(drafters), policy.reject, policy.stop == "chain", eos, model.num_layers, policy.gaps)
     end_round = verify if policy.verified else accept_all
     step = model.new_step(policy.width, len(prompt_ids) + limit)
-    step.prepare((*policy.exits, model.num_layers), [test for drafter in drafters for test in drafter.tests])
+    boundaries = sorted({*policy.exits, *itertools.chain(*policy.gaps), model.num_layers})
+    step.prepare(boundaries, [test for drafter in drafters for test in drafter.tests])
 
     keeps_logits = request.record_logits and policy.verified
     tally = Tally(model.device, model.num_layers, policy.draft_exits, record_logits=keeps_logits)
@@ -151,6 +155,9 @@ def draft(step: DecodeStep, round_: Round, rules: Rules) -> None:
         if drafts:
             add_drafts(step, round_, drafts, drafter.boundary)
             idx = 0 if drafter.boundary else idx  # at boundary 0 the chain is all that its drafter has to say
+    for start, stop in rules.gaps:
+        step.run(*round_.pass_to(start))
+        round_.jump_to(stop)
     step.run(*round_.pass_to(rules.num_layers))
 
 

@@ -1,6 +1,7 @@
 """Which exits are tested, how sure they must be, and how wide a decode step is."""
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from adadecode.errors import UsageError
 from adadecode.methods import Method
@@ -16,6 +17,16 @@ def step_width(max_drafts: int) -> int:
     return -(-(1 + max_drafts) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
 
 
+class OneExit(NamedTuple):
+    """A fixed number of drafts of one exit layer; None where a model has none."""
+
+    exit_layer: int | None = None
+    num_drafts: int = 0
+
+
+NO_EXIT = OneExit()
+
+
 @dataclass(frozen=True)
 class Policy:
     """How rounds go: what is drafted when, in steps of how many rows. No exits and no n-grams is vanilla decoding.
@@ -24,7 +35,10 @@ class Policy:
     a deeper head rejects a draft early, None for never; `ngram` the gamma of the n-gram drafter, None for none, which
     consults the store beside the heads with `ngram_store`. `stop` says what must exceed a gamma: how sure the `token` is,
     or the `chain` of all pending drafts with it. `rows` stand in a decode step, None for as many as `max_drafts` needs.
-    Drafts that are not `verified` are kept as they are.
+    Drafts that are not `verified` are kept as they are. `gated` tests are skipped where their gate says so. `layerskip` is
+    where and how much a method drafts that does so at one exit. `draft_model` says that a draft model drafts at boundary 0,
+    while the chance that all of its chain hold exceeds `draft_gamma`. Layers `skipped`, counted from 1, are left out after
+    the prompt.
     """
 
     exits: tuple[int, ...] = ()
@@ -36,6 +50,11 @@ class Policy:
     ngram_store: bool = True
     rows: int | None = None
     verified: bool = True
+    gated: bool = True
+    layerskip: OneExit = NO_EXIT
+    draft_model: bool = False
+    draft_gamma: float = 0.0
+    skipped: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         assert len(self.exits) == len(self.gammas), (self.exits, self.gammas)
@@ -45,12 +64,19 @@ class Policy:
     @property
     def width(self) -> int:
         """W, the rows of every decode step."""
-        return self.rows or step_width(self.max_drafts)
+        return self.rows or step_width(max(self.max_drafts, self.layerskip.num_drafts))
 
     @property
     def draft_exits(self) -> tuple[int, ...]:
-        """Where drafts may come from: the exits, and 0 for the n-gram drafter."""
-        return self.exits if self.ngram is None else (0, *self.exits)
+        """Where drafts may come from: the exits, and 0 for n-grams and a draft model."""
+        return (0, *self.exits) if self.ngram is not None or self.draft_model else self.exits
+
+    @property
+    def gaps(self) -> tuple[tuple[int, int], ...]:
+        """The ranges [start, stop) of layers, counted from 0, that are left out, each as long as it can be."""
+        starts = [layer - 1 for layer in self.skipped if layer - 1 not in self.skipped]
+        stops = [layer for layer in self.skipped if layer + 1 not in self.skipped]
+        return tuple(zip(starts, stops, strict=True))
 
     @property
     def draft_gammas(self) -> dict[int, float]:
@@ -62,14 +88,31 @@ class Policy:
         """How `method` decodes in a run of this policy: what it does not draft with is left out, the width stays."""
         exits = self.exits if method.exits else ()
         gammas = self.gammas if method.gamma is None else (method.gamma,) * len(self.exits)
-        return replace(
+        ngram = method.ngram if self.ngram is None else self.ngram
+        adapted = replace(
             self,
             exits=exits,
             gammas=gammas[: len(exits)],
             max_drafts=self.max_drafts if method.width is None else min(self.max_drafts, method.width - 1),
-            ngram=self.ngram if method.ngrams else None,
-            rows=self.rows if method.width is None else method.width,
+            ngram=ngram if method.ngrams else None,
+            rows=method.width or self.width,
             verified=method.verified,
+            draft_model=method.draft_model,
+            skipped=self.skipped if method.skips_layers else (),
+        )
+        return adapted._at_one_exit() if method.one_exit else adapted
+
+    def _at_one_exit(self) -> "Policy":
+        """The exit of `layerskip` drafts whatever it proposes until so many drafts are pending, and nothing rejects one."""
+        assert self.layerskip.exit_layer is not None, self
+        return replace(
+            self,
+            exits=(self.layerskip.exit_layer,),
+            gammas=(0.0,),
+            max_drafts=self.layerskip.num_drafts,
+            reject=None,
+            stop="token",
+            gated=False,
         )
 
 
@@ -82,8 +125,18 @@ def make_policy(settings: DecodeSettings, head_exits: tuple[int, ...] | None, nu
     Without exits of its own it takes the paper's where there are heads for all of them, else all that have heads; where
     no heads were loaded, `head_exits` None, it has no exits.
     """
+    rest = Policy(
+        max_drafts=settings.max_drafts,
+        reject=settings.reject,
+        ngram=settings.ngram,
+        stop=settings.stop,
+        ngram_store=settings.ngram_store,
+        layerskip=one_exit(settings, head_exits, num_layers),
+        draft_gamma=settings.draft_gamma,
+        skipped=skipped_layers(settings, num_layers),
+    )
     if head_exits is None:
-        return Policy((), (), settings.max_drafts, settings.reject, settings.ngram, settings.stop, settings.ngram_store)
+        return rest
     papers = paper_exits(num_layers)
     exits = papers if papers and set(papers) <= set(head_exits) else head_exits
     if settings.exits is not None:
@@ -97,16 +150,42 @@ def make_policy(settings: DecodeSettings, head_exits: tuple[int, ...] | None, nu
             f"--gamma {','.join(map(str, gammas))}: {len(gammas)} thresholds for the {len(exits)} exits "
             f"{','.join(map(str, exits))}; give one for all or one for each"
         )
-    rest = (settings.max_drafts, settings.reject, settings.ngram, settings.stop, settings.ngram_store)
-    return Policy(exits, gammas, *rest)
+    return replace(rest, exits=exits, gammas=gammas)
 
 
-def check_heads_at(exits: tuple[int, ...], head_exits: tuple[int, ...], whose: str = "the heads") -> None:
-    """Raises UsageError unless there are heads at all of `exits`; `whose` heads are at `head_exits`."""
+def one_exit(settings: DecodeSettings, head_exits: tuple[int, ...] | None, num_layers: int) -> OneExit:
+    """Where a method drafts at one exit, and how much: as `settings` say, else the paper's first exit.
+
+    Without a head there it is the first that has one. Raises UsageError for an exit that the model does not have.
+    """
+    exit_layer = settings.layerskip_exit
+    if exit_layer is not None and exit_layer >= num_layers:
+        raise UsageError(f"--layerskip-exit {exit_layer}: give one from 1 to {num_layers - 1}, the exits of this model")
+    if exit_layer is None:
+        papers = paper_exits(num_layers)[:1]
+        found = papers if head_exits is None or set(papers) <= set(head_exits) else head_exits
+        exit_layer = next(iter(found), None)
+    return OneExit(exit_layer, settings.layerskip_drafts)
+
+
+def skipped_layers(settings: DecodeSettings, num_layers: int) -> tuple[int, ...]:
+    """The layers that are left out; raises UsageError where the model, of L layers, must have one of them."""
+    skipped = settings.skip_layers or ()
+    if skipped and skipped[-1] >= num_layers:
+        raise UsageError(
+            f"--skip-layers {','.join(map(str, skipped))}: give layers from 2 to {num_layers - 1}: the first and last stay"
+        )
+    return skipped
+
+
+def check_heads_at(
+    exits: tuple[int, ...], head_exits: tuple[int, ...], whose: str = "the heads", flag: str = "--exits"
+) -> None:
+    """Raises UsageError unless there are heads at all of `exits`, which `flag` gave; `whose` heads are at `head_exits`."""
     missing = sorted(set(exits) - set(head_exits))
     if missing:
         raise UsageError(
-            f"--exits {','.join(map(str, exits))}: there are no heads at {missing}; "
+            f"{flag} {','.join(map(str, exits))}: there are no heads at {missing}; "
             f"{whose} are at {','.join(map(str, head_exits))}: choose among them or train others"
         )
 

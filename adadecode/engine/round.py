@@ -22,7 +22,7 @@ class Round:
         slot          0   1   2   3          3 is current, about to run segment 1;
         layers_run    8   4   4   0          1 and 2 join it when it passes layer 4
 
-    `draft_exits[i]` is the exit layer that proposed the token of slot i + 1, 0 for the n-gram drafter; there are never
+    `draft_exits[i]` is the exit layer that proposed the token of slot i + 1, 0 for one before layer 1; there are never
     more than `max_drafts`. `confidences[i]` is how sure that draft is, given that those before it hold. `dropped` holds the
     exit layers of drafts that a deeper head rejected early. `layers_passed` counts the layers of all segments so far, each
     once for all of its slots.
@@ -53,6 +53,10 @@ class Round:
         layers_run[lo:] = [stop] * (hi - lo)
         self.layers_passed += stop - start
         return Segment(lo, hi, start, stop)
+
+    def jump_to(self, stop: int) -> None:
+        """Moves the current slot to boundary `stop` without running anything; no other slot is at its boundary."""
+        self.layers_run[-1] = stop
 
     @property
     def current(self) -> int:

@@ -54,6 +54,20 @@ class Tally:
         if logits is not None:
             self._keep(logits[None], now)
 
+    def add_pass(self, num_drafted: int, num_accepted: int) -> None:
+        """Notes the time, and a pass of the full model that accepted so many of the drafts, all of one place.
+
+        The first comes from the prefill. Each draft took the layers before its place.
+        """
+        self._read_clock()
+        boundary = next(iter(self._draft_exits), 0)
+        self._layers_run += boundary * num_drafted
+        self._drafted += [boundary] * num_drafted
+        before = [boundary] * num_accepted
+        if self._depths:
+            self._layers_run += self._num_layers
+        self._depths += [*before, self._num_layers]
+
     def add_round(self, round_: Round, num_accepted: int, logits: Tensor) -> None:
         """Notes the time, and a round that is over; `logits` `[W, V]` are the step's, which the next round overwrites."""
         now = self._read_clock()

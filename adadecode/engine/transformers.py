@@ -1,29 +1,55 @@
-"""transformers' own greedy `generate`: the independent oracle, and the baseline users know."""
+"""transformers' own greedy `generate`: the independent oracle, the baseline users know, and its own ways to speculate.
 
+What drafts for it is what drafts in a round of ours: n-grams of the text (`prompt_lookup_num_tokens`), one exit of the
+model (`assistant_early_exit`), or a draft model (`assistant_model`). How much it drafts is its own affair.
+"""
+
+import contextlib
+from collections.abc import Generator
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers.utils import logging as transformers_logging
 
 from adadecode.engine.generate import Request
+from adadecode.engine.policy import VANILLA, Policy
 from adadecode.engine.tally import Decoded, Tally
+from adadecode.errors import UsageError
 from adadecode.model.decoder import DecoderModel
 
+LOOKED_UP = 10  # tokens of a prompt lookup, as transformers' documentation has it; it has no default
 
-class _TokenClock(StoppingCriteria):
-    """Never stops; tells `tally` of every token."""
 
-    def __init__(self, tally: Tally) -> None:
-        self.tally = tally
+class _RoundClock(StoppingCriteria):
+    """Never stops; tells `tally` of every round of `generate`, whose pass over all layers it watches for drafts."""
+
+    def __init__(self, tally: Tally, num_layers: int, prompt_len: int) -> None:
+        self._tally, self._num_layers, self._num_known = tally, num_layers, prompt_len
+        self._num_drafted, self._is_first = 0, True
+
+    def watch(self, lm: Any, _: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+        """Before a forward of `lm` with keyword arguments `inputs`: beside what is known all its rows are drafts."""
+        if lm.config.num_hidden_layers == self._num_layers:  # with fewer it drafts itself
+            num_rows = inputs["input_ids"].shape[1]
+            self._num_drafted = num_rows - (self._num_known if self._is_first else 1)
+            self._is_first = False
 
     def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> Any:
-        self.tally.add_token()
+        num_given = input_ids.shape[1] - self._num_known
+        self._num_known += num_given
+        self._tally.add_pass(self._num_drafted, num_given - 1)
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
 @torch.inference_mode()
-def generate_with_transformers(model: DecoderModel, request: Request) -> Decoded:
-    """Greedy `generate` of the wrapped model through transformers' SDPA attention and its own cache."""
+def generate_with_transformers(
+    model: DecoderModel, request: Request, policy: Policy = VANILLA, draft: DecoderModel | None = None
+) -> Decoded:
+    """Greedy `generate` of the wrapped model through transformers' SDPA attention and its own cache.
+
+    What `policy` drafts with, one thing at most, drafts: `draft` where that is the draft model.
+    """
     limit, eos = request.limit(model), sorted(request.eos(model))
     config = GenerationConfig(
         do_sample=False,
@@ -32,17 +58,75 @@ def generate_with_transformers(model: DecoderModel, request: Request) -> Decoded
         pad_token_id=eos[0] if eos else 0,
         return_dict_in_generate=True,
         output_logits=request.record_logits,
+        prompt_lookup_num_tokens=None if policy.ngram is None else LOOKED_UP,
+        assistant_early_exit=next(iter(policy.exits), None),
     )
+    assistant = {}
+    if policy.draft_model:
+        assert draft is not None, policy
+        assistant = {"assistant_model": draft.lm}
     inputs = torch.tensor([list(request.prompt_ids)], device=model.device)
-    tally = Tally(model.device, model.num_layers)
-    result = model.lm.generate(
-        inputs,
-        attention_mask=torch.ones_like(inputs),
-        generation_config=config,
-        stopping_criteria=StoppingCriteriaList([_TokenClock(tally)]),
-    )
+    tally = Tally(model.device, model.num_layers, policy.draft_exits)
+    clock = _RoundClock(tally, model.num_layers, len(request.prompt_ids))
+    with _watched(model, clock):
+        result = model.lm.generate(
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            generation_config=config,
+            stopping_criteria=StoppingCriteriaList([clock]),
+            **assistant,
+        )
     decoded = tally.decoded(result.sequences[0, len(request.prompt_ids) :].tolist(), eos)
     if not request.record_logits:
         return decoded
     # `generate` widens the logits to float32; back in the model's dtype they are the bits its LM head gave
     return decoded._replace(logits=torch.cat(result.logits).to(model.dtype).cpu())
+
+
+@contextlib.contextmanager
+def _watched(model: DecoderModel, clock: _RoundClock) -> Generator[None]:
+    """`clock` watches the forwards of `model`, which has all of its layers again in the end, whatever failed.
+
+    What transformers says of its own calls of itself is not for a user.
+    """
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    handle = model.lm.register_forward_pre_hook(clock.watch, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+        transformers_logging.set_verbosity(verbosity)
+        model.lm.config.num_hidden_layers = model.num_layers
+
+
+def check_transformers(model: DecoderModel, name: str, policy: Policy, draft: DecoderModel | None) -> None:
+    """Raises UsageError where transformers cannot draft as `policy` of method `name` says."""
+    if policy.exits and not exits_early(model):
+        raise UsageError(
+            f"--methods {name}: transformers runs all layers of a {model.config.model_type!r} model whatever exit it is "
+            "told; drop the method"
+        )
+    if policy.draft_model and draft is not None and draft.vocab_size != model.vocab_size:
+        raise UsageError(
+            f"--methods {name}: transformers takes a draft model of the same vocabulary alone, and this one has "
+            f"{draft.vocab_size} tokens for {model.vocab_size}; drop the method, speculative can"
+        )
+
+
+@torch.inference_mode()
+def exits_early(model: DecoderModel) -> bool:
+    """Whether transformers leaves out the last layer of `model` when it is told that there are fewer."""
+    ran: list[torch.nn.Module] = []
+
+    def note(layer: torch.nn.Module, _: Any) -> None:
+        ran.append(layer)
+
+    handle = model.lm.model.layers[-1].register_forward_pre_hook(note)
+    try:
+        model.lm.config.num_hidden_layers = model.num_layers - 1
+        model.lm(torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
+    finally:
+        handle.remove()
+        model.lm.config.num_hidden_layers = model.num_layers
+    return not ran

@@ -27,27 +27,28 @@ class Failure:
     is_out_of_memory: bool
 
 
-def result_or_failure(what: str, function: Callable[[], ResultT], model: DecoderModel) -> ResultT | Failure:
+def result_or_failure(what: str, function: Callable[[], ResultT], *models: DecoderModel) -> ResultT | Failure:
     """What `function` returns, or how it failed; when memory ran out, after one more try with all caches freed.
 
-    `what` names it in the log. Raises DeviceLostError, RowsDependentError, and what else is not a sample's failure, such as
-    KeyboardInterrupt.
+    `what` names it in the log; `models` are what it decodes with. Raises DeviceLostError, RowsDependentError, and what else
+    is not a sample's failure, such as KeyboardInterrupt.
     """
     result = _caught(function)
     if isinstance(result, Failure) and result.is_out_of_memory:
         log.warning("%s: out of memory, trying once more: %s", what, result.error_message)
-        free_memory(model)
+        free_memory(*models)
         result = _caught(function)
         if isinstance(result, Failure):
-            free_memory(model)  # a capture that failed has spoiled the memory its graphs share
+            free_memory(*models)  # a capture that failed has spoiled the memory its graphs share
     if isinstance(result, Failure):
         log.warning("%s failed: %s: %s", what, result.error_type, result.error_message)
     return result
 
 
-def free_memory(model: DecoderModel) -> None:
+def free_memory(*models: DecoderModel) -> None:
     """Frees what is kept to be used again: decode steps with their graphs, unreachable objects, the device's cache."""
-    model.drop_steps()
+    for model in models:
+        model.drop_steps()
     gc.collect()
     if torch.cuda.is_initialized():
         with broken_devices_named():

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from adadecode.engine.policy import check_heads_at
 from adadecode.errors import ExitHeadsError, UsageError
+from adadecode.methods import METHODS
 from adadecode.model.head_files import read_facts
 from adadecode.provenance import git_sha
 from adadecode.report.schema import SWEEP
@@ -111,8 +112,12 @@ def check_heads_exist(cells: Sequence[Cell]) -> None:
                 if facts is None:
                     raise ExitHeadsError(f"--heads {str(folder)!r}: no finished heads there; train them first")
                 decode = cell.config.decode
+                whose, head_exits = f"those in {str(folder)!r}", facts.exits_of(decode.head)
                 if decode.exits is not None:
-                    check_heads_at(decode.exits, facts.exits_of(decode.head), f"those in {str(folder)!r}")
+                    check_heads_at(decode.exits, head_exits, whose)
+                of_heads = [METHODS[name] for name in cell.config.methods if METHODS[name].needs_heads]
+                if decode.layerskip_exit is not None and any(method.one_exit for method in of_heads):
+                    check_heads_at((decode.layerskip_exit,), head_exits, whose, "--layerskip-exit")
         except UsageError as error:
             raise UsageError(f"cell {cell.name!r}: {error}") from None
 

@@ -11,17 +11,18 @@ from typing import Any
 
 import torch
 
-from adadecode.engine.decode import decode
+from adadecode.engine.decode import check_can_decode, decode
 from adadecode.engine.generate import Request, room_for_output
 from adadecode.engine.invariance import NUM_POSITIONS, check_rows_once
-from adadecode.engine.policy import Policy, make_policy, paper_exits, step_width
+from adadecode.engine.policy import Policy, make_policy, paper_exits
 from adadecode.engine.tally import Decoded
 from adadecode.evaluation.compare import compare, logits_digest
 from adadecode.evaluation.failures import Failure, result_or_failure
 from adadecode.evaluation.rows import SampleRow, Turn, turns, unanswered_rows
 from adadecode.kernels.arithmetic import arithmetic
-from adadecode.methods import METHODS, REFERENCE, any_needs_heads
+from adadecode.methods import METHODS, REFERENCE, Method
 from adadecode.model.decoder import DecoderModel
+from adadecode.model.draft_model import load_draft_model
 from adadecode.model.exit_heads import ExitHeads
 from adadecode.model.head_files import load_heads
 from adadecode.model.head_tensors import original_heads
@@ -31,9 +32,9 @@ from adadecode.model.memory import broken_devices_named, out_of_memory_named
 from adadecode.provenance import code_hash, cpu_name, gpu_driver
 from adadecode.records import Shard
 from adadecode.settings import DecodingSettings, Domain, EvalConfig, tuned_for
-from adadecode.tasks import score, task_domain
+from adadecode.tasks import expand_task, score, task_domain
 from adadecode.tasks.encode import decode_output, encode_prompt
-from adadecode.tasks.heads import heads_folder
+from adadecode.tasks.heads import heads_folder, reads_heads
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Worker:
     tokenizer: Any
     heads: dict[str, ExitHeads]  # per task
     width: int
+    draft: DecoderModel | None = None
     checked: set[int] = field(default_factory=set[int])  # S of the steps in which rows were found to be independent
 
     def facts(self) -> dict[str, Any]:
@@ -72,16 +74,33 @@ class Worker:
             "torch": torch.__version__,
             "width": self.width,
             "model_hash": self.model.model_hash,
+            **({} if self.draft is None else {"draft_model_hash": self.draft.model_hash}),
             "model_notes": list(self.model.notes),  # what was odd about its files
             "model_commit": getattr(self.model.config, "_commit_hash", None),  # of a hub model
             "heads_hash": {task: heads.content_hash for task, heads in self.heads.items()},
             "exits": {task: list(self.policy(task).exits) for task in self.heads},
+            "draft_exits": {task: self._draft_exits(task) for task in expand_task(self.config.task)},
             "chat_template_hash": chat_template_hash(self.tokenizer),
         }
 
     def notes(self) -> list[str]:
         """What a person should know of how this worker decodes, a line each."""
         return tuned_elsewhere(tuned_for(self.config.decode.policy), MachineKind.of(self.model)) if self.heads else []
+
+    @property
+    def models(self) -> list[DecoderModel]:
+        """What decodes: the model, and the draft model where there is one."""
+        return [self.model] if self.draft is None else [self.model, self.draft]
+
+    @property
+    def methods(self) -> list[Method]:
+        """The methods of the run."""
+        return [METHODS[name] for name in self.config.methods]
+
+    def _draft_exits(self, task: str) -> dict[str, list[int]]:
+        """Where each method that drafts does so on `task`; 0 stands for before the first layer."""
+        drafting = [method for method in self.methods if method.drafts]
+        return {method.name: list(self.policy(task).for_method(method).draft_exits) for method in drafting}
 
     def policy(self, task: str) -> Policy:
         heads = self.heads.get(task)
@@ -96,12 +115,11 @@ def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, thre
     code_hash()  # of the files as they are now, when they are imported: commits store it hours later
     use_threads(threads)
     model, tokenizer = load_model(config)
-    drafts = any_needs_heads(config.methods)
-    heads = {task: heads_for(config, task_domain(task), model) for task in tasks} if drafts else {}
-    width = step_width(config.decode.max_drafts)
-    worker = Worker(worker_id, config, model, tokenizer, heads, width)
-    for task in heads:
-        worker.policy(task)  # an exit without a head is refused before anything is measured
+    heads = {task: heads_for(config, task_domain(task), model) for task in tasks} if reads_heads(config) else {}
+    width = make_policy(config.decode, None, model.num_layers).width
+    worker = Worker(worker_id, config, model, tokenizer, heads, width, load_draft_model(config, tokenizer))
+    for task in tasks:  # what a method lacks is told before anything is measured
+        check_can_decode(model, worker.methods, worker.policy(task), heads.get(task), worker.draft)
     for num_positions in NUM_POSITIONS:
         check_rows_once(model, width, num_positions, worker.checked)
     warmup_ids = [i % model.vocab_size for i in range(1, min(17, model.context_len))]
@@ -130,7 +148,7 @@ def decode_prompt(
     """One generation of `prompt_ids` by `method`."""
     config = worker.config
     request = Request(prompt_ids, max_new_tokens or config.decode.max_new_tokens, record_logits=config.check_logits)
-    return decode(worker.model, METHODS[method], request, worker.policy(task), worker.heads.get(task))
+    return decode(worker.model, METHODS[method], request, worker.policy(task), worker.heads.get(task), worker.draft)
 
 
 def evaluate_shard(worker: Worker, shard: Shard) -> list[SampleRow]:
@@ -164,7 +182,7 @@ def _take_turns(worker: Worker, in_order: list[Turn]) -> list[SampleRow]:
     rows: dict[str, SampleRow] = {}
     decoded: dict[str, Decoded] = {}
     for turn in in_order:
-        result = result_or_failure(turn.name, functools.partial(_measure, worker, turn), worker.model)
+        result = result_or_failure(turn.name, functools.partial(_measure, worker, turn), *worker.models)
         if isinstance(result, Failure):
             rows[turn.method] = turn.error_row(result.error_type, result.error_message)
         else:
@@ -172,7 +190,7 @@ def _take_turns(worker: Worker, in_order: list[Turn]) -> list[SampleRow]:
     for turn in in_order:
         if turn.method in decoded and turn.method != REFERENCE and REFERENCE in decoded:
             check = functools.partial(compare, decoded[REFERENCE], decoded[turn.method], worker.config.dtype)
-            found = result_or_failure(f"{turn.name}, compared with {REFERENCE}", check, worker.model)
+            found = result_or_failure(f"{turn.name}, compared with {REFERENCE}", check, *worker.models)
             if isinstance(found, Failure):
                 rows[turn.method] = turn.error_row(found.error_type, found.error_message)
             else:

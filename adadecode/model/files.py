@@ -36,13 +36,15 @@ LFS_POINTER = b"version https://git-lfs"
 class ModelFiles:
     """The files of a model: its `name` as it was given, its folder or hub id, and which `revision` on the hub.
 
-    A model that is one GGUF file has no folder of its own, and no JSON files: `gguf` names the file in `source`.
+    A model that is one GGUF file has no folder of its own, and no JSON files: `gguf` names the file in `source`. `flag` is
+    what named it.
     """
 
     name: str
     source: str
     revision: str | None = None
     gguf: str | None = None
+    flag: str = "--model"
 
     @property
     def folder(self) -> Path | None:
@@ -57,7 +59,7 @@ class ModelFiles:
 
     def refusal(self, why: str) -> UsageError:
         """The error that says why the model cannot be loaded."""
-        return UsageError(f"--model {self.name!r} cannot be loaded: {why}")
+        return UsageError(f"{self.flag} {self.name!r} cannot be loaded: {why}")
 
     @contextlib.contextmanager
     def refused(self) -> Generator[None]:
@@ -106,12 +108,13 @@ class ModelFiles:
             return None
 
 
-def find_model(model: str, revision: str | None = None) -> ModelFiles:
-    """The files of `model`; raises UsageError when it is no folder or GGUF file to read, nor, says the hub, a model there.
+def find_model(model: str, revision: str | None = None, flag: str = "--model") -> ModelFiles:
+    """The files of `model`, which `flag` named.
 
+    Raises UsageError when it is no folder or GGUF file to read, nor, says the hub, a model there.
     The hub is asked only for what can be a hub id, and waits for it are short.
     """
-    files = ModelFiles(model, resolve_model(model), revision)
+    files = ModelFiles(model, resolve_model(model), revision, flag=flag)
     try:
         if files.folder is not None:
             with os.scandir(files.folder):
@@ -119,7 +122,7 @@ def find_model(model: str, revision: str | None = None) -> ModelFiles:
         os.stat(files.source)  # noqa: PTH116  # any text may be given
         path = Path(files.source)
         if path.suffix == GGUF_SUFFIX:
-            return ModelFiles(model, str(path.parent), gguf=path.name)
+            return ModelFiles(model, str(path.parent), gguf=path.name, flag=flag)
     except PermissionError as error:
         raise files.refusal(f"it cannot be read ({error.strerror})") from error
     except (OSError, ValueError):

@@ -39,8 +39,8 @@ ATTENTION = {"attn_implementation": "sdpa"}  # a configuration may name one, eve
 
 
 @out_of_memory_named(SMALLER_MODEL)
-def load_model(settings: ModelSettings) -> tuple[DecoderModel, PreTrainedTokenizerBase]:
-    """The decoder and tokenizer that `settings` name; raises UsageError or UnsupportedModelError.
+def load_model(settings: ModelSettings, flag: str = "--model") -> tuple[DecoderModel, PreTrainedTokenizerBase]:
+    """The decoder and tokenizer that `settings` name, `flag` in errors; raises UsageError or UnsupportedModelError.
 
     What is odd about the model but no reason to refuse it is logged, and among the decoder's `notes`. Memory that runs
     out is an AdaDecodeError.
@@ -48,7 +48,7 @@ def load_model(settings: ModelSettings) -> tuple[DecoderModel, PreTrainedTokeniz
     transformers_logging.disable_progress_bar()
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device 'cuda': no CUDA device is visible to this process; use --device cpu")
-    files = find_model(settings.model, settings.revision)
+    files = find_model(settings.model, settings.revision, flag)
     raw, config = _read_config(files)
     tokenizer = _read_tokenizer(files, config)
     with _explained(files, "what ends a sequence cannot be read"):
@@ -60,7 +60,7 @@ def load_model(settings: ModelSettings) -> tuple[DecoderModel, PreTrainedTokeniz
         where = "in the checkpoint and in no layer that config.json describes"
         notes.append(f"{where}: {few(unused)}; its outputs may be another model's")
     for note in notes:
-        log.warning("--model %r: %s", files.name, note)
+        log.warning("%s %r: %s", files.flag, files.name, note)
     return DecoderModel(lm.to(settings.device), settings.kernels, tuple(notes)), tokenizer
 
 

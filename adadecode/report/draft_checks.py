@@ -1,6 +1,6 @@
 """A row's rounds, drafts and layers against its tokens: what the engine counts of them must fit together."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -12,22 +12,22 @@ from adadecode.report.findings import RTOL, Columns, Mask, Wrong, any_value, dif
 DRAFTING = ("num_drafted", "num_accepted", "exits", "drafted_per_exit", "accepted_per_exit", "draft_depths")
 
 
-def draft_findings(columns: Columns, max_drafts: int | None) -> Iterator[Wrong]:
-    """What is wrong in single rows, each kind with a mask of its rows; a round has at most `max_drafts` drafts."""
-    yield from _rounds(columns, max_drafts)
+def draft_findings(columns: Columns, most_drafts: Mapping[str, int | None]) -> Iterator[Wrong]:
+    """What is wrong in single rows, each kind with a mask of its rows; `most_drafts` of a round by method, where known."""
+    yield from _rounds(columns, most_drafts)
     yield from _drafts(columns)
     yield from _layers(columns)
 
 
-def _rounds(columns: Columns, max_drafts: int | None) -> Iterator[Wrong]:
+def _rounds(columns: Columns, most_drafts: Mapping[str, int | None]) -> Iterator[Wrong]:
     num_rounds, num_accepted = columns.numbers("num_rounds"), np.nan_to_num(columns.numbers("num_accepted"))
     given = num_rounds + num_accepted
     yield (
         "num_rounds + num_accepted are not the tokens after the first",
         columns.is_ok & differs(columns.numbers("output_len") - 1, given),
     )
-    if max_drafts is not None:
-        yield "more drafts were accepted than max_drafts a round", num_accepted > num_rounds * max_drafts
+    most = np.array([most_drafts.get(name) for name in columns.table["method"].to_pylist()], float)
+    yield "more drafts were accepted than max_drafts a round", num_accepted > num_rounds * most
 
 
 def _drafts(columns: Columns) -> Iterator[Wrong]:
@@ -84,7 +84,8 @@ def _layers(columns: Columns) -> Iterator[Wrong]:
         columns.is_ok & (np.isnan(per_token) != (num_later < 1)),
     )
     num_layers = model_layers(columns)
-    known = columns.is_ok & (num_later > 0) & ~np.isnan(per_token) & ~np.isnan(num_layers)
+    is_whole = ~columns.among("method", [name for name, method in METHODS.items() if method.skips_layers])
+    known = columns.is_ok & is_whole & (num_later > 0) & ~np.isnan(per_token) & ~np.isnan(num_layers)
     num_rounds, num_drafted = columns.numbers("num_rounds"), np.nan_to_num(columns.numbers("num_drafted"))
     layers_run = per_token * num_later
     low, high = num_layers * num_rounds, num_layers * (num_rounds + num_drafted)
@@ -98,16 +99,15 @@ def _layers(columns: Columns) -> Iterator[Wrong]:
         own = np.where(columns.has("draft_depths"), num_layers, np.where(columns.has("num_drafted"), np.nan, per_token))
         yield (
             "the number of the model's layers is not that of the others",
-            columns.is_ok & ~np.isnan(own) & (own != usual),
+            columns.is_ok & is_whole & ~np.isnan(own) & (own != usual),
         )
 
 
 def model_layers(columns: Columns) -> NDArray[np.float64]:
-    """The model's layers by each row: the depth of its first token, which is never drafted; else vanilla's usual."""
+    """The model's layers by each row: the depth of what it verified, which no draft has; else vanilla's usual."""
     depths, of_token = columns.values("draft_depths")
     own = np.full(columns.table.num_rows, np.nan)
-    rows, first = np.unique(of_token, return_index=True)
-    own[rows] = depths[first]
+    np.fmax.at(own, of_token, depths)
     per_token = columns.numbers("layers_per_token")[columns.is_ok & columns.equal("method", REFERENCE)]
     usual = _commonest(per_token[~np.isnan(per_token)])
     return np.where(np.isnan(own), np.nan if usual is None else usual, own)

@@ -5,7 +5,7 @@ altered or written by something else. No model is needed, and no row alone can s
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ class Rules:
     """What a run's settings say of its rows; None: not known."""
 
     max_new_tokens: int | None = None
-    max_drafts: int | None = None
+    most_drafts: Mapping[str, int | None] = field(default_factory=dict[str, "int | None"])  # of a round, by method
     dtype: str | None = None
     check_logits: bool | None = None
 
@@ -45,7 +45,7 @@ class Rules:
         decode = decode if isinstance(decode, dict) else {}
         return cls(
             max_new_tokens=_typed(decode.get("max_new_tokens"), int),
-            max_drafts=_typed(decode.get("max_drafts"), int),
+            most_drafts={name: method.most_drafts(decode) for name, method in METHODS.items()},
             dtype=_typed(config.get("dtype"), str),
             check_logits=_typed(config.get("check_logits"), bool),
         )
@@ -58,7 +58,7 @@ def row_findings(columns: Columns, rules: Rules) -> Iterator[Wrong]:
     yield from _times(columns)
     yield from _endings(columns, rules)
     yield from _claims(columns, rules)
-    yield from draft_findings(columns, rules.max_drafts)
+    yield from draft_findings(columns, rules.most_drafts)
 
 
 def impossible_times(samples: pa.Table) -> Mask:
@@ -117,7 +117,9 @@ def _times(columns: Columns) -> Iterator[Wrong]:
     yield "e2e_s is no positive, finite number", is_ok & ~_is_positive(e2e_s)
     yield "ttft_s is no positive, finite number", is_ok & ~_is_positive(ttft_s)
     yield "decode_s is no finite number from 0 on", is_ok & ~(np.isfinite(decode_s) & (decode_s >= 0))
-    yield "tpot_s is no positive, finite number", is_ok & has_later & ~_is_positive(tpot_s)
+    # transformers may draft before its first pass, which then gives the whole output at once
+    in_rounds = is_ok & has_later & ~((columns.numbers("num_rounds") == 0) & (tpot_s == 0))
+    yield "tpot_s is no positive, finite number", in_rounds & ~_is_positive(tpot_s)
     yield "tpot_s is there below two output tokens", is_ok & (num_later == 0) & columns.has("tpot_s")
     gaps, of_row = columns.values("step_gaps_s")
     yield (

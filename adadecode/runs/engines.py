@@ -18,10 +18,12 @@ Engine = tuple[str, ...]  # the values of the facts of speed
 # Facts that decide which tokens come out or which rounds a method takes: with two of one, the rows are of two experiments.
 DECISIVE = {
     "model_hash": "weights",
+    "draft_model_hash": "weights of the draft model",
     "dtype": "dtypes",
     "chat_template_hash": "chat templates",
     "width": "widths",
     "exits": "exits",
+    "draft_exits": "exits of methods",
     "heads_hash": "heads",
     "code_hash": "code of engine, kernels or model",
 }

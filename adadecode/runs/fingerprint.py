@@ -8,35 +8,39 @@ from typing import Any
 from adadecode.demo import resolve_model
 from adadecode.errors import ExitHeadsError
 from adadecode.files import readable, short_hash
-from adadecode.methods import any_needs_heads
 from adadecode.settings import READ_BEFORE, EvalConfig, fingerprint_of
 from adadecode.tasks import task_domain
-from adadecode.tasks.heads import heads_folder
+from adadecode.tasks.heads import heads_folder, reads_heads
 
 HASHED_SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}
 
 
 def source_hashes(config: EvalConfig, tasks: tuple[str, ...]) -> dict[str, str]:
-    """Hashes of the local files a run reads: the model (a hub model is known by its revision) and each task's heads.
+    """Hashes of the local files a run reads: the models (a hub model is known by its revision) and each task's heads.
 
     Raises UsageError when one cannot be read, also as ExitHeadsError.
     """
-    hashes: dict[str, str] = {}
-    model = Path(resolve_model(config.model))
-    with readable("--model", model):
-        if model.is_dir():
-            hashes["model_files"] = hash_folder(model)
-        elif model.is_file():
-            hashes["model_file"] = hash_file(model)
+    hashes = hash_model("--model", config.model, "model")
+    if config.decode.draft_model is not None:
+        hashes |= hash_model("--draft-model", config.decode.draft_model, "draft_model")
     for task, folder in heads_folders(config, tasks).items():
         with readable("--heads", folder):
             hashes[f"heads_files_{task}"] = hash_folder(folder)
     return hashes
 
 
+def hash_model(flag: str, model: str, of: str) -> dict[str, str]:
+    """The hash of `model`, which `flag` named, as that `of` something; none for a hub model. Raises UsageError."""
+    path = Path(resolve_model(model))
+    with readable(flag, path):
+        if path.is_dir():
+            return {f"{of}_files": hash_folder(path)}
+        return {f"{of}_file": hash_file(path)} if path.is_file() else {}
+
+
 def heads_folders(config: EvalConfig, tasks: tuple[str, ...]) -> dict[str, Path]:
     """The folder of each of `tasks` whose heads lie in one; raises UsageError when it is not there."""
-    if not any_needs_heads(config.methods):
+    if not reads_heads(config):
         return {}
     folders = {task: folder for task in tasks if (folder := heads_folder(config, task_domain(task))) is not None}
     for folder in folders.values():

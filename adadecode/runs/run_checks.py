@@ -72,18 +72,25 @@ class RunChecks:
             self._findings.add("outcome of a commit is not what its rows come to", 1, shard, "shards")
 
     def _other_exits(self, rows: pa.Table, commit: Mapping[str, Any]) -> Mask:
-        """Where drafts came from other exits than the worker had for the task; 0 stands for the n-gram drafter."""
+        """Where drafts came from other exits than the worker had for the task; 0 stands for before the first layer."""
+        of_methods = commit["worker"].get("draft_exits")
+        expected = of_methods.get(commit.get("task")) if isinstance(of_methods, dict) else self._of_exits(commit)
+        if not isinstance(expected, dict):
+            return np.zeros(rows.num_rows, bool)
+        pairs = zip(rows["method"].to_pylist(), rows["exits"].to_pylist(), strict=True)
+        return np.array([found is not None and found != expected.get(name, found) for name, found in pairs], bool)
+
+    def _of_exits(self, commit: Mapping[str, Any]) -> dict[str, list[int]] | None:
+        """Where each method drafted by a commit of a version that did not store it; None where it cannot be known."""
         of_tasks, decode = commit["worker"].get("exits"), self._config.get("decode")
         exits = of_tasks.get(commit.get("task")) if isinstance(of_tasks, dict) else None
         if not isinstance(exits, list) or not isinstance(decode, dict) or "ngram" not in decode:
-            return np.zeros(rows.num_rows, bool)
+            return None
         ngrams = [0] if decode["ngram"] is not None else []
-        expected = {
+        return {
             name: (ngrams if method.ngrams else []) + (exits if method.exits else [])
             for name, method in METHODS.items()
         }
-        pairs = zip(rows["method"].to_pylist(), rows["exits"].to_pylist(), strict=True)
-        return np.array([found is not None and found != expected.get(name, found) for name, found in pairs], bool)
 
     def _other_turn(self, samples: pa.Table) -> Mask:
         """Where a method ran in another place than `in_turn` gives it."""

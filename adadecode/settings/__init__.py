@@ -34,6 +34,7 @@ from adadecode.settings.groups import (
 )
 from adadecode.settings.policy import read_policy, tuned_for
 from adadecode.settings.reading import build_settings, checked_decode, given_flags, read_settings, settings_of
+from adadecode.settings.rivals import RivalSettings, draft_model_missing, skip_layers_missing
 
 __all__ = [
     "MAX_WORKERS",
@@ -58,6 +59,7 @@ __all__ = [
     "MethodName",
     "ModelSettings",
     "PlacementSettings",
+    "RivalSettings",
     "ServerName",
     "Settings",
     "ShapeName",
@@ -68,6 +70,7 @@ __all__ = [
     "allowed_errors",
     "build_settings",
     "checked_decode",
+    "draft_model_missing",
     "fingerprint_of",
     "flag_name",
     "given_flags",
@@ -75,5 +78,6 @@ __all__ = [
     "read_policy",
     "read_settings",
     "settings_of",
+    "skip_layers_missing",
     "tuned_for",
 ]

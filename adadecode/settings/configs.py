@@ -33,6 +33,7 @@ from adadecode.settings.groups import (
     ThreadSettings,
 )
 from adadecode.settings.policy import DECODED_BEFORE, with_policy
+from adadecode.settings.rivals import check_read
 
 TrainedKind = Literal["transform", "low-rank", "full", "shortlist", "block", "original"]
 Loss = Literal["kl", "argmax", "acceptance"]
@@ -75,6 +76,11 @@ class EvalConfig(PlacementSettings, MethodSettings, DataSettings, DecodingSettin
     )
     shard_size: int = Field(default=4, ge=1, le=MAX_COUNT, description="Samples committed together.")
     check_logits: bool = Field(default=True, description="Compare logits too, bit by bit.")
+
+    @model_validator(mode="after")
+    def _a_method_reads_what_is_given(self) -> Self:
+        check_read(self.methods, self.decode)
+        return self
 
     def fingerprint(self, **facts: str | None) -> str:
         """Hash of all that decides the results: these settings less placement, and `facts` such as file hashes."""
@@ -207,12 +213,21 @@ class BenchConfig(ThreadSettings, MethodSettings, DataSettings, DecodingSettings
     )
 
     @model_validator(mode="after")
+    def _a_method_reads_what_is_given(self) -> Self:
+        check_read(self.methods, self.decode)
+        return self
+
+    @model_validator(mode="after")
     def _shape_stands_alone(self) -> Self:
         of_data = DataSettings.model_fields.keys() - {"limit"}
         beside = {"model", "revision", "heads", *of_data} & self.model_fields_set
         if self.shape is not None and beside:
             raise ValueError(
                 f"--shape {self.shape} has synthetic weights, heads and prompts: drop it, or {flags_of(beside)}"
+            )
+        if self.shape is not None and self.decode.draft_model is not None:
+            raise ValueError(
+                f"--shape {self.shape} has synthetic weights, which no --draft-model knows: drop one of the two"
             )
         return self
 

@@ -18,6 +18,7 @@ from pydantic import (
 
 from adadecode.methods import DEFAULT_METHODS, METHODS, REFERENCE
 from adadecode.settings.fields import Flag, Settings
+from adadecode.settings.rivals import MAX_DRAFTS, MAX_LAYERS, RivalSettings
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Device = Literal["cpu", "cuda"]
@@ -31,7 +32,6 @@ MAX_COUNT = 10**9  # samples, tokens
 MAX_REPEATS = 10**6
 MAX_WARMUP = 1000
 MAX_SHOTS = 1000
-MAX_LAYERS = 10**4
 MAX_THREADS = 1024
 MAX_WORKERS = 10**5
 MAX_SECONDS = 1e7
@@ -179,11 +179,8 @@ class DataSettings(Settings):
 READ_BEFORE: dict[str, object] = {"shuffle_seed": None, "num_shots": 0, "shots_file": None, "system_prompt": None}
 
 
-class DecodeSettings(Settings):
-    """How tokens are decoded. Defaults are the paper's (section 4: gamma 0.75, at most 5 drafts, 512 new tokens).
-
-    `policy` names where the settings come from that are not given: `paper`, `demo` or a YAML file of settings.
-    """
+class PolicySettings(Settings):
+    """How tokens are drafted. Defaults are the paper's (section 4: gamma 0.75, at most 5 drafts, 512 new tokens)."""
 
     policy: str = Field(
         default="paper",
@@ -196,7 +193,7 @@ class DecodeSettings(Settings):
         default=None, description="Exit layers, such as 4,8,12; [] in a file: n-grams alone draft."
     )
     stop: Stop = Field(default="token", description="Whether a gamma is of a token alone or of all pending drafts.")
-    max_drafts: int = Field(default=5, ge=0, le=64, description="Drafts pending at once.")
+    max_drafts: int = Field(default=5, ge=0, le=MAX_DRAFTS, description="Drafts pending at once.")
     head: HeadKind = Field(default="full", description=HEAD_TEXT)
     gate: float = Field(
         default=0.0,
@@ -212,6 +209,13 @@ class DecodeSettings(Settings):
     )
     ngram_store: bool = Field(default=True, description="n-grams of the store beside the heads too, if there is one.")
     max_new_tokens: int = Field(default=512, ge=1, le=MAX_COUNT, description=MAX_NEW_TOKENS_TEXT)
+
+
+class DecodeSettings(RivalSettings, PolicySettings):
+    """How tokens are decoded, by `adadecode` and by what it is compared with.
+
+    `policy` names where the settings come from that are not given: `paper`, `demo` or a YAML file of settings.
+    """
 
 
 class MethodSettings(Settings):

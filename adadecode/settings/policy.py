@@ -14,6 +14,7 @@ from adadecode.settings.fields import is_mapping
 from adadecode.settings.files import read_mapping
 from adadecode.settings.groups import DecodeSettings
 from adadecode.settings.problems import bad_values_line, shown_value, unknown_line
+from adadecode.settings.rivals import RIVALS_BEFORE
 
 POLICIES = (
     "give paper, demo or a YAML file of decode settings, such as `gamma: 0.7`, or the name of one that is published: "
@@ -21,7 +22,7 @@ POLICIES = (
 )
 
 # Decode settings that version 0.1.0 did not have, as it decoded.
-DECODED_BEFORE: dict[str, object] = {"stop": "token", "ngram_store": True}
+DECODED_BEFORE: dict[str, object] = {"stop": "token", "ngram_store": True, **RIVALS_BEFORE}
 
 
 class PolicyError(UsageError):

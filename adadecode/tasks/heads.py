@@ -4,13 +4,19 @@ from pathlib import Path
 
 from adadecode.demo import HEADS_DIR
 from adadecode.errors import UsageError
+from adadecode.methods import any_needs_heads, any_reads_heads
 from adadecode.published import published
-from adadecode.settings import ORIGINAL_HEADS, DecodingSettings, Domain, TuneConfig
+from adadecode.settings import ORIGINAL_HEADS, BenchConfig, DecodingSettings, Domain, EvalConfig, TuneConfig
 
 
 def has_heads(config: DecodingSettings | TuneConfig) -> bool:
     """Whether `config` names heads, or its model has its own."""
     return config.heads is not None or config.model == "demo"
+
+
+def reads_heads(config: EvalConfig | BenchConfig) -> bool:
+    """Whether the heads of `config` are to be loaded: its methods need some, or ask the n-grams beside those there are."""
+    return any_needs_heads(config.methods) or (any_reads_heads(config.methods) and has_heads(config))
 
 
 def heads_missing(config: DecodingSettings | TuneConfig) -> UsageError:

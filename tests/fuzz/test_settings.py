@@ -17,6 +17,7 @@ from adadecode.settings import (
     DecodeSettings,
     EvalConfig,
     GenerateConfig,
+    RivalSettings,
     TrainConfig,
     TuneConfig,
     build_settings,
@@ -41,7 +42,7 @@ RIGHT = {
 }
 # Settings that are right beside few others only: they are there as odd ones.
 WITH_OTHERS = {"revision", "heads", "data_file", "prompt_field", "address", "outputs", "local", "shape", "kind"}
-WITH_OTHERS |= {"rank", "kl_top_k", "kernels", "num_shots", "shots_file"}
+WITH_OTHERS |= {"rank", "kl_top_k", "kernels", "num_shots", "shots_file", *RivalSettings.model_fields}
 
 NUMBERS = [*range(-2, 3), 2**31, 2**63, 2**64, 10**12, 10**22, 10**30, -(10**30)]
 FLOATS = [0.5, -0.0, 5e-324, 1.0000001, 1e300, math.nan, math.inf, -math.inf]
@@ -98,10 +99,13 @@ STRATEGIES = {kind: right_settings(kind) for kind in KINDS}
 def almost_right(draw: Any, kind: Any) -> dict[str, Any]:
     """Right settings of `kind` with none, one or two odd ones among them."""
     pool = STRATEGIES[kind]
+    names_of_kind = set(kind.model_fields) | (
+        DecodeSettings.model_fields.keys() if "decode" in kind.model_fields else set()
+    )
     names = draw(st.lists(st.sampled_from(sorted(pool)), max_size=5, unique=True))
     values = {name: draw(pool[name]) for name in names}
     for _ in range(draw(st.sampled_from([0, 0, 0, 1, 1, 2]))):
-        name = draw(st.sampled_from([*pool, *sorted(WITH_OTHERS & set(kind.model_fields))] * 3 + ODD_NAMES))
+        name = draw(st.sampled_from([*pool, *sorted(WITH_OTHERS & names_of_kind)] * 3 + ODD_NAMES))
         values[name] = draw(ODD_NUMBERS if draw(st.booleans()) else ODD_VALUES)
     if "decode" in kind.model_fields and "decode" not in values and draw(st.booleans()):
         decode = {name: values.pop(name) for name in list(values) if name in DecodeSettings.model_fields}

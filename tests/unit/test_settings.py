@@ -15,6 +15,7 @@ from adadecode.settings import (
     DecodeSettings,
     EvalConfig,
     GenerateConfig,
+    RivalSettings,
     Settings,
     TrainConfig,
     TuneConfig,
@@ -60,12 +61,20 @@ def test_the_papers_policy_is_the_default_of_other_models():
         "head": "full",
         "gate": 0.0,
     }
+    rivals = {
+        "layerskip_exit": None,
+        "layerskip_drafts": 4,
+        "draft_model": None,
+        "draft_gamma": 0.0,
+        "skip_layers": None,
+    }
     assert config.decode.model_dump() == {
         **given,
         "reject": None,
         "ngram": None,
         "ngram_store": True,
         "max_new_tokens": 512,
+        **rivals,
     }
 
 
@@ -74,10 +83,14 @@ def test_a_setting_that_came_later_leaves_the_fingerprint_as_it_was_until_it_is_
     config = EvalConfig()
     before = config.model_dump(mode="json")
     assert before["decode"].pop("ngram_store") is True
+    for name in RivalSettings.model_fields:
+        before["decode"].pop(name)
     assert [before.pop(name) for name in READ_BEFORE] == [None, 0, None, None]
     assert fingerprint_of(before, {}) == config.fingerprint()
     changed = [
         {"decode": {"ngram_store": False}},
+        {"methods": "vanilla,layerskip"},
+        {"methods": "vanilla,layerskip", "decode": {"layerskip_exit": 4}},
         {"shuffle_seed": 0},
         {"num_shots": 1},
         {"num_shots": 1, "shots_file": "shots.jsonl"},

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import adadecode
-from adadecode.engine.policy import Policy, make_policy
+from adadecode.engine.policy import OneExit, Policy, make_policy
 from adadecode.errors import UsageError
 from adadecode.settings import (
     BenchConfig,
@@ -329,7 +329,7 @@ def test_settings_that_the_command_line_gives_leave_the_rest_to_the_policys_file
 def test_a_policy_without_exits_drafts_by_n_grams_alone(tmp_path):
     policy = written(tmp_path, "exits: []\nngram: 0.5\nhead: shortlist\n", "policy.yaml")
     decode = build_settings(EvalConfig, None, {"policy": str(policy)}).decode
-    assert make_policy(decode, (4, 8), 16) == Policy((), (), 5, ngram=0.5)
+    assert make_policy(decode, (4, 8), 16) == Policy((), (), 5, ngram=0.5, layerskip=OneExit(4, 4))
     policy.write_text("exits: []\n")
     decode = build_settings(EvalConfig, None, {"policy": str(policy)}).decode
     with pytest.raises(UsageError, match=r"^exits \[\]: nothing drafts without exits and n-grams; give --ngram"):

@@ -5,14 +5,14 @@ import torch
 
 from adadecode.engine.decode import decode
 from adadecode.engine.generate import Request
-from adadecode.engine.policy import Policy
+from adadecode.engine.policy import OneExit, Policy
 from adadecode.engine.tally import Decoded
 from adadecode.kernels.step import DecodeStep
 from adadecode.methods import METHODS, Method
 from adadecode.model.decoder import DecoderModel
 from tests.models import random_heads, tiny_lm, tiny_model
 
-POLICY = Policy((1, 2), (0.1, 0.1), 9, ngram=0.2)
+POLICY = Policy((1, 2), (0.1, 0.1), 9, ngram=0.2, layerskip=OneExit(3, 4), skipped=(2, 3))
 REQUEST = Request([7, 8, 9] * 4, 40, record_logits=True)
 
 
@@ -33,7 +33,8 @@ def decoded() -> dict[str, Decoded]:
     """What every row gives for one request, and under its name the width of its steps."""
     model = tiny_model()
     heads = random_heads(model, (1, 2, 3))
-    return {name: decode(model, method, REQUEST, POLICY, heads) for name, method in METHODS.items()}
+    draft = tiny_model(num_layers=2)
+    return {name: decode(model, method, REQUEST, POLICY, heads, draft) for name, method in METHODS.items()}
 
 
 def test_a_method_that_owes_vanillas_output_gives_it_bit_for_bit(decoded):
@@ -52,7 +53,14 @@ def test_a_method_drafts_with_what_its_row_says_and_nothing_else(decoded):
         "adadecode": (0, 1, 2),
         "adadecode-unverified": (0, 1, 2),
         "adadecode-never": (1, 2),
+        "layer-skipping": (),
+        "ngram": (0,),
+        "layerskip": (3,),
+        "speculative": (0,),
         "transformers": (),
+        "hf-prompt-lookup": (0,),
+        "hf-early-exit": (3,),
+        "hf-assisted": (0,),
     }
     assert decoded["adadecode"].generation.num_drafted > 0
     for name, result in decoded.items():
@@ -68,7 +76,7 @@ def test_a_method_that_does_not_verify_keeps_every_draft(decoded):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_is_as_wide_as_the_row_says_or_the_run_is(name):
     model = WatchedDecoder()
-    decode(model, METHODS[name], Request([5, 6], 3), POLICY, random_heads(model, (1, 2)))
+    decode(model, METHODS[name], Request([5, 6], 3), POLICY, random_heads(model, (1, 2, 3)), tiny_model())
     width = METHODS[name].step_width(POLICY.width)
     assert model.widths == ([] if width is None else [width])
 

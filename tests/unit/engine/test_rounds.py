@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from adadecode.engine.generate import Request, generate
-from adadecode.engine.policy import Policy, make_policy, step_width
+from adadecode.engine.policy import OneExit, Policy, make_policy, step_width
 from adadecode.engine.tally import Decoded
 from adadecode.errors import NonFiniteLogitsError, PromptTooLongError, UsageError
 from adadecode.settings import DecodeSettings
@@ -233,9 +233,9 @@ def test_policy_names_the_exits_that_have_no_head():
 
 def test_policy_takes_rejection_and_ngrams_from_the_settings():
     policy = make_policy(DecodeSettings(gamma=(0.5, 0.7), reject=0.6, ngram=0.4, max_drafts=3), (2, 3), 8)
-    assert policy == Policy((2, 3), (0.5, 0.7), 3, 0.6, 0.4)
+    assert policy == Policy((2, 3), (0.5, 0.7), 3, 0.6, 0.4, layerskip=OneExit(2, 4))
     assert policy.draft_exits == (0, 2, 3)
-    assert make_policy(DecodeSettings(), (2, 3), 8) == Policy((2, 3), (0.75, 0.75), 5)
+    assert make_policy(DecodeSettings(), (2, 3), 8) == Policy((2, 3), (0.75, 0.75), 5, layerskip=OneExit(2, 4))
 
 
 def test_width_is_a_multiple_of_eight():

@@ -1,0 +1,39 @@
+"""The smaller model that drafts for another one: found, loaded, and held against that one's tokens."""
+
+from transformers import PreTrainedTokenizerBase
+
+from adadecode.errors import UsageError
+from adadecode.model.decoder import DecoderModel
+from adadecode.model.load import load_model
+from adadecode.settings import DecodingSettings
+
+FLAG = "--draft-model"
+
+
+def load_draft_model(config: DecodingSettings, tokenizer: PreTrainedTokenizerBase) -> DecoderModel | None:
+    """The draft model that `config` names, in its dtype and on its device; None where it names none.
+
+    Raises UsageError where it cannot be loaded, or where its tokens are not those of `tokenizer`, the model's own.
+    """
+    name = config.decode.draft_model
+    if name is None:
+        return None
+    draft, of_draft = load_model(config.model_copy(update={"model": name, "revision": None}), FLAG)
+    difference = token_difference(tokenizer, of_draft)
+    if difference is not None:
+        raise UsageError(
+            f"{FLAG} {name!r}: its tokenizer is not that of --model {config.model!r}: {difference}; "
+            "give a smaller model of the same family"
+        )
+    return draft
+
+
+def token_difference(tokenizer: PreTrainedTokenizerBase, of_draft: PreTrainedTokenizerBase) -> str | None:
+    """Where the tokens of two tokenizers differ, the first and how many; None where each id has one token in both."""
+    ours, theirs = ({idx: token for token, idx in of.get_vocab().items()} for of in (tokenizer, of_draft))
+    differing = sorted(idx for idx in ours.keys() | theirs.keys() if ours.get(idx) != theirs.get(idx))
+    if not differing:
+        return None
+    first = differing[0]
+    here, there = ("nothing" if token is None else repr(token) for token in (ours.get(first), theirs.get(first)))
+    return f"token {first} is {there} there and {here} here, and {len(differing)} of {len(ours)} differ"

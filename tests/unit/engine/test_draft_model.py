@@ -1,0 +1,120 @@
+"""Speculative decoding: what a draft model reads and proposes. Its bits are vanilla's in test_rivals.py."""
+
+from typing import Any
+
+import pytest
+
+from adadecode.engine.decode import decode
+from adadecode.engine.generate import Request
+from adadecode.engine.policy import Policy
+from adadecode.methods import METHODS
+from adadecode.records import Generation
+from tests.models import tiny_model
+
+PROMPT = [7, 8, 9] * 4
+SPECULATIVE = METHODS["speculative"]
+
+
+def speculative(
+    draft, max_new_tokens: int = 40, *, prompt=PROMPT, model=None, gamma: float = 0.0, eos=()
+) -> Generation:
+    """What `draft` and verification give, at most five drafts in a round."""
+    policy = Policy(max_drafts=5, draft_gamma=gamma)
+    request = Request(prompt, max_new_tokens, eos)
+    return decode(model or tiny_model(), SPECULATIVE, request, policy, draft=draft).generation
+
+
+def test_a_draft_model_that_is_the_model_itself_is_always_right():
+    generation = speculative(tiny_model(), 1 + 6 * 6 + 3)
+    assert (generation.num_rounds, generation.num_drafted, generation.num_accepted) == (7, 32, 32)
+    assert generation.exits == (0,)
+    assert generation.layers_run == 7 * 4, "the draft model's own layers are not the model's"
+
+
+def test_a_draft_model_stops_where_all_of_its_drafts_may_not_hold():
+    """The product of its probabilities is what must exceed the threshold."""
+    draft, loose = tiny_model(seed=1), speculative(tiny_model(seed=1))
+    strict = speculative(draft, gamma=0.2)
+    assert 0 < strict.num_drafted < loose.num_drafted
+    assert strict.output_token_ids == loose.output_token_ids
+    assert speculative(draft, gamma=0.999).num_drafted == 0
+
+
+def test_a_draft_model_drafts_no_more_after_an_eos():
+    model = tiny_model(seed=2)
+    output = speculative(tiny_model(seed=2), model=model, prompt=[5, 6, 7]).output_token_ids
+    end = next(i for i, token_id in enumerate(output) if i > 2 and token_id not in output[:i])
+    ended = speculative(tiny_model(seed=2), model=model, prompt=[5, 6, 7], eos=(output[end],))
+    assert ended.output_token_ids == output[: end + 1]
+    assert ended.finish_reason == "eos"
+    assert ended.num_accepted == ended.num_drafted, "nothing that a confident EOS leads to was drafted"
+
+
+def test_a_draft_model_reads_what_is_new_and_nothing_twice():
+    """Each token of the text once, and each draft it goes on from: the cache is rolled back, not filled again."""
+    draft, read, first = tiny_model(seed=1), [], [0]
+    new_step = draft.new_step
+
+    def counted_step(width: int, num_positions: int) -> Any:
+        step: Any = new_step(width, num_positions)
+        begin, run = step.begin, step.run
+
+        def counted_begin(position: int) -> None:
+            first[0] = position
+            begin(position)
+
+        def counted_run(lo: int, hi: int, start: int, stop: int) -> None:
+            read.extend(range(first[0] + lo, first[0] + hi))
+            run(lo, hi, start, stop)
+
+        step.begin, step.run = counted_begin, counted_run
+        return step
+
+    draft.new_step = counted_step
+    generation = speculative(draft)
+    # of a round's drafts all but the last are read, and again where they were wrong; of the text all but the prompt
+    assert sorted(set(read)) == list(range(len(PROMPT), max(read) + 1))
+    wrong = generation.num_drafted - generation.num_accepted
+    assert len(read) <= 39 + wrong
+
+
+@pytest.mark.parametrize("context_len", [10, 13, 20, 30])
+def test_a_draft_model_is_silent_past_its_context(context_len):
+    generation = speculative(tiny_model(context_len=context_len))
+    vanilla = decode(tiny_model(), METHODS["vanilla"], Request(PROMPT, 40, ()), Policy(max_drafts=5)).generation
+    assert generation.output_token_ids == vanilla.output_token_ids
+    # it can propose one token after all that it has positions for
+    room = max(0, context_len - len(PROMPT))
+    assert generation.num_drafted <= room
+    assert (generation.num_drafted > 0) == (room > 0)
+
+
+@pytest.mark.parametrize("vocab_size", [50, 130])
+def test_a_draft_model_of_another_vocabulary_size_proposes_what_both_have(vocab_size):
+    """Embeddings are often padded. A text with a token that it lacks it cannot read; one the model lacks is no draft."""
+    vanilla = decode(tiny_model(), METHODS["vanilla"], Request(PROMPT, 40, ()), Policy(max_drafts=5)).generation
+    generation = speculative(tiny_model(vocab_size=vocab_size))
+    assert generation.output_token_ids == vanilla.output_token_ids
+    assert generation.num_drafted > 0
+    unread = speculative(tiny_model(vocab_size=50), prompt=[7, 60, 8])
+    assert unread.num_drafted == 0
+
+
+def test_the_draft_models_prefill_is_part_of_the_time_to_first_token():
+    order = []
+    model, draft = tiny_model(), tiny_model()
+    steps = model.new_step, draft.new_step
+
+    def noting(name, new_step):
+        def new(width, num_positions):
+            step = new_step(width, num_positions)
+            prefill = step.prefill
+            step.prefill = lambda prompt_ids: (order.append((name, len(prompt_ids))), prefill(prompt_ids))[1]
+            return step
+
+        return new
+
+    model.new_step, draft.new_step = noting("model", steps[0]), noting("draft", steps[1])
+    generation = speculative(draft, 1, model=model)
+    assert order == [("model", 12), ("draft", 12)]
+    assert generation.num_rounds == 0, "an output of one token ends with its TTFT, after both"
