@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -12,10 +12,12 @@ from adadecode.certify.asking import Served, ask
 from adadecode.certify.compare import BASELINE, CANDIDATE, SIDES, judged
 from adadecode.certify.failures import ServerError
 from adadecode.certify.stream import Completion
+from adadecode.errors import UsageError
 from adadecode.evaluation.rows import MAX_MESSAGE_LEN, SampleRow
 from adadecode.records import Example, Shard
 from adadecode.settings import CertifyConfig
 from adadecode.tasks import score
+from adadecode.tasks.data_files import shown
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,18 @@ class Servers:
     sides: Mapping[str, Served]
     config: CertifyConfig
     stopping: threading.Event
+
+
+def check_plain(shards: Sequence[Shard]) -> None:
+    """Raises UsageError for the first sample that is no single plain prompt, which is all that a server is asked."""
+    for shard in shards:
+        for example in shard.examples:
+            if example.later_turns or not example.prompt:
+                what = f"{example.num_turns} turns" if example.later_turns else f"{len(example.messages)} messages"
+                raise UsageError(
+                    f"--task {shard.task}: sample {shown(example.sample_id)} is a conversation of {what}, and servers are "
+                    "asked to continue single plain prompts: choose another task, or give texts by --task jsonl"
+                )
 
 
 def prompt_rows(servers: Servers, shard: Shard) -> list[SampleRow]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from adadecode.certify.asking import Served, look
 from adadecode.certify.compare import SIDES
 from adadecode.certify.endpoint import Endpoint, address_of
-from adadecode.certify.prompt import Servers, prompt_rows
+from adadecode.certify.prompt import Servers, check_plain, prompt_rows
 from adadecode.certify.result import KIND, CertifyResult, read_certification
 from adadecode.evaluation.progress import total_outcome
 from adadecode.evaluation.rows import commit_rows
@@ -31,7 +31,7 @@ from adadecode.runs.plan import make_plan, plan_hash, plan_table
 from adadecode.runs.run_file import refuse_others_results
 from adadecode.runs.storage import open_storage
 from adadecode.settings import PATIENCE, CertifyConfig, allowed_errors
-from adadecode.tasks import expand_task, load_examples
+from adadecode.tasks import expand_task, find_task, load_examples
 
 SAY_EACH_S = 10.0
 LOOK_EACH_S = 0.2  # at whether the run is to stop
@@ -96,7 +96,9 @@ def _servers(config: CertifyConfig, keys: Mapping[str, str]) -> Generator[Server
 def _opened(servers: Servers, out: str | Path | None) -> Generator[Prepared]:
     """The folder of the run, of which this process is the only driver meanwhile."""
     config = servers.config
-    shards = make_plan({task: load_examples(task, config) for task in expand_task(config.task)}, shard_size=1)
+    tasks = expand_task(config.task)
+    shards = make_plan({task: load_examples(task, config) for task in tasks}, shard_size=1)
+    check_plain(shards)
     plan = plan_table(shards)
     settings = _stored_settings(servers)
     fingerprint = _fingerprint(settings, plan)
@@ -104,7 +106,8 @@ def _opened(servers: Servers, out: str | Path | None) -> Generator[Prepared]:
         "kind": KIND,
         "config": settings,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "provenance": provenance() | {"hashes": {"plan": plan_hash(plan)}},
+        "provenance": provenance()
+        | {"hashes": {"plan": plan_hash(plan)}, "data": {task: find_task(task).read_from(config) for task in tasks}},
     }
     location = str(Path("results") / f"certify-{fingerprint[:8]}") if out is None else str(out)
     refuse_others_results(location, fingerprint, facts)

@@ -33,7 +33,7 @@ def tasks_command(task: str | None, model: str | None, config_file: Path | None,
             raise UsageError(f"{flag}: without a task nothing is shown of it; name one, as in `adadecode tasks gsm8k`")
         console().print(tasks_table())
         return
-    from adadecode.api import ShownPrompt, show_prompts
+    from adadecode.evaluation.prompts import ShownPrompt, show_prompts
 
     settings = build_settings(DataSettings, config_file, {**flags, "task": task}, beside=EvalConfig)
     if settings.limit is None:

@@ -12,8 +12,7 @@ from adadecode.errors import UsageError
 from tests.command_lines import FENCED_BLOCK
 
 ROOT = Path(__file__).parents[2]
-# a default of `say`; what `load` and `adadecode generate` share; what `adadecode tasks TASK` prints
-NOT_EXPORTED = {"silent", "load_configured", "show_prompts", "ShownPrompt"}
+NOT_EXPORTED = {"silent", "load_configured"}  # a default of `say`; what `load` and `adadecode generate` share
 
 
 def test_every_public_name_is_there_and_nothing_else_is_public():

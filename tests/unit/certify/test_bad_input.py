@@ -1,5 +1,6 @@
 """What cannot be certified is one line and exit code 2; keys and passwords are nowhere."""
 
+import json
 import socket
 
 import pytest
@@ -127,3 +128,27 @@ def test_an_empty_url_is_one_line(url, certify):
 
 def test_a_url_that_is_missing_is_one_line(usage_error):
     assert "--candidate: Field required" in usage_error("certify", "--baseline", "http://host")
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "said"),
+    [
+        (
+            "spec_bench",
+            {"question_id": 81, "category": "writing", "turns": ["Write a story.", "Shorter."]},
+            "--task spec_bench: sample 'spec_bench-81' is a conversation of 2 turns",
+        ),
+        (
+            "jsonl",
+            {"id": "a", "messages": [{"role": "system", "content": "Rhyme."}, {"role": "user", "content": "Hello."}]},
+            "--task jsonl: sample 'a' is a conversation of 2 messages",
+        ),
+    ],
+)
+def test_a_conversation_is_refused_before_anything_is_asked(task, row, said, certify, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(row))
+    with CompletionServer() as server:
+        line = refusal(certify(server, server, task=task, data_file=rows))
+        assert server.asked == []
+    assert f"{said}, and servers are asked to continue single plain prompts: choose another task" in line

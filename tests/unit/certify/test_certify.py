@@ -156,7 +156,7 @@ def test_the_kind_of_server_can_be_told(certify):
     assert "compared by text" not in found.said
 
 
-def test_the_tables_have_the_schemas_of_every_run(certify):
+def test_the_tables_have_the_schemas_of_every_run(certify, prompts):
     with CompletionServer() as baseline, CompletionServer() as candidate:
         found = certify(baseline, candidate)
     for name, schema in (("summary", SUMMARY), ("verify", VERIFY)):
@@ -164,6 +164,7 @@ def test_the_tables_have_the_schemas_of_every_run(certify):
     parts = sorted((found.folder / "samples").glob("*.parquet"))
     assert len(parts) == NUM_PROMPTS
     assert pq.read_schema(parts[0]).remove_metadata() == SAMPLES
+    assert found.run["provenance"]["data"]["jsonl"]["source"] == str(prompts)
     summary = pq.read_table(found.folder / "summary.parquet").to_pylist()
     assert [(row["method"], row["n"], row["num_prompts"]) for row in summary] == [
         ("baseline", 20, NUM_PROMPTS),
