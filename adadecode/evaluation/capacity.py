@@ -18,7 +18,7 @@ from adadecode.runs.engines import num_engines
 from adadecode.runs.folder import read_commits, read_run, read_samples
 from adadecode.runs.plan import longest_first
 from adadecode.runs.storage import open_storage
-from adadecode.settings import READ_BEFORE, EvalConfig
+from adadecode.settings import EvalConfig, in_full
 
 # Settings that change how long a sample takes, beside those of `decode`.
 DECISIVE_FIELDS = (
@@ -228,7 +228,8 @@ def list_schedule(shard_s: Sequence[float], num_workers: int) -> WorkerTime:
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     """The decisive settings that differ, as `dtype float32 (here bfloat16)`."""
-    pairs = [(name, {**READ_BEFORE, **theirs}.get(name), ours[name]) for name in DECISIVE_FIELDS]
+    theirs = in_full(theirs)
+    pairs = [(name, theirs.get(name), ours[name]) for name in DECISIVE_FIELDS]
     pairs += [(name, theirs["decode"].get(name), value) for name, value in ours["decode"].items()]
     return [f"{name} {_shown(their)} (here {_shown(our)})" for name, their, our in pairs if their != our]
 

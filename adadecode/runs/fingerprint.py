@@ -8,7 +8,7 @@ from typing import Any
 from adadecode.demo import resolve_model
 from adadecode.errors import ExitHeadsError
 from adadecode.files import readable, short_hash
-from adadecode.settings import READ_BEFORE, EvalConfig, fingerprint_of
+from adadecode.settings import EvalConfig, fingerprint_of, in_full
 from adadecode.tasks import task_domain
 from adadecode.tasks.heads import heads_folder, reads_heads
 
@@ -82,6 +82,6 @@ def _digest(file: Path) -> bytes:
 
 def changed_settings(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     """Which settings of two runs differ, for a person; where none does, what then changed."""
-    theirs, ours = READ_BEFORE | theirs, READ_BEFORE | ours
+    theirs, ours = in_full(theirs), in_full(ours)
     names = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
     return f"different: {', '.join(names)}" if names else "the model, heads or data behind the same settings changed"

@@ -11,6 +11,7 @@ from adadecode.settings.configs import (
     TrainedKind,
     TuneConfig,
     fingerprint_of,
+    in_full,
 )
 from adadecode.settings.fields import Flag, Settings, flag_name, members
 from adadecode.settings.files import FileSettings
@@ -74,6 +75,7 @@ __all__ = [
     "fingerprint_of",
     "flag_name",
     "given_flags",
+    "in_full",
     "members",
     "read_policy",
     "read_settings",

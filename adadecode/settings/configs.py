@@ -104,6 +104,14 @@ def fingerprint_of(settings: Mapping[str, Any], facts: Mapping[str, str | None])
     return short_hash(json.dumps({**decisive, **facts}, sort_keys=True, separators=(",", ":")))
 
 
+def in_full(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`settings` of a run.json of any version with those that came later, as all runs were before."""
+    full = {**READ_BEFORE, **settings}
+    if is_mapping(decode := full.get("decode")):
+        full["decode"] = {**DECODED_BEFORE, **decode}
+    return full
+
+
 class TrainConfig(ThreadSettings, DataSettings, ModelSettings):
     """One training of exit heads."""
 

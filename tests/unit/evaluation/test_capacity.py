@@ -19,7 +19,7 @@ from adadecode.evaluation.capacity import (
 )
 from adadecode.runs.folder import read_samples
 from adadecode.runs.run import plan_run
-from adadecode.settings import DecodeSettings, EvalConfig
+from adadecode.settings import READ_BEFORE, DecodeSettings, EvalConfig, RivalSettings
 from adadecode.settings.groups import PlacementSettings
 from tests.folders import write_prompts
 from tests.planting import edit_json, plant
@@ -167,6 +167,15 @@ def test_settings_that_change_the_time_are_told():
         "exits not given (here 4,8)",
         "max_new_tokens 512 (here 40)",
     ]
+
+
+def test_what_an_older_run_could_not_set_is_no_difference():
+    ours = EvalConfig().model_dump(mode="json")
+    theirs = {name: value for name, value in ours.items() if name not in READ_BEFORE}
+    theirs["decode"] = {name: value for name, value in ours["decode"].items() if name not in RivalSettings.model_fields}
+    assert differences(theirs, ours) == []
+    ours["decode"]["layerskip_drafts"] = 5
+    assert differences(theirs, ours) == ["layerskip_drafts 4 (here 5)"]
 
 
 def test_every_setting_changes_the_time_of_a_sample_or_is_known_not_to():
