@@ -183,3 +183,17 @@ def test_report_and_verify_judge_the_folder_again(certify, cli):
     (line,) = [line for line in cli("report", found.folder.parent).output.splitlines() if "candidate" in line]
     assert line.split()[:5] == ["run", "jsonl", "complete", str(NUM_PROMPTS), "candidate"]
     assert line.endswith(" 19/20")
+
+
+def test_a_certification_is_scored_as_any_run_is(certify, cli, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"question": "How many?", "answer": "Three. #### 3"}))
+    with CompletionServer() as server:
+        found = certify(server, server, task="gsm8k", data_file=rows)
+    result = cli("score", found.folder)
+    assert result.exit_code == 0, result.output
+    scores = pq.read_table(found.folder / "scores.parquet").to_pylist()
+    assert {(row["method"], row["metric"], row["score"]) for row in scores} == {
+        (side, metric, 0.0) for side in ("baseline", "candidate") for metric in ("strict", "flexible")
+    }
+    assert cli("report", found.folder).exit_code == 0
