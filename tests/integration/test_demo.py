@@ -38,7 +38,7 @@ def test_generate_shows_text_statistics_and_parity():
     result = CliRunner().invoke(main, [*arguments, "--max-new-tokens", "40", "--threads", "1"])
     assert result.exit_code == 0, result.output
     assert "tokens equal to vanilla's" in result.output
-    assert re.search(r"accepted/drafted layer 0: \d+/\d+, layer 4: \d+/\d+", result.output)
+    assert re.search(r"accepted/drafted layer 0: \d+/\d+, layer 1: \d+/\d+", result.output)
 
 
 @pytest.mark.slow

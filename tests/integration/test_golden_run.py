@@ -1,4 +1,7 @@
-"""A run folder that version 0.1.0 wrote: read as it was then, and finished by the command that began it."""
+"""A run folder that version 0.1.0 wrote: read as it was then, and finished by the command that began it.
+
+The demo's heads and policy are others since: it takes those of then.
+"""
 
 import json
 import shutil
@@ -13,8 +16,10 @@ from adadecode.runs.folder import read_commits, read_run
 from tests.integration.runs import deterministic
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "run-0.1.0"
+HEADS_OF_THEN = GOLDEN.with_name("heads-0.1.0")
 COMMAND = ["eval", "--task", "demo-math", "--limit", "6", "--max-new-tokens", "48", "--shard-size", "1"]
 COMMAND += ["--repeats", "2", "--local", "--threads", "1"]
+POLICY_OF_THEN = ["--exits", "4,10", "--gamma", "0.6,0.5", "--stop", "token", "--reject", "0.7", "--ngram", "0.5"]
 FINGERPRINT = "b93d261f3521951c"
 OF_BITS = ["logits_digest", "vanilla_margin", "method_margin"]  # another processor may add in another order
 OF_DRAFTS = ["num_rounds", "num_drafted", "num_accepted", "drafted_per_exit", "accepted_per_exit"]
@@ -35,11 +40,21 @@ def test_a_run_of_0_1_0_is_told_as_it_was_then(command, tmp_path, monkeypatch):
     assert contents(tmp_path / "complete") == contents(GOLDEN / "complete")
 
 
-def test_a_run_that_0_1_0_began_is_finished_by_the_same_command(tmp_path):
+def test_a_run_that_0_1_0_began_is_refused_with_the_heads_and_the_policy_of_today(tmp_path):
+    out = tmp_path / "interrupted"
+    shutil.copytree(GOLDEN / "interrupted", out)
+    result = CliRunner().invoke(main, [*COMMAND, "--out", str(out)])
+    assert result.exit_code == 2
+    assert f"belongs to another run (fingerprint {FINGERPRINT}" in result.stderr
+    assert contents(out) == contents(GOLDEN / "interrupted")
+
+
+def test_a_run_that_0_1_0_began_is_finished_by_the_same_command(tmp_path, monkeypatch):
+    monkeypatch.setattr("adadecode.tasks.heads.HEADS_DIR", HEADS_OF_THEN)
     out = tmp_path / "interrupted"
     shutil.copytree(GOLDEN / "interrupted", out)
     before = contents(out)
-    result = CliRunner().invoke(main, [*COMMAND, "--out", str(out)])
+    result = CliRunner().invoke(main, [*COMMAND, *POLICY_OF_THEN, "--out", str(out)])
     assert (result.exit_code, result.stderr) == (0, ""), result.output
     assert "withdrawn" not in result.stdout
     assert "6 samples in 6 shards, 3 done before, 3 to do" in result.stdout

@@ -166,7 +166,7 @@ def test_the_command_prints_tables_stores_them_and_ends_with_one_json_line(cli, 
     assert found["machine"]["threads"] == 1
     text = (out / "bench.txt").read_text()
     assert "adadecode-never" in text
-    assert "layers 1-4" in text
+    assert "layers 2-16" in text, "behind the exit of its policy"
     assert text.splitlines()[0] == result.stdout.splitlines()[0]
     assert pq.read_schema(out / "bench.parquet").names == BENCH_ROWS.names
     assert pq.read_table(out / "bench.parquet").num_rows == 4
@@ -220,7 +220,10 @@ def test_every_method_stands_in_every_place():
         (("--shape", "llama-3"), "--shape 'llama-3'"),
         (("--methods", "adadecode"), "--methods adadecode"),
         (("--exits", "3", "--task", "demo-math"), "no heads at [3]"),
-        (("--heads", "original", "--task", "demo-math"), "--heads original is the model's own LM head"),
+        (
+            ("--heads", "original", "--head", "shortlist", "--task", "demo-math"),
+            "--heads original is the model's own LM head",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(usage_error, flags, message):
