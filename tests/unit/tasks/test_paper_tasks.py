@@ -44,7 +44,7 @@ def test_mbpp_prompts_are_the_papers_and_the_reference_holds_the_tests(tmp_path)
     assert example.sample_id == "mbpp-11"
     assert example.prompt == f"{task}\n[BEGIN]\n"
     assert example.chat_prompt == f"{task}\n\nAnswer with the code in one Python code block."
-    tests = "\n".join(MBPP_ROW["test_list"])
+    tests = "assert add(1, 2) == 3\nassert add(0, 0) == 0"
     assert json.loads(example.reference) == {"prompt": "", "tests": tests, "entry_point": None}
 
 
