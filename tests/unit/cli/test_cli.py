@@ -264,8 +264,7 @@ def test_report_prints_provenance_the_table_and_parity(cli, tiny, tmp_path):
     assert "status: complete" in result.stdout
     assert (
         "config.decode: draft_gamma=0.0, gamma=0.02, gate=0.0, head=full, layerskip_drafts=4, max_drafts=5, "
-        "max_new_tokens=10, ngram_store=True"
-        in result.stdout
+        "max_new_tokens=10, ngram_store=True" in result.stdout
     )
     table = run.stdout[run.stdout.index("task ") : run.stdout.index("tables: ")]
     assert table.splitlines()[1:] == result.stdout[result.stdout.index("task ") :].splitlines()[1:]
