@@ -28,7 +28,7 @@ from adadecode.bench.subject import load_subject
 from adadecode.bench.synthetic import synthetic_lm
 from adadecode.bench.table import BENCH_ROWS, bench_tables
 from adadecode.evaluation.compare import compare
-from adadecode.settings import BenchConfig, build_settings
+from adadecode.settings import READ_BEFORE, BenchConfig, RivalSettings, build_settings
 from tests.json_keys import key_paths
 from tests.models import HAS_COMPILER, needs_compiler
 
@@ -69,6 +69,9 @@ NEW_KEYS |= {"roofline.bandwidth_bytes_per_s", "settings.decode.stop", "settings
 NEW_KEYS |= {"machine.policy.stop", "machine.policy.ngram_store"}
 OLD_KEYS = {"roofline.copy_bandwidth_bytes_per_s"}
 KEYED_BY_NAME = frozenset({"methods", "parts[].calls_per_round", "machine.heads_hash", "provenance.packages"})
+NEW_KEYS |= {f"settings.{name}" for name in READ_BEFORE} | {
+    f"settings.decode.{name}" for name in RivalSettings.model_fields
+}
 
 
 def test_the_json_has_the_keys_of_the_reference_runs_and_the_rows_the_columns():
