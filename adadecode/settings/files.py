@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from adadecode.errors import UsageError
-from adadecode.printable import on_one_line
+from adadecode.printable import on_one_line, printable
 
 CORE = "tag:yaml.org,2002:"
 TAGS = (
@@ -61,24 +61,24 @@ def read_mapping(file: Path) -> FileSettings:
 
     Of a run.json it is the configuration that the run was started with. Raises UsageError with file and line.
     """
-    form = "JSON" if file.suffix == ".json" else "YAML"
+    form, name = "JSON" if file.suffix == ".json" else "YAML", printable(str(file))
     try:
         text = file.read_bytes().decode("utf-8-sig")
         loaded = _from_json(file, text) if form == "JSON" else _from_yaml(file, text)
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f" line {error.problem_mark.line + 1}"
         said = ", ".join(part for part in (error.context, error.problem) if part)
-        raise UsageError(f"{file}{line}: cannot be read as YAML: {on_one_line(said)}") from error
+        raise UsageError(f"{name}{line}: cannot be read as YAML: {on_one_line(said)}") from error
     except OSError as error:
-        raise UsageError(f"{file}: {error.strerror or error}") from error
+        raise UsageError(f"{name}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{file}: cannot be read as {form}: it is not UTF-8 text") from error
+        raise UsageError(f"{name}: cannot be read as {form}: it is not UTF-8 text") from error
     except (ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"{file}: cannot be read as {form}: {on_one_line(error)}") from error
+        raise UsageError(f"{name}: cannot be read as {form}: {on_one_line(error)}") from error
     except RecursionError as error:
-        raise UsageError(f"{file}: cannot be read as {form}: it is nested too deep") from error
+        raise UsageError(f"{name}: cannot be read as {form}: it is nested too deep") from error
     if not isinstance(loaded, FileSettings):
-        raise UsageError(f"{file}: expected a mapping of settings, such as `task: gsm8k`")
+        raise UsageError(f"{name}: expected a mapping of settings, such as `task: gsm8k`")
     config = loaded.get("config")
     if "fingerprint" in loaded and isinstance(config, FileSettings):
         return FileSettings(config, config.places, of_run=True)
@@ -123,7 +123,7 @@ class _Yaml:
                 below = self._merged(value_node)
             else:
                 values[key] = value
-        own = {key: f"{self.file} line {places[key]}" for key in values}
+        own = {key: f"{printable(str(self.file))} line {places[key]}" for key in values}
         return FileSettings({**below, **values}, below.places | own)
 
     def _merged(self, node: yaml.Node) -> FileSettings:

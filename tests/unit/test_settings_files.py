@@ -326,6 +326,18 @@ def test_settings_that_the_command_line_gives_leave_the_rest_to_the_policys_file
     assert (decode.stop, decode.ngram_store, decode.ngram, decode.gamma) == ("chain", False, 0.25, 0.75)
 
 
+def test_a_policys_name_with_control_characters_is_told_on_one_line_and_escaped(tmp_path):
+    for name in ("0\r", "\x1b[2J\n"):
+        with pytest.raises(UsageError) as caught:
+            build_settings(EvalConfig, None, {"policy": name})
+        assert str(caught.value).isprintable(), ascii(str(caught.value))
+    odd = written(tmp_path, "gamma: [", "a\nb.yaml")
+    with pytest.raises(UsageError) as caught:
+        build_settings(EvalConfig, odd, {})
+    assert r"a\nb.yaml line" in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
 def test_a_policy_without_exits_drafts_by_n_grams_alone(tmp_path):
     policy = written(tmp_path, "exits: []\nngram: 0.5\nhead: shortlist\n", "policy.yaml")
     decode = build_settings(EvalConfig, None, {"policy": str(policy)}).decode
