@@ -95,18 +95,22 @@ class OutputsProgress:
         """Counts new outputs."""
         self._num_made += num_outputs
         self._count(num_outputs, num_tokens)
-        now = time.monotonic()
-        if self._num_done == self._num_prompts or now - self._last_said >= PROGRESS_EVERY_S:
-            self._last_said = now
-            left_s = (now - self._started) / self._num_made * (self._num_prompts - self._num_done)
-            self._say(
-                f"outputs: {self._num_done}/{self._num_prompts} prompts, {self._num_tokens} tokens, {left_s:.0f} s left"
-            )
+        if self._num_done == self._num_prompts or time.monotonic() - self._last_said >= PROGRESS_EVERY_S:
+            self._say_how_far()
 
     def reused(self, part: Part) -> None:
-        """Counts the outputs of a part that was there before."""
+        """Counts the outputs of a part that was there before, also one that another worker had just made."""
         self._count(part.num_outputs, part.num_tokens)
         self._say(f"outputs: reusing {part.num_outputs} of {part_path(Path(), part.part_idx).name}")
+        if self._num_done == self._num_prompts and self._num_made:
+            self._say_how_far()
+
+    def _say_how_far(self) -> None:
+        self._last_said = time.monotonic()
+        left_s = (self._last_said - self._started) / self._num_made * (self._num_prompts - self._num_done)
+        self._say(
+            f"outputs: {self._num_done}/{self._num_prompts} prompts, {self._num_tokens} tokens, {left_s:.0f} s left"
+        )
 
     def _count(self, num_outputs: int, num_tokens: int) -> None:
         self._num_done += num_outputs
