@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from adadecode.model.decoder import DecoderModel
     from adadecode.model.exit_heads import ExitHeads
     from adadecode.model.head_files import HeadFacts
+    from adadecode.model.medusa_heads import MedusaHeads
     from adadecode.records import Generation, Say
     from adadecode.runs.result import RunResult
     from adadecode.runs.run import PreparedRun
@@ -62,7 +63,7 @@ class Output:
 class LanguageModel:
     """A loaded model with its exit heads and policy, ready to continue prompts; `heads` is None where it has none.
 
-    `draft` is the draft model, None where the settings name none.
+    `draft` is the draft model and `medusa` the Medusa heads, None where the settings name none.
     """
 
     config: GenerateConfig
@@ -71,6 +72,7 @@ class LanguageModel:
     heads: ExitHeads | None
     policy: Policy
     draft: DecoderModel | None = None
+    medusa: MedusaHeads | None = None
     checked: set[int] = field(default_factory=set[int])  # S of the steps in which rows were found to be independent
 
     def generate(self, prompt: str, *, method: str = OURS, max_new_tokens: int | None = None) -> Output:
@@ -92,7 +94,7 @@ class LanguageModel:
             raise UsageError(f"method {method!r}: unknown; choose among {', '.join(METHODS)}")
         if METHODS[method].needs_heads and self.heads is None:
             raise heads_missing(self.config)
-        check_can_decode(self.model, (METHODS[method],), self.policy, self.heads, self.draft)
+        check_can_decode(self.model, (METHODS[method],), self.policy, self.heads, self.draft, self.medusa)
         if max_new_tokens is not None and max_new_tokens < 1:
             raise UsageError(f"max_new_tokens {max_new_tokens}: give at least 1")
         limit = self.config.decode.max_new_tokens if max_new_tokens is None else max_new_tokens
@@ -103,7 +105,7 @@ class LanguageModel:
         num_positions = len(prompt_ids) + min(limit, room_for_output(self.model, len(prompt_ids)))
         with out_of_memory_named():
             check_rows_once(self.model, self.policy.width, num_positions, self.checked)
-            decoded = decode(self.model, METHODS[method], request, self.policy, self.heads, self.draft)
+            decoded = decode(self.model, METHODS[method], request, self.policy, self.heads, self.draft, self.medusa)
         return Output(decode_output(self.tokenizer, decoded.generation), decoded.generation)
 
 
@@ -124,6 +126,7 @@ def load_configured(config: GenerateConfig) -> LanguageModel:
     from adadecode.evaluation.worker import heads_for
     from adadecode.model.draft_model import load_draft_model
     from adadecode.model.load import load_model, use_threads
+    from adadecode.model.medusa_heads import medusa_heads_of
     from adadecode.model.memory import out_of_memory_named
     from adadecode.tasks.heads import has_heads
 
@@ -132,7 +135,8 @@ def load_configured(config: GenerateConfig) -> LanguageModel:
     with out_of_memory_named():
         heads = heads_for(config, config.domain, model) if has_heads(config) else None
         policy = make_policy(config.decode, None if heads is None else heads.exits, model.num_layers)
-        lm = LanguageModel(config, model, tokenizer, heads, policy, load_draft_model(config, tokenizer))
+        draft, medusa = load_draft_model(config, tokenizer), medusa_heads_of(config, model)
+        lm = LanguageModel(config, model, tokenizer, heads, policy, draft, medusa)
         for num_positions in NUM_POSITIONS:
             check_rows_once(model, policy.width, num_positions, lm.checked)
     return lm

@@ -18,7 +18,8 @@ class Method:
     `reported`, or is `lossy`: never a default, and differences are counted. `width` rows stand in a decode step, None for
     the run's W. `exits` says whether the policy's exits draft, at the policy's gammas or all at `gamma`; `ngrams` whether
     its n-gram drafter does, at the policy's threshold, or at `ngram` where that has none; `one_exit` whether the exit of
-    `--layerskip-exit` alone does, however unsure, up to a fixed length; `draft_model` whether that of `--draft-model` does.
+    `--layerskip-exit` alone does, however unsure, up to a fixed length; `draft_model` whether that of `--draft-model` does;
+    `medusa` whether the heads in `--medusa-heads` do.
     `skips_layers` leaves out those of `--skip-layers`. `verified` drafts are compared with the last layer.
     `is_baseline` rows may be what speedups are quoted against. `by` names who decodes: our engine, or transformers' own
     `generate`.
@@ -32,6 +33,7 @@ class Method:
     ngrams: bool = False
     one_exit: bool = False
     draft_model: bool = False
+    medusa: bool = False
     skips_layers: bool = False
     gamma: float | None = None
     ngram: float | None = None
@@ -42,7 +44,7 @@ class Method:
     @property
     def drafts(self) -> bool:
         """Whether anything can be drafted, so that there are drafts to count: at gamma 1 no exit fires."""
-        return self.ngrams or self.one_exit or self.draft_model or (self.exits and self.gamma != 1.0)
+        return self.ngrams or self.one_exit or self.draft_model or self.medusa or (self.exits and self.gamma != 1.0)
 
     @property
     def needs_heads(self) -> bool:
@@ -60,6 +62,8 @@ class Method:
         where = {
             "layerskip_exit": self.one_exit,
             "draft_model": self.draft_model,
+            "medusa_heads": self.medusa,
+            "medusa_gamma": self.medusa,
             "skip_layers": self.skips_layers,
         }
         how_much = {"layerskip_drafts": self.one_exit, "draft_gamma": self.draft_model} if self.by == "engine" else {}
@@ -116,6 +120,12 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "speculative", "drafts of the smaller model --draft-model, verified together", "exact", draft_model=True
+        ),
+        Method(
+            "medusa",
+            "the next tokens by heads on the last layer's state, those in --medusa-heads, verified together",
+            "exact",
+            medusa=True,
         ),
         Method("transformers", "transformers' own greedy `generate`", "reported", by="transformers"),
         Method(

@@ -26,6 +26,7 @@ from adadecode.kernels.weights import LayerWeights
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
 from adadecode.model.head_tensors import HeadTensors, Shortlist
+from adadecode.model.medusa_heads import MedusaHeads, MedusaTensors
 from adadecode.model.ngram_store import NgramStore
 from adadecode.settings import Kernels
 from adadecode.training.ngrams import build_nodes
@@ -140,6 +141,16 @@ def block_heads(model: DecoderModel, exits: tuple[int, ...], num_tokens: int = 6
     parts = {e: (transform,) for e, transform in random_transforms(model, exits, seed).items()}
     shortlist = Shortlist(torch.arange(num_tokens), {})
     return HeadTensors(parts, shortlist, kind="block", blocks=blocks).on(model, "shortlist")
+
+
+def medusa_heads(
+    model: DecoderModel, num_heads: int = 4, *, noise: float = 0.1, num_tokens: int | None = None, seed: int = 0
+) -> MedusaHeads:
+    """Medusa heads over the first tokens: without `noise` each tells the very token that the state predicts."""
+    generator = torch.Generator().manual_seed(seed)
+    residuals = noise * torch.randn(num_heads, model.width, model.width, generator=generator)
+    token_ids = torch.arange(num_tokens or model.vocab_size)
+    return MedusaTensors(residuals, token_ids, torch.ones(num_heads)).on(model)
 
 
 def shortlist_of(

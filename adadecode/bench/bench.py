@@ -71,8 +71,9 @@ def count_calls(subject: BenchSubject) -> CountedPass:
         for method in sorted(subject.methods, key=lambda name: name != REFERENCE):
             recording = RecordingModel(subject.model)
             decoded = subject.decode_prompt(method, prompt, model=recording, record_logits=True)
-            # what a draft model is asked for is not recorded, and without it the calls are not those of a round
-            if recording.step is not None and not METHODS[method].draft_model:
+            # what a draft model or Medusa heads are asked for is not recorded: without it the calls are no whole round
+            of_others = METHODS[method].draft_model or METHODS[method].medusa
+            if recording.step is not None and not of_others:
                 counted.calls[method] += recording.step.calls
                 counted.tests |= recording.step.tests
             reference = reference or decoded

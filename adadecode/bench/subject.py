@@ -17,6 +17,7 @@ from adadecode.model.decoder import DecoderModel
 from adadecode.model.draft_model import load_draft_model
 from adadecode.model.exit_heads import ExitHeads
 from adadecode.model.load import load_model
+from adadecode.model.medusa_heads import MedusaHeads, medusa_heads_of
 from adadecode.records import Prompt, Say
 from adadecode.settings import BenchConfig
 from adadecode.tasks import expand_task, load_found, task_domain
@@ -29,7 +30,7 @@ SYNTHETIC_PROMPTS, SYNTHETIC_PROMPT_LEN = 3, 64
 
 @dataclass(frozen=True)
 class BenchSubject:
-    """A loaded model, its heads and policies per task, the prompts that are decoded, and the draft model, if any."""
+    """A loaded model, its heads and policies per task, the prompts that are decoded, a draft model and Medusa heads."""
 
     config: BenchConfig
     model: DecoderModel
@@ -37,6 +38,7 @@ class BenchSubject:
     heads: dict[str, ExitHeads]
     policies: dict[str, Policy]
     draft: DecoderModel | None
+    medusa: MedusaHeads | None
 
     @property
     def width(self) -> int:
@@ -68,14 +70,14 @@ class BenchSubject:
         """The generation of `method` on `prompt`; `model` stands in for the bench's own where it is to be watched."""
         request = Request(prompt.token_ids, self.config.decode.max_new_tokens, record_logits=record_logits)
         policy, heads = self.policy(prompt.task), self.heads.get(prompt.task)
-        return decode(model or self.model, METHODS[method], request, policy, heads, self.draft)
+        return decode(model or self.model, METHODS[method], request, policy, heads, self.draft, self.medusa)
 
 
 def load_subject(config: BenchConfig, say: Say) -> BenchSubject:
     """Loads or makes the model, the heads and the prompts; says which prompts are left out."""
     drafts = reads_heads(config) if config.shape is None else any_needs_heads(config.methods)
     heads: dict[str, ExitHeads] = {}
-    draft = None
+    draft, medusa = None, None
     if config.shape is not None:
         if config.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("--device 'cuda': no CUDA device is visible to this process; use --device cpu")
@@ -91,13 +93,13 @@ def load_subject(config: BenchConfig, say: Say) -> BenchSubject:
         data = config if config.limit else config.model_copy(update={"limit": PROMPTS_PER_TASK})
         found = {task: load_found(task, data) for task in tasks}
         model, tokenizer = load_model(config)
-        draft = load_draft_model(config, tokenizer)
+        draft, medusa = load_draft_model(config, tokenizer), medusa_heads_of(config, model)
         prompts = usable_prompts(tokenizer, found, model.context_len, model.vocab_size, say)
         if drafts:
             heads = {task: heads_for(config, task_domain(task), model) for task in tasks}
     policies = {task: make_policy(config.decode, of_task.exits, model.num_layers) for task, of_task in heads.items()}
-    subject = BenchSubject(config, model, prompts, heads, policies, draft)
+    subject = BenchSubject(config, model, prompts, heads, policies, draft, medusa)
     for task in {prompt.task for prompt in prompts}:
         methods = [METHODS[name] for name in config.methods]
-        check_can_decode(model, methods, subject.policy(task), heads.get(task), draft)
+        check_can_decode(model, methods, subject.policy(task), heads.get(task), draft, medusa)
     return subject

@@ -5,13 +5,15 @@ from collections.abc import Iterable
 from adadecode.engine.draft_model import ModelDrafter
 from adadecode.engine.drafters import Heads, drafters_of
 from adadecode.engine.generate import Request, generate
+from adadecode.engine.medusa import MedusaDrafter
 from adadecode.engine.policy import VANILLA, Policy, check_heads_at
 from adadecode.engine.tally import Decoded
 from adadecode.engine.transformers import check_transformers, generate_with_transformers
 from adadecode.errors import UsageError
 from adadecode.methods import Method
 from adadecode.model.decoder import DecoderModel
-from adadecode.settings import draft_model_missing, skip_layers_missing
+from adadecode.model.medusa_heads import MedusaHeads
+from adadecode.settings import draft_model_missing, medusa_heads_missing, skip_layers_missing
 
 
 def decode(
@@ -21,10 +23,11 @@ def decode(
     policy: Policy = VANILLA,
     heads: Heads | None = None,
     draft: DecoderModel | None = None,
+    medusa: MedusaHeads | None = None,
 ) -> Decoded:
     """What `method` gives for `request` in a run of `policy`; `heads` are needed where the method drafts at exits.
 
-    And `draft`, a draft model, where that drafts. Raises PromptTooLongError and NonFiniteLogitsError.
+    And `draft`, a draft model, or `medusa` heads, where those draft. Raises PromptTooLongError and NonFiniteLogitsError.
     """
     policy = policy.for_method(method)
     if method.by == "transformers":
@@ -34,6 +37,9 @@ def decode(
         assert draft is not None, method
         num_positions = len(request.prompt_ids) + request.limit(model)
         drafters = (ModelDrafter(policy.draft_gamma, draft, num_positions, model.vocab_size, request.eos(model)),)
+    if policy.medusa:
+        assert medusa is not None, method
+        drafters = (MedusaDrafter(policy.medusa_gamma, medusa),)
     return generate(model, request, policy, drafters)
 
 
@@ -43,6 +49,7 @@ def check_can_decode(
     policy: Policy,
     heads: Heads | None = None,
     draft: DecoderModel | None = None,
+    medusa: MedusaHeads | None = None,
 ) -> None:
     """Raises UsageError where one of `methods` cannot decode in a run of `policy` with what there is."""
     for method in methods:
@@ -53,6 +60,8 @@ def check_can_decode(
             check_heads_at(adapted.exits, () if heads is None else heads.exits, flag="--layerskip-exit")
         if method.draft_model and draft is None:
             raise UsageError(draft_model_missing(method.name))
+        if method.medusa and medusa is None:
+            raise UsageError(medusa_heads_missing(method.name))
         if method.skips_layers and not policy.skipped:
             raise UsageError(skip_layers_missing(method.name))
         if method.by == "transformers":

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from adadecode.engine.ngram import NgramDrafter
 from adadecode.engine.policy import Policy
@@ -41,6 +41,15 @@ class Drafter(Protocol):
         The last of these slots is the round's current one. Proposals beyond it are a chain that goes on from there, each
         as sure as all before it together, `round_.room` of them at most. None, or none, where there is nothing to propose.
         """
+        ...
+
+
+@runtime_checkable
+class SeesStates(Protocol):
+    """What a drafter is as well that reads states of the last layer, which the next round overwrites."""
+
+    def see(self, step: DecodeStep, slot: int) -> None:
+        """Sees `slot`, which has passed all layers: the newest certain token was predicted from it."""
         ...
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from adadecode.engine.drafters import Drafter
+from adadecode.engine.drafters import Drafter, SeesStates
 from adadecode.engine.policy import VANILLA, Policy
 from adadecode.engine.round import (
     Round,
@@ -91,6 +91,9 @@ def generate(
     output = [int(first_id)]
     extend(drafters, prompt_ids)
     extend(drafters, output)
+    seeing = [drafter for drafter in drafters if isinstance(drafter, SeesStates)]
+    for drafter in seeing:
+        drafter.see(step, 0)
     tally.add_token(first_logits)
     check_finite([float(top)], len(prompt_ids) - 1)
 
@@ -102,6 +105,8 @@ def generate(
         kept = [*round_.token_ids[1 : num_accepted + 1], next_id]
         output += kept
         extend(drafters, kept)
+        for drafter in seeing:
+            drafter.see(step, num_accepted)
         tally.add_round(round_, num_accepted, step.logits)
     return tally.decoded(output, eos)
 

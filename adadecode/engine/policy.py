@@ -37,8 +37,8 @@ class Policy:
     or the `chain` of all pending drafts with it. `rows` stand in a decode step, None for as many as `max_drafts` needs.
     Drafts that are not `verified` are kept as they are. `gated` tests are skipped where their gate says so. `layerskip` is
     where and how much a method drafts that does so at one exit. `draft_model` says that a draft model drafts at boundary 0,
-    while the chance that all of its chain hold exceeds `draft_gamma`. Layers `skipped`, counted from 1, are left out after
-    the prompt.
+    while the chance that all of its chain hold exceeds `draft_gamma`; `medusa` that Medusa heads do, up to `medusa_gamma`.
+    Layers `skipped`, counted from 1, are left out after the prompt.
     """
 
     exits: tuple[int, ...] = ()
@@ -54,6 +54,8 @@ class Policy:
     layerskip: OneExit = NO_EXIT
     draft_model: bool = False
     draft_gamma: float = 0.0
+    medusa: bool = False
+    medusa_gamma: float = 0.0
     skipped: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -68,8 +70,8 @@ class Policy:
 
     @property
     def draft_exits(self) -> tuple[int, ...]:
-        """Where drafts may come from: the exits, and 0 for n-grams and a draft model."""
-        return (0, *self.exits) if self.ngram is not None or self.draft_model else self.exits
+        """Where drafts may come from: the exits, and 0 for n-grams, a draft model and Medusa heads."""
+        return (0, *self.exits) if self.ngram is not None or self.draft_model or self.medusa else self.exits
 
     @property
     def gaps(self) -> tuple[tuple[int, int], ...]:
@@ -98,6 +100,7 @@ class Policy:
             rows=method.width or self.width,
             verified=method.verified,
             draft_model=method.draft_model,
+            medusa=method.medusa,
             skipped=self.skipped if method.skips_layers else (),
         )
         return adapted._at_one_exit() if method.one_exit else adapted
@@ -133,6 +136,7 @@ def make_policy(settings: DecodeSettings, head_exits: tuple[int, ...] | None, nu
         ngram_store=settings.ngram_store,
         layerskip=one_exit(settings, head_exits, num_layers),
         draft_gamma=settings.draft_gamma,
+        medusa_gamma=settings.medusa_gamma,
         skipped=skipped_layers(settings, num_layers),
     )
     if head_exits is None:

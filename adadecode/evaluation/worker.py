@@ -28,6 +28,7 @@ from adadecode.model.head_files import load_heads
 from adadecode.model.head_tensors import original_heads
 from adadecode.model.load import chat_template_hash, load_model, use_threads
 from adadecode.model.machine_kind import MachineKind, tuned_elsewhere
+from adadecode.model.medusa_heads import MedusaHeads, medusa_heads_of
 from adadecode.model.memory import broken_devices_named, out_of_memory_named
 from adadecode.provenance import code_hash, cpu_name, gpu_driver
 from adadecode.records import Shard
@@ -52,6 +53,7 @@ class Worker:
     heads: dict[str, ExitHeads]  # per task
     width: int
     draft: DecoderModel | None = None
+    medusa: MedusaHeads | None = None
     checked: set[int] = field(default_factory=set[int])  # S of the steps in which rows were found to be independent
 
     def facts(self) -> dict[str, Any]:
@@ -75,6 +77,7 @@ class Worker:
             "width": self.width,
             "model_hash": self.model.model_hash,
             **({} if self.draft is None else {"draft_model_hash": self.draft.model_hash}),
+            **({} if self.medusa is None else {"medusa_heads_hash": self.medusa.content_hash}),
             "model_notes": list(self.model.notes),  # what was odd about its files
             "model_commit": getattr(self.model.config, "_commit_hash", None),  # of a hub model
             "heads_hash": {task: heads.content_hash for task, heads in self.heads.items()},
@@ -117,9 +120,10 @@ def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, thre
     model, tokenizer = load_model(config)
     heads = {task: heads_for(config, task_domain(task), model) for task in tasks} if reads_heads(config) else {}
     width = make_policy(config.decode, None, model.num_layers).width
-    worker = Worker(worker_id, config, model, tokenizer, heads, width, load_draft_model(config, tokenizer))
+    draft, medusa = load_draft_model(config, tokenizer), medusa_heads_of(config, model)
+    worker = Worker(worker_id, config, model, tokenizer, heads, width, draft, medusa)
     for task in tasks:  # what a method lacks is told before anything is measured
-        check_can_decode(model, worker.methods, worker.policy(task), heads.get(task), worker.draft)
+        check_can_decode(model, worker.methods, worker.policy(task), heads.get(task), draft, medusa)
     for num_positions in NUM_POSITIONS:
         check_rows_once(model, width, num_positions, worker.checked)
     warmup_ids = [i % model.vocab_size for i in range(1, min(17, model.context_len))]
@@ -148,7 +152,8 @@ def decode_prompt(
     """One generation of `prompt_ids` by `method`."""
     config = worker.config
     request = Request(prompt_ids, max_new_tokens or config.decode.max_new_tokens, record_logits=config.check_logits)
-    return decode(worker.model, METHODS[method], request, worker.policy(task), worker.heads.get(task), worker.draft)
+    policy, heads = worker.policy(task), worker.heads.get(task)
+    return decode(worker.model, METHODS[method], request, policy, heads, worker.draft, worker.medusa)
 
 
 def evaluate_shard(worker: Worker, shard: Shard) -> list[SampleRow]:

@@ -99,7 +99,8 @@ class EagerStep:
     def prefill(self, prompt_ids: list[int]) -> Tensor:
         check_token_ids(prompt_ids, self.weights.vocab_size)
         token_ids = torch.tensor(prompt_ids, device=self.hidden.device)
-        logits, hidden = self._prefill(token_ids, self.cache, self._blocks)
+        logits, hidden = self._prefill(token_ids, self.cache, {*self._blocks, self.weights.num_layers})
+        self.hidden[0] = hidden[self.weights.num_layers][-1]
         for exit_layer, block in self._blocks.items():
             self._prefill_block(self._block_rows[block], hidden[exit_layer])
         return logits

@@ -48,7 +48,10 @@ class DecodeStep(Protocol):
         ...
 
     def prefill(self, prompt_ids: list[int]) -> Tensor:
-        """Runs the prompt through all layers and fills the cache; returns its last row's logits `[V]`."""
+        """Runs the prompt through all layers and fills the cache; returns its last row's logits `[V]`.
+
+        The last row's state after all layers is in slot 0 then.
+        """
         ...
 
     def begin(self, first_position: int) -> None:

@@ -56,10 +56,10 @@ def save_heads(folder: Path, tensors: HeadTensors, facts: HeadFacts) -> None:
     write_whole(folder / FACTS, json.dumps(facts.model_dump(mode="json"), indent=2) + "\n")
 
 
-def read_facts(folder: Path) -> HeadFacts | None:
-    """The facts of the complete heads in `folder`; None when there are none that can be read."""
+def read_facts(folder: Path, name: str = FACTS) -> HeadFacts | None:
+    """The facts of the complete heads in `folder`, in the file `name`; None when there are none that can be read."""
     try:
-        return HeadFacts.model_validate_json((folder / FACTS).read_bytes())
+        return HeadFacts.model_validate_json((folder / name).read_bytes())
     except (OSError, ValidationError):
         return None
 

@@ -24,6 +24,7 @@ PART_NAMES: dict[TrainedKind, tuple[str, ...]] = {
     "original": (),
     "shortlist": (),
     "block": ("T",),
+    "medusa": (),  # at no exit: those are `MedusaTensors`
 }
 OVER_SHORTLIST: tuple[TrainedKind, ...] = ("shortlist", "block")  # trained on a shortlist, and of use over it alone
 
@@ -147,7 +148,7 @@ class HeadTensors:
                 return {e: Head((matrix.to(output),)) for e, matrix in matrices.items()}
             case "original":
                 return {e: Head((output,)) for e in self.parts}
-            case "shortlist":
+            case "shortlist" | "medusa":
                 return {}
 
     def _cooled(self, heads: dict[int, Head]) -> dict[int, Head]:

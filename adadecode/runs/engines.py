@@ -19,6 +19,7 @@ Engine = tuple[str, ...]  # the values of the facts of speed
 DECISIVE = {
     "model_hash": "weights",
     "draft_model_hash": "weights of the draft model",
+    "medusa_heads_hash": "Medusa heads",
     "dtype": "dtypes",
     "chat_template_hash": "chat templates",
     "width": "widths",

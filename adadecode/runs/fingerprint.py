@@ -23,6 +23,9 @@ def source_hashes(config: EvalConfig, tasks: tuple[str, ...]) -> dict[str, str]:
     hashes = hash_model("--model", config.model, "model")
     if config.decode.draft_model is not None:
         hashes |= hash_model("--draft-model", config.decode.draft_model, "draft_model")
+    if config.decode.medusa_heads is not None:
+        with readable("--medusa-heads", folder := Path(config.decode.medusa_heads)):
+            hashes["medusa_heads_files"] = hash_folder(folder)
     for task, folder in heads_folders(config, tasks).items():
         with readable("--heads", folder):
             hashes[f"heads_files_{task}"] = hash_folder(folder)

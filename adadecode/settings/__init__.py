@@ -35,7 +35,7 @@ from adadecode.settings.groups import (
 )
 from adadecode.settings.policy import read_policy, tuned_for
 from adadecode.settings.reading import build_settings, checked_decode, given_flags, read_settings, settings_of
-from adadecode.settings.rivals import RivalSettings, draft_model_missing, skip_layers_missing
+from adadecode.settings.rivals import RivalSettings, draft_model_missing, medusa_heads_missing, skip_layers_missing
 
 __all__ = [
     "MAX_WORKERS",
@@ -76,6 +76,7 @@ __all__ = [
     "flag_name",
     "given_flags",
     "in_full",
+    "medusa_heads_missing",
     "members",
     "read_policy",
     "read_settings",

@@ -33,9 +33,9 @@ from adadecode.settings.groups import (
     ThreadSettings,
 )
 from adadecode.settings.policy import DECODED_BEFORE, with_policy
-from adadecode.settings.rivals import check_read
+from adadecode.settings.rivals import MAX_DRAFTS, check_read
 
-TrainedKind = Literal["transform", "low-rank", "full", "shortlist", "block", "original"]
+TrainedKind = Literal["transform", "low-rank", "full", "shortlist", "block", "original", "medusa"]
 Loss = Literal["kl", "argmax", "acceptance"]
 MAX_STORE_MB = 1000.0
 ShapeName = Literal["llama-3.1-8b", "llama-3.2-1b", "qwen3-8b", "llama-160m"]
@@ -125,6 +125,12 @@ class TrainConfig(ThreadSettings, DataSettings, ModelSettings):
     exits: Annotated[Exits | None, Flag(unset="L/4, L/2, 3L/4")] = Field(
         default=None, description="Exit layers, any number, such as 4,8,12."
     )
+    ahead: Annotated[int | None, Flag(unset="4")] = Field(
+        default=None,
+        ge=1,
+        le=MAX_DRAFTS,
+        description="Tokens after the next that heads of --kind medusa tell, one each.",
+    )
     max_new_tokens: int = Field(default=256, ge=1, le=MAX_COUNT, description="Longest output to learn from, in tokens.")
     seed: int = Field(default=0, ge=0, le=MAX_SEED, description="Order of the batches and choice of held-out prompts.")
     epochs: int = Field(default=8, ge=1, le=MAX_REPEATS, description="Passes over the outputs.")
@@ -169,7 +175,11 @@ class TrainConfig(ThreadSettings, DataSettings, ModelSettings):
             )
         if self.rank is not None and self.kind != "low-rank":
             raise ValueError(f"--rank {self.rank}: only heads of --kind low-rank have one, not {self.kind}; drop it")
-        if self.kl_top_k is not None and self.kind in ("shortlist", "block", "original"):
+        if self.exits is not None and self.kind == "medusa":
+            raise ValueError("--exits: heads of --kind medusa read the last layer; drop it, or give --ahead")
+        if self.ahead is not None and self.kind != "medusa":
+            raise ValueError(f"--ahead {self.ahead}: only heads of --kind medusa look ahead, not {self.kind}; drop it")
+        if self.kl_top_k is not None and self.kind in ("shortlist", "block", "original", "medusa"):
             raise ValueError(f"--kl-top-k {self.kl_top_k}: --kind {self.kind} trains on no such KL; drop it")
         taught = {"epochs", "learning_rate", *(["loss"] if self.loss != "kl" else [])}
         unused = taught & self.model_fields_set if self.kind == "original" else set[str]()
@@ -233,10 +243,10 @@ class BenchConfig(ThreadSettings, MethodSettings, DataSettings, DecodingSettings
             raise ValueError(
                 f"--shape {self.shape} has synthetic weights, heads and prompts: drop it, or {flags_of(beside)}"
             )
-        if self.shape is not None and self.decode.draft_model is not None:
-            raise ValueError(
-                f"--shape {self.shape} has synthetic weights, which no --draft-model knows: drop one of the two"
-            )
+        knowing = {"--draft-model": self.decode.draft_model, "--medusa-heads": self.decode.medusa_heads}
+        given = next((flag for flag, value in knowing.items() if value is not None), None)
+        if self.shape is not None and given is not None:
+            raise ValueError(f"--shape {self.shape} has synthetic weights, which no {given} knows: drop one of the two")
         return self
 
     @property

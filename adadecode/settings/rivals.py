@@ -42,6 +42,15 @@ class RivalSettings(Settings):
         lt=1.0,
         description="Chance that all drafts of --draft-model hold, above which it goes on; 0: always up to --max-drafts.",
     )
+    medusa_heads: Annotated[str | None, Flag(unset="none, and no method that needs them")] = Field(
+        default=None, description="Folder of heads of `train-heads --kind medusa`: those of --methods medusa."
+    )
+    medusa_gamma: float = Field(
+        default=0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Chance that all drafts of --medusa-heads hold, above which it goes on; 0: always one of each head.",
+    )
     skip_layers: Annotated[tuple[int, ...] | None, AfterValidator(inner_layers), Flag(unset="none")] = Field(
         default=None, description="Layers, counted from 1, that --methods layer-skipping leaves out, such as 4,5,6."
     )
@@ -59,12 +68,14 @@ def check_read(methods: tuple[str, ...], decode: RivalSettings) -> None:
         if name not in read and value != RIVALS_BEFORE[name]:
             readers = " or ".join(method.name for method in METHODS.values() if name in method.reads_settings)
             raise ValueError(f"{flag_name(name, field)} {value}: none of --methods reads it; add {readers}, or drop it")
-    needing = next((name for name in methods if METHODS[name].draft_model), None)
-    if needing is not None and decode.draft_model is None:
-        raise ValueError(draft_model_missing(needing))
-    skipping = next((name for name in methods if METHODS[name].skips_layers), None)
-    if skipping is not None and decode.skip_layers is None:
-        raise ValueError(skip_layers_missing(skipping))
+    for name in methods:
+        method = METHODS[name]
+        if method.draft_model and decode.draft_model is None:
+            raise ValueError(draft_model_missing(name))
+        if method.medusa and decode.medusa_heads is None:
+            raise ValueError(medusa_heads_missing(name))
+        if method.skips_layers and decode.skip_layers is None:
+            raise ValueError(skip_layers_missing(name))
 
 
 def skip_layers_missing(method: str) -> str:
@@ -76,4 +87,12 @@ def draft_model_missing(method: str) -> str:
     """What to say of `method` without the draft model that it needs."""
     return (
         f"--draft-model is missing: {method} drafts with one; give a smaller model of the same family, or drop {method}"
+    )
+
+
+def medusa_heads_missing(method: str) -> str:
+    """What to say of `method` without the heads that it needs."""
+    return (
+        f"--medusa-heads is missing: {method} drafts with them; give a folder that `train-heads --kind medusa` wrote, "
+        f"or drop {method}"
     )

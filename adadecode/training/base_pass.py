@@ -29,8 +29,27 @@ class BasePass(NamedTuple):
     final_logits: Tensor  # [N, V]
 
     def read_by(self, model: DecoderModel, idx: int, head: TrainedHead) -> Tensor:
-        """The normed rows `[N, d]` that `head` makes logits of, at the exit `idx`."""
-        return model.final_norm(head.enter(self.hidden[idx])[self.predicts])
+        """The normed rows `[M, d]` that `head` makes logits of, at the exit `idx`.
+
+        M is N, less the positions from which a head that looks ahead sees past the end of the output.
+        """
+        sees = self.predicts
+        if head.ahead:
+            sees = sees & shifted(sees, -head.ahead)
+        return model.final_norm(head.enter(self.hidden[idx])[sees])
+
+    def told_by(self, head: TrainedHead) -> Tensor:
+        """Which of the N positions predict what `head` tells `[N]`: all, or from as many on as it looks ahead."""
+        return (self.predicts & shifted(self.predicts, head.ahead))[self.predicts]
+
+
+def shifted(predicts: Tensor, places: int) -> Tensor:
+    """`predicts` `[B, T]` moved to the right by so many places, to the left where negative, False filling up."""
+    moved = torch.zeros_like(predicts)
+    length = predicts.shape[1] - abs(places)
+    if length > 0:
+        moved[:, max(0, places) :][:, :length] = predicts[:, max(0, -places) :][:, :length]
+    return moved
 
 
 @torch.no_grad()

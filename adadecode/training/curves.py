@@ -11,9 +11,9 @@ from adadecode.records import Say
 
 CURVES, PICTURE = "curves.parquet", "curves.svg"
 
-# One row per point, exit and split. `epoch` counts passes over the training outputs, with their fraction; `kl`, in nats,
-# and `agreement` with the final argmax are means, of the positions since the last point for `train`; `num_tokens` are the
-# positions trained on so far.
+# One row per point, exit (of Medusa heads: how many tokens ahead one looks) and split. `epoch` counts passes over the
+# training outputs, with their fraction; `kl`, in nats, and `agreement` with the final argmax are means, of the positions
+# since the last point for `train`; `num_tokens` are the positions trained on so far.
 SCHEMA = pa.schema(
     [
         ("step", pa.int64()),

@@ -114,7 +114,7 @@ class Distillation:
 
     def _train_step(self, batch: list[GreedyOutput]) -> None:
         assert self.optimizer is not None
-        kl, num_agree = self._forward(batch, is_training=True)
+        kl, num_agree, num_told = self._forward(batch, is_training=True)
         if not kl.isfinite().all():
             raise NonFiniteLogitsError(
                 f"training step {self.step}: KL per exit {kl.tolist()}; use --dtype float32 or a lower --learning-rate"
@@ -129,23 +129,27 @@ class Distillation:
         num_positions = sum(len(output.output_ids) for output in batch)
         self.step += 1
         self.num_tokens += num_positions
-        self.since_point.add(kl, num_agree, num_positions)
-        self.since_epoch.add(kl, num_agree, num_positions)
+        self.since_point.add(kl, num_agree, num_told)
+        self.since_epoch.add(kl, num_agree, num_told)
         if int(self._share() * NUM_POINTS) > int(before * NUM_POINTS):
             self._add_point("train", self.since_point, learning_rate)
             self.since_point = Means(len(self.exits))
 
-    def _forward(self, batch: list[GreedyOutput], *, is_training: bool) -> tuple[Tensor, Tensor]:
-        """KL and number of agreeing argmaxes per exit, `[E]`, summed over `batch`; adds the gradients when training.
+    def _forward(self, batch: list[GreedyOutput], *, is_training: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """KL, number of agreeing argmaxes and of positions per exit, `[E]`, of `batch`; adds the gradients when training.
 
         The base's part runs in its own dtype, as it does when decoding, the distributions in float32. Exit after exit,
         so that the logits of one alone are in memory beside the target.
         """
-        base = run_base(self.model, batch, self.exits)
-        target = make_target(base.final_logits, self.config.kl_top_k)
+        layers = tuple(
+            self.model.num_layers if head.ahead else e for e, head in zip(self.exits, self.heads, strict=True)
+        )
+        base = run_base(self.model, batch, layers)
+        whole_target = make_target(base.final_logits, self.config.kl_top_k)
         base = base._replace(final_logits=torch.empty(0))
-        kls, agreeing = [], []
+        kls, agreeing, counts = [], [], []
         for idx, head in enumerate(self.heads):
+            target = whole_target.at(base.told_by(head)) if head.ahead else whole_target
             with torch.set_grad_enabled(is_training):
                 logits = head.logits(base.read_by(self.model, idx, head))
                 # The sum, not the mean: Adam does not mind the scale, and float16 gradients keep clear of underflow.
@@ -158,13 +162,14 @@ class Distillation:
             best = logits.detach().argmax(dim=-1)
             agreeing.append(((best if head.token_ids is None else head.token_ids[best]) == target.token_ids).sum())
             kls.append(kl.detach())
+            counts.append(len(logits))
             del logits, loss, kl
-        return torch.stack(kls), torch.stack(agreeing)
+        return torch.stack(kls), torch.stack(agreeing), torch.tensor(counts)
 
     def _add_held_out_point(self) -> None:
         means = Means(len(self.exits))
         for batch in self.stream.held_out_batches():
-            means.add(*self._forward(batch, is_training=False), sum(len(output.output_ids) for output in batch))
+            means.add(*self._forward(batch, is_training=False))
         learning_rate = self._learning_rate(self._share()) if self.num_epochs else 0.0
         self._add_point("held_out", means, learning_rate)
 
@@ -234,17 +239,21 @@ class Means:
     """Running means per exit of KL and agreement over positions."""
 
     def __init__(
-        self, num_exits: int, kl: Tensor | None = None, num_agree: Tensor | None = None, num_positions: int = 0
+        self,
+        num_exits: int,
+        kl: Tensor | None = None,
+        num_agree: Tensor | None = None,
+        num_positions: Tensor | None = None,
     ) -> None:
         self._kl = torch.zeros(num_exits, dtype=torch.float64) if kl is None else kl
         self._num_agree = torch.zeros(num_exits, dtype=torch.int64) if num_agree is None else num_agree
-        self._num_positions = num_positions
+        self._num_positions = torch.zeros(num_exits, dtype=torch.int64) if num_positions is None else num_positions
 
-    def add(self, kl: Tensor, num_agree: Tensor, num_positions: int) -> None:
-        """Adds sums over `num_positions` positions."""
+    def add(self, kl: Tensor, num_agree: Tensor, num_positions: Tensor) -> None:
+        """Adds sums `[E]` over `num_positions` `[E]` positions."""
         self._kl += kl.double().cpu()
         self._num_agree += num_agree.cpu()
-        self._num_positions += num_positions
+        self._num_positions += num_positions.cpu()
 
     @property
     def kl(self) -> list[float]:
@@ -254,5 +263,5 @@ class Means:
     def agreement(self) -> list[float]:
         return (self._num_agree / self._num_positions).tolist()
 
-    def state(self) -> tuple[Tensor, Tensor, int]:
+    def state(self) -> tuple[Tensor, Tensor, Tensor]:
         return self._kl, self._num_agree, self._num_positions

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, silu
 
 from adadecode.kernels.weights import LayerWeights
 from adadecode.model.decoder import DecoderModel
@@ -28,6 +28,7 @@ class TrainedHead(nn.Module, ABC):
     """
 
     token_ids: Tensor | None = None
+    ahead = 0  # places after the next token of the one it tells
 
     def enter(self, hidden: Tensor) -> Tensor:
         """What the head reads `[B, T, d]` of the hidden states `[B, T, d]` at its exit."""
@@ -177,11 +178,38 @@ class BlockHead(TrainedHead):
         return self._token_rows @ self.transform
 
 
+class MedusaHead(TrainedHead):
+    """E*[token_ids] . (r + SiLU(W r)) of the last layer's normed state r, for the token `ahead` places after the next.
+
+    As Medusa's (arXiv 2401.10774), W starting as zero; all heads share the model's own LM head.
+    """
+
+    def __init__(self, model: DecoderModel, token_ids: Tensor, ahead: int) -> None:
+        super().__init__()
+        self.token_ids, self.ahead = token_ids, ahead
+        self._token_rows = lm_head_rows(model, token_ids)
+        self.residual = nn.Parameter(torch.zeros(model.width, model.width, device=model.device))
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        return (self.residual,)
+
+    def logits(self, normed: Tensor) -> Tensor:
+        entered = normed + silu(linear(normed, self.residual.to(normed.dtype)))
+        return linear(entered, self._token_rows.to(normed.dtype))
+
+    def rows(self, token_ids: Tensor) -> Tensor:
+        raise AssertionError("no matrix alone gives its logits")
+
+
 def new_heads(model: DecoderModel, exits: tuple[int, ...], config: TrainConfig, shortlist: Tensor) -> list[TrainedHead]:
-    """An untrained head of `config.kind` for each exit; kinds `shortlist` and `block` are over `shortlist` `[K]`."""
+    """An untrained head of `config.kind` for each exit; kinds `shortlist`, `block` and `medusa` are over `shortlist` `[K]`.
+
+    Of kind `medusa` `exits` are how many tokens ahead each looks.
+    """
     generator = torch.Generator().manual_seed(config.seed)
     heads: list[TrainedHead] = []
-    for _ in exits:
+    for idx in exits:
         match config.kind:
             case "transform":
                 heads.append(TransformHead(model))
@@ -195,6 +223,8 @@ def new_heads(model: DecoderModel, exits: tuple[int, ...], config: TrainConfig, 
                 heads.append(BlockHead(model, shortlist))
             case "original":
                 heads.append(OriginalHead(model))
+            case "medusa":
+                heads.append(MedusaHead(model, shortlist, idx))
     return heads
 
 

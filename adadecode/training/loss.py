@@ -19,6 +19,11 @@ class Target:
     log_probs: Tensor  # [N, V], or [N, K] of the most likely `top_ids`
     top_ids: Tensor | None  # [N, K]
 
+    def at(self, kept: Tensor) -> "Target":
+        """The target at those of the N positions where `kept` `[N]` is True."""
+        top_ids = None if self.top_ids is None else self.top_ids[kept]
+        return Target(self.token_ids[kept], self.log_probs[kept], top_ids)
+
 
 @torch.no_grad()
 def make_target(final_logits: Tensor, top_k: int | None) -> Target:

@@ -17,9 +17,11 @@ from adadecode.errors import ExitHeadsError, PromptError, UsageError
 from adadecode.files import make_folder, short_hash
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import check_exits
-from adadecode.model.head_files import HeadFacts, load_heads, read_facts, save_heads
+from adadecode.model.head_files import FACTS, HeadFacts, load_heads, read_facts, save_heads
 from adadecode.model.head_tensors import HeadTensors, Shortlist
 from adadecode.model.load import load_model, use_threads
+from adadecode.model.medusa_heads import FACTS as MEDUSA_FACTS
+from adadecode.model.medusa_heads import MedusaTensors, load_medusa_heads, save_medusa_heads
 from adadecode.model.memory import out_of_memory_named
 from adadecode.model.shortlist import default_shortlist_len
 from adadecode.records import Say
@@ -29,6 +31,7 @@ from adadecode.training.calibrate import fit_temperatures
 from adadecode.training.curves import write_curves
 from adadecode.training.distill import CHECKPOINT, Distillation
 from adadecode.training.kinds import new_heads
+from adadecode.training.medusa import measured_medusa
 from adadecode.training.ngrams import make_store
 from adadecode.training.outputs import Part, make_outputs, part_path
 from adadecode.training.prompts import TaskPrompts
@@ -53,6 +56,7 @@ DECISIVE = {
     "loss",
     "shortlist_len",
 }
+DEFAULT_AHEAD = 4
 
 
 def train_from_config(config: TrainConfig, out: Path, say: Say) -> HeadFacts:
@@ -110,7 +114,8 @@ def distill_heads(
 
     Returns their facts.
     """
-    exits = paper_exits(model.num_layers) if config.exits is None else config.exits
+    exits = trained_places(config, model.num_layers)
+    is_medusa = config.kind == "medusa"
     base = training_base(model)
     fingerprint = fingerprint_of(model, base, exits, parts, config)
     stream = OutputStream(
@@ -120,9 +125,10 @@ def distill_heads(
         seed=config.seed,
         batch_tokens=config.batch_tokens,
     )
-    make_store(model, stream, parts, config, out, say)
-    finished = read_facts(out)
-    if finished is not None and finished.training.get("fingerprint") == fingerprint and is_loadable(out, model):
+    if not is_medusa:
+        make_store(model, stream, parts, config, out, say)
+    finished = read_facts(out, MEDUSA_FACTS if is_medusa else FACTS)
+    if finished is not None and finished.training.get("fingerprint") == fingerprint and is_loadable(out, model, config):
         say(f"{out}: these heads were trained before; delete the folder to train them again")
         return finished
     shortlist_len = config.shortlist_len or default_shortlist_len(model.vocab_size)
@@ -130,26 +136,44 @@ def distill_heads(
     heads = new_heads(base, exits, config, token_ids)
     run = Distillation(base, exits, heads, stream, config, fingerprint)
     run.train(out / CHECKPOINT, checkpoint_every_s, say)
-    tensors = trained_tensors(run, token_ids)
-    temperatures = {} if config.kind == "original" else fit_temperatures(base, tensors, stream.held_out_batches())
-    tensors = replace(tensors, temperatures=temperatures)
-    report = measure(base, tensors.on(base), stream.held_out_batches())
-    report["temperatures"] = {str(e): temperature for e, temperature in temperatures.items()}
-    for exit_layer, share in report["agreement"].items():
-        say(f"exit {exit_layer}: agrees with the final layer on {share:.1%} of {report['num_held_out_tokens']} tokens")
+    tensors, report = measured_medusa(run, token_ids) if is_medusa else measured_tensors(run, token_ids)
+    for place, share in report["agreement"].items():
+        head = f"{place} ahead" if is_medusa else f"exit {place}"
+        say(f"{head}: agrees with the final layer on {share:.1%} of {report['num_held_out_tokens']} tokens")
     write_curves(out, run.points, say)
     facts = HeadFacts(
         kind=config.kind,
         base_model=config.model,
         base_model_hash=model.model_hash,
-        exits=exits,
+        exits=() if is_medusa else exits,
         width=model.width,
         dtype=str(model.dtype).removeprefix("torch."),
         training=training_facts(run, shortlist_len) | report,
     )
-    save_heads(out, tensors, facts)
+    if isinstance(tensors, MedusaTensors):
+        save_medusa_heads(out, tensors, facts)
+    else:
+        save_heads(out, tensors, facts)
     (out / CHECKPOINT).unlink(missing_ok=True)
     return facts
+
+
+def trained_places(config: TrainConfig, num_layers: int) -> tuple[int, ...]:
+    """What tells the heads of a training apart: their exit layers, or of kind `medusa` how many tokens ahead each looks."""
+    if config.kind == "medusa":
+        return tuple(range(1, (config.ahead or DEFAULT_AHEAD) + 1))
+    return paper_exits(num_layers) if config.exits is None else config.exits
+
+
+def measured_tensors(run: Distillation, token_ids: Tensor) -> tuple[HeadTensors, dict[str, Any]]:
+    """The exit heads that `run` trained, their confidences made chances, and what `HeadFacts.training` says of them."""
+    base, stream = run.model, run.stream
+    tensors = trained_tensors(run, token_ids)
+    temperatures = {} if run.config.kind == "original" else fit_temperatures(base, tensors, stream.held_out_batches())
+    tensors = replace(tensors, temperatures=temperatures)
+    report = measure(base, tensors.on(base), stream.held_out_batches())
+    report["temperatures"] = {str(e): temperature for e, temperature in temperatures.items()}
+    return tensors, report
 
 
 def trained_tensors(run: Distillation, token_ids: Tensor) -> HeadTensors:
@@ -183,7 +207,8 @@ def training_facts(run: Distillation, shortlist_len: int) -> dict[str, Any]:
 def check_settings(config: TrainConfig, lm_config: Any) -> None:
     """Raises UsageError, also as ExitHeadsError, when a model of `lm_config` has no such exits, tokens or rank."""
     num_layers, vocab_size, width = lm_config.num_hidden_layers, lm_config.vocab_size, lm_config.hidden_size
-    check_exits(paper_exits(num_layers) if config.exits is None else config.exits, num_layers)
+    if config.kind != "medusa":
+        check_exits(trained_places(config, num_layers), num_layers)
     if config.rank is not None and config.rank > width:
         raise UsageError(f"--rank {config.rank}: the model's width is {width}; give 1..{width}")
     lens = {"shortlist-len": config.shortlist_len, "kl-top-k": config.kl_top_k}
@@ -214,10 +239,13 @@ def training_base(model: DecoderModel) -> DecoderModel:
     return DecoderModel(copy.deepcopy(model.lm).float())
 
 
-def is_loadable(out: Path, model: DecoderModel) -> bool:
+def is_loadable(out: Path, model: DecoderModel, config: TrainConfig) -> bool:
     """Whether the heads in `out` are whole."""
     try:
-        load_heads(out, model, "shortlist")
+        if config.kind == "medusa":
+            load_medusa_heads(out, model)
+        else:
+            load_heads(out, model, "shortlist")
     except ExitHeadsError:
         return False
     return True

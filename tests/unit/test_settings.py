@@ -66,6 +66,8 @@ def test_the_papers_policy_is_the_default_of_other_models():
         "layerskip_drafts": 4,
         "draft_model": None,
         "draft_gamma": 0.0,
+        "medusa_heads": None,
+        "medusa_gamma": 0.0,
         "skip_layers": None,
     }
     assert config.decode.model_dump() == {
@@ -182,7 +184,7 @@ def test_settings_come_back_from_their_json():
         ({"max_new_tokens": 0}, "--max-new-tokens 0: Input should be greater than or equal to 1"),
         ({"methods": ("adadecode",)}, "--methods adadecode: methods must be distinct and include vanilla"),
         ({"methods": ("vanilla", "vanilla")}, "--methods vanilla,vanilla: methods must be distinct"),
-        ({"methods": ("vanilla", "medusa")}, "--methods 'medusa': Input should be 'vanilla', 'vanilla-w1', "),
+        ({"methods": ("vanilla", "eagle")}, "--methods 'eagle': Input should be 'vanilla', 'vanilla-w1', "),
         ({"limit": 0}, "--limit 0: "),
         ({"repeats": 0}, "--repeats 0: "),
         ({"warmup": -1}, "--warmup -1: "),

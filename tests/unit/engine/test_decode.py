@@ -10,7 +10,7 @@ from adadecode.engine.tally import Decoded
 from adadecode.kernels.step import DecodeStep
 from adadecode.methods import METHODS, Method
 from adadecode.model.decoder import DecoderModel
-from tests.models import random_heads, tiny_lm, tiny_model
+from tests.models import medusa_heads, random_heads, tiny_lm, tiny_model
 
 POLICY = Policy((1, 2), (0.1, 0.1), 9, ngram=0.2, layerskip=OneExit(3, 4), skipped=(2, 3))
 REQUEST = Request([7, 8, 9] * 4, 40, record_logits=True)
@@ -34,7 +34,8 @@ def decoded() -> dict[str, Decoded]:
     model = tiny_model()
     heads = random_heads(model, (1, 2, 3))
     draft = tiny_model(num_layers=2)
-    return {name: decode(model, method, REQUEST, POLICY, heads, draft) for name, method in METHODS.items()}
+    medusa = medusa_heads(model)
+    return {name: decode(model, method, REQUEST, POLICY, heads, draft, medusa) for name, method in METHODS.items()}
 
 
 def test_a_method_that_owes_vanillas_output_gives_it_bit_for_bit(decoded):
@@ -57,6 +58,7 @@ def test_a_method_drafts_with_what_its_row_says_and_nothing_else(decoded):
         "ngram": (0,),
         "layerskip": (3,),
         "speculative": (0,),
+        "medusa": (0,),
         "transformers": (),
         "hf-prompt-lookup": (0,),
         "hf-early-exit": (3,),
@@ -76,7 +78,8 @@ def test_a_method_that_does_not_verify_keeps_every_draft(decoded):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_is_as_wide_as_the_row_says_or_the_run_is(name):
     model = WatchedDecoder()
-    decode(model, METHODS[name], Request([5, 6], 3), POLICY, random_heads(model, (1, 2, 3)), tiny_model())
+    heads, medusa = random_heads(model, (1, 2, 3)), medusa_heads(model)
+    decode(model, METHODS[name], Request([5, 6], 3), POLICY, heads, tiny_model(), medusa)
     width = METHODS[name].step_width(POLICY.width)
     assert model.widths == ([] if width is None else [width])
 

@@ -18,6 +18,7 @@ from tests.models import (
     FAMILIES,
     KERNELS,
     NATIVE_DTYPES,
+    medusa_heads,
     random_gates,
     random_heads,
     store_of,
@@ -27,6 +28,7 @@ from tests.models import (
 
 PROMPT = [7, 8, 9] * 4
 LAYERSKIP, NGRAM, SPECULATIVE = METHODS["layerskip"], METHODS["ngram"], METHODS["speculative"]
+MEDUSA = METHODS["medusa"]
 
 
 def layerskip(num_drafts: int, max_new_tokens: int = 40, *, gate: float = 0.0, **model_settings) -> Generation:
@@ -127,6 +129,15 @@ DRAW = {
         }
     ),
     "draft_gamma": st.sampled_from([0.0, 0.01, 0.2]),
+    "medusa": st.fixed_dictionaries(
+        {
+            "num_heads": st.integers(1, 9),
+            "noise": st.sampled_from([0.0, 0.1, 1.0]),
+            "num_tokens": st.sampled_from([1, 40, 97]),
+            "seed": st.integers(0, 3),
+        }
+    ),
+    "medusa_gamma": st.sampled_from([0.0, 0.01, 0.2]),
     "family": st.sampled_from(sorted(FAMILIES)),
     "seed": st.integers(0, 3),
     "tied": st.booleans(),
@@ -153,12 +164,14 @@ def assert_bits_are_vanillas(kernels, dtype, drawn) -> None:
         ngram=drawn["ngram"],
         layerskip=drawn["layerskip"],
         draft_gamma=drawn["draft_gamma"],
+        medusa_gamma=drawn["medusa_gamma"],
     )
     draft = tiny_model(dtype=dtype, kernels=kernels, **drawn["draft"])
     heads = random_heads(model, (1, 2, 3, 4), drawn["seed"])
+    medusa = medusa_heads(model, **drawn["medusa"])
     vanilla = decode(model, METHODS["vanilla"], request, policy)
-    for method in (NGRAM, LAYERSKIP, SPECULATIVE):
-        decoded = decode(model, method, request, policy, heads, draft)
+    for method in (NGRAM, LAYERSKIP, SPECULATIVE, MEDUSA):
+        decoded = decode(model, method, request, policy, heads, draft, medusa)
         assert decoded.generation.output_token_ids == vanilla.generation.output_token_ids, method
         assert decoded.generation.finish_reason == vanilla.generation.finish_reason, method
         assert torch.equal(decoded.logits, vanilla.logits), method

@@ -5,8 +5,9 @@ from adadecode.training.train import DECISIVE
 
 # In the fingerprint by another name: the model's hash, the dtypes, the exits in use, the content of the outputs.
 KNOWN_OTHERWISE = {
-    *("model", "revision", "dtype", "exits"),
+    *("model", "revision", "dtype", "exits", "ahead"),
     *("task", "data_file", "prompt_field", "offset", "limit", "max_new_tokens", "kernels"),
+    *("num_shots", "shots_file", "system_prompt", "shuffle_seed"),
 }
 # Where things are and who does them; the outputs are the same parts cut elsewhere.
 DECIDES_NOTHING = {"outputs", "part_prompts", "batch_prompts", "store_mb", "workers", "address", "threads"}

@@ -26,6 +26,7 @@ NEW_KEYS |= {
     "made_from.threads",
     "made_from.torch",
     "made_from.space.block_exits",
+    *(f"settings.{name}" for name in ("num_shots", "shots_file", "system_prompt", "shuffle_seed")),
 }
 OPTIONAL_KEYS = {"policy.gamma", "policy.reject", "policy.ngram"}
 OTHER_KEYS = {"policy.stop", "made_from.space.gamma_floor", "made_from.space.ngram_floor"}  # than 0.1.0

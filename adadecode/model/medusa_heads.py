@@ -1,0 +1,137 @@
+"""Medusa heads (Cai et al. 2024, arXiv 2401.10774): what comes after the next token, told from the last layer's state.
+
+Head k turns the normed state r that the next token is predicted from into r + SiLU(W_k r), and says with the model's own
+LM head which token stands k places after that next one. Medusa's heads have an LM head each; here all share the model's,
+cut to frequent tokens, so that the K of them read it once. On disk they are `medusa_heads.safetensors` with `residuals`,
+`token_ids` and `temperatures`, and `medusa_heads.json`, `HeadFacts` of kind `medusa`.
+
+Shapes: K heads, N states, d model width, S tokens of the shortlist.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+from torch.nn.functional import linear, rms_norm, silu
+
+from adadecode.errors import ExitHeadsError
+from adadecode.files import short_hash, write_whole
+from adadecode.kernels.step import Proposals
+from adadecode.kernels.weights import Weights
+from adadecode.model.decoder import DecoderModel
+from adadecode.model.head_files import HeadFacts
+from adadecode.printable import on_one_line
+from adadecode.settings import DecodingSettings
+
+TENSORS, FACTS = "medusa_heads.safetensors", "medusa_heads.json"
+FLAG = "--medusa-heads"
+RETRAIN = "train some for this model with `adadecode train-heads --kind medusa`"
+
+
+@dataclass(frozen=True)
+class MedusaTensors:
+    """The heads as they are trained and saved: `residuals` `[K, d, d]`, `token_ids` `[S]`, `temperatures` `[K]`.
+
+    A temperature is what a head's logits are divided by, so that a confidence is a chance.
+    """
+
+    residuals: Tensor
+    token_ids: Tensor
+    temperatures: Tensor
+
+    def on(self, model: DecoderModel, content_hash: str | None = None) -> "MedusaHeads":
+        """These heads on `model`; raises ExitHeadsError when they do not fit it."""
+        num_heads, width, vocab_size = len(self.residuals), model.width, model.vocab_size
+        is_whole = self.token_ids.ndim == 1 and not self.token_ids.is_floating_point() and self.token_ids.numel() > 0
+        fits = num_heads > 0 and self.residuals.shape == (num_heads, width, width)
+        fits = fits and self.temperatures.shape == (num_heads,) and bool((self.temperatures > 0.0).all())
+        if not (fits and is_whole and 0 <= int(self.token_ids.min()) <= int(self.token_ids.max()) < vocab_size):
+            raise ExitHeadsError(f"they do not fit a model of width {width} and {vocab_size} tokens")
+        token_ids = self.token_ids.to(model.device, torch.long)
+        rows = model.weights.head.matrices[0][token_ids]
+        temperatures = self.temperatures.to(model.device, torch.float32)
+        residuals = self.residuals.to(model.device, model.dtype).contiguous()
+        return MedusaHeads(residuals, rows, token_ids, temperatures, model.weights, content_hash)
+
+
+@dataclass(frozen=True, eq=False)
+class MedusaHeads:
+    """K heads of one model: `residuals` `[K, d, d]` before the `rows` `[S, d]` of its LM head for `token_ids` `[S]`."""
+
+    residuals: Tensor
+    rows: Tensor
+    token_ids: Tensor
+    temperatures: Tensor
+    weights: Weights
+    content_hash: str | None = None
+
+    @property
+    def num_heads(self) -> int:
+        """K, how many tokens after the next one they tell."""
+        return len(self.residuals)
+
+    def proposals(self, hidden: Tensor, num_tokens: int) -> Proposals:
+        """The likeliest token of each of the first `num_tokens` heads and its probability, of a state `hidden` `[d]`.
+
+        The state has passed all layers, not the final norm.
+        """
+        num_tokens = min(num_tokens, self.num_heads)
+        normed = rms_norm(hidden, hidden.shape, self.weights.norm, self.weights.shape.eps)
+        flat = linear(normed, self.residuals[:num_tokens].flatten(0, 1))
+        entered = normed + silu(flat).view(num_tokens, -1)
+        logits = linear(entered, self.rows).float() / self.temperatures[:num_tokens, None]
+        tops, best = logits.max(dim=-1)
+        probabilities = (tops - logits.logsumexp(dim=-1)).exp()
+        return list(zip(self.token_ids[best].tolist(), probabilities.tolist(), strict=True))
+
+    def logits(self, head_idx: int, normed: Tensor) -> Tensor:
+        """Logits `[N, S]` of one head on normed states `[N, d]`, before its temperature."""
+        return linear(normed + silu(linear(normed, self.residuals[head_idx])), self.rows)
+
+
+def save_medusa_heads(folder: Path, tensors: MedusaTensors, facts: HeadFacts) -> None:
+    """Writes `tensors` and `facts` to `folder`, made if missing; the facts last, as the sign of completeness."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FACTS).unlink(missing_ok=True)
+    named = {
+        "residuals": tensors.residuals.to(getattr(torch, facts.dtype)),
+        "token_ids": tensors.token_ids.to(torch.int32),
+        "temperatures": tensors.temperatures.float(),
+    }
+    write_whole(folder / TENSORS, save({name: tensor.cpu().contiguous() for name, tensor in named.items()}))
+    write_whole(folder / FACTS, json.dumps(facts.model_dump(mode="json"), indent=2) + "\n")
+
+
+def medusa_heads_of(config: DecodingSettings, model: DecoderModel) -> MedusaHeads | None:
+    """The Medusa heads that `config` names; None where it names none. Raises ExitHeadsError when they cannot be used."""
+    folder = config.decode.medusa_heads
+    return None if folder is None else load_medusa_heads(Path(folder), model)
+
+
+def load_medusa_heads(folder: Path, model: DecoderModel) -> MedusaHeads:
+    """The Medusa heads in `folder`; raises ExitHeadsError when they are unreadable, damaged or made for another model."""
+    named = f"{FLAG} {str(folder)!r}"
+    try:
+        if not (folder / FACTS).is_file() or not (folder / TENSORS).is_file():
+            raise ExitHeadsError(f"{named}: no {FACTS} with {TENSORS} there; {RETRAIN}")
+        facts = HeadFacts.model_validate_json((folder / FACTS).read_bytes())
+        raw = (folder / TENSORS).read_bytes()
+        found = MedusaTensors(**load(raw))
+    except OSError as error:
+        raise ExitHeadsError(f"{named}: cannot be read ({error.strerror}); check its name and permissions") from error
+    except (SafetensorError, ValidationError, RuntimeError, LookupError, TypeError) as error:
+        raise ExitHeadsError(f"{named}: the files are damaged; {RETRAIN} ({type(error).__name__})") from error
+    if facts.base_model_hash != model.model_hash:
+        raise ExitHeadsError(
+            f"{named}: made for {facts.base_model!r} with weights {on_one_line(facts.base_model_hash, 40)}, this model's "
+            f"are {model.model_hash}; {RETRAIN}"
+        )
+    try:
+        return found.on(model, short_hash(raw))
+    except ExitHeadsError as error:
+        raise ExitHeadsError(f"{named}: {error}; {RETRAIN}") from error

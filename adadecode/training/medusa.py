@@ -1,0 +1,80 @@
+"""Medusa heads after training: made chances, measured on held-out outputs.
+
+Shapes: K heads, N positions that predict an output token, S tokens of the shortlist.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adadecode.model.decoder import DecoderModel
+from adadecode.model.medusa_heads import MedusaTensors
+from adadecode.training.base_pass import GAMMAS, run_base, shifted
+from adadecode.training.calibrate import LEAST_POSITIONS, MOST_LOGITS, fit_temperature
+from adadecode.training.distill import Distillation
+from adadecode.training.outputs import GreedyOutput
+
+
+class Told(NamedTuple):
+    """Held-out positions: normed states `[N, d]`, and per head which of them see so far `[N]` and the tokens there."""
+
+    states: Tensor
+    sees: list[Tensor]
+    token_ids: list[Tensor]
+
+
+@torch.no_grad()
+def measured_medusa(run: Distillation, token_ids: Tensor) -> tuple[MedusaTensors, dict[str, Any]]:
+    """The heads that `run` trained over the shortlist `token_ids` `[S]`, and what `HeadFacts.training` says of them.
+
+    `agreement`, `held_out_kl` and `gamma_table` are as exit heads have them, by how many tokens ahead a head looks.
+    """
+    base, batches = run.model, run.stream.held_out_batches()
+    residuals = torch.stack([head.parts[0].detach() for head in run.heads])
+    untempered = MedusaTensors(residuals, token_ids, torch.ones(len(residuals)))
+    heads = untempered.on(base)
+    told = held_out_states(base, batches, heads.num_heads, MOST_LOGITS // len(token_ids))
+    temperatures, gamma_table = [], []
+    for idx, ahead in enumerate(run.exits):
+        logits = heads.logits(idx, told.states[told.sees[idx]]).float()
+        agrees = token_ids[logits.argmax(dim=-1)] == told.token_ids[idx]
+        temperature = fit_temperature(logits, agrees.float()) if len(agrees) >= LEAST_POSITIONS else 1.0
+        temperatures.append(temperature)
+        confidence = (logits / temperature).softmax(dim=-1).max(dim=-1).values
+        for gamma in GAMMAS:
+            drafted = confidence > gamma
+            precision = float(agrees[drafted].float().mean()) if bool(drafted.any()) else None
+            rate = float(drafted.float().mean()) if len(drafted) else 0.0
+            gamma_table.append({"exit": ahead, "gamma": gamma, "draft_rate": rate, "precision": precision})
+    last = {point["exit"]: point for point in run.points if point["split"] == "held_out"}
+    report = {
+        "num_held_out_tokens": len(told.states),
+        "agreement": {str(ahead): last[ahead]["agreement"] for ahead in run.exits},
+        "held_out_kl": {str(ahead): last[ahead]["kl"] for ahead in run.exits},
+        "gamma_table": gamma_table,
+        "temperatures": dict(zip(map(str, run.exits), temperatures, strict=True)),
+    }
+    return MedusaTensors(residuals, token_ids, torch.tensor(temperatures)), report
+
+
+def held_out_states(model: DecoderModel, batches: Iterable[list[GreedyOutput]], num_heads: int, most: int) -> Told:
+    """The first positions of `batches`, at most about `most`, with what each of `num_heads` heads should tell there."""
+    states: list[Tensor] = []
+    sees: list[list[Tensor]] = [[] for _ in range(num_heads)]
+    token_ids: list[list[Tensor]] = [[] for _ in range(num_heads)]
+    num_positions = 0
+    for batch in batches:
+        base = run_base(model, batch, (model.num_layers,))
+        states.append(model.final_norm(base.hidden[0][base.predicts]))
+        best = base.final_logits.argmax(dim=-1)
+        for idx in range(num_heads):
+            sees[idx].append((base.predicts & shifted(base.predicts, -idx - 1))[base.predicts])
+            token_ids[idx].append(best[(base.predicts & shifted(base.predicts, idx + 1))[base.predicts]])
+        num_positions += len(best)
+        if num_positions >= most:
+            break
+    return Told(
+        torch.cat(states), [torch.cat(of_head) for of_head in sees], [torch.cat(of_head) for of_head in token_ids]
+    )
