@@ -6,6 +6,10 @@ PUBLISHED_DIR = Path(__file__).parent
 POLICY = "policy.yaml"
 
 
+DEMO_DRAFTERS = PUBLISHED_DIR / "demo"  # what the methods beside adadecode draft with on the embedded model
+DEMO_DRAFT_MODEL, DEMO_MEDUSA = DEMO_DRAFTERS / "draft-model", DEMO_DRAFTERS / "medusa"
+
+
 def published(name: str) -> Path | None:
     """The folder of the heads and the policy published as `name`; None where there are none."""
     return PUBLISHED_DIR / name if name in names() else None

@@ -18,7 +18,7 @@ from typing import Any
 import click
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from adadecode.demo import HEADS_DIR, MODEL_DIR, POLICY_FILE
 from adadecode.model.head_files import FACTS, TENSORS, HeadFacts, save_heads
@@ -79,9 +79,8 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     documents = {"math": gsm8k_documents(gsm8k), "code": python_functions()}
     build_model(documents, work, seed)
-    texts = {domain: [document.prompt for document in group] for domain, group in documents.items()}
     builder = HeadBuilder(work, threads, seed)
-    usable = {domain: builder.encode(group) for domain, group in texts.items()}
+    usable = {domain: short_prompts(builder.tokenizer, group) for domain, group in documents.items()}
     others = {domain: others_than_kept(group, KEPT_FOR_TUNING[domain]) for domain, group in usable.items()}
     prompts = {domain: group[:head_prompts] for domain, group in others.items()}
     for domain, group in prompts.items():
@@ -123,6 +122,12 @@ def build_model(documents: dict[str, list[Document]], work: Path, seed: int) -> 
     (work / "model" / MODEL_FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
+def short_prompts(tokenizer: PreTrainedTokenizerBase, documents: list[Document]) -> list[list[int]]:
+    """Token ids of the prompts of `documents` that heads may learn from."""
+    prompts: Any = tokenizer([document.prompt for document in documents])["input_ids"]
+    return [prompt for prompt in prompts if len(prompt) <= LONGEST_HEAD_PROMPT]
+
+
 def others_than_kept(prompts: list[list[int]], num_kept: int) -> list[list[int]]:
     """Each of `prompts` once, in order, but for the last `num_kept` and all that are like one of these."""
     kept = set(map(tuple, prompts[-num_kept:]))
@@ -157,12 +162,7 @@ class HeadBuilder:
         settings = ModelSettings(
             model=str(work / "model"), device=device, kernels="auto" if device == "cpu" else "eager"
         )
-        self._model, self._tokenizer = load_model(settings)
-
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        """The usable ones of the prompts `texts`."""
-        prompts: list[list[int]] = self._tokenizer(texts)["input_ids"]
-        return [prompt for prompt in prompts if len(prompt) <= LONGEST_HEAD_PROMPT]
+        self._model, self.tokenizer = load_model(settings)
 
     def train(
         self,
@@ -195,7 +195,7 @@ class HeadBuilder:
             return
         config = TuneConfig.model_validate({"model": "demo", "threads": TUNING_THREADS, "seed": self._seed})
         torch.set_num_threads(TUNING_THREADS)
-        subject = load_subject(config, self._model, self._tokenizer, heads)
+        subject = load_subject(config, self._model, self.tokenizer, heads)
         numbered = [
             Prompt(domain, f"{domain}-{idx}", prompt)
             for domain, group in prompts.items()

@@ -24,6 +24,7 @@ GAMMAS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 0.95, 0.99)
 class BasePass(NamedTuple):
     """What the base computes, of which N positions predict output tokens."""
 
+    token_ids: Tensor  # [B, T], what was fed
     hidden: list[Tensor]  # E of [B, T, d], before the final norm
     predicts: Tensor  # [B, T], True at the N positions
     final_logits: Tensor  # [N, V]
@@ -64,7 +65,7 @@ def run_base(model: DecoderModel, batch: list[GreedyOutput], exits: tuple[int, .
         stop = num_fed(batch[row])  # the last output token is predicted, never fed
         token_ids[row, :stop] = torch.tensor(prompt_ids + output_ids[:-1])
         predicts[row, len(prompt_ids) - 1 : stop] = True
-    predicts = predicts.to(model.device)
+    predicts, token_ids = predicts.to(model.device), token_ids.to(model.device)
     kept: dict[int, Tensor] = {}
 
     def keep(exit_layer: int, hidden: Tensor) -> None:
@@ -75,11 +76,11 @@ def run_base(model: DecoderModel, batch: list[GreedyOutput], exits: tuple[int, .
         for e in exits
     ]
     try:
-        last = model.lm.model(token_ids.to(model.device), use_cache=False).last_hidden_state
+        last = model.lm.model(token_ids, use_cache=False).last_hidden_state
     finally:
         for hook in hooks:
             hook.remove()
-    return BasePass([kept[e] for e in exits], predicts, model.lm.lm_head(last[predicts]))
+    return BasePass(token_ids, [kept[e] for e in exits], predicts, model.lm.lm_head(last[predicts]))
 
 
 @torch.no_grad()
