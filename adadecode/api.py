@@ -90,7 +90,7 @@ class LanguageModel:
 
         if method not in METHODS:
             raise UsageError(f"method {method!r}: unknown; choose among {', '.join(METHODS)}")
-        if METHODS[method].needs_heads and self.heads is None:
+        if METHODS[method].needs_heads(self.config.decode.exits) and self.heads is None:
             raise heads_missing(self.config)
         check_can_decode(self.model, (METHODS[method],), self.policy, self.heads, self.draft)
         if max_new_tokens is not None and max_new_tokens < 1:

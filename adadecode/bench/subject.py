@@ -73,7 +73,8 @@ class BenchSubject:
 
 def load_subject(config: BenchConfig, say: Say) -> BenchSubject:
     """Loads or makes the model, the heads and the prompts; says which prompts are left out."""
-    drafts = reads_heads(config) if config.shape is None else any_needs_heads(config.methods)
+    is_synthetic = config.shape is not None
+    drafts = any_needs_heads(config.methods, config.decode.exits) if is_synthetic else reads_heads(config)
     heads: dict[str, ExitHeads] = {}
     draft = None
     if config.shape is not None:

@@ -11,7 +11,7 @@ from adadecode.engine.transformers import check_transformers, generate_with_tran
 from adadecode.errors import UsageError
 from adadecode.methods import Method
 from adadecode.model.decoder import DecoderModel
-from adadecode.settings import draft_model_missing, skip_layers_missing
+from adadecode.settings import draft_model_missing, nothing_drafts, skip_layers_missing
 
 
 def decode(
@@ -49,8 +49,10 @@ def check_can_decode(
         if method.one_exit and policy.layerskip.exit_layer is None:
             raise UsageError(f"--methods {method.name}: a model of one layer has no exit; drop the method")
         adapted = policy.for_method(method)
-        if method.one_exit and method.needs_heads:
+        if method.one_exit and method.needs_heads(policy.exits):
             check_heads_at(adapted.exits, () if heads is None else heads.exits, flag="--layerskip-exit")
+        if method.exits and method.drafts and not adapted.draft_exits:
+            raise UsageError(nothing_drafts(method.name))
         if method.draft_model and draft is None:
             raise UsageError(draft_model_missing(method.name))
         if method.skips_layers and not policy.skipped:

@@ -74,13 +74,24 @@ class Worker:
             "torch": torch.__version__,
             "width": self.width,
             "model_hash": self.model.model_hash,
-            **({} if self.draft is None else {"draft_model_hash": self.draft.model_hash}),
             "model_notes": list(self.model.notes),  # what was odd about its files
-            "model_commit": getattr(self.model.config, "_commit_hash", None),  # of a hub model
+            "model_commit": _hub_commit(self.model),
+            **self._draft_facts(),
             "heads_hash": {task: heads.content_hash for task, heads in self.heads.items()},
             "exits": {task: list(self.policy(task).exits) for task in self.heads},
             "draft_exits": {task: self._draft_exits(task) for task in expand_task(self.config.task)},
             "chat_template_hash": chat_template_hash(self.tokenizer),
+        }
+
+    def _draft_facts(self) -> dict[str, Any]:
+        """The same of the draft model, where there is one."""
+        draft = self.draft
+        if draft is None:
+            return {}
+        return {
+            "draft_model_hash": draft.model_hash,
+            "draft_model_notes": list(draft.notes),
+            "draft_model_commit": _hub_commit(draft),
         }
 
     def notes(self) -> list[str]:
@@ -107,10 +118,15 @@ class Worker:
         return make_policy(self.config.decode, None if heads is None else heads.exits, self.model.num_layers)
 
 
+def _hub_commit(model: DecoderModel) -> str | None:
+    """The commit of a hub model that was loaded."""
+    return getattr(model.config, "_commit_hash", None)
+
+
 @broken_devices_named()
 @out_of_memory_named()
 def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, threads: int | None) -> Worker:
-    """Loads model and heads, checks that rows are independent at this width, and warms every method up."""
+    """Loads models and heads, checks that rows are independent at this width, and warms every method up."""
     started = time.perf_counter()
     code_hash()  # of the files as they are now, when they are imported: commits store it hours later
     use_threads(threads)
@@ -122,16 +138,28 @@ def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, thre
         check_can_decode(model, worker.methods, worker.policy(task), heads.get(task), worker.draft)
     for num_positions in NUM_POSITIONS:
         check_rows_once(model, width, num_positions, worker.checked)
-    warmup_ids = [i % model.vocab_size for i in range(1, min(17, model.context_len))]
     for task in tasks:
         for method in config.methods * config.warmup:
-            decode_prompt(worker, method, task, warmup_ids, max_new_tokens=WARMUP_TOKENS)
+            _warm_up(worker, task, method)
     log.info(
         "loaded and warmed up %s in %.1f s, %s kernels", config.model, time.perf_counter() - started, model.kernels
     )
     for line in worker.notes():
         log.info(line)
     return worker
+
+
+def _warm_up(worker: Worker, task: str, method: str) -> None:
+    """A generation that is not recorded. Of what every row is compared with it must succeed; another's failure is logged.
+
+    A method that cannot decode has its own rows to say so, and takes no others' along.
+    """
+    prompt_ids = [i % worker.model.vocab_size for i in range(1, min(17, worker.model.context_len))]
+    decode_once = functools.partial(decode_prompt, worker, method, task, prompt_ids, WARMUP_TOKENS)
+    if method == REFERENCE:
+        decode_once()
+    else:
+        result_or_failure(f"warm-up of {method} on {task}", decode_once, *worker.models)
 
 
 def heads_for(config: DecodingSettings, domain: Domain | None, model: DecoderModel) -> ExitHeads:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from adadecode.files import short_hash
+from adadecode.methods import METHODS
 from adadecode.settings.fields import Flag, is_mapping
 from adadecode.settings.groups import (
     ADDRESS_TEXT,
@@ -33,7 +34,7 @@ from adadecode.settings.groups import (
     ThreadSettings,
 )
 from adadecode.settings.policy import DECODED_BEFORE, with_policy
-from adadecode.settings.rivals import check_read
+from adadecode.settings.rivals import check_read, nothing_drafts
 
 TrainedKind = Literal["transform", "low-rank", "full", "shortlist", "block", "original"]
 Loss = Literal["kl", "argmax", "acceptance"]
@@ -61,6 +62,16 @@ class DecodingSettings(HeadsSettings, ModelSettings):
         return self
 
 
+def check_methods(methods: tuple[str, ...], decode: DecodeSettings) -> None:
+    """Raises ValueError where `decode` lacks what one of `methods` drafts with, or sets what none of them reads."""
+    check_read(methods, decode)
+    if decode.exits == () and decode.ngram is None:
+        drafting = (METHODS[name] for name in methods)
+        silent = next((method.name for method in drafting if method.exits and method.drafts), None)
+        if silent is not None:
+            raise ValueError(nothing_drafts(silent))
+
+
 class GenerateConfig(ThreadSettings, DecodingSettings):
     """One model that continues prompts, as `adadecode.load` and `adadecode generate` take it."""
 
@@ -79,7 +90,7 @@ class EvalConfig(PlacementSettings, MethodSettings, DataSettings, DecodingSettin
 
     @model_validator(mode="after")
     def _a_method_reads_what_is_given(self) -> Self:
-        check_read(self.methods, self.decode)
+        check_methods(self.methods, self.decode)
         return self
 
     def fingerprint(self, **facts: str | None) -> str:
@@ -222,7 +233,7 @@ class BenchConfig(ThreadSettings, MethodSettings, DataSettings, DecodingSettings
 
     @model_validator(mode="after")
     def _a_method_reads_what_is_given(self) -> Self:
-        check_read(self.methods, self.decode)
+        check_methods(self.methods, self.decode)
         return self
 
     @model_validator(mode="after")

@@ -36,6 +36,9 @@ class RivalSettings(Settings):
     draft_model: Annotated[str | None, Flag(unset="none, and no method that needs one")] = Field(
         default=None, description="What --model may be, but smaller and of the same tokenizer: it drafts."
     )
+    draft_revision: Annotated[str | None, Flag(unset="the newest")] = Field(
+        default=None, description="Commit, tag or branch of --draft-model on the Hugging Face hub."
+    )
     draft_gamma: float = Field(
         default=0.0,
         ge=0.0,
@@ -59,12 +62,22 @@ def check_read(methods: tuple[str, ...], decode: RivalSettings) -> None:
         if name not in read and value != RIVALS_BEFORE[name]:
             readers = " or ".join(method.name for method in METHODS.values() if name in method.reads_settings)
             raise ValueError(f"{flag_name(name, field)} {value}: none of --methods reads it; add {readers}, or drop it")
+    if decode.draft_revision is not None and decode.draft_model is None:
+        raise ValueError(f"--draft-revision {decode.draft_revision}: there is no --draft-model; give one, or drop it")
     needing = next((name for name in methods if METHODS[name].draft_model), None)
     if needing is not None and decode.draft_model is None:
         raise ValueError(draft_model_missing(needing))
     skipping = next((name for name in methods if METHODS[name].skips_layers), None)
     if skipping is not None and decode.skip_layers is None:
         raise ValueError(skip_layers_missing(skipping))
+
+
+def nothing_drafts(method: str) -> str:
+    """What to say of `method` under a policy without exits and n-grams."""
+    return (
+        f"exits []: nothing drafts for {method} without exits and n-grams; give --ngram, such as 0.3, or --exits, "
+        f"or drop {method}"
+    )
 
 
 def skip_layers_missing(method: str) -> str:

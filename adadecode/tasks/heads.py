@@ -16,7 +16,8 @@ def has_heads(config: DecodingSettings | TuneConfig) -> bool:
 
 def reads_heads(config: EvalConfig | BenchConfig) -> bool:
     """Whether the heads of `config` are to be loaded: its methods need some, or ask the n-grams beside those there are."""
-    return any_needs_heads(config.methods) or (any_reads_heads(config.methods) and has_heads(config))
+    needs_heads = any_needs_heads(config.methods, config.decode.exits)
+    return needs_heads or (any_reads_heads(config.methods) and has_heads(config))
 
 
 def heads_missing(config: DecodingSettings | TuneConfig) -> UsageError:
