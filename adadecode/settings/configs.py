@@ -43,7 +43,10 @@ ShapeName = Literal["llama-3.1-8b", "llama-3.2-1b", "qwen3-8b", "llama-160m"]
 
 
 class DecodingSettings(HeadsSettings, ModelSettings):
-    """A model that decodes. What `decode` does not give comes from its policy, the demo model's own or the paper's."""
+    """A model that decodes. What `decode` does not give comes from its policy, the demo model's own or the paper's.
+
+    A `decode` that is all there, as in the run.json of a run of any version, is taken as it stands; see `with_policy`.
+    """
 
     decode: DecodeSettings = DecodeSettings()
 
