@@ -92,7 +92,7 @@ class LanguageModel:
 
         if method not in METHODS:
             raise UsageError(f"method {method!r}: unknown; choose among {', '.join(METHODS)}")
-        if METHODS[method].needs_heads and self.heads is None:
+        if METHODS[method].needs_heads(self.config.decode.exits) and self.heads is None:
             raise heads_missing(self.config)
         check_can_decode(self.model, (METHODS[method],), self.policy, self.heads, self.draft, self.medusa)
         if max_new_tokens is not None and max_new_tokens < 1:
@@ -123,10 +123,9 @@ def load_configured(config: GenerateConfig) -> LanguageModel:
     """What `load` gives for settings that are resolved."""
     from adadecode.engine.invariance import NUM_POSITIONS, check_rows_once
     from adadecode.engine.policy import make_policy
-    from adadecode.evaluation.worker import heads_for
+    from adadecode.evaluation.worker import heads_for, medusa_for
     from adadecode.model.draft_model import load_draft_model
     from adadecode.model.load import load_model, use_threads
-    from adadecode.model.medusa_heads import medusa_heads_of
     from adadecode.model.memory import out_of_memory_named
     from adadecode.tasks.heads import has_heads
 
@@ -135,7 +134,7 @@ def load_configured(config: GenerateConfig) -> LanguageModel:
     with out_of_memory_named():
         heads = heads_for(config, config.domain, model) if has_heads(config) else None
         policy = make_policy(config.decode, None if heads is None else heads.exits, model.num_layers)
-        draft, medusa = load_draft_model(config, tokenizer), medusa_heads_of(config, model)
+        draft, medusa = load_draft_model(config, tokenizer), medusa_for(config, config.domain, model)
         lm = LanguageModel(config, model, tokenizer, heads, policy, draft, medusa)
         for num_positions in NUM_POSITIONS:
             check_rows_once(model, policy.width, num_positions, lm.checked)

@@ -46,15 +46,14 @@ class Method:
         """Whether anything can be drafted, so that there are drafts to count: at gamma 1 no exit fires."""
         return self.ngrams or self.one_exit or self.draft_model or self.medusa or (self.exits and self.gamma != 1.0)
 
-    @property
-    def needs_heads(self) -> bool:
-        """Whether exit heads draft for it."""
-        return self.by == "engine" and (self.exits or self.one_exit)
+    def needs_heads(self, exits: tuple[int, ...] | None) -> bool:
+        """Whether exit heads draft for it under a policy of `exits`, None for all that have heads."""
+        return self.by == "engine" and (self.one_exit or (self.exits and exits != ()))
 
     @property
     def may_read_heads(self) -> bool:
         """Whether heads, or n-grams that may lie beside them, draft for it."""
-        return self.needs_heads or (self.by == "engine" and self.ngrams)
+        return self.by == "engine" and (self.exits or self.one_exit or self.ngrams)
 
     @property
     def reads_settings(self) -> frozenset[str]:
@@ -62,6 +61,7 @@ class Method:
         where = {
             "layerskip_exit": self.one_exit,
             "draft_model": self.draft_model,
+            "draft_revision": self.draft_model,
             "medusa_heads": self.medusa,
             "medusa_gamma": self.medusa,
             "skip_layers": self.skips_layers,
@@ -161,9 +161,9 @@ def baselines() -> tuple[str, ...]:
     return tuple(name for name, method in METHODS.items() if method.is_baseline)
 
 
-def any_needs_heads(methods: tuple[str, ...]) -> bool:
-    """Whether any of `methods` drafts at exits."""
-    return any(METHODS[name].needs_heads for name in methods)
+def any_needs_heads(methods: tuple[str, ...], exits: tuple[int, ...] | None) -> bool:
+    """Whether heads draft for any of `methods` under a policy of `exits`, None for all that have heads."""
+    return any(METHODS[name].needs_heads(exits) for name in methods)
 
 
 def any_reads_heads(methods: tuple[str, ...]) -> bool:

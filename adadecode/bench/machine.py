@@ -5,6 +5,7 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from adadecode.engine.policy import VANILLA, Policy
 from adadecode.kernels.arithmetic import arithmetic
 from adadecode.kernels.library import load_library
 from adadecode.kernels.weights import Head
+from adadecode.model.decoder import DecoderModel
 from adadecode.provenance import cpu_name, gpu_driver
 
 COPY_BYTES, NUM_COPIES, NUM_WARMUP_COPIES = 2 << 30, 20, 3
@@ -70,22 +72,36 @@ class ReadBandwidth:
 def memory_used(subject: BenchSubject) -> Memory:
     """Bytes of the weights, of the heads, of keys and values, and at the peak of device and process until now."""
     is_cuda = subject.model.device.type == "cuda"
-    weights = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in subject.model.lm.parameters()}
+    weights = _storages(subject.model.lm.parameters())
     used = [used_tests(heads, subject.policies[task].exits, subject.width) for task, heads in subject.heads.items()]
     found = [test for tests in used for test in tests.values()]
     blocks = [test.block.layer for test in found if isinstance(test, Head) and test.block is not None]
     matrices = [tensor for test in found for tensor in test.tensors]
     matrices += [tensor for layer in blocks for tensor in vars(layer).values() if tensor is not None]
-    storages = {m.untyped_storage().data_ptr(): m.untyped_storage().nbytes() for m in matrices}
+    storages = _storages(matrices)
     longest = max(subject.num_positions(prompt) for prompt in subject.prompts)
+    draft = subject.draft
     return Memory(
         weights_bytes=sum(weights.values()),
         heads_bytes=sum(size for place, size in storages.items() if place not in weights),
-        kv_bytes=subject.model.num_columns(longest) * subject.model.weights.column_bytes,
+        kv_bytes=_kv_bytes(subject.model, longest),
+        draft_model_bytes=None
+        if draft is None
+        else sum(_storages(draft.lm.parameters()).values()) + _kv_bytes(draft, min(longest, draft.context_len)),
         peak_device_bytes=torch.cuda.max_memory_allocated() if is_cuda else None,
         peak_device_reserved_bytes=torch.cuda.max_memory_reserved() if is_cuda else None,
         peak_rss_bytes=peak_rss_bytes(),
     )
+
+
+def _storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
+    """The bytes of each place in memory that `tensors` lie in."""
+    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+
+
+def _kv_bytes(model: DecoderModel, num_positions: int) -> int:
+    """The bytes of keys and values of a request of `num_positions` positions."""
+    return model.num_columns(num_positions) * model.weights.column_bytes
 
 
 def peak_rss_bytes() -> int:
@@ -115,6 +131,7 @@ def machine_of(subject: BenchSubject) -> BenchMachine:
         width=subject.width,
         num_layers=subject.model.num_layers,
         model_hash=subject.model.model_hash,
+        draft_model_hash=None if subject.draft is None else subject.draft.model_hash,
         heads_hash={task: heads.content_hash for task, heads in subject.heads.items()},
         policy=drafting_of(next(iter(subject.policies.values()), VANILLA)),
     )

@@ -90,11 +90,15 @@ class PartTime:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of the weights, of the heads beside them, of keys and values, and at the peak of device and process."""
+    """Bytes of the weights, of the heads beside them, of keys and values, and at the peak of device and process.
+
+    `draft_model_bytes` are its weights and its keys and values; None without a draft model.
+    """
 
     weights_bytes: int
     heads_bytes: int
     kv_bytes: int
+    draft_model_bytes: int | None
     peak_device_bytes: int | None
     peak_device_reserved_bytes: int | None
     peak_rss_bytes: int
@@ -130,6 +134,7 @@ class BenchMachine:
     width: int
     num_layers: int
     model_hash: str
+    draft_model_hash: str | None
     heads_hash: dict[str, str | None]
     policy: dict[str, Any]
 

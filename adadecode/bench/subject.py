@@ -11,13 +11,13 @@ from adadecode.engine.generate import Request
 from adadecode.engine.policy import Policy, make_policy
 from adadecode.engine.tally import Decoded
 from adadecode.errors import UsageError
-from adadecode.evaluation.worker import heads_for
+from adadecode.evaluation.worker import heads_for, medusa_by_task
 from adadecode.methods import METHODS, NEVER_FIRES, any_needs_heads
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.draft_model import load_draft_model
 from adadecode.model.exit_heads import ExitHeads
 from adadecode.model.load import load_model
-from adadecode.model.medusa_heads import MedusaHeads, medusa_heads_of
+from adadecode.model.medusa_heads import MedusaHeads
 from adadecode.records import Prompt, Say
 from adadecode.settings import BenchConfig
 from adadecode.tasks import expand_task, load_found, task_domain
@@ -38,7 +38,7 @@ class BenchSubject:
     heads: dict[str, ExitHeads]
     policies: dict[str, Policy]
     draft: DecoderModel | None
-    medusa: MedusaHeads | None
+    medusa: dict[str, MedusaHeads]
 
     @property
     def width(self) -> int:
@@ -69,15 +69,16 @@ class BenchSubject:
     def decode_prompt(self, method: str, prompt: Prompt, *, model: Any = None, record_logits: bool = False) -> Decoded:
         """The generation of `method` on `prompt`; `model` stands in for the bench's own where it is to be watched."""
         request = Request(prompt.token_ids, self.config.decode.max_new_tokens, record_logits=record_logits)
-        policy, heads = self.policy(prompt.task), self.heads.get(prompt.task)
-        return decode(model or self.model, METHODS[method], request, policy, heads, self.draft, self.medusa)
+        policy, heads, medusa = self.policy(prompt.task), self.heads.get(prompt.task), self.medusa.get(prompt.task)
+        return decode(model or self.model, METHODS[method], request, policy, heads, self.draft, medusa)
 
 
 def load_subject(config: BenchConfig, say: Say) -> BenchSubject:
     """Loads or makes the model, the heads and the prompts; says which prompts are left out."""
-    drafts = reads_heads(config) if config.shape is None else any_needs_heads(config.methods)
+    is_synthetic = config.shape is not None
+    drafts = any_needs_heads(config.methods, config.decode.exits) if is_synthetic else reads_heads(config)
     heads: dict[str, ExitHeads] = {}
-    draft, medusa = None, None
+    draft, medusa = None, dict[str, MedusaHeads]()
     if config.shape is not None:
         if config.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("--device 'cuda': no CUDA device is visible to this process; use --device cpu")
@@ -93,7 +94,7 @@ def load_subject(config: BenchConfig, say: Say) -> BenchSubject:
         data = config if config.limit else config.model_copy(update={"limit": PROMPTS_PER_TASK})
         found = {task: load_found(task, data) for task in tasks}
         model, tokenizer = load_model(config)
-        draft, medusa = load_draft_model(config, tokenizer), medusa_heads_of(config, model)
+        draft, medusa = load_draft_model(config, tokenizer), medusa_by_task(config, tasks, model)
         prompts = usable_prompts(tokenizer, found, model.context_len, model.vocab_size, say)
         if drafts:
             heads = {task: heads_for(config, task_domain(task), model) for task in tasks}
@@ -101,5 +102,5 @@ def load_subject(config: BenchConfig, say: Say) -> BenchSubject:
     subject = BenchSubject(config, model, prompts, heads, policies, draft, medusa)
     for task in {prompt.task for prompt in prompts}:
         methods = [METHODS[name] for name in config.methods]
-        check_can_decode(model, methods, subject.policy(task), heads.get(task), draft, medusa)
+        check_can_decode(model, methods, subject.policy(task), heads.get(task), draft, medusa.get(task))
     return subject

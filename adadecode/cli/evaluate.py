@@ -45,8 +45,10 @@ def evaluate(config: EvalConfig, out: str | None, stop: StopRequest) -> "RunResu
     watcher = Watcher()
     try:
         result = api.evaluate(config, out, observer=watcher, stop=stop, command=resume_command())
-        for note in [] if config.local else model_notes(read_run(result.folder)):  # else said when it was loaded
-            say_on_stderr(f"adadecode: --model {config.model!r}: {note}")
+        names = {} if config.local else {"model": config.model, "draft_model": config.decode.draft_model}
+        for of, name in names.items():  # those of a local run were said when it was loaded
+            for note in model_notes(read_run(result.folder), of):
+                say_on_stderr(f"adadecode: --{of.replace('_', '-')} {name!r}: {note}")
         return result
     except StoppedError as error:
         raise StoppedError(f"{error}; go on with: {resume_command()}") from error

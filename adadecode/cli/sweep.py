@@ -65,13 +65,14 @@ def sweep_command(
 
     One run folder per cell under --out, and sweep.parquet over all of them.
     """
-    from adadecode.evaluation.sweep import Grid, check_heads_exist, plan_cells, write_sweep
+    from adadecode.evaluation.sweep import Grid, check_draft_models, check_heads_exist, plan_cells, write_sweep
     from adadecode.evaluation.sweep_table import sweep_table
     from adadecode.runs.storage import join, open_storage
 
     open_storage(out)  # a mistake in --out is told before anything else
     cells = plan_cells(config_file, Grid(tasks, gammas, exit_sets, max_drafts), flags)
     check_heads_exist(cells)
+    check_draft_models(cells)
     codes, summaries = [], {}
     with StopRequest(max(cell.config.grace_s for cell in cells), say_on_stderr) as stop:
         for idx, cell in enumerate(cells):

@@ -13,7 +13,7 @@ from adadecode.errors import UsageError
 from adadecode.methods import Method
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.medusa_heads import MedusaHeads
-from adadecode.settings import draft_model_missing, medusa_heads_missing, skip_layers_missing
+from adadecode.settings import draft_model_missing, medusa_heads_missing, nothing_drafts, skip_layers_missing
 
 
 def decode(
@@ -56,8 +56,10 @@ def check_can_decode(
         if method.one_exit and policy.layerskip.exit_layer is None:
             raise UsageError(f"--methods {method.name}: a model of one layer has no exit; drop the method")
         adapted = policy.for_method(method)
-        if method.one_exit and method.needs_heads:
+        if method.one_exit and method.needs_heads(policy.exits):
             check_heads_at(adapted.exits, () if heads is None else heads.exits, flag="--layerskip-exit")
+        if method.exits and method.drafts and not adapted.draft_exits:
+            raise UsageError(nothing_drafts(method.name))
         if method.draft_model and draft is None:
             raise UsageError(draft_model_missing(method.name))
         if method.medusa and medusa is None:

@@ -126,7 +126,7 @@ def make_policy(settings: DecodeSettings, head_exits: tuple[int, ...] | None, nu
     """The policy of `settings` for a model of L layers with heads at `head_exits`; raises UsageError for one it lacks.
 
     Without exits of its own it takes the paper's where there are heads for all of them, else all that have heads; where
-    no heads were loaded, `head_exits` None, it has no exits.
+    no heads were loaded, `head_exits` None, because no method needs any, it has no exits.
     """
     rest = Policy(
         max_drafts=settings.max_drafts,
@@ -139,16 +139,15 @@ def make_policy(settings: DecodeSettings, head_exits: tuple[int, ...] | None, nu
         medusa_gamma=settings.medusa_gamma,
         skipped=skipped_layers(settings, num_layers),
     )
-    if head_exits is None:
+    if head_exits is None and settings.exits != ():
         return rest
+    head_exits = head_exits or ()
     papers = paper_exits(num_layers)
     exits = papers if papers and set(papers) <= set(head_exits) else head_exits
     if settings.exits is not None:
         exits = settings.exits
     check_heads_at(exits, head_exits)
     gammas = settings.gamma if isinstance(settings.gamma, tuple) else (settings.gamma,) * len(exits)
-    if not exits and settings.ngram is None:
-        raise UsageError("exits []: nothing drafts without exits and n-grams; give --ngram, such as 0.3, or --exits")
     if len(gammas) != len(exits):
         raise UsageError(
             f"--gamma {','.join(map(str, gammas))}: {len(gammas)} thresholds for the {len(exits)} exits "

@@ -11,14 +11,17 @@ import pyarrow as pa
 from adadecode.engine.policy import check_heads_at
 from adadecode.errors import ExitHeadsError, UsageError
 from adadecode.methods import METHODS
+from adadecode.model.draft_model import check_draft_tokens
 from adadecode.model.head_files import read_facts
+from adadecode.model.medusa_heads import FACTS as MEDUSA_FACTS
 from adadecode.provenance import git_sha
 from adadecode.report.schema import SWEEP
 from adadecode.runs.editions import parquet_bytes
 from adadecode.runs.fingerprint import heads_folders
 from adadecode.runs.storage import open_storage
 from adadecode.settings import EvalConfig, FileSettings, checked_decode, given_flags, read_settings, settings_of
-from adadecode.tasks import expand_task
+from adadecode.tasks import expand_task, task_domain
+from adadecode.tasks.heads import medusa_folder
 
 SWEEP_FILE = "sweep.parquet"
 CELL_NAME = re.compile(r"[a-z0-9._-]+")
@@ -115,11 +118,29 @@ def check_heads_exist(cells: Sequence[Cell]) -> None:
                 whose, head_exits = f"those in {str(folder)!r}", facts.exits_of(decode.head)
                 if decode.exits is not None:
                     check_heads_at(decode.exits, head_exits, whose)
-                of_heads = [METHODS[name] for name in cell.config.methods if METHODS[name].needs_heads]
+                of_heads = [METHODS[name] for name in cell.config.methods if METHODS[name].needs_heads(decode.exits)]
                 if decode.layerskip_exit is not None and any(method.one_exit for method in of_heads):
                     check_heads_at((decode.layerskip_exit,), head_exits, whose, "--layerskip-exit")
+            for task in expand_task(cell.config.task):
+                folder = medusa_folder(cell.config, task_domain(task))
+                if folder is not None and read_facts(folder, MEDUSA_FACTS) is None:
+                    raise ExitHeadsError(f"--medusa-heads {str(folder)!r}: no finished heads there; train them first")
         except UsageError as error:
             raise UsageError(f"cell {cell.name!r}: {error}") from None
+
+
+def check_draft_models(cells: Sequence[Cell]) -> None:
+    """Raises UsageError when a cell's draft model has other tokens than its model, before the first has run for hours."""
+    known: set[tuple[str | None, ...]] = set()
+    for cell in cells:
+        decode = cell.config.decode
+        pair = (cell.config.model, cell.config.revision, decode.draft_model, decode.draft_revision)
+        if pair not in known:
+            known.add(pair)
+            try:
+                check_draft_tokens(cell.config)
+            except UsageError as error:
+                raise UsageError(f"cell {cell.name!r}: {error}") from None
 
 
 def write_sweep(out: str, summaries: Mapping[str, pa.Table]) -> pa.Table:

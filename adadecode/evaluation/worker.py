@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,14 +29,14 @@ from adadecode.model.head_files import load_heads
 from adadecode.model.head_tensors import original_heads
 from adadecode.model.load import chat_template_hash, load_model, use_threads
 from adadecode.model.machine_kind import MachineKind, tuned_elsewhere
-from adadecode.model.medusa_heads import MedusaHeads, medusa_heads_of
+from adadecode.model.medusa_heads import MedusaHeads, load_medusa_heads
 from adadecode.model.memory import broken_devices_named, out_of_memory_named
 from adadecode.provenance import code_hash, cpu_name, gpu_driver
 from adadecode.records import Shard
 from adadecode.settings import DecodingSettings, Domain, EvalConfig, tuned_for
 from adadecode.tasks import expand_task, score, task_domain
 from adadecode.tasks.encode import decode_output, encode_prompt
-from adadecode.tasks.heads import heads_folder, reads_heads
+from adadecode.tasks.heads import heads_folder, medusa_folder, reads_heads
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Worker:
     heads: dict[str, ExitHeads]  # per task
     width: int
     draft: DecoderModel | None = None
-    medusa: MedusaHeads | None = None
+    medusa: dict[str, MedusaHeads] = field(default_factory=dict[str, MedusaHeads])  # per task
     checked: set[int] = field(default_factory=set[int])  # S of the steps in which rows were found to be independent
 
     def facts(self) -> dict[str, Any]:
@@ -76,15 +77,31 @@ class Worker:
             "torch": torch.__version__,
             "width": self.width,
             "model_hash": self.model.model_hash,
-            **({} if self.draft is None else {"draft_model_hash": self.draft.model_hash}),
-            **({} if self.medusa is None else {"medusa_heads_hash": self.medusa.content_hash}),
             "model_notes": list(self.model.notes),  # what was odd about its files
-            "model_commit": getattr(self.model.config, "_commit_hash", None),  # of a hub model
+            "model_commit": _hub_commit(self.model),
+            **self._draft_facts(),
+            **self._medusa_facts(),
             "heads_hash": {task: heads.content_hash for task, heads in self.heads.items()},
             "exits": {task: list(self.policy(task).exits) for task in self.heads},
             "draft_exits": {task: self._draft_exits(task) for task in expand_task(self.config.task)},
             "chat_template_hash": chat_template_hash(self.tokenizer),
         }
+
+    def _draft_facts(self) -> dict[str, Any]:
+        """The same of the draft model, where there is one."""
+        draft = self.draft
+        if draft is None:
+            return {}
+        return {
+            "draft_model_hash": draft.model_hash,
+            "draft_model_notes": list(draft.notes),
+            "draft_model_commit": _hub_commit(draft),
+        }
+
+    def _medusa_facts(self) -> dict[str, Any]:
+        """The hash of each task's Medusa heads, where there are some."""
+        hashes = {task: heads.content_hash for task, heads in self.medusa.items()}
+        return {"medusa_heads_hash": hashes} if hashes else {}
 
     def notes(self) -> list[str]:
         """What a person should know of how this worker decodes, a line each."""
@@ -110,32 +127,49 @@ class Worker:
         return make_policy(self.config.decode, None if heads is None else heads.exits, self.model.num_layers)
 
 
+def _hub_commit(model: DecoderModel) -> str | None:
+    """The commit of a hub model that was loaded."""
+    return getattr(model.config, "_commit_hash", None)
+
+
 @broken_devices_named()
 @out_of_memory_named()
 def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, threads: int | None) -> Worker:
-    """Loads model and heads, checks that rows are independent at this width, and warms every method up."""
+    """Loads models and heads, checks that rows are independent at this width, and warms every method up."""
     started = time.perf_counter()
     code_hash()  # of the files as they are now, when they are imported: commits store it hours later
     use_threads(threads)
     model, tokenizer = load_model(config)
     heads = {task: heads_for(config, task_domain(task), model) for task in tasks} if reads_heads(config) else {}
     width = make_policy(config.decode, None, model.num_layers).width
-    draft, medusa = load_draft_model(config, tokenizer), medusa_heads_of(config, model)
+    draft, medusa = load_draft_model(config, tokenizer), medusa_by_task(config, tasks, model)
     worker = Worker(worker_id, config, model, tokenizer, heads, width, draft, medusa)
     for task in tasks:  # what a method lacks is told before anything is measured
-        check_can_decode(model, worker.methods, worker.policy(task), heads.get(task), draft, medusa)
+        check_can_decode(model, worker.methods, worker.policy(task), heads.get(task), draft, medusa.get(task))
     for num_positions in NUM_POSITIONS:
         check_rows_once(model, width, num_positions, worker.checked)
-    warmup_ids = [i % model.vocab_size for i in range(1, min(17, model.context_len))]
     for task in tasks:
         for method in config.methods * config.warmup:
-            decode_prompt(worker, method, task, warmup_ids, max_new_tokens=WARMUP_TOKENS)
+            _warm_up(worker, task, method)
     log.info(
         "loaded and warmed up %s in %.1f s, %s kernels", config.model, time.perf_counter() - started, model.kernels
     )
     for line in worker.notes():
         log.info(line)
     return worker
+
+
+def _warm_up(worker: Worker, task: str, method: str) -> None:
+    """A generation that is not recorded. Of what every row is compared with it must succeed; another's failure is logged.
+
+    A method that cannot decode has its own rows to say so, and takes no others' along.
+    """
+    prompt_ids = [i % worker.model.vocab_size for i in range(1, min(17, worker.model.context_len))]
+    decode_once = functools.partial(decode_prompt, worker, method, task, prompt_ids, WARMUP_TOKENS)
+    if method == REFERENCE:
+        decode_once()
+    else:
+        result_or_failure(f"warm-up of {method} on {task}", decode_once, *worker.models)
 
 
 def heads_for(config: DecodingSettings, domain: Domain | None, model: DecoderModel) -> ExitHeads:
@@ -146,6 +180,18 @@ def heads_for(config: DecodingSettings, domain: Domain | None, model: DecoderMod
     return load_heads(folder, model, decode.head, decode.gate)
 
 
+def medusa_for(config: DecodingSettings, domain: Domain | None, model: DecoderModel) -> MedusaHeads | None:
+    """The Medusa heads `config` says for prompts of `domain`; None where it names none."""
+    folder = medusa_folder(config, domain)
+    return None if folder is None else load_medusa_heads(folder, model)
+
+
+def medusa_by_task(config: DecodingSettings, tasks: Iterable[str], model: DecoderModel) -> dict[str, MedusaHeads]:
+    """The Medusa heads of each of `tasks`; none where `config` names none."""
+    found = {task: medusa_for(config, task_domain(task), model) for task in tasks}
+    return {task: heads for task, heads in found.items() if heads is not None}
+
+
 def decode_prompt(
     worker: Worker, method: str, task: str, prompt_ids: list[int], max_new_tokens: int | None = None
 ) -> Decoded:
@@ -153,7 +199,7 @@ def decode_prompt(
     config = worker.config
     request = Request(prompt_ids, max_new_tokens or config.decode.max_new_tokens, record_logits=config.check_logits)
     policy, heads = worker.policy(task), worker.heads.get(task)
-    return decode(worker.model, METHODS[method], request, policy, heads, worker.draft, worker.medusa)
+    return decode(worker.model, METHODS[method], request, policy, heads, worker.draft, worker.medusa.get(task))
 
 
 def evaluate_shard(worker: Worker, shard: Shard) -> list[SampleRow]:

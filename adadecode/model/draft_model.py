@@ -4,7 +4,7 @@ from transformers import PreTrainedTokenizerBase
 
 from adadecode.errors import UsageError
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.load import load_model
+from adadecode.model.load import load_model, load_tokenizer
 from adadecode.settings import DecodingSettings
 
 FLAG = "--draft-model"
@@ -18,14 +18,31 @@ def load_draft_model(config: DecodingSettings, tokenizer: PreTrainedTokenizerBas
     name = config.decode.draft_model
     if name is None:
         return None
-    draft, of_draft = load_model(config.model_copy(update={"model": name, "revision": None}), FLAG)
+    named = {"model": name, "revision": config.decode.draft_revision}
+    draft, of_draft = load_model(config.model_copy(update=named), FLAG)
+    _check_tokens(config, tokenizer, of_draft)
+    return draft
+
+
+def check_draft_tokens(config: DecodingSettings) -> None:
+    """Raises UsageError where the tokens of the draft model that `config` names are not the model's; loads no weights."""
+    name = config.decode.draft_model
+    if name is not None:
+        _, tokenizer = load_tokenizer(config.model, config.revision)
+        _, of_draft = load_tokenizer(name, config.decode.draft_revision, FLAG)
+        _check_tokens(config, tokenizer, of_draft)
+
+
+def _check_tokens(
+    config: DecodingSettings, tokenizer: PreTrainedTokenizerBase, of_draft: PreTrainedTokenizerBase
+) -> None:
+    """Raises UsageError where the tokens of `config`'s draft model are not those of `tokenizer`, the model's own."""
     difference = token_difference(tokenizer, of_draft)
     if difference is not None:
         raise UsageError(
-            f"{FLAG} {name!r}: its tokenizer is not that of --model {config.model!r}: {difference}; "
+            f"{FLAG} {config.decode.draft_model!r}: its tokenizer is not that of --model {config.model!r}: {difference}; "
             "give a smaller model of the same family"
         )
-    return draft
 
 
 def token_difference(tokenizer: PreTrainedTokenizerBase, of_draft: PreTrainedTokenizerBase) -> str | None:

@@ -144,7 +144,7 @@ def _ask_hub(files: ModelFiles) -> None:
     try:
         HfApi().model_info(files.source, revision=files.revision, timeout=HUB_TIMEOUT_S)
     except RevisionNotFoundError as error:
-        raise files.refusal(f"the hub has no --revision {files.revision!r} of it") from error
+        raise files.refusal(f"the hub has no revision {files.revision!r} of it") from error
     except RepositoryNotFoundError as error:
         why = "no such model on the hub, or one to see only after `hf auth login`"
         raise files.refusal(f"there is no such folder, and {why}; {ALLOWED}") from error

@@ -70,9 +70,11 @@ def use_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def load_tokenizer(model: str, revision: str | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The configuration and the tokenizer of a model that `load_model` takes, without its weights."""
-    files = find_model(model, revision)
+def load_tokenizer(
+    model: str, revision: str | None = None, flag: str = "--model"
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The configuration and the tokenizer of a model that `load_model` takes, `flag` in errors, without its weights."""
+    files = find_model(model, revision, flag)
     _, config = _read_config(files)
     return config, _read_tokenizer(files, config)
 

@@ -26,7 +26,6 @@ from adadecode.kernels.weights import Weights
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.head_files import HeadFacts
 from adadecode.printable import on_one_line
-from adadecode.settings import DecodingSettings
 
 TENSORS, FACTS = "medusa_heads.safetensors", "medusa_heads.json"
 FLAG = "--medusa-heads"
@@ -105,12 +104,6 @@ def save_medusa_heads(folder: Path, tensors: MedusaTensors, facts: HeadFacts) ->
     }
     write_whole(folder / TENSORS, save({name: tensor.cpu().contiguous() for name, tensor in named.items()}))
     write_whole(folder / FACTS, json.dumps(facts.model_dump(mode="json"), indent=2) + "\n")
-
-
-def medusa_heads_of(config: DecodingSettings, model: DecoderModel) -> MedusaHeads | None:
-    """The Medusa heads that `config` names; None where it names none. Raises ExitHeadsError when they cannot be used."""
-    folder = config.decode.medusa_heads
-    return None if folder is None else load_medusa_heads(Path(folder), model)
 
 
 def load_medusa_heads(folder: Path, model: DecoderModel) -> MedusaHeads:

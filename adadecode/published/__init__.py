@@ -6,8 +6,8 @@ PUBLISHED_DIR = Path(__file__).parent
 POLICY = "policy.yaml"
 
 
-DEMO_DRAFTERS = PUBLISHED_DIR / "demo"  # what the methods beside adadecode draft with on the embedded model
-DEMO_DRAFT_MODEL, DEMO_MEDUSA = DEMO_DRAFTERS / "draft-model", DEMO_DRAFTERS / "medusa"
+DEMO_DRAFT_DIR = PUBLISHED_DIR / "demo-draft"  # a smaller model that drafts for the embedded one
+DEMO_MEDUSA_DIR = PUBLISHED_DIR / "demo-medusa"  # its Medusa heads, a folder for each domain
 
 
 def published(name: str) -> Path | None:

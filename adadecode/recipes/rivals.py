@@ -22,7 +22,7 @@ from torch import nn
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.load import load_model
 from adadecode.model.medusa_heads import FACTS, TENSORS
-from adadecode.published import DEMO_DRAFT_MODEL, DEMO_MEDUSA
+from adadecode.published import DEMO_DRAFT_DIR, DEMO_MEDUSA_DIR
 from adadecode.recipes.build import BLOCK_SETTINGS, KEPT_FOR_TUNING, others_than_kept, short_prompts
 from adadecode.recipes.corpus import gsm8k_documents, python_functions
 from adadecode.records import Say
@@ -35,7 +35,7 @@ from adadecode.training.train import train_heads
 
 AHEAD = 4
 DRAFT_LAYERS = (0, 15)  # of the model, those that the draft model's begin as
-DRAFT_EPOCHS, DRAFT_BATCH_TOKENS = 24, 8192
+DRAFT_EPOCHS, DRAFT_BATCH_TOKENS = 10, 8192
 PEAK_LR, WARMUP_SHARE = 1.5e-3, 0.02
 DRAFT_FACTS = "training.json"
 
@@ -166,11 +166,11 @@ def agreement_on(model: DecoderModel, lm: Any, outputs: list[GreedyOutput]) -> f
 
 def install_from(work: Path) -> None:
     """Copies what `work` holds into this package."""
-    shutil.copytree(work / "draft-model", DEMO_DRAFT_MODEL, dirs_exist_ok=True)
+    shutil.copytree(work / "draft-model", DEMO_DRAFT_DIR, dirs_exist_ok=True)
     for folder in (work / "medusa").iterdir():
-        (DEMO_MEDUSA / folder.name).mkdir(parents=True, exist_ok=True)
+        (DEMO_MEDUSA_DIR / folder.name).mkdir(parents=True, exist_ok=True)
         for name in (TENSORS, FACTS):
-            shutil.copy(folder / name, DEMO_MEDUSA / folder.name / name)
+            shutil.copy(folder / name, DEMO_MEDUSA_DIR / folder.name / name)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from adadecode.report.summary import parity_line
 from adadecode.settings import PlacementSettings
 
 PLACEMENT = set(PlacementSettings.model_fields)
+MODELS = ("model", "draft_model")
 COLUMNS = (
     "task",
     "method",
@@ -115,14 +116,14 @@ def provenance_lines(run: dict[str, Any]) -> list[str]:
             if told.get("kernels") == "auto":
                 del told["kernels"]
             lines += [f"{section}.{name}: {_plain(value)}" for name, value in told.items()]
-    return lines + [f"model: {note}" for note in model_notes(run)]
+    return lines + [f"{of.replace('_', ' ')}: {note}" for of in MODELS for note in model_notes(run, of)]
 
 
-def model_notes(run: dict[str, Any]) -> list[str]:
-    """What the workers of a run noted of the model's files, each once."""
+def model_notes(run: dict[str, Any], of: str) -> list[str]:
+    """What the workers of a run noted of the files of one of MODELS, each once."""
     workers = run.get("workers")
     found = (
-        [worker.get("model_notes") for worker in workers or [] if isinstance(worker, dict)]
+        [worker.get(f"{of}_notes") for worker in workers or [] if isinstance(worker, dict)]
         if isinstance(workers, list)
         else []
     )

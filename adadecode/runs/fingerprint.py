@@ -10,7 +10,7 @@ from adadecode.errors import ExitHeadsError
 from adadecode.files import readable, short_hash
 from adadecode.settings import EvalConfig, fingerprint_of, in_full
 from adadecode.tasks import task_domain
-from adadecode.tasks.heads import heads_folder, reads_heads
+from adadecode.tasks.heads import heads_folder, medusa_folder, reads_heads
 
 HASHED_SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}
 
@@ -23,9 +23,10 @@ def source_hashes(config: EvalConfig, tasks: tuple[str, ...]) -> dict[str, str]:
     hashes = hash_model("--model", config.model, "model")
     if config.decode.draft_model is not None:
         hashes |= hash_model("--draft-model", config.decode.draft_model, "draft_model")
-    if config.decode.medusa_heads is not None:
-        with readable("--medusa-heads", folder := Path(config.decode.medusa_heads)):
-            hashes["medusa_heads_files"] = hash_folder(folder)
+    for task in tasks:
+        if (folder := medusa_folder(config, task_domain(task))) is not None:
+            with readable("--medusa-heads", folder):
+                hashes[f"medusa_files_{task}"] = hash_folder(folder)
     for task, folder in heads_folders(config, tasks).items():
         with readable("--heads", folder):
             hashes[f"heads_files_{task}"] = hash_folder(folder)

@@ -26,6 +26,7 @@ from adadecode.runs.typed import typed_table
 
 COLUMNS = ("run", "task", "status", "samples", "method", "speedup\n(95 % CI)", "parity")
 NEEDED = ("task", "method", "n", "num_errors")  # columns of a summary of any version
+HEADLINE_ORDER = ("reference", "exact", "reported", "lossy")  # what a method owes: which of several stands for a run
 CAPTION = "as stored when each run ended; `adadecode verify RUN` recomputes a run's tables and judges them"
 
 
@@ -121,14 +122,25 @@ def _lines(listed: ListedRun) -> Iterator[tuple[str, ...]]:
     for task in dict.fromkeys(row["task"] for row in rows):
         of_task = {row["method"]: row for row in rows if row["task"] == task}
         others = [row for name, row in of_task.items() if name not in (*baselines(), row["baseline"])]
-        shown = others[0] if others else None
+        shown = min(others, key=_headline_rank, default=None)
         first = of_task.get(REFERENCE) or next(iter(of_task.values()))
         num_samples = (first["n"] + first["num_errors"]) // (repeats if isinstance(repeats, int) and repeats > 0 else 1)
         parity = parity_line(listed.summary.filter(pc.equal(listed.summary["task"], task)))
         if shown is not None and shown["method"] not in METHODS:  # a server, which owes no vanilla anything
             parity = fraction_text(shown["num_parity_exact"], shown["num_parity_checked"])
-        headline = (ABSENT, ABSENT) if shown is None else (shown["method"], speedup_text(shown))
+        headline = (ABSENT, ABSENT) if shown is None else (_label(shown["method"]), speedup_text(shown))
         yield (task, status, str(num_samples), *headline, parity.removeprefix("parity "))
+
+
+def _label(name: str) -> str:
+    """A method's name, or a server's, with a mark where it is lossy."""
+    return f"{name} (lossy)" if name in METHODS and METHODS[name].is_lossy else name
+
+
+def _headline_rank(row: dict[str, Any]) -> int:
+    """The rank of a SUMMARY row among those of a task: what owes vanilla's output stands for it before what is lossy."""
+    method = METHODS.get(row["method"])
+    return 0 if method is None else HEADLINE_ORDER.index(method.owes)
 
 
 def _as_driven(run: dict[str, Any], location: str) -> dict[str, Any]:

@@ -35,7 +35,13 @@ from adadecode.settings.groups import (
 )
 from adadecode.settings.policy import read_policy, tuned_for
 from adadecode.settings.reading import build_settings, checked_decode, given_flags, read_settings, settings_of
-from adadecode.settings.rivals import RivalSettings, draft_model_missing, medusa_heads_missing, skip_layers_missing
+from adadecode.settings.rivals import (
+    RivalSettings,
+    draft_model_missing,
+    medusa_heads_missing,
+    nothing_drafts,
+    skip_layers_missing,
+)
 
 __all__ = [
     "MAX_WORKERS",
@@ -78,6 +84,7 @@ __all__ = [
     "in_full",
     "medusa_heads_missing",
     "members",
+    "nothing_drafts",
     "read_policy",
     "read_settings",
     "settings_of",

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from adadecode.files import short_hash
+from adadecode.methods import METHODS
 from adadecode.settings.fields import Flag, is_mapping
 from adadecode.settings.groups import (
     ADDRESS_TEXT,
@@ -33,7 +34,7 @@ from adadecode.settings.groups import (
     ThreadSettings,
 )
 from adadecode.settings.policy import DECODED_BEFORE, with_policy
-from adadecode.settings.rivals import MAX_DRAFTS, check_read
+from adadecode.settings.rivals import MAX_DRAFTS, check_read, nothing_drafts
 
 TrainedKind = Literal["transform", "low-rank", "full", "shortlist", "block", "original", "medusa"]
 Loss = Literal["kl", "argmax", "acceptance"]
@@ -42,7 +43,10 @@ ShapeName = Literal["llama-3.1-8b", "llama-3.2-1b", "qwen3-8b", "llama-160m"]
 
 
 class DecodingSettings(HeadsSettings, ModelSettings):
-    """A model that decodes. What `decode` does not give comes from its policy, the demo model's own or the paper's."""
+    """A model that decodes. What `decode` does not give comes from its policy, the demo model's own or the paper's.
+
+    A `decode` that is all there, as in the run.json of a run of any version, is taken as it stands; see `with_policy`.
+    """
 
     decode: DecodeSettings = DecodeSettings()
 
@@ -59,6 +63,16 @@ class DecodingSettings(HeadsSettings, ModelSettings):
                 f"{self.decode.head} and {self.decode.gate:g}: give them, or --policy paper"
             )
         return self
+
+
+def check_methods(methods: tuple[str, ...], decode: DecodeSettings) -> None:
+    """Raises ValueError where `decode` lacks what one of `methods` drafts with, or sets what none of them reads."""
+    check_read(methods, decode)
+    if decode.exits == () and decode.ngram is None:
+        drafting = (METHODS[name] for name in methods)
+        silent = next((method.name for method in drafting if method.exits and method.drafts), None)
+        if silent is not None:
+            raise ValueError(nothing_drafts(silent))
 
 
 class GenerateConfig(ThreadSettings, DecodingSettings):
@@ -79,7 +93,7 @@ class EvalConfig(PlacementSettings, MethodSettings, DataSettings, DecodingSettin
 
     @model_validator(mode="after")
     def _a_method_reads_what_is_given(self) -> Self:
-        check_read(self.methods, self.decode)
+        check_methods(self.methods, self.decode)
         return self
 
     def fingerprint(self, **facts: str | None) -> str:
@@ -232,7 +246,7 @@ class BenchConfig(ThreadSettings, MethodSettings, DataSettings, DecodingSettings
 
     @model_validator(mode="after")
     def _a_method_reads_what_is_given(self) -> Self:
-        check_read(self.methods, self.decode)
+        check_methods(self.methods, self.decode)
         return self
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 No module but this room knows a default: the flags, their help and docs/cli.md are made from these fields.
 """
 
+import difflib
 import math
 import re
 from fractions import Fraction
@@ -63,7 +64,9 @@ def known(method: str) -> str:
     """`method`; raises ValueError unless it is a row of the table."""
     if method not in METHODS:
         *others, last = (f"'{name}'" for name in METHODS)
-        raise ValueError(f"Input should be {', '.join(others)} or {last}")
+        close = difflib.get_close_matches(method.lower().replace("_", "-"), METHODS, n=1)
+        meant = f"did you mean {close[0]}? " if close else ""
+        raise ValueError(f"{meant}Input should be {', '.join(others)} or {last}")
     return method
 
 

@@ -33,8 +33,10 @@ def with_policy(values: dict[str, Any], *, is_settled: bool = True) -> dict[str,
     """`values` of a configuration, those of its policy laid under `decode`.
 
     Unless `decode` names one it is `demo` for the demo's own weights and heads, over their shortlist, else `paper`.
-    Where all of `decode` is given and `is_settled`, as in the run.json of a run, its policy is a name not looked up.
-    Of DecodeSettings what was set in them is given. Raises PolicyError for what is no policy.
+    Where all of `decode` is given and `is_settled`, as in the run.json of a run, its policy is a name not looked up: all of
+    version 0.1.0, whose runs lack what came later and decoded as DECODED_BEFORE says.
+    Of DecodeSettings what was set in them is given.
+    Raises PolicyError for what is no policy.
     """
     decode = values.get("decode", {})
     if isinstance(decode, DecodeSettings):

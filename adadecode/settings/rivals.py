@@ -34,7 +34,11 @@ class RivalSettings(Settings):
         description="Drafts per round of --methods layerskip: few, because a wrong one wastes all after it.",
     )
     draft_model: Annotated[str | None, Flag(unset="none, and no method that needs one")] = Field(
-        default=None, description="What --model may be, but smaller and of the same tokenizer: it drafts."
+        default=None,
+        description="What --model may be, but smaller and of the same tokenizer, such as demo-draft for demo: it drafts.",
+    )
+    draft_revision: Annotated[str | None, Flag(unset="the newest")] = Field(
+        default=None, description="Commit, tag or branch of --draft-model on the Hugging Face hub."
     )
     draft_gamma: float = Field(
         default=0.0,
@@ -43,7 +47,8 @@ class RivalSettings(Settings):
         description="Chance that all drafts of --draft-model hold, above which it goes on; 0: always up to --max-drafts.",
     )
     medusa_heads: Annotated[str | None, Flag(unset="none, and no method that needs them")] = Field(
-        default=None, description="Folder of heads of `train-heads --kind medusa`: those of --methods medusa."
+        default=None,
+        description="Heads of --methods medusa: a folder of `train-heads --kind medusa`, or demo: the demo's own.",
     )
     medusa_gamma: float = Field(
         default=0.0,
@@ -68,6 +73,8 @@ def check_read(methods: tuple[str, ...], decode: RivalSettings) -> None:
         if name not in read and value != RIVALS_BEFORE[name]:
             readers = " or ".join(method.name for method in METHODS.values() if name in method.reads_settings)
             raise ValueError(f"{flag_name(name, field)} {value}: none of --methods reads it; add {readers}, or drop it")
+    if decode.draft_revision is not None and decode.draft_model is None:
+        raise ValueError(f"--draft-revision {decode.draft_revision}: there is no --draft-model; give one, or drop it")
     for name in methods:
         method = METHODS[name]
         if method.draft_model and decode.draft_model is None:
@@ -76,6 +83,14 @@ def check_read(methods: tuple[str, ...], decode: RivalSettings) -> None:
             raise ValueError(medusa_heads_missing(name))
         if method.skips_layers and decode.skip_layers is None:
             raise ValueError(skip_layers_missing(name))
+
+
+def nothing_drafts(method: str) -> str:
+    """What to say of `method` under a policy without exits and n-grams."""
+    return (
+        f"exits []: nothing drafts for {method} without exits and n-grams; give --ngram, such as 0.3, or --exits, "
+        f"or drop {method}"
+    )
 
 
 def skip_layers_missing(method: str) -> str:

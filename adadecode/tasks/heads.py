@@ -5,7 +5,7 @@ from pathlib import Path
 from adadecode.demo import HEADS_DIR
 from adadecode.errors import UsageError
 from adadecode.methods import any_needs_heads, any_reads_heads
-from adadecode.published import published
+from adadecode.published import DEMO_MEDUSA_DIR, published
 from adadecode.settings import ORIGINAL_HEADS, BenchConfig, DecodingSettings, Domain, EvalConfig, TuneConfig
 
 
@@ -16,7 +16,8 @@ def has_heads(config: DecodingSettings | TuneConfig) -> bool:
 
 def reads_heads(config: EvalConfig | BenchConfig) -> bool:
     """Whether the heads of `config` are to be loaded: its methods need some, or ask the n-grams beside those there are."""
-    return any_needs_heads(config.methods) or (any_reads_heads(config.methods) and has_heads(config))
+    needs_heads = any_needs_heads(config.methods, config.decode.exits)
+    return needs_heads or (any_reads_heads(config.methods) and has_heads(config))
 
 
 def heads_missing(config: DecodingSettings | TuneConfig) -> UsageError:
@@ -40,3 +41,11 @@ def heads_folder(config: DecodingSettings | TuneConfig, domain: Domain | None) -
         return HEADS_DIR / (domain or "math")
     own, shipped = Path(config.heads), published(config.heads)
     return own if shipped is None or own.exists() else shipped
+
+
+def medusa_folder(config: DecodingSettings, domain: Domain | None) -> Path | None:
+    """Where the Medusa heads for prompts of `domain` lie, of `demo` the demo's own for it (None: math); None for none."""
+    name = config.decode.medusa_heads
+    if name == "demo":
+        return DEMO_MEDUSA_DIR / (domain or "math")
+    return None if name is None else Path(name)

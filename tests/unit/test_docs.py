@@ -36,9 +36,14 @@ def blocks(path: Path, language: str) -> list[str]:
 
 def table(path: Path, heading: str) -> list[str]:
     """The first cells of the rows of the table after `heading`, without their marks."""
+    return [first for first, *_ in rows_of_table(path, heading)]
+
+
+def rows_of_table(path: Path, heading: str) -> list[list[str]]:
+    """The cells of the rows of the table after `heading`."""
     text = path.read_text(encoding="utf-8").split(f"{heading}\n", 1)[1]
     rows = re.search(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)[0].splitlines()[2:]
-    return [row.split("|")[1].strip() for row in rows]
+    return [[part.strip() for part in row.split("|")[1:-1]] for row in rows]
 
 
 def contents(index: Path) -> list[Path]:
@@ -71,10 +76,19 @@ def test_every_python_block_is_python(path):
         ast.parse(block)
 
 
-def test_the_methods_page_has_a_row_for_each_method():
+def test_the_methods_page_has_a_row_for_each_method_with_its_contract_and_settings():
     from adadecode.methods import METHODS
+    from adadecode.settings import RivalSettings, flag_name
 
-    assert table(DOCS / "methods.md", "## Methods") == [f"`{method}`" for method in METHODS]
+    flags = {name: flag_name(name, field) for name, field in RivalSettings.model_fields.items()}
+    told = [
+        (name, contract.removeprefix("the "), {flag for flag in flags.values() if f"`{flag}`" in settings})
+        for name, _, contract, settings, _ in rows_of_table(DOCS / "methods.md", "## Methods")
+    ]
+    assert told == [
+        (f"`{name}`", method.owes, {flags[setting] for setting in method.reads_settings})
+        for name, method in METHODS.items()
+    ]
 
 
 def test_the_operations_page_has_every_exit_code():

@@ -9,6 +9,7 @@ import pytest
 import adadecode
 from adadecode import api
 from adadecode.errors import UsageError
+from adadecode.settings.policy import DECODED_BEFORE
 from tests.command_lines import FENCED_BLOCK
 
 ROOT = Path(__file__).parents[2]
@@ -111,6 +112,19 @@ def test_an_output_has_at_least_one_token(tiny, max_new_tokens):
 def test_a_bad_setting_is_the_line_the_command_line_has(tiny, settings, message):
     with pytest.raises(UsageError, match=message):
         adadecode.load(str(tiny.model), **{"heads": str(tiny.heads), "dtype": "float32", **settings})
+
+
+def test_the_config_of_a_run_json_is_that_runs_when_its_policy_is_gone_and_of_any_version(tmp_path):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("gamma: 0.3\nstop: chain\n")
+    run = adadecode.EvalConfig(decode=adadecode.DecodeSettings(policy=str(policy))).model_dump(mode="json")
+    assert (run["decode"]["gamma"], run["decode"]["stop"]) == (0.3, "chain")
+    of_before = {name: value for name, value in run["decode"].items() if name not in DECODED_BEFORE}
+    assert adadecode.EvalConfig(**{**run, "decode": of_before}).decode.stop == "token", "it had no other then"
+    policy.unlink()
+    assert adadecode.EvalConfig(**run).model_dump(mode="json") == run
+    with pytest.raises(UsageError, match="--policy"):
+        adadecode.load(**run["decode"])
 
 
 def test_an_evaluation_tells_an_observer_and_prints_nothing(tiny, tmp_path, capsys):

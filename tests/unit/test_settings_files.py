@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 import adadecode
+from adadecode.engine.decode import check_can_decode
 from adadecode.engine.policy import OneExit, Policy, make_policy
 from adadecode.errors import UsageError
+from adadecode.methods import METHODS
 from adadecode.settings import (
     BenchConfig,
     DecodeSettings,
@@ -19,6 +21,7 @@ from adadecode.settings import (
     TuneConfig,
     build_settings,
 )
+from tests.models import tiny_model
 
 
 def written(folder: Path, text: str | bytes, name: str = "settings.yaml") -> Path:
@@ -342,12 +345,22 @@ def test_a_policy_without_exits_drafts_by_n_grams_alone(tmp_path):
     policy = written(tmp_path, "exits: []\nngram: 0.5\nhead: shortlist\n", "policy.yaml")
     decode = build_settings(EvalConfig, None, {"policy": str(policy)}).decode
     assert make_policy(decode, (4, 8), 16) == Policy((), (), 5, ngram=0.5, layerskip=OneExit(4, 4))
-    policy.write_text("exits: []\n")
-    decode = build_settings(EvalConfig, None, {"policy": str(policy)}).decode
-    with pytest.raises(UsageError, match=r"^exits \[\]: nothing drafts without exits and n-grams; give --ngram"):
-        make_policy(decode, (4, 8), 16)
-    with pytest.raises(UsageError, match="2 thresholds for the 0 exits"):
-        make_policy(decode.model_copy(update={"gamma": (0.5, 0.6), "ngram": 0.3}), (4, 8), 16)
+    for head_exits in ((4, 8), None):
+        with pytest.raises(UsageError, match="2 thresholds for the 0 exits"):
+            make_policy(decode.model_copy(update={"gamma": (0.5, 0.6)}), head_exits, 16)
+
+
+def test_a_policy_without_exits_and_n_grams_is_refused_for_what_drafts_by_them_alone(tmp_path):
+    policy = str(written(tmp_path, "exits: []\n", "policy.yaml"))
+    for method in ("adadecode", "adadecode-unverified"):
+        line = rf"^settings: exits \[\]: nothing drafts for {method} without exits and n-grams; give --ngram"
+        with pytest.raises(UsageError, match=line):
+            build_settings(EvalConfig, None, {"policy": policy, "methods": ("vanilla", method)})
+    methods = ("vanilla", "adadecode-never", "ngram", "layerskip", "transformers")
+    assert build_settings(EvalConfig, None, {"policy": policy, "methods": methods}).decode.exits == ()
+    decode = build_settings(GenerateConfig, None, {"policy": policy}).decode
+    with pytest.raises(UsageError, match=r"^exits \[\]: nothing drafts for adadecode"):
+        check_can_decode(tiny_model(), [METHODS["adadecode"]], make_policy(decode, None, 4))
 
 
 @pytest.mark.parametrize("decode", [None, 5, "paper", [1]])

@@ -66,6 +66,7 @@ def last_json(output: str) -> dict:
 NEW_KEYS = {f"machine.{name}" for name in ("attention", "float32_precision", "reduced_precision_sums")}
 NEW_KEYS |= {"provenance.code_hash", "methods.*.is_lossy", "settings.offset", "faster_vanilla_geomean"}
 NEW_KEYS |= {"roofline.bandwidth_bytes_per_s", "settings.decode.stop", "settings.decode.ngram_store"}
+NEW_KEYS |= {"machine.draft_model_hash", "memory.draft_model_bytes"}
 NEW_KEYS |= {"machine.policy.stop", "machine.policy.ngram_store"}
 OLD_KEYS = {"roofline.copy_bandwidth_bytes_per_s"}
 KEYED_BY_NAME = frozenset({"methods", "parts[].calls_per_round", "machine.heads_hash", "provenance.packages"})
@@ -304,3 +305,15 @@ def test_original_heads_are_measured_without_a_folder(cli):
     result = cli("bench", *flags, *SHORT)
     assert result.exit_code == 0, result.stderr
     assert last_json(result.stdout)["methods"]["adadecode"]["num_parity_exact"] == 1
+
+
+def test_a_draft_model_is_measured_with_its_memory_and_its_rounds_are_not_taken_apart(cli):
+    flags = ("--task", "demo-math", "--methods", "vanilla,speculative", "--draft-model", "demo")
+    result = cli("bench", *flags, *SHORT)
+    assert result.exit_code == 0, result.stderr
+    found = last_json(result.stdout)
+    memory, machine, row = found["memory"], found["machine"], found["methods"]["speculative"]
+    assert memory["draft_model_bytes"] >= memory["weights_bytes"] + memory["kv_bytes"], "it is the model itself"
+    assert machine["draft_model_hash"] == machine["model_hash"]
+    assert (row["num_parity_exact"], row["acceptance_rate"], row["parts_ms_per_round"]) == (1, 1.0, None)
+    assert "draft model with its own" in result.stdout

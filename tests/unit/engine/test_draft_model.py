@@ -1,4 +1,4 @@
-"""Speculative decoding: what a draft model reads and proposes. Its bits are vanilla's in test_rivals.py."""
+"""Speculative decoding: what a draft model reads and proposes. Its bits: tests/fuzz/test_exact_methods.py."""
 
 from typing import Any
 

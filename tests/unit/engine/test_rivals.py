@@ -1,9 +1,6 @@
-"""Methods that adadecode is compared with: what each drafts, and vanilla's tokens and bits from those that owe them."""
+"""Methods that adadecode is compared with: what each drafts. Their bits: tests/fuzz/test_exact_methods.py."""
 
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from adadecode.engine.decode import check_can_decode, decode
 from adadecode.engine.generate import Request
@@ -14,11 +11,7 @@ from adadecode.model.decoder import DecoderModel
 from adadecode.records import Generation
 from adadecode.settings import DecodeSettings
 from tests.models import (
-    EAGER_DTYPES,
-    FAMILIES,
     KERNELS,
-    NATIVE_DTYPES,
-    medusa_heads,
     random_gates,
     random_heads,
     store_of,
@@ -116,79 +109,6 @@ def test_a_step_is_wide_enough_for_the_fixed_length():
         policy = Policy(max_drafts=5, layerskip=OneExit(2, num_drafts))
         assert policy.width == width
         assert {policy.for_method(METHODS[name]).width for name in ("vanilla", "adadecode", "layerskip")} == {width}
-
-
-DRAW = {
-    "draft": st.fixed_dictionaries(
-        {
-            "family": st.sampled_from(sorted(FAMILIES)),
-            "seed": st.integers(0, 3),
-            "num_layers": st.integers(1, 5),
-            "context_len": st.sampled_from([16, 40, 1024]),
-            "vocab_size": st.sampled_from([60, 97, 120]),
-        }
-    ),
-    "draft_gamma": st.sampled_from([0.0, 0.01, 0.2]),
-    "medusa": st.fixed_dictionaries(
-        {
-            "num_heads": st.integers(1, 9),
-            "noise": st.sampled_from([0.0, 0.1, 1.0]),
-            "num_tokens": st.sampled_from([1, 40, 97]),
-            "seed": st.integers(0, 3),
-        }
-    ),
-    "medusa_gamma": st.sampled_from([0.0, 0.01, 0.2]),
-    "family": st.sampled_from(sorted(FAMILIES)),
-    "seed": st.integers(0, 3),
-    "tied": st.booleans(),
-    "layerskip": st.builds(OneExit, st.integers(1, 4), st.integers(1, 9)),
-    "max_drafts": st.integers(0, 9),
-    "ngram": st.sampled_from([None, 0.0, 0.3]),
-    "prompt_len": st.integers(1, 70),
-    "prompt_vocab": st.sampled_from([3, 97]),
-    "max_new_tokens": st.integers(1, 24),
-    "eos": st.sampled_from([(), (3, 9, 11, 17, 29)]),
-}
-
-
-def assert_bits_are_vanillas(kernels, dtype, drawn) -> None:
-    """Decodes what `drawn` says, see DRAW, by every rival that owes vanilla's output."""
-    model = tiny_model(
-        drawn["family"], dtype=dtype, kernels=kernels, seed=drawn["seed"], tied=drawn["tied"], num_layers=5
-    )
-    generator = torch.Generator().manual_seed(drawn["seed"])
-    prompt = torch.randint(0, drawn["prompt_vocab"], (drawn["prompt_len"],), generator=generator).tolist()
-    request = Request(prompt, drawn["max_new_tokens"], drawn["eos"], record_logits=True)
-    policy = Policy(
-        max_drafts=drawn["max_drafts"],
-        ngram=drawn["ngram"],
-        layerskip=drawn["layerskip"],
-        draft_gamma=drawn["draft_gamma"],
-        medusa_gamma=drawn["medusa_gamma"],
-    )
-    draft = tiny_model(dtype=dtype, kernels=kernels, **drawn["draft"])
-    heads = random_heads(model, (1, 2, 3, 4), drawn["seed"])
-    medusa = medusa_heads(model, **drawn["medusa"])
-    vanilla = decode(model, METHODS["vanilla"], request, policy)
-    for method in (NGRAM, LAYERSKIP, SPECULATIVE, MEDUSA):
-        decoded = decode(model, method, request, policy, heads, draft, medusa)
-        assert decoded.generation.output_token_ids == vanilla.generation.output_token_ids, method
-        assert decoded.generation.finish_reason == vanilla.generation.finish_reason, method
-        assert torch.equal(decoded.logits, vanilla.logits), method
-
-
-@pytest.mark.parametrize(("kernels", "dtype"), NATIVE_DTYPES)
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(drawn=st.fixed_dictionaries(DRAW))
-def test_rivals_give_vanillas_tokens_and_bits_with_native_kernels(kernels, dtype, drawn):
-    assert_bits_are_vanillas(kernels, dtype, drawn)
-
-
-@pytest.mark.parametrize(("kernels", "dtype"), EAGER_DTYPES)
-@settings(max_examples=12, deadline=None, derandomize=True)
-@given(drawn=st.fixed_dictionaries(DRAW))
-def test_rivals_give_vanillas_tokens_and_bits_with_eager_kernels(kernels, dtype, drawn):
-    assert_bits_are_vanillas(kernels, dtype, drawn)
 
 
 def without_effect(layers: tuple[int, ...]):

@@ -1,10 +1,14 @@
 """Runs of the methods that adadecode is compared with: rows, tables, checks, and what is refused before anything runs."""
 
 import re
+import shutil
+from pathlib import Path
 
 import pytest
+import yaml
 from transformers import LlamaForCausalLM
 
+import adadecode
 from adadecode.engine.draft_model import ModelDrafter
 from adadecode.engine.drafters import HeadDrafter
 from adadecode.runs.folder import read_run, read_samples
@@ -54,6 +58,47 @@ def draft(tmp_path_factory):
     return folder
 
 
+def without_exits(path: Path, **others: object) -> Path:
+    """A policy file without exits, and `others`."""
+    path.write_text(yaml.safe_dump({"exits": [], **others}))
+    return path
+
+
+def test_a_policy_without_exits_needs_no_heads(cli, tiny, draft, tmp_path):
+    policy = without_exits(tmp_path / "policy.yaml", ngram=0.3)
+    methods = "vanilla,adadecode,adadecode-unverified,adadecode-never,ngram,speculative"
+    flags = tiny.flags(heads=None, policy=policy, methods=methods, draft_model=draft)
+    result = cli("eval", "--local", *flags, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.stderr
+    assert "parity 20/20, logits 20/20" in result.stdout
+    assert cli("verify", tmp_path / "run").exit_code == 0
+    rows = rows_by_method(tmp_path / "run")
+    exits = {method: {tuple(row["exits"] or ()) for row in of_method} for method, of_method in rows.items()}
+    assert exits == {"vanilla": {()}, "adadecode-never": {()}} | {
+        method: {(0,)} for method in ("adadecode", "adadecode-unverified", "ngram", "speculative")
+    }
+    bench = (
+        "bench",
+        "--repeats",
+        1,
+        *tiny.flags(heads=None, policy=policy, methods="vanilla,adadecode", shard_size=None),
+    )
+    assert cli(*bench, "--out", tmp_path / "bench").exit_code == 0
+    generated = adadecode.load(str(tiny.model), policy=str(policy), dtype="float32", threads=1, max_new_tokens=6)
+    by_both = [generated.generate("w10 w20", method=name).generation for name in ("vanilla", "adadecode")]
+    assert by_both[0].output_token_ids == by_both[1].output_token_ids
+
+
+def test_layerskip_needs_heads_whatever_the_policys_exits(usage_error, tiny, tmp_path):
+    policy = without_exits(tmp_path / "policy.yaml")
+    flags = tiny.flags(heads=None, policy=policy, methods="vanilla,layerskip")
+    assert "--heads is missing" in usage_error("eval", "--local", *flags, "--out", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    flags = tiny.flags(policy=policy, methods="vanilla,layerskip", layerskip_exit=3)
+    line = usage_error("eval", "--local", *flags, "--out", tmp_path / "run")
+    assert re.search(r"--layerskip-exit 3: there are no heads at \[3\].*are at 1,2", line)
+
+
 def test_a_run_with_a_draft_model_is_exact_and_knows_it(cli, tiny, draft, tmp_path):
     methods = "vanilla,speculative,transformers,hf-prompt-lookup,hf-early-exit,hf-assisted"
     flags = tiny.flags(heads=None, methods=methods, draft_model=draft, layerskip_exit=3)
@@ -76,6 +121,7 @@ def test_a_run_with_a_draft_model_is_exact_and_knows_it(cli, tiny, draft, tmp_pa
     run = read_run(tmp_path / "run")
     (worker,) = run["workers"]
     assert worker["draft_model_hash"] not in (None, worker["model_hash"])
+    assert (worker["draft_model_notes"], worker["draft_model_commit"]) == ([], None)
     assert run["provenance"]["hashes"]["draft_model_files"] != run["provenance"]["hashes"]["model_files"]
 
 
@@ -112,11 +158,12 @@ def test_layer_skipping_is_lossy_and_its_run_can_be_checked(cli, tiny, tmp_path)
 FAILS = {"speculative": (ModelDrafter, "propose"), "layerskip": (HeadDrafter, "propose")}
 
 
-@pytest.mark.parametrize("failing", FAILS)
-def test_a_method_that_fails_takes_no_others_rows_with_it(cli, tiny, draft, tmp_path, monkeypatch, failing):
+@pytest.mark.parametrize(("failing", "warmup"), [("layerskip", 0), ("speculative", 1)])
+def test_a_method_that_fails_takes_no_others_rows_with_it(cli, tiny, draft, tmp_path, monkeypatch, failing, warmup):
+    """Neither in its rows nor before them, where it is warmed up."""
     monkeypatch.setattr(*FAILS[failing], lambda *_: 1 / 0)
     methods = "vanilla,ngram,layerskip,speculative,transformers"
-    flags = tiny.flags(methods=methods, draft_model=draft, warmup=0, max_errors="100%")
+    flags = tiny.flags(methods=methods, draft_model=draft, warmup=warmup, max_errors="100%")
     result = cli("eval", "--local", *flags, "--out", tmp_path / "run")
     assert result.exit_code == 1, result.stderr
     assert f"5 of 5 samples failed: {failing} 5 rows (5 ZeroDivisionError)" in result.stdout + result.stderr
@@ -162,17 +209,38 @@ def test_an_early_exit_of_transformers_that_fails_leaves_the_methods_after_it_th
             {"draft_model": "demo"},
             r"--draft-model demo: none of --methods reads it; add speculative or hf-assisted, or",
         ),
+        (
+            {"draft_revision": "main"},
+            r"--draft-revision main: none of --methods reads it; add speculative or hf-assisted,",
+        ),
+        (
+            {"methods": "vanilla,ngram,speculative", "draft_revision": "v1"},
+            r"--draft-revision v1: there is no --draft-model; give one, or drop it",
+        ),
         ({"draft_gamma": 0.5}, r"--draft-gamma 0.5: none of --methods reads it; add speculative, or drop it"),
         (
             {"methods": "vanilla,speculative", "heads": None, "draft_model": "no/such/folder"},
             r"--draft-model 'no/such/folder' cannot be loaded: there is no such folder",
         ),
-        ({"methods": "vanilla,layerskipp"}, r"--methods .*should be 'vanilla'.* 'layerskip'"),
+        ({"methods": "vanilla,layer_skip"}, r"--methods .*did you mean layerskip\? Input should be 'vanilla'"),
     ],
 )
 def test_what_cannot_be_is_one_line_before_anything_runs(usage_error, tiny, tmp_path, changed, line):
     assert re.search(line, usage_error("eval", "--local", *tiny.flags(**changed), "--out", tmp_path / "run"))
     assert not list(tmp_path.glob("run/samples/*"))
+
+
+def test_a_sweep_refuses_a_draft_model_of_other_tokens_before_its_first_cell(usage_error, tiny, tmp_path):
+    folder = save_tiny_model(tmp_path / "draft", vocab_size=60)
+    cells = {"one": {"methods": "vanilla,ngram"}, "two": {"methods": "vanilla,speculative", "draft_model": str(folder)}}
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump({"cells": cells}))
+    flags = tiny.flags(heads=None, gamma=None)
+    line = usage_error("sweep", "--local", *flags, "--config", file, "--out", tmp_path / "sweep")
+    assert re.search(
+        r"cell 'two': --draft-model '.*': its tokenizer is not that of --model .*: token 60 is nothing", line
+    )
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_a_sweep_refuses_an_exit_without_a_head_before_its_first_cell(usage_error, tiny, tmp_path):

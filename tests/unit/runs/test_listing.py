@@ -43,6 +43,15 @@ def test_a_folder_of_runs_is_listed_wherever_it_lies(location, cli):
     assert cell[1:5] == ["demo-math", "incomplete", "3", "adadecode"]
 
 
+def test_what_is_lossy_stands_for_a_run_only_where_nothing_else_does_and_says_so(cli, tiny, tmp_path):
+    for run, methods in (("one", "vanilla,layer-skipping,transformers,ngram"), ("two", "vanilla,layer-skipping")):
+        flags = tiny.flags(methods=methods, heads=None, limit=1, skip_layers="2,3", warmup=0)
+        assert cli("eval", "--local", *flags, "--out", tmp_path / run).exit_code == 0
+    lines = [line.split() for line in cli("report", tmp_path).stdout.splitlines()]
+    assert next(line for line in lines if line[:1] == ["one"])[1:5] == ["jsonl", "complete", "1", "ngram"]
+    assert next(line for line in lines if line[:1] == ["two"])[4:6] == ["layer-skipping", "(lossy)"]
+
+
 def test_a_run_is_listed_as_running_while_its_driver_lives(tmp_path, cli):
     run = Path(shutil.copytree(GOLDEN / "complete", tmp_path / "one"))
     edit_json(run / "run.json", lambda content: content.update(status="running"))
