@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from adadecode.bench.synthetic import synthetic_lm, synthetic_prompts
+from adadecode.engine.decode import decode
 from adadecode.engine.drafters import drafters_of
 from adadecode.engine.generate import Request, generate
 from adadecode.engine.invariance import check_rows_independent
@@ -17,12 +18,14 @@ from adadecode.kernels.eager import EagerStep
 from adadecode.kernels.graphed import GraphedStep
 from adadecode.kernels.kv_cache import bucket_columns
 from adadecode.kernels.step import DecodeStep
+from adadecode.methods import METHODS
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
 from adadecode.model.head_tensors import HeadTensors, Shortlist
 from adadecode.model.load import load_model
 from adadecode.settings import ModelSettings
-from tests.models import FAMILIES, block_heads, random_gates, random_heads, random_transforms, tiny_lm
+from tests.models import FAMILIES, block_heads, medusa_heads, random_gates, random_heads, random_transforms, tiny_lm
+from tests.unit.engine.test_medusa import Scripted
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
@@ -175,6 +178,22 @@ def test_bits_hold_with_blocks_whatever_heads_decoded_before(dtype):
         drafted.append(adadecode.generation.drafted_per_exit)
     assert drafted[0] == drafted[2]
     assert all(number > 0 for number in drafted[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bits_hold_with_a_draft_model_and_with_medusa_heads(dtype):
+    """A draft model has steps and graphs of its own beside the model's; Medusa heads see what graphs left in the slots."""
+    model, policy = make_model(dtype), Policy(max_drafts=7)
+    request = Request(prompt_of(model, 40), 200, record_logits=True)
+    vanilla = decode(model, METHODS["vanilla"], request, policy)
+    for draft in (make_model(dtype), make_model(dtype, num_hidden_layers=2)):
+        drafted = decode(model, METHODS["speculative"], request, policy, draft=draft)
+        assert_same_bits(vanilla, drafted)
+    scripted = Scripted(vanilla.generation.output_token_ids, (2, 0, 5, 1, 4))
+    for heads in (scripted, medusa_heads(model, 5)):
+        assert_same_bits(vanilla, decode(model, METHODS["medusa"], request, policy, medusa=heads))
+    predicted = [int(model.lm_head(state[None]).argmax()) for state in scripted.states]
+    assert predicted == [vanilla.generation.output_token_ids[start] for start in scripted.starts[: len(predicted)]]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
