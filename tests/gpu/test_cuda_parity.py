@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from adadecode.bench.synthetic import synthetic_lm, synthetic_prompts
+from adadecode.engine.decode import decode
 from adadecode.engine.drafters import drafters_of
 from adadecode.engine.generate import Request, generate
 from adadecode.engine.invariance import check_rows_independent
-from adadecode.engine.policy import Policy
+from adadecode.engine.policy import OneExit, Policy
 from adadecode.engine.tally import Decoded
 from adadecode.engine.transformers import generate_with_transformers
 from adadecode.evaluation.compare import compare
@@ -17,6 +18,7 @@ from adadecode.kernels.eager import EagerStep
 from adadecode.kernels.graphed import GraphedStep
 from adadecode.kernels.kv_cache import bucket_columns
 from adadecode.kernels.step import DecodeStep
+from adadecode.methods import METHODS
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
 from adadecode.model.head_tensors import HeadTensors, Shortlist
@@ -103,6 +105,25 @@ def test_bits_hold_past_600_tokens(dtype, max_drafts):
     assert_same_bits(vanilla, adadecode)
     generation = adadecode.generation
     assert 0 < generation.num_accepted < generation.num_drafted, "the test needs accepted and rejected drafts"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_methods_that_are_compared_with_adadecode_give_vanillas_bits(dtype):
+    """A draft model has steps, graphs and a cache of its own beside the model's; its first layers, and the whole of it."""
+    model = make_model(dtype)
+    half = make_lm(dtype)
+    del half.model.layers[3:]
+    half.config.num_hidden_layers = 3
+    heads = random_heads(model, EXITS)
+    request = Request([*prompt_of(model, 40), *prompt_of(model, 40)], 200, record_logits=True)
+    policy = Policy(max_drafts=5, layerskip=OneExit(EXITS[0], 4))
+    vanilla = decode(model, METHODS["vanilla"], request, policy)
+    drafts = {"its first layers": DecoderModel(half, "eager"), "the whole": make_model(dtype)}
+    for name, draft in [("ngram", None), ("layerskip", None), *(("speculative", draft) for draft in drafts)]:
+        found = decode(model, METHODS[name], request, policy, heads, None if draft is None else drafts[draft])
+        assert_same_bits(vanilla, found)
+        assert found.generation.num_drafted > 0, (name, draft)
+        assert draft != "the whole" or found.generation.num_accepted > 0.9 * found.generation.num_drafted
 
 
 @pytest.mark.parametrize("name", ["llama-3.2-1b", "qwen3-8b"])
