@@ -119,6 +119,7 @@ def load(model: str = "demo", heads: str | None = None, **settings: Any) -> Lang
 
 def load_configured(config: GenerateConfig) -> LanguageModel:
     """What `load` gives for settings that are resolved."""
+    from adadecode.engine.draft_model import check_draft_model
     from adadecode.engine.invariance import NUM_POSITIONS, check_rows_once
     from adadecode.engine.policy import make_policy
     from adadecode.evaluation.worker import heads_for
@@ -133,6 +134,7 @@ def load_configured(config: GenerateConfig) -> LanguageModel:
         heads = heads_for(config, config.domain, model) if has_heads(config) else None
         policy = make_policy(config.decode, None if heads is None else heads.exits, model.num_layers)
         lm = LanguageModel(config, model, tokenizer, heads, policy, load_draft_model(config, tokenizer))
+        check_draft_model(lm.draft)
         for num_positions in NUM_POSITIONS:
             check_rows_once(model, policy.width, num_positions, lm.checked)
     return lm

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from adadecode.engine.decode import check_can_decode, decode
+from adadecode.engine.draft_model import check_draft_model
 from adadecode.engine.generate import Request, room_for_output
 from adadecode.engine.invariance import NUM_POSITIONS, check_rows_once
 from adadecode.engine.policy import Policy, make_policy, paper_exits
@@ -134,6 +135,7 @@ def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, thre
     heads = {task: heads_for(config, task_domain(task), model) for task in tasks} if reads_heads(config) else {}
     width = make_policy(config.decode, None, model.num_layers).width
     worker = Worker(worker_id, config, model, tokenizer, heads, width, load_draft_model(config, tokenizer))
+    check_draft_model(worker.draft)
     for task in tasks:  # what a method lacks is told before anything is measured
         check_can_decode(model, worker.methods, worker.policy(task), heads.get(task), worker.draft)
     for num_positions in NUM_POSITIONS:
