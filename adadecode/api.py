@@ -121,6 +121,7 @@ def load(model: str = "demo", heads: str | None = None, **settings: Any) -> Lang
 
 def load_configured(config: GenerateConfig) -> LanguageModel:
     """What `load` gives for settings that are resolved."""
+    from adadecode.engine.draft_model import check_draft_model
     from adadecode.engine.invariance import NUM_POSITIONS, check_rows_once
     from adadecode.engine.policy import make_policy
     from adadecode.evaluation.worker import heads_for, medusa_for
@@ -136,6 +137,7 @@ def load_configured(config: GenerateConfig) -> LanguageModel:
         policy = make_policy(config.decode, None if heads is None else heads.exits, model.num_layers)
         draft, medusa = load_draft_model(config, tokenizer), medusa_for(config, config.domain, model)
         lm = LanguageModel(config, model, tokenizer, heads, policy, draft, medusa)
+        check_draft_model(draft)
         for num_positions in NUM_POSITIONS:
             check_rows_once(model, policy.width, num_positions, lm.checked)
     return lm

@@ -7,6 +7,7 @@ import torch
 
 from adadecode.bench.synthetic import synthetic_heads, synthetic_lm, synthetic_prompts
 from adadecode.engine.decode import check_can_decode, decode
+from adadecode.engine.draft_model import check_draft_model
 from adadecode.engine.generate import Request
 from adadecode.engine.policy import Policy, make_policy
 from adadecode.engine.tally import Decoded
@@ -95,6 +96,7 @@ def load_subject(config: BenchConfig, say: Say) -> BenchSubject:
         found = {task: load_found(task, data) for task in tasks}
         model, tokenizer = load_model(config)
         draft, medusa = load_draft_model(config, tokenizer), medusa_by_task(config, tasks, model)
+        check_draft_model(draft)
         prompts = usable_prompts(tokenizer, found, model.context_len, model.vocab_size, say)
         if drafts:
             heads = {task: heads_for(config, task_domain(task), model) for task in tasks}

@@ -7,6 +7,8 @@ same. Unlike the papers it drafts greedily, and may stop where it is unsure.
 from collections.abc import Collection
 
 from adadecode.engine.round import Round
+from adadecode.engine.soundness import sound_token
+from adadecode.errors import NotFiniteError
 from adadecode.kernels.step import DecodeStep, Proposals, Segment
 from adadecode.kernels.weights import ExitTest
 from adadecode.model.decoder import DecoderModel
@@ -14,6 +16,15 @@ from adadecode.model.decoder import DecoderModel
 WIDTH = (
     2  # rows of its steps: after a round in which all was accepted it has not read the last draft and the token after
 )
+
+
+def check_draft_model(draft: DecoderModel | None) -> None:
+    """Raises NotFiniteError where `draft` gives no finite logits: it would draft nothing, and nobody would know why."""
+    if draft is not None:
+        try:
+            sound_token(draft, WIDTH)
+        except NotFiniteError as error:
+            raise NotFiniteError(f"--draft-model: its {error}") from error
 
 
 class ModelDrafter:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from adadecode.engine.decode import check_can_decode, decode
+from adadecode.engine.draft_model import check_draft_model
 from adadecode.engine.generate import Request, room_for_output
 from adadecode.engine.invariance import NUM_POSITIONS, check_rows_once
 from adadecode.engine.policy import Policy, make_policy, paper_exits
@@ -144,6 +145,7 @@ def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, thre
     width = make_policy(config.decode, None, model.num_layers).width
     draft, medusa = load_draft_model(config, tokenizer), medusa_by_task(config, tasks, model)
     worker = Worker(worker_id, config, model, tokenizer, heads, width, draft, medusa)
+    check_draft_model(draft)
     for task in tasks:  # what a method lacks is told before anything is measured
         check_can_decode(model, worker.methods, worker.policy(task), heads.get(task), draft, medusa.get(task))
     for num_positions in NUM_POSITIONS:

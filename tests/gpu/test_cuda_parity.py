@@ -10,7 +10,7 @@ from adadecode.engine.decode import decode
 from adadecode.engine.drafters import drafters_of
 from adadecode.engine.generate import Request, generate
 from adadecode.engine.invariance import check_rows_independent
-from adadecode.engine.policy import Policy
+from adadecode.engine.policy import OneExit, Policy
 from adadecode.engine.tally import Decoded
 from adadecode.engine.transformers import generate_with_transformers
 from adadecode.evaluation.compare import compare
@@ -108,6 +108,25 @@ def test_bits_hold_past_600_tokens(dtype, max_drafts):
     assert 0 < generation.num_accepted < generation.num_drafted, "the test needs accepted and rejected drafts"
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_methods_that_are_compared_with_adadecode_give_vanillas_bits(dtype):
+    """A draft model has steps, graphs and a cache of its own beside the model's; its first layers, and the whole of it."""
+    model = make_model(dtype)
+    half = make_lm(dtype)
+    del half.model.layers[3:]
+    half.config.num_hidden_layers = 3
+    heads = random_heads(model, EXITS)
+    request = Request([*prompt_of(model, 40), *prompt_of(model, 40)], 200, record_logits=True)
+    policy = Policy(max_drafts=5, layerskip=OneExit(EXITS[0], 4))
+    vanilla = decode(model, METHODS["vanilla"], request, policy)
+    drafts = {"its first layers": DecoderModel(half, "eager"), "the whole": make_model(dtype)}
+    for name, draft in [("ngram", None), ("layerskip", None), *(("speculative", draft) for draft in drafts)]:
+        found = decode(model, METHODS[name], request, policy, heads, None if draft is None else drafts[draft])
+        assert_same_bits(vanilla, found)
+        assert found.generation.num_drafted > 0, (name, draft)
+        assert draft != "the whole" or found.generation.num_accepted > 0.9 * found.generation.num_drafted
+
+
 @pytest.mark.parametrize("name", ["llama-3.2-1b", "qwen3-8b"])
 def test_bits_hold_with_tied_heads_and_with_normed_queries(name):
     model = make_model(torch.bfloat16, name, rope_parameters={"rope_type": "default", "rope_theta": 10_000.0})
@@ -181,14 +200,10 @@ def test_bits_hold_with_blocks_whatever_heads_decoded_before(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_bits_hold_with_a_draft_model_and_with_medusa_heads(dtype):
-    """A draft model has steps and graphs of its own beside the model's; Medusa heads see what graphs left in the slots."""
+def test_bits_hold_with_medusa_heads_which_see_what_graphs_left_in_the_slots(dtype):
     model, policy = make_model(dtype), Policy(max_drafts=7)
     request = Request(prompt_of(model, 40), 200, record_logits=True)
     vanilla = decode(model, METHODS["vanilla"], request, policy)
-    for draft in (make_model(dtype), make_model(dtype, num_hidden_layers=2)):
-        drafted = decode(model, METHODS["speculative"], request, policy, draft=draft)
-        assert_same_bits(vanilla, drafted)
     scripted = Scripted(vanilla.generation.output_token_ids, (2, 0, 5, 1, 4))
     for heads in (scripted, medusa_heads(model, 5)):
         assert_same_bits(vanilla, decode(model, METHODS["medusa"], request, policy, medusa=heads))

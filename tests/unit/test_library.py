@@ -70,6 +70,13 @@ def test_a_loaded_model_drafts_and_gives_the_tokens_of_vanilla(tiny):
     assert vanilla.layers_per_token == 4.0
 
 
+def test_a_loaded_draft_model_drafts_for_the_method_that_takes_one(tiny):
+    lm = adadecode.load(str(tiny.model), draft_model=str(tiny.model), dtype="float32", threads=1)
+    vanilla, ours = (lm.generate("w10 w20 w30", method=name, max_new_tokens=12) for name in ("vanilla", "speculative"))
+    assert ours.generation.output_token_ids == vanilla.generation.output_token_ids
+    assert ours.generation.num_accepted == ours.generation.num_drafted > 0
+
+
 def test_rows_are_checked_at_each_number_of_columns_that_a_prompt_needs_before_it_is_decoded(tiny, monkeypatch):
     """At 64 and at 1024 positions before any is known; a library that was only asked for those would miss 256 and 320."""
     seen: list[int] = []

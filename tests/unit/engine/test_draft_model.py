@@ -1,15 +1,18 @@
 """Speculative decoding: what a draft model reads and proposes. Its bits: tests/fuzz/test_exact_methods.py."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from adadecode.engine.decode import decode
+from adadecode.engine.draft_model import ModelDrafter
 from adadecode.engine.generate import Request
 from adadecode.engine.policy import Policy
 from adadecode.methods import METHODS
+from adadecode.model.decoder import DecoderModel
 from adadecode.records import Generation
-from tests.models import tiny_model
+from tests.models import tiny_lm, tiny_model
 
 PROMPT = [7, 8, 9] * 4
 SPECULATIVE = METHODS["speculative"]
@@ -38,6 +41,38 @@ def test_a_draft_model_stops_where_all_of_its_drafts_may_not_hold():
     assert 0 < strict.num_drafted < loose.num_drafted
     assert strict.output_token_ids == loose.output_token_ids
     assert speculative(draft, gamma=0.999).num_drafted == 0
+
+
+def test_a_draft_model_drafts_what_it_would_go_on_with_after_the_text_whatever_fell_before(monkeypatch):
+    """Its own greedy continuation, as if it read the text anew: nothing of a wrong draft is left in its cache."""
+    lm = tiny_lm()
+    del lm.model.layers[2:]
+    lm.config.num_hidden_layers = 2
+    draft, seen = DecoderModel(lm), []
+    propose = ModelDrafter.propose
+
+    def noted(drafter: Any, *arguments: Any) -> Any:
+        text = list(drafter._certain)
+        chain = propose(drafter, *arguments)
+        seen.append((text, [token_id for token_id, _ in chain]))
+        return chain
+
+    monkeypatch.setattr(ModelDrafter, "propose", noted)
+    generation = speculative(draft, prompt=[5, 6, 7])
+    assert 0 < generation.num_accepted < generation.num_drafted, "the test needs right drafts and wrong ones"
+    assert sum(len(chain) for _, chain in seen) == generation.num_drafted
+    for text, chain in seen:
+        alone = decode(draft, METHODS["vanilla"], Request(text, max(1, len(chain)), ())).generation
+        assert list(alone.output_token_ids)[: len(chain)] == chain
+
+
+def test_a_draft_is_as_sure_as_all_before_it_together(monkeypatch):
+    said = iter([(10, 0.9), (11, 0.5), (12, 0.6), (13, 0.9)])
+    monkeypatch.setattr(ModelDrafter, "_next", lambda drafter, ahead: next(said))
+    drafter: Any = ModelDrafter(0.25, tiny_model(), 40, 97, ())
+    drafter.extend(PROMPT)
+    chain = drafter.propose(None, SimpleNamespace(token_ids=[PROMPT[-1]], room=5), None, 0)
+    assert chain == [(10, 0.9), (11, pytest.approx(0.45)), (12, pytest.approx(0.27))], "0.243 does not exceed 0.25"
 
 
 def test_a_draft_model_drafts_no_more_after_an_eos():

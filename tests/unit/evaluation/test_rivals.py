@@ -143,6 +143,19 @@ def test_a_draft_model_of_other_tokens_is_refused(usage_error, tiny, tmp_path):
     assert not list(tmp_path.glob("run/samples/*"))
 
 
+def test_a_draft_model_whose_logits_are_not_finite_is_refused(usage_error, tiny, tmp_path):
+    """It would draft nothing, and look like a rival that is slow."""
+    folder = save_tiny_model(tmp_path / "draft")
+    lm = tiny_lm()
+    lm.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")
+    lm.save_pretrained(folder)
+    flags = tiny.flags(heads=None, methods="vanilla,speculative", draft_model=folder)
+    line = usage_error("eval", "--local", *flags, "--out", tmp_path / "run")
+    assert re.search(
+        r"--draft-model: its logits are not finite in float32, .*layers\.1\..* holds NaN or infinity", line
+    )
+
+
 def test_layer_skipping_is_lossy_and_its_run_can_be_checked(cli, tiny, tmp_path):
     flags = tiny.flags(heads=None, methods="vanilla,layer-skipping", skip_layers="2,3")
     result = cli("eval", "--local", *flags, "--out", tmp_path / "run")
