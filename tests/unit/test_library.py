@@ -97,8 +97,8 @@ def test_without_heads_only_methods_that_need_none_generate(tiny):
     assert lm.generate("w5", method="vanilla", max_new_tokens=3).generation.num_rounds == 2
     with pytest.raises(UsageError, match="--heads is missing: model "):
         lm.generate("w5")
-    with pytest.raises(UsageError, match=r"method 'medusa': unknown; choose among vanilla, "):
-        lm.generate("w5", method="medusa")
+    with pytest.raises(UsageError, match=r"method 'eagle': unknown; choose among vanilla, "):
+        lm.generate("w5", method="eagle")
 
 
 @pytest.mark.parametrize("max_new_tokens", [0, -3])
