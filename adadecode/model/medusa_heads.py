@@ -8,6 +8,7 @@ cut to frequent tokens, so that the K of them read it once. On disk they are `me
 Shapes: K heads, N states, d model width, S tokens of the shortlist.
 """
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,19 +75,34 @@ class MedusaHeads:
         """K, how many tokens after the next one they tell."""
         return len(self.residuals)
 
+    @functools.cached_property
+    def _flat(self) -> Tensor:
+        """All residuals as one matrix `[K d, d]`."""
+        return self.residuals.flatten(0, 1)
+
+    @functools.cached_property
+    def _coolness(self) -> Tensor:
+        """What logits are multiplied with `[K, 1]`."""
+        return (1.0 / self.temperatures)[:, None]
+
+    @functools.cached_property
+    def _known(self) -> list[int]:
+        """The token ids as Python's numbers, which a round takes them as."""
+        return self.token_ids.tolist()
+
     def proposals(self, hidden: Tensor, num_tokens: int) -> Proposals:
         """The likeliest token of each of the first `num_tokens` heads and its probability, of a state `hidden` `[d]`.
 
         The state has passed all layers, not the final norm.
         """
-        num_tokens = min(num_tokens, self.num_heads)
+        residuals, coolness = self._flat, self._coolness
+        if num_tokens < self.num_heads:
+            residuals, coolness = residuals[: num_tokens * self.weights.width], coolness[:num_tokens]
         normed = rms_norm(hidden, hidden.shape, self.weights.norm, self.weights.shape.eps)
-        flat = linear(normed, self.residuals[:num_tokens].flatten(0, 1))
-        entered = normed + silu(flat).view(num_tokens, -1)
-        logits = linear(entered, self.rows).float() / self.temperatures[:num_tokens, None]
-        tops, best = logits.max(dim=-1)
-        probabilities = (tops - logits.logsumexp(dim=-1)).exp()
-        return list(zip(self.token_ids[best].tolist(), probabilities.tolist(), strict=True))
+        entered = normed + silu(linear(normed, residuals)).view(len(coolness), -1)
+        probabilities = (linear(entered, self.rows) * coolness).softmax(dim=-1, dtype=torch.float32)
+        tops, best = probabilities.max(dim=-1)
+        return [(self._known[i], top) for i, top in zip(best.tolist(), tops.tolist(), strict=True)]
 
     def logits(self, head_idx: int, normed: Tensor) -> Tensor:
         """Logits `[N, S]` of one head on normed states `[N, d]`, before its temperature."""
