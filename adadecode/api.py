@@ -16,6 +16,7 @@ from adadecode.settings import (
     CertifyConfig,
     EvalConfig,
     GenerateConfig,
+    StopSettings,
     TrainConfig,
     TuneConfig,
     settings_of,
@@ -73,16 +74,25 @@ class LanguageModel:
     draft: DecoderModel | None = None
     checked: set[int] = field(default_factory=set[int])  # S of the steps in which rows were found to be independent
 
-    def generate(self, prompt: str, *, method: str = OURS, max_new_tokens: int | None = None) -> Output:
-        """The greedy continuation of `prompt` by `method`, of at most `max_new_tokens` (the settings' when None).
+    def generate(
+        self,
+        prompt: str,
+        *,
+        method: str = OURS,
+        max_new_tokens: int | None = None,
+        stop_strings: tuple[str, ...] | None = None,
+    ) -> Output:
+        """The greedy continuation of `prompt` by `method`, of at most `max_new_tokens`, up to the first of `stop_strings`.
 
-        Raises UsageError for a method that is not there or that lacks heads, also as PromptError for a prompt that cannot
-        be used, NonFiniteLogitsError, RowsDependentError where rows are not independent in a step as long as this takes,
-        and AdaDecodeError when memory runs out.
+        Where one of these is None it is the settings'. Raises UsageError for a method that is not there or that lacks heads
+        and for an empty stop string, also as PromptError for a prompt that cannot be used, NonFiniteLogitsError,
+        RowsDependentError where rows are not independent in a step as long as this takes, and AdaDecodeError when memory
+        runs out.
         """
         from adadecode.engine.decode import check_can_decode, decode
         from adadecode.engine.generate import Request, room_for_output
         from adadecode.engine.invariance import check_rows_once
+        from adadecode.engine.stop_strings import StopStrings
         from adadecode.model.memory import out_of_memory_named
         from adadecode.records import Example
         from adadecode.tasks.encode import decode_output, usable_ids
@@ -99,12 +109,14 @@ class LanguageModel:
         prompt_ids = usable_ids(
             self.tokenizer, Example("prompt", prompt, prompt), self.model.context_len, self.model.vocab_size
         )
-        request = Request(prompt_ids, limit)
+        given = self.config.stop_strings if stop_strings is None else stop_strings
+        stops = settings_of(StopSettings, {"stop_strings": given}).stop_strings or ()
+        request = Request(prompt_ids, limit, stops=StopStrings.of(stops, self.tokenizer))
         num_positions = len(prompt_ids) + min(limit, room_for_output(self.model, len(prompt_ids)))
         with out_of_memory_named():
             check_rows_once(self.model, self.policy.width, num_positions, self.checked)
             decoded = decode(self.model, METHODS[method], request, self.policy, self.heads, self.draft)
-        return Output(decode_output(self.tokenizer, decoded.generation), decoded.generation)
+        return Output(decode_output(self.tokenizer, decoded.generation, stops), decoded.generation)
 
 
 def load(model: str = "demo", heads: str | None = None, **settings: Any) -> LanguageModel:

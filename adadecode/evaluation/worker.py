@@ -15,6 +15,7 @@ from adadecode.engine.decode import check_can_decode, decode
 from adadecode.engine.generate import Request, room_for_output
 from adadecode.engine.invariance import NUM_POSITIONS, check_rows_once
 from adadecode.engine.policy import Policy, make_policy, paper_exits
+from adadecode.engine.stop_strings import StopStrings
 from adadecode.engine.tally import Decoded
 from adadecode.evaluation.compare import compare, logits_digest
 from adadecode.evaluation.failures import Failure, result_or_failure
@@ -32,8 +33,8 @@ from adadecode.model.memory import broken_devices_named, out_of_memory_named
 from adadecode.provenance import code_hash, cpu_name, gpu_driver
 from adadecode.records import Shard
 from adadecode.settings import DecodingSettings, Domain, EvalConfig, tuned_for
-from adadecode.tasks import expand_task, score, task_domain
-from adadecode.tasks.encode import decode_output, encode_prompt
+from adadecode.tasks import expand_task, score, stops_of, task_domain
+from adadecode.tasks.encode import check_stops, decode_output, encode_prompt
 from adadecode.tasks.heads import heads_folder, reads_heads
 
 log = logging.getLogger(__name__)
@@ -115,6 +116,7 @@ def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, thre
     code_hash()  # of the files as they are now, when they are imported: commits store it hours later
     use_threads(threads)
     model, tokenizer = load_model(config)
+    check_stops(config, tokenizer)
     heads = {task: heads_for(config, task_domain(task), model) for task in tasks} if reads_heads(config) else {}
     width = make_policy(config.decode, None, model.num_layers).width
     worker = Worker(worker_id, config, model, tokenizer, heads, width, load_draft_model(config, tokenizer))
@@ -147,7 +149,9 @@ def decode_prompt(
 ) -> Decoded:
     """One generation of `prompt_ids` by `method`."""
     config = worker.config
-    request = Request(prompt_ids, max_new_tokens or config.decode.max_new_tokens, record_logits=config.check_logits)
+    stops = StopStrings.of(stops_of(config, task), worker.tokenizer)
+    longest = max_new_tokens or config.decode.max_new_tokens
+    request = Request(prompt_ids, longest, record_logits=config.check_logits, stops=stops)
     return decode(worker.model, METHODS[method], request, worker.policy(task), worker.heads.get(task), worker.draft)
 
 
@@ -206,7 +210,7 @@ def _measure(worker: Worker, turn: Turn) -> tuple[SampleRow, Decoded]:
     limit = min(worker.config.decode.max_new_tokens, room_for_output(worker.model, len(prompt_ids)))
     check_rows_once(worker.model, worker.width, len(prompt_ids) + limit, worker.checked)
     decoded = decode_prompt(worker, turn.method, task, prompt_ids)
-    text = decode_output(worker.tokenizer, decoded.generation)
+    text = decode_output(worker.tokenizer, decoded.generation, stops_of(worker.config, task))
     scored = score(task, text, example.reference)
     row = turn.generation_row(
         decoded.generation,

@@ -13,7 +13,7 @@ from adadecode.settings.configs import (
     fingerprint_of,
     in_full,
 )
-from adadecode.settings.fields import Flag, Settings, flag_name, members
+from adadecode.settings.fields import Flag, Settings, flag_name, is_verbatim, members
 from adadecode.settings.files import FileSettings
 from adadecode.settings.groups import (
     MAX_WORKERS,
@@ -36,12 +36,14 @@ from adadecode.settings.groups import (
 from adadecode.settings.policy import read_policy, tuned_for
 from adadecode.settings.reading import build_settings, checked_decode, given_flags, read_settings, settings_of
 from adadecode.settings.rivals import RivalSettings, draft_model_missing, skip_layers_missing
+from adadecode.settings.stops import STOPPED_BEFORE, StopSettings, own_stops
 
 __all__ = [
     "MAX_WORKERS",
     "ORIGINAL_HEADS",
     "PATIENCE",
     "READ_BEFORE",
+    "STOPPED_BEFORE",
     "BenchConfig",
     "CertifyConfig",
     "DataSettings",
@@ -65,6 +67,7 @@ __all__ = [
     "Settings",
     "ShapeName",
     "Stop",
+    "StopSettings",
     "TrainConfig",
     "TrainedKind",
     "TuneConfig",
@@ -76,7 +79,9 @@ __all__ = [
     "flag_name",
     "given_flags",
     "in_full",
+    "is_verbatim",
     "members",
+    "own_stops",
     "read_policy",
     "read_settings",
     "settings_of",
