@@ -1,7 +1,7 @@
 """Stop strings: where the text of an output ends it, decided on what its tokens decode to.
 
 Which tokens are kept follows from the tokens alone, read one after the other: the first of them at which the text so far
-has a stop string is the last. So every method that gives the same tokens ends at the same one, however many it drafted past.
+has a stop string is the last. So every method that gives the same tokens ends at the same one, however far it drafted.
 """
 
 from collections.abc import Callable, Collection

@@ -42,7 +42,9 @@ class _RoundClock(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> Any:
         num_given = input_ids.shape[1] - self._num_known
-        num_kept = len(self._scan.kept(input_ids[0, self._num_known :].tolist())) if self._scan.looks else num_given
+        num_kept = num_given
+        if self._scan.looks:
+            num_kept = len(self._scan.kept([int(token_id) for token_id in input_ids[0, self._num_known :]]))
         self._num_known += num_given
         self.num_kept += num_kept
         self._tally.add_pass(self._num_drafted, num_kept - 1)

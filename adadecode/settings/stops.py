@@ -1,7 +1,7 @@
 """Settings of what ends an output beside its end-of-sequence token and its length."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import AfterValidator, Field
 
@@ -9,7 +9,7 @@ from adadecode.printable import UNDECODED
 from adadecode.settings.fields import Flag, Settings
 
 
-def stop_strings(strings: tuple[str, ...] | None) -> tuple[str, ...] | None:
+def usable(strings: tuple[str, ...] | None) -> tuple[str, ...] | None:
     """`strings`; raises ValueError unless each can end an output, and some cannot end every one."""
     if strings is None:
         return None
@@ -25,9 +25,9 @@ def stop_strings(strings: tuple[str, ...] | None) -> tuple[str, ...] | None:
 class StopSettings(Settings):
     """Which texts end an output."""
 
-    stop_strings: Annotated[
-        tuple[str, ...] | None, AfterValidator(stop_strings), Flag(unset="none", is_verbatim=True)
-    ] = Field(default=None, description="An output ends where its text has this; repeat for more.")
+    stop_strings: Annotated[tuple[str, ...] | None, AfterValidator(usable), Flag(unset="none", is_verbatim=True)] = (
+        Field(default=None, description="An output ends where its text has this; repeat for more.")
+    )
 
 
 # As all runs were before there were these settings, and `task_stops`.
@@ -37,4 +37,5 @@ STOPPED_BEFORE: dict[str, object] = {"stop_strings": None, "task_stops": False}
 def own_stops(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The stop strings in the `config` of a run.json of any version, those of its task left out."""
     given = config.get("stop_strings")
-    return tuple(part for part in given if isinstance(part, str)) if isinstance(given, list | tuple) else ()
+    parts = cast("list[object]", given) if isinstance(given, list) else []
+    return tuple(part for part in parts if isinstance(part, str))
