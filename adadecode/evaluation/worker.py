@@ -27,7 +27,7 @@ from adadecode.model.draft_model import load_draft_model
 from adadecode.model.exit_heads import ExitHeads
 from adadecode.model.head_files import load_heads
 from adadecode.model.head_tensors import original_heads
-from adadecode.model.load import chat_template_hash, load_model, use_threads
+from adadecode.model.load import LoadModel, chat_template_hash, load_model, use_threads
 from adadecode.model.machine_kind import MachineKind, tuned_elsewhere
 from adadecode.model.memory import broken_devices_named, out_of_memory_named
 from adadecode.provenance import code_hash, cpu_name, gpu_driver
@@ -110,16 +110,18 @@ class Worker:
 
 @broken_devices_named()
 @out_of_memory_named()
-def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, threads: int | None) -> Worker:
-    """Loads model and heads, checks that rows are independent at this width, and warms every method up."""
+def load_worker(
+    config: EvalConfig, tasks: tuple[str, ...], worker_id: str, threads: int | None, load: LoadModel = load_model
+) -> Worker:
+    """Loads heads, and models by `load`, checks that rows are independent at this width, and warms every method up."""
     started = time.perf_counter()
     code_hash()  # of the files as they are now, when they are imported: commits store it hours later
     use_threads(threads)
-    model, tokenizer = load_model(config)
+    model, tokenizer = load(config, "--model")
     check_stops(config, tokenizer)
     heads = {task: heads_for(config, task_domain(task), model) for task in tasks} if reads_heads(config) else {}
     width = make_policy(config.decode, None, model.num_layers).width
-    worker = Worker(worker_id, config, model, tokenizer, heads, width, load_draft_model(config, tokenizer))
+    worker = Worker(worker_id, config, model, tokenizer, heads, width, load_draft_model(config, tokenizer, load))
     for task in tasks:  # what a method lacks is told before anything is measured
         check_can_decode(model, worker.methods, worker.policy(task), heads.get(task), worker.draft)
     for num_positions in NUM_POSITIONS:

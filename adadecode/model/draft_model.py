@@ -4,21 +4,23 @@ from transformers import PreTrainedTokenizerBase
 
 from adadecode.errors import UsageError
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.load import load_model
+from adadecode.model.load import LoadModel, load_model
 from adadecode.settings import DecodingSettings
 
 FLAG = "--draft-model"
 
 
-def load_draft_model(config: DecodingSettings, tokenizer: PreTrainedTokenizerBase) -> DecoderModel | None:
-    """The draft model that `config` names, in its dtype and on its device; None where it names none.
+def load_draft_model(
+    config: DecodingSettings, tokenizer: PreTrainedTokenizerBase, load: LoadModel = load_model
+) -> DecoderModel | None:
+    """The draft model that `config` names, in its dtype and on its device, as `load` gives it; None where it names none.
 
     Raises UsageError where it cannot be loaded, or where its tokens are not those of `tokenizer`, the model's own.
     """
     name = config.decode.draft_model
     if name is None:
         return None
-    draft, of_draft = load_model(config.model_copy(update={"model": name, "revision": None}), FLAG)
+    draft, of_draft = load(config.model_copy(update={"model": name, "revision": None}), FLAG)
     difference = token_difference(tokenizer, of_draft)
     if difference is not None:
         raise UsageError(
