@@ -18,6 +18,7 @@ from tests.models import (
     FAMILIES,
     KERNELS,
     NATIVE_DTYPES,
+    letters_stop,
     random_gates,
     random_heads,
     store_of,
@@ -137,6 +138,7 @@ DRAW = {
     "prompt_vocab": st.sampled_from([3, 97]),
     "max_new_tokens": st.integers(1, 24),
     "eos": st.sampled_from([(), (3, 9, 11, 17, 29)]),
+    "stop_string": st.sampled_from([None, "ab", "ccc", "d"]),
 }
 
 
@@ -147,7 +149,8 @@ def assert_bits_are_vanillas(kernels, dtype, drawn) -> None:
     )
     generator = torch.Generator().manual_seed(drawn["seed"])
     prompt = torch.randint(0, drawn["prompt_vocab"], (drawn["prompt_len"],), generator=generator).tolist()
-    request = Request(prompt, drawn["max_new_tokens"], drawn["eos"], record_logits=True)
+    stops = None if drawn["stop_string"] is None else letters_stop(drawn["stop_string"])
+    request = Request(prompt, drawn["max_new_tokens"], drawn["eos"], record_logits=True, stops=stops)
     policy = Policy(
         max_drafts=drawn["max_drafts"],
         ngram=drawn["ngram"],
