@@ -3,6 +3,7 @@
 No module but this room knows a default: the flags, their help and docs/cli.md are made from these fields.
 """
 
+import difflib
 import math
 import re
 from fractions import Fraction
@@ -60,10 +61,12 @@ def probabilities(gamma: float | tuple[float, ...]) -> float | tuple[float, ...]
 
 
 def known(method: str) -> str:
-    """`method`; raises ValueError unless it is a row of the table."""
+    """`method`; raises ValueError, with the one that was probably meant, unless it is a row of the table."""
     if method not in METHODS:
         *others, last = (f"'{name}'" for name in METHODS)
-        raise ValueError(f"Input should be {', '.join(others)} or {last}")
+        meant = difflib.get_close_matches(method.lower().replace("_", "-"), METHODS, n=1)
+        close = f"did you mean {meant[0]}? " if meant else ""
+        raise ValueError(f"{close}Input should be {', '.join(others)} or {last}")
     return method
 
 
