@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from adadecode.certify.result import CertifyResult
     from adadecode.engine.policy import Policy
     from adadecode.evaluation.progress import RunProgress
+    from adadecode.evaluation.shelf import ModelShelf
     from adadecode.model.decoder import DecoderModel
     from adadecode.model.exit_heads import ExitHeads
     from adadecode.model.head_files import HeadFacts
@@ -48,7 +49,7 @@ def silent(line: str) -> None:
 
 @dataclass(frozen=True)
 class Output:
-    """One continuation: its text without the end-of-sequence token, and what it took."""
+    """One continuation: its text without what ended it, and what it took."""
 
     text: str
     generation: Generation
@@ -78,13 +79,14 @@ class LanguageModel:
     def generate(self, prompt: str, *, method: str = OURS, max_new_tokens: int | None = None) -> Output:
         """The greedy continuation of `prompt` by `method`, of at most `max_new_tokens` (the settings' when None).
 
-        Raises UsageError for a method that is not there or that lacks heads, also as PromptError for a prompt that cannot
-        be used, NonFiniteLogitsError, RowsDependentError where rows are not independent in a step as long as this takes,
-        and AdaDecodeError when memory runs out.
+        It ends before the first of the settings' stop strings, if any. Raises UsageError for a method that is not there or
+        that lacks heads, also as PromptError for a prompt that cannot be used, NonFiniteLogitsError, RowsDependentError
+        where rows are not independent in a step as long as this takes, and AdaDecodeError when memory runs out.
         """
         from adadecode.engine.decode import check_can_decode, decode
         from adadecode.engine.generate import Request, room_for_output
         from adadecode.engine.invariance import check_rows_once
+        from adadecode.engine.stop_strings import StopStrings
         from adadecode.model.memory import out_of_memory_named
         from adadecode.records import Example
         from adadecode.tasks.encode import decode_output, usable_ids
@@ -101,12 +103,13 @@ class LanguageModel:
         prompt_ids = usable_ids(
             self.tokenizer, Example("prompt", prompt, prompt), self.model.context_len, self.model.vocab_size
         )
-        request = Request(prompt_ids, limit)
+        stops = self.config.stop_strings or ()
+        request = Request(prompt_ids, limit, stops=StopStrings.of(stops, self.tokenizer))
         num_positions = len(prompt_ids) + min(limit, room_for_output(self.model, len(prompt_ids)))
         with out_of_memory_named():
             check_rows_once(self.model, self.policy.width, num_positions, self.checked)
             decoded = decode(self.model, METHODS[method], request, self.policy, self.heads, self.draft, self.medusa)
-        return Output(decode_output(self.tokenizer, decoded.generation), decoded.generation)
+        return Output(decode_output(self.tokenizer, decoded.generation, stops), decoded.generation)
 
 
 def load(model: str = "demo", heads: str | None = None, **settings: Any) -> LanguageModel:
@@ -150,18 +153,20 @@ def evaluate(
     observer: Observer = QUIET,
     stop: StopRequest = NEVER,
     command: str | None = None,
+    models: ModelShelf | None = None,
 ) -> RunResult:
     """Runs or finishes the evaluation of `settings` in the folder or URL `out`, on Ray or in this process.
 
     `out` is `results/<task>-<fingerprint>` when None. `stop`, a StopRequest that was entered, heeds Ctrl-C and SIGTERM:
     what is in flight is finished then. Whether it was stopped, failed or is done, the run's tables are written from what
     is committed; any other exception leaves that to the next call, which goes on from there. `command` is what run.json
-    stores of how this start was typed, None where a program calls. Returns the closed run.
+    stores of how this start was typed, None where a program calls. A run in this process takes its models from the shelf
+    `models`, where one is given, and leaves them there for the next run. Returns the closed run.
     Raises StoppedError when it was stopped before it began, UsageError, TooManyErrorsError and other AdaDecodeErrors.
     """
     stop.install()
     try:
-        return _evaluate(settings, out, observer, stop, command)
+        return _evaluate(settings, out, observer, stop, command, models)
     except KeyboardInterrupt as error:
         if not stop.is_made:
             raise
@@ -169,7 +174,12 @@ def evaluate(
 
 
 def _evaluate(
-    settings: EvalConfig, out: str | Path | None, observer: Observer, stop: StopRequest, command: str | None
+    settings: EvalConfig,
+    out: str | Path | None,
+    observer: Observer,
+    stop: StopRequest,
+    command: str | None,
+    models: ModelShelf | None,
 ) -> RunResult:
     from adadecode.evaluation.progress import ErrorLimit, RunProgress, total_outcome
     from adadecode.runs.run import close_run, open_run
@@ -184,7 +194,7 @@ def _evaluate(
             limit.check(progress.num_errors)
             watch.on_start(progress)
             try:
-                _execute(prepared, progress, watch, stop)
+                _execute(prepared, progress, watch, stop, models)
             finally:
                 watch.on_end()
         except KeyboardInterrupt:
@@ -206,13 +216,15 @@ def _evaluate(
         return result
 
 
-def _execute(prepared: PreparedRun, progress: RunProgress, observer: Observer, stop: StopRequest) -> None:
+def _execute(
+    prepared: PreparedRun, progress: RunProgress, observer: Observer, stop: StopRequest, models: ModelShelf | None
+) -> None:
     if not prepared.todo or stop.is_made:
         return
     if prepared.config.local:
         from adadecode.evaluation.local import run_local
 
-        run_local(prepared, observer, stop)
+        run_local(prepared, observer, stop, models)
         return
     from ray_jobs.cluster import connect
     from ray_jobs.evaluation import run_on_ray

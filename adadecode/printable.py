@@ -8,6 +8,8 @@ import re
 # Control characters, line and paragraph separators, what changes the direction of writing, halves of surrogate pairs
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
+UNDECODED = "\ufffd"  # what bytes decode to that are no character, or not all of one
+
 USER_OF_URL = re.compile(r"(?<=://)[^/\s]*@")  # up to the last @ of the host's part: a password may have one too
 
 

@@ -21,6 +21,7 @@ from transformers import (
 
 from adadecode.engine.generate import Request, generate
 from adadecode.engine.round import Round
+from adadecode.engine.stop_strings import StopStrings
 from adadecode.kernels.step import DecodeStep, Segment
 from adadecode.kernels.weights import LayerWeights
 from adadecode.model.decoder import DecoderModel
@@ -53,6 +54,11 @@ KERNELS = [_kernels_param("native"), _kernels_param("eager")]
 NATIVE_DTYPES = [_kernels_param("native", dtype) for dtype in (torch.float32, torch.bfloat16)]
 EAGER_DTYPES = [_kernels_param("eager", dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)]
 KERNELS_AND_DTYPES = NATIVE_DTYPES + EAGER_DTYPES
+
+
+def letters_stop(string: str) -> StopStrings:
+    """`string` as a stop string, where token i is a letter, the (i mod 5)-th."""
+    return StopStrings((string,), lambda token_ids: "".join("abcde"[token_id % 5] for token_id in token_ids))
 
 
 def tiny_lm(

@@ -14,6 +14,7 @@ from adadecode.evaluation.stop import StopRequest
 from adadecode.settings import MAX_WORKERS, EvalConfig, build_settings
 
 if TYPE_CHECKING:
+    from adadecode.evaluation.shelf import ModelShelf
     from adadecode.runs.result import RunResult
 
 DEFAULT_GPUS = (1, 2, 4, 8)
@@ -33,18 +34,19 @@ def eval_command(config_file: Path | None, out: str | None, **flags: Any) -> Non
     """
     config = build_settings(EvalConfig, config_file, flags)
     with StopRequest(config.grace_s, say_on_stderr) as stop:
-        sys.exit(report_result(evaluate(config, out, stop), resume_command()))
+        sys.exit(report_result(evaluate(config, out, stop, Watcher()), resume_command()))
 
 
-def evaluate(config: EvalConfig, out: str | None, stop: StopRequest) -> "RunResult":
-    """`adadecode.evaluate`, shown as it goes; says how to go on when it ends early."""
+def evaluate(
+    config: EvalConfig, out: str | None, stop: StopRequest, watcher: Watcher, models: "ModelShelf | None" = None
+) -> "RunResult":
+    """`adadecode.evaluate`, shown by `watcher` as it goes; says how to go on when it ends early."""
     from adadecode import api
     from adadecode.report.tables import model_notes
     from adadecode.runs.folder import read_run
 
-    watcher = Watcher()
     try:
-        result = api.evaluate(config, out, observer=watcher, stop=stop, command=resume_command())
+        result = api.evaluate(config, out, observer=watcher, stop=stop, command=resume_command(), models=models)
         names = {} if config.local else {"model": config.model, "draft_model": config.decode.draft_model}
         for of, name in names.items():  # those of a local run were said when it was loaded
             for note in model_notes(read_run(result.folder), of):

@@ -12,7 +12,16 @@ import click
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from adadecode.settings import DecodeSettings, DecodingSettings, Flag, Settings, flag_name, members, read_policy
+from adadecode.settings import (
+    DecodeSettings,
+    DecodingSettings,
+    Flag,
+    Settings,
+    flag_name,
+    is_verbatim,
+    members,
+    read_policy,
+)
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -103,6 +112,8 @@ def option_of(setting: Setting) -> Decorator:
         takes = {"metavar": "N,N,...", "callback": integers}
     elif plain == {float, tuple[float, ...]}:
         takes = {"metavar": "P|P,P,...", "callback": number_or_numbers}
+    elif is_verbatim(field):
+        takes = {"metavar": "TEXT", "multiple": True, "callback": texts}
     elif any(get_origin(kind) is tuple for kind in plain):
         takes = {"metavar": "NAME,...", "callback": names}
     else:
@@ -139,6 +150,11 @@ def integers(_: click.Context, parameter: click.Parameter, text: str | None) -> 
 def names(_: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...] | None:
     """The names in `text`, with commas between; None when the flag is not given."""
     return None if text is None else split(str, text, "names with commas")
+
+
+def texts(_: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The texts of a flag that is given once for each; None when it is not given."""
+    return given or None
 
 
 def number_or_numbers(

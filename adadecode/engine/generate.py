@@ -18,6 +18,7 @@ from adadecode.engine.round import (
     reject_after,
     verify,
 )
+from adadecode.engine.stop_strings import StopScan, StopStrings
 from adadecode.engine.tally import Decoded, Tally
 from adadecode.errors import PromptTooLongError, UnknownTokenError
 from adadecode.kernels.step import DecodeStep, Proposals
@@ -26,8 +27,9 @@ from adadecode.model.decoder import DecoderModel
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be continued, and how far: exactly `max_new_tokens` unless an EOS or the context's end comes before.
+    """What is to be continued, and how far: exactly `max_new_tokens` unless an end comes before.
 
+    That may be an EOS, the end of the context, or the first token at which the output's text has one of `stops`.
     `eos_token_ids` None stands for the model's own. `record_logits` keeps the logits of the output.
     """
 
@@ -35,6 +37,7 @@ class Request:
     max_new_tokens: int
     eos_token_ids: Collection[int] | None = None
     record_logits: bool = False
+    stops: StopStrings | None = None
 
     def limit(self, model: DecoderModel) -> int:
         """The most tokens that may follow the prompt; raises PromptTooLongError when the context has no room for one.
@@ -94,21 +97,23 @@ def generate(
     seeing = [drafter for drafter in drafters if isinstance(drafter, SeesStates)]
     for drafter in seeing:
         drafter.see(step, 0)
+    scan = StopScan(request.stops, eos)
+    scan.kept(output)
     tally.add_token(first_logits)
     check_finite([float(top)], len(prompt_ids) - 1)
 
-    while output[-1] not in eos and len(output) < limit:
+    while output[-1] not in eos and len(output) < limit and not scan.is_over:
         max_drafts = min(policy.max_drafts, limit - len(output) - 1)
         round_ = begin_round(step, output[-1], len(prompt_ids) + len(output) - 1, max_drafts)
         draft(step, round_, rules)
         num_accepted, next_id = end_round(step, round_)
-        kept = [*round_.token_ids[1 : num_accepted + 1], next_id]
+        kept = scan.kept([*round_.token_ids[1 : num_accepted + 1], next_id])
         output += kept
         extend(drafters, kept)
         for drafter in seeing:
             drafter.see(step, num_accepted)
-        tally.add_round(round_, num_accepted, step.logits)
-    return tally.decoded(output, eos)
+        tally.add_round(round_, len(kept) - 1, step.logits)
+    return tally.decoded(output, eos, is_stopped=scan.is_over)
 
 
 def extend(drafters: Sequence[Drafter], token_ids: list[int]) -> None:

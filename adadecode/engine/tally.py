@@ -55,7 +55,7 @@ class Tally:
             self._keep(logits[None], now)
 
     def add_pass(self, num_drafted: int, num_accepted: int) -> None:
-        """Notes the time, and a pass of the full model that accepted so many of the drafts, all of one place.
+        """Notes the time, and a pass of the full model that kept so many of the drafts, all of one place, and its token.
 
         The first comes from the prefill. Each draft took the layers before its place.
         """
@@ -69,7 +69,11 @@ class Tally:
         self._depths += [*before, self._num_layers]
 
     def add_round(self, round_: Round, num_accepted: int, logits: Tensor) -> None:
-        """Notes the time, and a round that is over; `logits` `[W, V]` are the step's, which the next round overwrites."""
+        """Notes the time, and a round that is over; `logits` `[W, V]` are the step's, which the next round overwrites.
+
+        It gave the first `num_accepted` drafts and a token of the full model. Where an accepted draft is the output's
+        last token, that is the full model's, which gave it too.
+        """
         now = self._read_clock()
         self._layers_run += round_.layers_passed
         self._depths += round_.draft_exits[:num_accepted]
@@ -90,12 +94,12 @@ class Tally:
             self._logits.append(logits.to("cpu", copy=True))
             self._still_ns += clock_ns(self._device) - now
 
-    def decoded(self, output: list[int], eos_token_ids: Collection[int]) -> Decoded:
-        """The generation that gave `output`, and its logits when they were recorded."""
+    def decoded(self, output: list[int], eos_token_ids: Collection[int], *, is_stopped: bool = False) -> Decoded:
+        """The generation that gave `output`, and its logits when they were recorded; `is_stopped` by a stop string."""
         started, first, *_, last = (*self._clocks[:2], self._clocks[-1])
         generation = Generation(
             output_token_ids=tuple(output),
-            finish_reason="eos" if output[-1] in eos_token_ids else "length",
+            finish_reason="stop" if is_stopped else "eos" if output[-1] in eos_token_ids else "length",
             ttft_s=(first - started) / 1e9,
             e2e_s=(last - started) / 1e9,
             step_gaps_s=tuple((b - a) / 1e9 for a, b in pairwise(self._clocks[1:])),

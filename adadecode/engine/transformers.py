@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from adadecode.engine.generate import Request
 from adadecode.engine.policy import VANILLA, Policy
+from adadecode.engine.stop_strings import StopScan
 from adadecode.engine.tally import Decoded, Tally
 from adadecode.errors import UsageError
 from adadecode.model.decoder import DecoderModel
@@ -22,11 +23,15 @@ LOOKED_UP = 10  # tokens of a prompt lookup, as transformers' documentation has 
 
 
 class _RoundClock(StoppingCriteria):
-    """Never stops; tells `tally` of every round of `generate`, whose pass over all layers it watches for drafts."""
+    """Tells `tally` of every round of `generate`, whose pass over all layers it watches for drafts.
 
-    def __init__(self, tally: Tally, num_layers: int, prompt_len: int) -> None:
-        self._tally, self._num_layers, self._num_known = tally, num_layers, prompt_len
+    It stops where `scan` finds a stop string; what else the round gave is not among the `num_kept` tokens of the output.
+    """
+
+    def __init__(self, tally: Tally, scan: StopScan, num_layers: int, prompt_len: int) -> None:
+        self._tally, self._scan, self._num_layers, self._num_known = tally, scan, num_layers, prompt_len
         self._num_drafted, self._is_first = 0, True
+        self.num_kept = 0
 
     def watch(self, lm: Any, _: tuple[Any, ...], inputs: dict[str, Any]) -> None:
         """Before a forward of `lm` with keyword arguments `inputs`: beside what is known all its rows are drafts."""
@@ -37,9 +42,13 @@ class _RoundClock(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> Any:
         num_given = input_ids.shape[1] - self._num_known
+        num_kept = num_given
+        if self._scan.looks:
+            num_kept = len(self._scan.kept([int(token_id) for token_id in input_ids[0, self._num_known :]]))
         self._num_known += num_given
-        self._tally.add_pass(self._num_drafted, num_given - 1)
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+        self.num_kept += num_kept
+        self._tally.add_pass(self._num_drafted, num_kept - 1)
+        return torch.full((input_ids.shape[0],), self._scan.is_over, device=input_ids.device)
 
 
 @torch.inference_mode()
@@ -67,7 +76,8 @@ def generate_with_transformers(
         assistant = {"assistant_model": draft.lm}
     inputs = torch.tensor([list(request.prompt_ids)], device=model.device)
     tally = Tally(model.device, model.num_layers, policy.draft_exits)
-    clock = _RoundClock(tally, model.num_layers, len(request.prompt_ids))
+    scan = StopScan(request.stops, eos)
+    clock = _RoundClock(tally, scan, model.num_layers, len(request.prompt_ids))
     with _watched(model, clock):
         result = model.lm.generate(
             inputs,
@@ -76,11 +86,12 @@ def generate_with_transformers(
             stopping_criteria=StoppingCriteriaList([clock]),
             **assistant,
         )
-    decoded = tally.decoded(result.sequences[0, len(request.prompt_ids) :].tolist(), eos)
+    output = result.sequences[0, len(request.prompt_ids) :].tolist()[: clock.num_kept]
+    decoded = tally.decoded(output, eos, is_stopped=scan.is_over)
     if not request.record_logits:
         return decoded
     # `generate` widens the logits to float32; back in the model's dtype they are the bits its LM head gave
-    return decoded._replace(logits=torch.cat(result.logits).to(model.dtype).cpu())
+    return decoded._replace(logits=torch.cat(result.logits)[: len(output)].to(model.dtype).cpu())
 
 
 @contextlib.contextmanager

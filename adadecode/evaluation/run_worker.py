@@ -10,6 +10,7 @@ from adadecode.errors import KernelsError
 from adadecode.evaluation.worker import Worker, load_worker
 from adadecode.kernels.choose import choose_kernels
 from adadecode.model.decoder import DecoderModel
+from adadecode.model.load import LoadModel, load_model
 from adadecode.records import ChosenKernels
 from adadecode.runs.kernels import settle_kernels, settled_kernels
 from adadecode.runs.storage import Storage
@@ -19,7 +20,12 @@ LoadedT = TypeVar("LoadedT")
 
 
 def load_run_worker(
-    config: EvalConfig, tasks: tuple[str, ...], worker_id: str, threads: int | None, storage: Storage
+    config: EvalConfig,
+    tasks: tuple[str, ...],
+    worker_id: str,
+    threads: int | None,
+    storage: Storage,
+    load_models: LoadModel = load_model,
 ) -> Worker:
     """`load_worker` with the kernels of the run at `storage`; the first to have loaded settles what `auto` comes to.
 
@@ -27,7 +33,7 @@ def load_run_worker(
     """
 
     def load(kernels: str) -> Worker:
-        return load_worker(config.model_copy(update={"kernels": kernels}), tasks, worker_id, threads)
+        return load_worker(config.model_copy(update={"kernels": kernels}), tasks, worker_id, threads, load_models)
 
     return load_settled(config, worker_id, storage, load, lambda worker: worker.model)
 

@@ -1,108 +1,26 @@
-"""A sweep: its cells, from a grid of flags or from a file that names them, and the file over all of them."""
+"""A sweep before and after its cells run: what can be told of them, and the file over all of them."""
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from adadecode.engine.policy import check_heads_at
-from adadecode.errors import ExitHeadsError, UsageError
+from adadecode.errors import ExitHeadsError, RunFolderError, UsageError
+from adadecode.evaluation.cells import SWEEP_FILE, Cell
 from adadecode.methods import METHODS
 from adadecode.model.draft_model import check_draft_tokens
 from adadecode.model.head_files import read_facts
 from adadecode.model.medusa_heads import FACTS as MEDUSA_FACTS
 from adadecode.provenance import git_sha
 from adadecode.report.schema import SWEEP
+from adadecode.runs.commits import commit_names
 from adadecode.runs.editions import parquet_bytes
-from adadecode.runs.fingerprint import heads_folders
-from adadecode.runs.storage import open_storage
-from adadecode.settings import EvalConfig, FileSettings, checked_decode, given_flags, read_settings, settings_of
+from adadecode.runs.fingerprint import changed_settings, heads_folders
+from adadecode.runs.run_file import RUN_FILE, part_of, run_in
+from adadecode.runs.storage import join, open_storage
+from adadecode.settings import fingerprint_of
 from adadecode.tasks import expand_task, task_domain
 from adadecode.tasks.heads import medusa_folder
-
-SWEEP_FILE = "sweep.parquet"
-CELL_NAME = re.compile(r"[a-z0-9._-]+")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One evaluation of a sweep; `name` is its folder's."""
-
-    name: str
-    config: EvalConfig
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The values of the grid flags; an empty tuple stands for a flag that was not given."""
-
-    tasks: tuple[str, ...] = ()
-    gammas: tuple[float, ...] = ()
-    exit_sets: tuple[tuple[int, ...], ...] = ()
-    max_drafts: tuple[int, ...] = ()
-
-    @property
-    def is_given(self) -> bool:
-        return any((self.tasks, self.gammas, self.exit_sets, self.max_drafts))
-
-    def points(self) -> list[dict[str, Any]]:
-        """The settings of every combination."""
-        return [
-            given_flags({"task": task, "gamma": gamma, "exits": exits, "max_drafts": max_drafts})
-            for task in self.tasks or (None,)
-            for gamma in self.gammas or (None,)
-            for exits in self.exit_sets or (None,)
-            for max_drafts in self.max_drafts or (None,)
-        ]
-
-
-def plan_cells(config_file: Path | None, grid: Grid, flags: dict[str, Any]) -> list[Cell]:
-    """The cells of the file's `cells`, else of `grid`; `flags` that are not None win over the file and its cells.
-
-    Raises UsageError for the first cell that has a bad name or setting, for a file whose `cells` are none, and for a
-    grid beside them.
-    """
-    values = FileSettings({}, {}) if config_file is None else read_settings(config_file)
-    if "cells" not in values:
-        configs = [settings_of(EvalConfig, values, given_flags(flags), point) for point in grid.points()]
-        return [Cell(grid_name(config), config) for config in configs]
-    named, values = values["cells"], values.without({"cells"})
-    if grid.is_given:
-        raise UsageError(
-            f"{config_file} names its cells: drop --tasks, --gammas, --exits and --max-drafts, or its `cells`"
-        )
-    if not isinstance(named, FileSettings) or not named:
-        raise UsageError(
-            f"{config_file}: `cells` must be a mapping of names to settings, such as `fixed: {{exits: [8]}}`"
-        )
-    cells = []
-    for name, settings in named.items():
-        where = f"{named.places[name]}: cell {name!r}"
-        if not CELL_NAME.fullmatch(name) or name in (".", "..", SWEEP_FILE):
-            raise UsageError(
-                f"{where}: a cell's name is its folder's, of a-z, 0-9 and . _ - only, and not {SWEEP_FILE}"
-            )
-        if not isinstance(settings, FileSettings) or not settings:
-            raise UsageError(
-                f"{where}: expected a mapping of settings that differ from the file's, such as `gamma: 0.5`"
-            )
-        try:
-            cells.append(Cell(name, settings_of(EvalConfig, values, checked_decode(settings), given_flags(flags))))
-        except UsageError as error:
-            raise UsageError(f"cell {name!r}: {error}") from None
-    return cells
-
-
-def grid_name(config: EvalConfig) -> str:
-    """The folder name of a grid's cell: what varies in it."""
-    decode = config.decode
-    exits = "heads" if decode.exits is None else "-".join(map(str, decode.exits))
-    gammas = decode.gamma if isinstance(decode.gamma, tuple) else (decode.gamma,)
-    gamma = "-".join(f"{g:g}" for g in gammas)
-    return f"{config.task}_gamma-{gamma}_exits-{exits}_drafts-{decode.max_drafts}"
 
 
 def check_heads_exist(cells: Sequence[Cell]) -> None:
@@ -141,6 +59,35 @@ def check_draft_models(cells: Sequence[Cell]) -> None:
                 check_draft_tokens(cell.config)
             except UsageError as error:
                 raise UsageError(f"cell {cell.name!r}: {error}") from None
+
+
+def state_of(cell: Cell, out: str) -> str:
+    """What there is of `cell` in the sweep's folder `out`: `new`, `complete`, or how many shards are done.
+
+    Raises RunFolderError where its folder has results of other settings.
+    """
+    storage = open_storage(join(out, cell.name))
+    try:
+        storage.read(RUN_FILE)
+    except FileNotFoundError:
+        return "new"
+    run, num_done = run_in(storage), len(commit_names(storage))
+    theirs, ours = part_of(run, "config"), cell.config.model_dump(mode="json")
+    if num_done and fingerprint_of(theirs, {}) != fingerprint_of(ours, {}):
+        raise RunFolderError(
+            f"cell {cell.name!r}: {storage.location!r} has results of other settings ({changed_settings(theirs, ours)}): "
+            "choose another --out, or repeat those settings to finish it"
+        )
+    return "complete" if run.get("status") == "complete" else f"begun, {num_done} shards done" if num_done else "new"
+
+
+def by_model(cells: Sequence[Cell]) -> list[Cell]:
+    """`cells` in the order in which they run: those of one model one after the other, so that it is loaded once."""
+    models = [
+        (cell.config.model, cell.config.revision, cell.config.dtype, cell.config.device, cell.config.kernels)
+        for cell in cells
+    ]
+    return [cell for _, cell in sorted(zip(models, cells, strict=True), key=lambda pair: models.index(pair[0]))]
 
 
 def write_sweep(out: str, summaries: Mapping[str, pa.Table]) -> pa.Table:

@@ -17,6 +17,7 @@ from adadecode.engine.draft_model import check_draft_model
 from adadecode.engine.generate import Request, room_for_output
 from adadecode.engine.invariance import NUM_POSITIONS, check_rows_once
 from adadecode.engine.policy import Policy, make_policy, paper_exits
+from adadecode.engine.stop_strings import StopStrings
 from adadecode.engine.tally import Decoded
 from adadecode.evaluation.compare import compare, logits_digest
 from adadecode.evaluation.failures import Failure, result_or_failure
@@ -28,15 +29,15 @@ from adadecode.model.draft_model import load_draft_model
 from adadecode.model.exit_heads import ExitHeads
 from adadecode.model.head_files import load_heads
 from adadecode.model.head_tensors import original_heads
-from adadecode.model.load import chat_template_hash, load_model, use_threads
+from adadecode.model.load import LoadModel, chat_template_hash, load_model, use_threads
 from adadecode.model.machine_kind import MachineKind, tuned_elsewhere
 from adadecode.model.medusa_heads import MedusaHeads, load_medusa_heads
 from adadecode.model.memory import broken_devices_named, out_of_memory_named
 from adadecode.provenance import code_hash, cpu_name, gpu_driver
 from adadecode.records import Shard
 from adadecode.settings import DecodingSettings, Domain, EvalConfig, tuned_for
-from adadecode.tasks import expand_task, score, task_domain
-from adadecode.tasks.encode import decode_output, encode_prompt
+from adadecode.tasks import expand_task, score, stops_of, task_domain
+from adadecode.tasks.encode import check_stops, decode_output, encode_prompt
 from adadecode.tasks.heads import heads_folder, medusa_folder, reads_heads
 
 log = logging.getLogger(__name__)
@@ -135,15 +136,18 @@ def _hub_commit(model: DecoderModel) -> str | None:
 
 @broken_devices_named()
 @out_of_memory_named()
-def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, threads: int | None) -> Worker:
-    """Loads models and heads, checks that rows are independent at this width, and warms every method up."""
+def load_worker(
+    config: EvalConfig, tasks: tuple[str, ...], worker_id: str, threads: int | None, load: LoadModel = load_model
+) -> Worker:
+    """Loads heads, and models by `load`, checks that rows are independent at this width, and warms every method up."""
     started = time.perf_counter()
     code_hash()  # of the files as they are now, when they are imported: commits store it hours later
     use_threads(threads)
-    model, tokenizer = load_model(config)
+    model, tokenizer = load(config, "--model")
+    check_stops(config, tokenizer)
     heads = {task: heads_for(config, task_domain(task), model) for task in tasks} if reads_heads(config) else {}
     width = make_policy(config.decode, None, model.num_layers).width
-    draft, medusa = load_draft_model(config, tokenizer), medusa_by_task(config, tasks, model)
+    draft, medusa = load_draft_model(config, tokenizer, load), medusa_by_task(config, tasks, model)
     worker = Worker(worker_id, config, model, tokenizer, heads, width, draft, medusa)
     check_draft_model(draft)
     for task in tasks:  # what a method lacks is told before anything is measured
@@ -199,7 +203,9 @@ def decode_prompt(
 ) -> Decoded:
     """One generation of `prompt_ids` by `method`."""
     config = worker.config
-    request = Request(prompt_ids, max_new_tokens or config.decode.max_new_tokens, record_logits=config.check_logits)
+    stops = StopStrings.of(stops_of(config, task), worker.tokenizer)
+    longest = max_new_tokens or config.decode.max_new_tokens
+    request = Request(prompt_ids, longest, record_logits=config.check_logits, stops=stops)
     policy, heads = worker.policy(task), worker.heads.get(task)
     return decode(worker.model, METHODS[method], request, policy, heads, worker.draft, worker.medusa.get(task))
 
@@ -259,7 +265,7 @@ def _measure(worker: Worker, turn: Turn) -> tuple[SampleRow, Decoded]:
     limit = min(worker.config.decode.max_new_tokens, room_for_output(worker.model, len(prompt_ids)))
     check_rows_once(worker.model, worker.width, len(prompt_ids) + limit, worker.checked)
     decoded = decode_prompt(worker, turn.method, task, prompt_ids)
-    text = decode_output(worker.tokenizer, decoded.generation)
+    text = decode_output(worker.tokenizer, decoded.generation, stops_of(worker.config, task))
     scored = score(task, text, example.reference)
     row = turn.generation_row(
         decoded.generation,

@@ -4,14 +4,16 @@ from transformers import PreTrainedTokenizerBase
 
 from adadecode.errors import UsageError
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.load import load_model, load_tokenizer
+from adadecode.model.load import LoadModel, load_model, load_tokenizer
 from adadecode.settings import DecodingSettings
 
 FLAG = "--draft-model"
 
 
-def load_draft_model(config: DecodingSettings, tokenizer: PreTrainedTokenizerBase) -> DecoderModel | None:
-    """The draft model that `config` names, in its dtype and on its device; None where it names none.
+def load_draft_model(
+    config: DecodingSettings, tokenizer: PreTrainedTokenizerBase, load: LoadModel = load_model
+) -> DecoderModel | None:
+    """The draft model that `config` names, in its dtype and on its device, as `load` gives it; None where it names none.
 
     Raises UsageError where it cannot be loaded, or where its tokens are not those of `tokenizer`, the model's own.
     """
@@ -19,7 +21,7 @@ def load_draft_model(config: DecodingSettings, tokenizer: PreTrainedTokenizerBas
     if name is None:
         return None
     named = {"model": name, "revision": config.decode.draft_revision}
-    draft, of_draft = load_model(config.model_copy(update=named), FLAG)
+    draft, of_draft = load(config.model_copy(update=named), FLAG)
     _check_tokens(config, tokenizer, of_draft)
     return draft
 

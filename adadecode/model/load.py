@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,13 @@ log = logging.getLogger(__name__)
 
 NO_CODE = {"trust_remote_code": False}  # None would ask on stdin
 UNPACKED = {"quantization_config": GgufConfig(dequantize=True)}  # else a package for packed products would be used
+Loaded = tuple[DecoderModel, PreTrainedTokenizerBase]
+LoadModel = Callable[[ModelSettings, str], Loaded]  # what `load_model` is: settings, and the flag that errors name
 ATTENTION = {"attn_implementation": "sdpa"}  # a configuration may name one, even one to be fetched from the hub
 
 
 @out_of_memory_named(SMALLER_MODEL)
-def load_model(settings: ModelSettings, flag: str = "--model") -> tuple[DecoderModel, PreTrainedTokenizerBase]:
+def load_model(settings: ModelSettings, flag: str = "--model") -> Loaded:
     """The decoder and tokenizer that `settings` name, `flag` in errors; raises UsageError or UnsupportedModelError.
 
     What is odd about the model but no reason to refuse it is logged, and among the decoder's `notes`. Memory that runs

@@ -138,7 +138,8 @@ def _times(columns: Columns) -> Iterator[Wrong]:
 def _endings(columns: Columns, rules: Rules) -> Iterator[Wrong]:
     is_ok = columns.is_ok
     is_eos, is_length = columns.equal("finish_reason", "eos"), columns.equal("finish_reason", "length")
-    yield "finish_reason is neither eos nor length", is_ok & ~is_eos & ~is_length
+    is_stop = columns.equal("finish_reason", "stop")
+    yield "finish_reason is none of eos, length and stop", is_ok & ~is_eos & ~is_length & ~is_stop
     yield (
         "status is error, but finish_reason is not",
         columns.equal("status", "error") & ~columns.equal("finish_reason", "error"),

@@ -27,7 +27,7 @@ SAMPLES = pa.schema(
         pa.field("prompt_token_ids", TOKEN_IDS),
         pa.field("output_token_ids", TOKEN_IDS),
         pa.field("output_text", pa.string()),
-        pa.field("finish_reason", pa.string()),  # eos | length | error
+        pa.field("finish_reason", pa.string()),  # eos | length | stop: by a stop string | error
         pa.field("reference", pa.string()),
         pa.field("correct", pa.bool_()),  # null where the task has no scorer
         # what it cost

@@ -22,7 +22,7 @@ from adadecode.runs.scores import SCORES_FILE, score_commits, scorers_of
 from adadecode.runs.starts import new_start, starts_of
 from adadecode.runs.storage import open_storage
 from adadecode.settings import EvalConfig
-from adadecode.tasks import expand_task, find_task, load_examples
+from adadecode.tasks import expand_task, find_task, load_examples, stops_of
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,10 @@ class PreparedRun:
 
 def plan_run(config: EvalConfig) -> tuple[tuple[Shard, ...], pa.Table]:
     """The shards of `config` and the plan table; reads the data sets, loads no model."""
-    examples = {task: load_examples(task, config) for task in expand_task(config.task)}
+    tasks = expand_task(config.task)
+    for task in tasks:
+        stops_of(config, task)  # raises where it has none
+    examples = {task: load_examples(task, config) for task in tasks}
     shards = make_plan(examples, config.shard_size)
     return shards, plan_table(shards)
 

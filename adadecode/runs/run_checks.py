@@ -5,7 +5,7 @@ version, has none.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,14 @@ import pyarrow.compute as pc
 
 from adadecode.methods import METHODS, in_turn
 from adadecode.records import ShardOutcome
-from adadecode.report.findings import RTOL, Columns, Findings, Mask, differs
+from adadecode.report.findings import RTOL, Columns, Findings, Mask, Wrong, differs
 from adadecode.report.row_checks import Rules, row_findings
 from adadecode.report.sample_checks import sample_findings
 from adadecode.report.schema import LOST_BY
 from adadecode.runs.fingerprint import recomputed_fingerprint, stored_hashes
 from adadecode.runs.outcome import outcome_of
 from adadecode.runs.plan import plan_hash
+from adadecode.settings import own_stops
 from adadecode.tasks import TASKS
 
 
@@ -59,6 +60,7 @@ class RunChecks:
             [("order_idx is not the method's turn at this sample", self._other_turn(samples))], samples
         )
         self._findings.add_rows([("correct is not what output_text and reference give", other_score(samples))], samples)
+        self._findings.add_rows(stop_findings(samples, self._config), samples)
 
     def lines(self) -> list[str]:
         """One line for each kind of contradiction that was seen."""
@@ -122,6 +124,17 @@ def folder_lines(run: Mapping[str, Any], commits: Mapping[int, Mapping[str, Any]
     if unplanned:
         lines.append(f"commits: {len(unplanned)} of shards that are not planned, first {unplanned[0]}")
     return lines
+
+
+def stop_findings(samples: pa.Table, config: Mapping[str, Any]) -> Iterator[Wrong]:
+    """What is wrong with how rows of a run with the settings `config` ended by its stop strings, a mask of rows each."""
+    stops = own_stops(config)
+    if not stops and not config.get("task_stops"):
+        is_stop = pc.fill_null(pc.equal(samples["finish_reason"], "stop"), False).to_numpy()
+        yield "finish_reason is stop, but the run has no stop strings", is_stop
+    for string in stops:
+        goes_on = pc.fill_null(pc.match_substring(samples["output_text"], string), False).to_numpy()
+        yield "output_text goes on at a stop string", goes_on
 
 
 def other_score(samples: pa.Table) -> Mask:

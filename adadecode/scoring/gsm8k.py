@@ -12,6 +12,7 @@ another kind: it compares by value, and takes the marked number or else the last
 import re
 
 from adadecode.scoring.scorer import Scorer
+from adadecode.scoring.stops import until
 
 STOPS = ("Question:", "</s>", "<|im_end|>")
 MARKED = re.compile(r"#### (-?[\d.,]+)", re.ASCII)
@@ -21,15 +22,10 @@ ANY_NUMBER = re.compile(r"-?[$\d.,]{2,}|-?\d+", re.ASCII)
 
 def score(output_text: str, reference: str) -> dict[str, float]:
     """1.0 or 0.0 by each extraction: whether what it takes from the output is `reference`, a number such as `1200`."""
-    answer = _until_stop(output_text)
+    answer = until(output_text, STOPS)
     marked, numbers = MARKED.findall(answer), ANY_NUMBER.findall(answer)
     taken = {"strict": marked[0] if marked else None, "flexible": numbers[-1] if numbers else None}
     return {metric: float(found is not None and _bare(found) == _bare(reference)) for metric, found in taken.items()}
-
-
-def _until_stop(text: str) -> str:
-    """The text up to the first stop in it."""
-    return text[: min((at for stop in STOPS if (at := text.find(stop)) >= 0), default=len(text))]
 
 
 def _bare(number: str) -> str:

@@ -14,8 +14,9 @@ A whole function follows what stands before the function in the prompt, which ar
 import re
 
 from adadecode.scoring.pass_at_k import passes
-from adadecode.scoring.programs import CodeReference, definition, unfenced, until
+from adadecode.scoring.programs import CodeReference, definition, unfenced
 from adadecode.scoring.scorer import Scorer
+from adadecode.scoring.stops import until
 
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 COMPLETION_STOPS = (*STOPS, "\n```")

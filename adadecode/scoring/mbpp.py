@@ -6,8 +6,9 @@ itself.
 """
 
 from adadecode.scoring.pass_at_k import passes
-from adadecode.scoring.programs import CodeReference, unfenced, until
+from adadecode.scoring.programs import CodeReference, unfenced
 from adadecode.scoring.scorer import Scorer
+from adadecode.scoring.stops import until
 
 STOPS = ("[DONE]", "\nassert", "\nprint", "\nif __name__", '\n"""', "\n```", "\n[BEGIN]")
 

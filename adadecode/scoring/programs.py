@@ -5,7 +5,6 @@ The reference of a sample that is scored by running it is JSON, made here, so th
 
 import json
 import re
-from collections.abc import Sequence
 from typing import NamedTuple
 
 FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n", re.MULTILINE)
@@ -55,8 +54,3 @@ def definition(code: str, name: str) -> int | None:
     """Where `code` begins to define the function `name` at its outermost level; None where it does not."""
     found = re.search(rf"^(async[ \t]+)?def[ \t]+{re.escape(name)}\b", code, re.MULTILINE)
     return None if found is None else found.start()
-
-
-def until(text: str, stops: Sequence[str]) -> str:
-    """`text` up to the first of `stops` in it."""
-    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]

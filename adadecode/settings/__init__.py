@@ -13,7 +13,7 @@ from adadecode.settings.configs import (
     fingerprint_of,
     in_full,
 )
-from adadecode.settings.fields import Flag, Settings, flag_name, members
+from adadecode.settings.fields import Flag, Settings, flag_name, is_verbatim, members
 from adadecode.settings.files import FileSettings
 from adadecode.settings.groups import (
     MAX_WORKERS,
@@ -42,12 +42,14 @@ from adadecode.settings.rivals import (
     nothing_drafts,
     skip_layers_missing,
 )
+from adadecode.settings.stops import STOPPED_BEFORE, StopSettings, own_stops
 
 __all__ = [
     "MAX_WORKERS",
     "ORIGINAL_HEADS",
     "PATIENCE",
     "READ_BEFORE",
+    "STOPPED_BEFORE",
     "BenchConfig",
     "CertifyConfig",
     "DataSettings",
@@ -71,6 +73,7 @@ __all__ = [
     "Settings",
     "ShapeName",
     "Stop",
+    "StopSettings",
     "TrainConfig",
     "TrainedKind",
     "TuneConfig",
@@ -82,9 +85,11 @@ __all__ = [
     "flag_name",
     "given_flags",
     "in_full",
+    "is_verbatim",
     "medusa_heads_missing",
     "members",
     "nothing_drafts",
+    "own_stops",
     "read_policy",
     "read_settings",
     "settings_of",

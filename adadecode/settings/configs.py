@@ -35,7 +35,10 @@ from adadecode.settings.groups import (
 )
 from adadecode.settings.policy import DECODED_BEFORE, with_policy
 from adadecode.settings.rivals import MAX_DRAFTS, check_read, nothing_drafts
+from adadecode.settings.stops import STOPPED_BEFORE, StopSettings
 
+# Settings of a run that version 0.1.0 did not have, as its runs were.
+BEFORE: dict[str, object] = {**READ_BEFORE, **STOPPED_BEFORE}
 TrainedKind = Literal["transform", "low-rank", "full", "shortlist", "block", "original", "medusa"]
 Loss = Literal["kl", "argmax", "acceptance"]
 MAX_STORE_MB = 1000.0
@@ -75,13 +78,13 @@ def check_methods(methods: tuple[str, ...], decode: DecodeSettings) -> None:
             raise ValueError(nothing_drafts(silent))
 
 
-class GenerateConfig(ThreadSettings, DecodingSettings):
+class GenerateConfig(ThreadSettings, StopSettings, DecodingSettings):
     """One model that continues prompts, as `adadecode.load` and `adadecode generate` take it."""
 
     domain: Domain = Field(default="math", description="Which of the demo's heads.")
 
 
-class EvalConfig(PlacementSettings, MethodSettings, DataSettings, DecodingSettings):
+class EvalConfig(PlacementSettings, MethodSettings, StopSettings, DataSettings, DecodingSettings):
     """One evaluation run. The resolved form is stored in run.json; `fingerprint` ties a run folder to it."""
 
     repeats: int = Field(default=1, ge=1, le=MAX_REPEATS, description="Measurements of each sample and method.")
@@ -90,6 +93,7 @@ class EvalConfig(PlacementSettings, MethodSettings, DataSettings, DecodingSettin
     )
     shard_size: int = Field(default=4, ge=1, le=MAX_COUNT, description="Samples committed together.")
     check_logits: bool = Field(default=True, description="Compare logits too, bit by bit.")
+    task_stops: bool = Field(default=False, description="The task's own stop strings too, which end its plain prompts.")
 
     @model_validator(mode="after")
     def _a_method_reads_what_is_given(self) -> Self:
@@ -110,7 +114,7 @@ def fingerprint_of(settings: Mapping[str, Any], facts: Mapping[str, str | None])
     decisive = {
         name: value
         for name, value in settings.items()
-        if name not in PlacementSettings.model_fields and (name, value) not in READ_BEFORE.items()
+        if name not in PlacementSettings.model_fields and (name, value) not in BEFORE.items()
     }
     if is_mapping(decode := decisive.get("decode")):
         later = DECODED_BEFORE.items()
@@ -120,7 +124,7 @@ def fingerprint_of(settings: Mapping[str, Any], facts: Mapping[str, str | None])
 
 def in_full(settings: Mapping[str, Any]) -> dict[str, Any]:
     """`settings` of a run.json of any version with those that came later, as all runs were before."""
-    full = {**READ_BEFORE, **settings}
+    full = {**BEFORE, **settings}
     if is_mapping(decode := full.get("decode")):
         full["decode"] = {**DECODED_BEFORE, **decode}
     return full

@@ -13,10 +13,14 @@ from adadecode.printable import is_unicode
 
 @dataclass(frozen=True)
 class Flag:
-    """What a flag cannot tell from its field: another `name`, and what it stands for when it is `unset`."""
+    """What a flag cannot tell from its field: another `name`, and what it stands for when it is `unset`.
+
+    The texts of one that `is_verbatim` are taken as they stand, commas and spaces too: it is given once for each.
+    """
 
     name: str | None = None
     unset: str | None = None
+    is_verbatim: bool = False
 
 
 def is_mapping(value: object) -> TypeGuard[dict[str, Any]]:
@@ -41,6 +45,11 @@ def members(annotation: Any) -> Iterator[Any]:
         yield annotation
 
 
+def is_verbatim(field: FieldInfo) -> bool:
+    """Whether each text given for a setting is one of its values, as it stands."""
+    return any(given.is_verbatim for given in field.metadata if isinstance(given, Flag))
+
+
 class Settings(BaseModel):
     """Values that stay as they were checked; a name that is not a setting is refused, and so is a number without end."""
 
@@ -58,6 +67,8 @@ class Settings(BaseModel):
             raise ValueError(f"true and false mean nothing here{nothing_means(field)}")
         if not all(is_unicode(part) and "\0" not in part for part in parts if isinstance(part, str)):
             raise ValueError("it has a character that no text has")
+        if is_verbatim(field):
+            return (value,) if isinstance(value, str) else cast("object", value)
         if isinstance(value, str) and not value.strip():
             raise ValueError(f"empty text is no value of it: leave it out, or give one{nothing_means(field)}")
         if not isinstance(value, str) or str in kinds:

@@ -61,7 +61,7 @@ def probabilities(gamma: float | tuple[float, ...]) -> float | tuple[float, ...]
 
 
 def known(method: str) -> str:
-    """`method`; raises ValueError unless it is a row of the table."""
+    """`method`; raises ValueError, with the one that was probably meant, unless it is a row of the table."""
     if method not in METHODS:
         *others, last = (f"'{name}'" for name in METHODS)
         close = difflib.get_close_matches(method.lower().replace("_", "-"), METHODS, n=1)

@@ -13,6 +13,7 @@ from adadecode.settings.groups import DecodeSettings, PlacementSettings, ThreadS
 from adadecode.settings.policy import PolicyError, with_policy
 from adadecode.settings.problems import bad_values_line, shown_value, unknown_line
 
+CELLS, GRID = "cells", "grid"  # of a file for a sweep alone
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
@@ -27,8 +28,9 @@ def build_settings(
     values = FileSettings({}, {}) if config_file is None else read_settings(config_file)
     if beside is not None:
         values = _shared(values, beside, kind)
-    if "cells" in values:
-        raise UsageError(f"{values.places['cells']}: `cells` are a sweep's: run the file with `adadecode sweep`")
+    if of_sweep := next((name for name in (CELLS, GRID) if name in values), None):
+        theirs = "are a sweep's" if of_sweep == CELLS else "is a sweep's"
+        raise UsageError(f"{values.places[of_sweep]}: `{of_sweep}` {theirs}: run the file with `adadecode sweep`")
     return settings_of(kind, values, given_flags(flags))
 
 
@@ -36,7 +38,7 @@ def _shared(values: FileSettings, other: type[Settings], kind: type[Settings]) -
     """What a configuration of `kind` takes of `values`, a file for one of `other`; raises UsageError for unknown names."""
     flat = values.flattened("decode")
     known, taken = _flat_names(other), _flat_names(kind)
-    if unknown := [name for name in flat if name not in known | taken and name != "cells"]:
+    if unknown := [name for name in flat if name not in known | taken and name not in (CELLS, GRID)]:
         raise UsageError(unknown_line(unknown[0], flat.places[unknown[0]], known | taken))
     left_out = known - taken
     if values.of_run:

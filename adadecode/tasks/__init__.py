@@ -11,7 +11,7 @@ from itertools import islice
 from adadecode.errors import PromptError, TaskDataError, UsageError
 from adadecode.files import short_hash
 from adadecode.records import Example
-from adadecode.settings import DataSettings, Domain
+from adadecode.settings import DataSettings, Domain, EvalConfig
 from adadecode.tasks import cnn_dm, demo, gsm8k, humaneval, jsonl, mbpp, spec_bench, xsum
 from adadecode.tasks.data_files import shown
 from adadecode.tasks.rows import Row
@@ -74,6 +74,17 @@ def iterate_found(task: str, data: DataSettings) -> Iterator[Found]:
     unusable data, when it gets there.
     """
     yield from _chosen(find_task(task).iterate(data, for_training=True), task, data)
+
+
+def stops_of(config: EvalConfig, task: str) -> tuple[str, ...]:
+    """The strings that end an output of `task`; raises UsageError where the task's own are wanted and it has none."""
+    if not config.task_stops:
+        return config.stop_strings or ()
+    own = find_task(task).stops
+    if not own:
+        those = ", ".join(name for name, found in TASKS.items() if found.stops)
+        raise UsageError(f"--task-stops: task {task} has no stop strings of its own ({those} do); give --stop-strings")
+    return tuple(dict.fromkeys((*(config.stop_strings or ()), *own)))
 
 
 def score(task: str, output_text: str, reference: str | None) -> float | None:

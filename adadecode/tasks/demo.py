@@ -6,7 +6,8 @@ Prompt formats and scoring are those of `gsm8k.py` and `humaneval.py`. Sample id
 
 from adadecode.demo import PROMPTS_DIR
 from adadecode.records import Example
-from adadecode.scoring.gsm8k import SCORER
+from adadecode.scoring import humaneval as code_scoring
+from adadecode.scoring.gsm8k import SCORER, STOPS
 from adadecode.settings import DataSettings
 from adadecode.tasks import gsm8k, humaneval
 from adadecode.tasks.rows import Row
@@ -42,6 +43,7 @@ TASKS = (
         metric=gsm8k.METRIC,
         score=gsm8k.score,
         scorer=SCORER,
+        stops=STOPS,
     ),
     Task(
         name="demo-code",
@@ -53,5 +55,6 @@ TASKS = (
         id_remedy=REMEDY,
         domain="code",
         licence=LICENCE,
+        stops=code_scoring.STOPS,
     ),
 )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, cast
 
-from adadecode.errors import PromptError, PromptTooLongError, UnknownTokenError, is_rust_panic
+from adadecode.errors import PromptError, PromptTooLongError, UnknownTokenError, UsageError, is_rust_panic
 from adadecode.printable import is_unicode, on_one_line
+from adadecode.scoring.stops import until
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from adadecode.records import Example, Generation
+    from adadecode.settings import EvalConfig
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[int]:
@@ -99,7 +101,16 @@ def check_ids(token_ids: list[int], context_len: int, vocab_size: int) -> None:
         raise UnknownTokenError.of(min(token_ids), max(token_ids), vocab_size)
 
 
-def decode_output(tokenizer: PreTrainedTokenizerBase, generation: Generation) -> str:
-    """The text of what was generated, without the end-of-sequence token that may end it."""
+def check_stops(config: EvalConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises UsageError where the stop strings of tasks are wanted and prompts go through a chat template."""
+    if config.task_stops and tokenizer.chat_template is not None:
+        raise UsageError(
+            f"--task-stops: they end plain prompts, and model {config.model!r} has a chat template, whose answers end by "
+            "themselves: drop it, or give --stop-strings"
+        )
+
+
+def decode_output(tokenizer: PreTrainedTokenizerBase, generation: Generation, stops: tuple[str, ...] = ()) -> str:
+    """The text of what was generated, without what ended it: an end-of-sequence token, or the first of `stops` in it."""
     ends = generation.finish_reason == "eos"
-    return cast("str", tokenizer.decode(list(generation.output_token_ids[: -1 if ends else None])))
+    return until(cast("str", tokenizer.decode(list(generation.output_token_ids[: -1 if ends else None]))), stops)

@@ -17,7 +17,7 @@ from decimal import Decimal
 
 from adadecode.errors import PromptError
 from adadecode.records import Example
-from adadecode.scoring.gsm8k import SCORER
+from adadecode.scoring.gsm8k import SCORER, STOPS
 from adadecode.settings import DataSettings
 from adadecode.tasks.data_files import shown
 from adadecode.tasks.rows import HubDataset, Row
@@ -99,4 +99,5 @@ TASK = Task(
     metric=METRIC,
     score=score,
     scorer=SCORER,
+    stops=STOPS,
 )

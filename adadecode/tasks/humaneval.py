@@ -10,7 +10,7 @@ A score takes running what the model wrote, so `eval` gives none and `adadecode 
 """
 
 from adadecode.records import Example
-from adadecode.scoring.humaneval import SCORER
+from adadecode.scoring.humaneval import SCORER, STOPS
 from adadecode.scoring.programs import CodeReference
 from adadecode.settings import DataSettings
 from adadecode.tasks.rows import HubDataset, Row
@@ -46,4 +46,5 @@ TASK = Task(
     domain="code",
     licence="MIT",
     scorer=SCORER,
+    stops=STOPS,
 )

@@ -31,6 +31,7 @@ from adadecode.tasks.shots import Shot
 from adadecode.tasks.task import Task
 
 FIELDS = ("task_id", "text", "prompt", "code", "test_list", "test_setup_code", "test_imports")
+DONE = "[DONE]"  # ends a program in the paper's prompt
 INSTRUCTION = "You are an expert Python programmer, and here is your task"
 CHAT_INSTRUCTION = "Answer with the code in one Python code block."
 REMEDY = "MBPP rows hold a unique `task_id`, `text` or `prompt`, and `test_list`; for other prompts use --task jsonl"
@@ -46,7 +47,7 @@ def example(row: Row, data: DataSettings) -> Example:
 def shot(row: Row, data: DataSettings) -> Shot:
     """One row as a worked example: its code to `[DONE]` as in the paper, or in a Python code block."""
     code = row.text("code", REMEDY)
-    return Shot(example(row, data), f"{code}\n[DONE]", f"```python\n{code}\n```")
+    return Shot(example(row, data), f"{code}\n{DONE}", f"```python\n{code}\n```")
 
 
 def _task(row: Row) -> str:
@@ -89,4 +90,5 @@ TASK = Task(
     domain="code",
     licence="CC-BY-4.0",
     scorer=SCORER,
+    stops=(DONE,),
 )

@@ -24,7 +24,8 @@ class Task:
     `example` makes the example of a row from its `fields`, and from the one that `prompt_field` names where the rows are
     the user's own; for a row that cannot be used it raises PromptError. `score` gives an output text and
     its example's reference a number, and `metric` names it; in the tables an output counts as correct at 1.0. `scorer`
-    makes scores.parquet of a run's outputs, after the run and whenever it is asked to.
+    makes scores.parquet of a run's outputs, after the run and whenever it is asked to. `stops` are the strings at which the
+    field ends what follows the plain prompt; they are used where `--task-stops` asks for them.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Task:
     metric: str | None = None
     score: Callable[[str, str], float] | None = None
     scorer: Scorer | None = None
+    stops: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         assert (self.score is None) == (self.metric is None), self.name

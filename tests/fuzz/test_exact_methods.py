@@ -20,7 +20,17 @@ from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
 from adadecode.model.medusa_heads import MedusaHeads
 from tests.fuzz.cases import fuzzed
-from tests.models import FAMILIES, KERNELS, medusa_heads, random_gates, random_heads, store_of, tiny_lm, tiny_model
+from tests.models import (
+    FAMILIES,
+    KERNELS,
+    letters_stop,
+    medusa_heads,
+    random_gates,
+    random_heads,
+    store_of,
+    tiny_lm,
+    tiny_model,
+)
 
 DTYPES = {
     "native": (torch.float32, torch.bfloat16),
@@ -110,7 +120,9 @@ def cases(draw: Any, kernels: Any) -> Case:
     token_ids = st.integers(0, draw(st.sampled_from([2, 96])))  # of few tokens a text repeats itself
     prompt = draw(st.lists(token_ids, min_size=1, max_size=min(70, model.context_len - 1)))
     eos = draw(st.sampled_from([(), (3, 9, 11, 17, 29)]))
-    request = Request(prompt, draw(st.integers(1, 24)), eos, record_logits=True)
+    stop_string = draw(st.sampled_from([None, "ab", "ccc", "d"]))
+    stops = None if stop_string is None else letters_stop(stop_string)
+    request = Request(prompt, draw(st.integers(1, 24)), eos, record_logits=True, stops=stops)
     medusa = medusa_heads(
         model,
         draw(st.integers(1, 9)),

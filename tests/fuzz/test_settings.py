@@ -39,6 +39,7 @@ RIGHT = {
     "max_errors": st.sampled_from(["5%", 3, "0", "100%"]),
     "workers": st.integers(1, 4),
     "system_prompt": st.just("Be brief."),
+    "stop_strings": st.sampled_from([["\n\n"], "Question:", ["#", ", "]]),
 }
 # Settings that are right beside few others only: they are there as odd ones.
 WITH_OTHERS = {"revision", "heads", "data_file", "prompt_field", "address", "outputs", "local", "shape", "kind"}

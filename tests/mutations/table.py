@@ -48,9 +48,23 @@ MUTATIONS = (
     Mutation(
         "an output may be one token longer than asked",
         "adadecode/engine/generate.py",
-        "while output[-1] not in eos and len(output) < limit:",
-        "while output[-1] not in eos and len(output) <= limit:",
+        "while output[-1] not in eos and len(output) < limit and not scan.is_over:",
+        "while output[-1] not in eos and len(output) <= limit and not scan.is_over:",
         DRAFTS,
+    ),
+    Mutation(
+        "what was drafted past a stop string is kept",
+        "adadecode/engine/stop_strings.py",
+        "return token_ids[:idx]",
+        "return token_ids",
+        ("tests/unit/engine/test_stop_strings.py",),
+    ),
+    Mutation(
+        "a stop string that begins before the window is missed",
+        "adadecode/engine/stop_strings.py",
+        "so_far = self._before + text.rstrip(UNDECODED)",
+        "so_far = text.rstrip(UNDECODED)",
+        ("tests/unit/engine/test_stop_strings.py",),
     ),
     Mutation(
         "a round drafts past the limit",

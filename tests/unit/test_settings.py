@@ -10,6 +10,7 @@ from adadecode.cli.options import settings_in
 from adadecode.errors import UsageError
 from adadecode.settings import (
     READ_BEFORE,
+    STOPPED_BEFORE,
     BenchConfig,
     CertifyConfig,
     DecodeSettings,
@@ -89,6 +90,7 @@ def test_a_setting_that_came_later_leaves_the_fingerprint_as_it_was_until_it_is_
     for name in RivalSettings.model_fields:
         before["decode"].pop(name)
     assert [before.pop(name) for name in READ_BEFORE] == [None, 0, None, None]
+    assert [before.pop(name) for name in STOPPED_BEFORE] == [None, False]
     assert fingerprint_of(before, {}) == config.fingerprint()
     changed = [
         {"decode": {"ngram_store": False}},
@@ -98,6 +100,9 @@ def test_a_setting_that_came_later_leaves_the_fingerprint_as_it_was_until_it_is_
         {"num_shots": 1},
         {"num_shots": 1, "shots_file": "shots.jsonl"},
         {"system_prompt": "Be brief."},
+        {"stop_strings": ["\n"]},
+        {"stop_strings": ["\n", "Question:"]},
+        {"task_stops": True},
     ]
     prints = {EvalConfig.model_validate(settings).fingerprint() for settings in changed}
     assert len(prints - {config.fingerprint()}) == len(changed)
@@ -292,3 +297,41 @@ def test_training_settings_out_of_range_are_refused(flags):
 
 def test_a_lossy_method_is_never_a_default():
     assert {"adadecode-unverified"}.isdisjoint(EvalConfig().methods + BenchConfig().methods)
+
+
+@pytest.mark.parametrize(
+    ("given", "resolved"),
+    [
+        (("Question:", "\n\n"), ("Question:", "\n\n")),
+        ("a, b", ("a, b",)),  # one, comma and all
+        (["none", " "], ("none", " ")),
+        (None, None),
+    ],
+)
+def test_stop_strings_are_taken_as_they_stand(given, resolved):
+    assert build_settings(EvalConfig, None, {"stop_strings": given}).stop_strings == resolved
+
+
+def test_stop_strings_of_a_file_are_a_list_or_a_text_and_flags_win(tmp_path):
+    for content, strings in (('["\\n\\n", "Question:"]', ("\n\n", "Question:")), ('"a,b "', ("a,b ",)), ("null", None)):
+        file = yaml(tmp_path, f"stop_strings: {content}\n")
+        assert build_settings(EvalConfig, file, {}).stop_strings == strings
+        assert build_settings(EvalConfig, file, {"stop_strings": ("#",)}).stop_strings == ("#",)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('[""]', "an empty stop string would end every output at once"),
+        ('""', "an empty stop string would end every output at once"),
+        ("[]", "give at least one, or leave it out"),
+        ('["a\\uFFFDb"]', "stands for bytes that are no character"),
+        ("[a, [b]]", "should be a valid string"),
+        ("{a: b}", "should be a valid tuple"),
+    ],
+)
+def test_a_stop_string_that_cannot_be_is_one_line(content, said, tmp_path):
+    with pytest.raises(UsageError, match=said) as caught:
+        build_settings(EvalConfig, yaml(tmp_path, f"stop_strings: {content}\n"), {})
+    assert "stop_strings" in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -11,6 +11,7 @@ from adadecode.engine.drafters import drafters_of
 from adadecode.engine.generate import Request, generate
 from adadecode.engine.invariance import check_rows_independent
 from adadecode.engine.policy import Policy
+from adadecode.engine.stop_strings import StopStrings
 from adadecode.engine.tally import Decoded
 from adadecode.engine.transformers import generate_with_transformers
 from adadecode.errors import RowsDependentError
@@ -28,6 +29,7 @@ from tests.models import (
     KERNELS,
     KERNELS_AND_DTYPES,
     NATIVE_DTYPES,
+    letters_stop,
     needs_compiler,
     random_gates,
     random_heads,
@@ -39,10 +41,15 @@ from tests.models import (
 
 
 def decode_both(
-    model: DecoderModel, prompt: list[int], policy: Policy, heads: ExitHeads | None, max_new_tokens: int
+    model: DecoderModel,
+    prompt: list[int],
+    policy: Policy,
+    heads: ExitHeads | None,
+    max_new_tokens: int,
+    stops: StopStrings | None = None,
 ) -> tuple[Decoded, Decoded]:
     """Vanilla and AdaDecode at the same width, with logits."""
-    request = Request(prompt, max_new_tokens, record_logits=True)
+    request = Request(prompt, max_new_tokens, record_logits=True, stops=stops)
     vanilla = generate(model, request, Policy(rows=policy.width))
     return vanilla, generate(model, request, policy, drafters_of(policy, heads))
 
@@ -68,6 +75,7 @@ DRAW = {
     "prompt_len": st.integers(1, 70),
     "prompt_vocab": st.sampled_from([3, 97]),
     "max_new_tokens": st.integers(1, 24),
+    "stop_string": st.sampled_from([None, None, "ab", "ccc", "d"]),
 }
 
 
@@ -87,11 +95,13 @@ def assert_policy_keeps_bits(kernels: Kernels, dtype: torch.dtype, drawn: dict) 
         tensors = HeadTensors({e: (t,) for e, t in transforms.items()}, shortlist, random_gates(model, exits))
         heads = tensors.on(model, "full" if frequent is None else "shortlist", drawn["gate"])
     policy = Policy(exits, (drawn["gamma"],) * len(exits), max_drafts, drawn["reject"], ngram, drawn["stop"])
-    vanilla, adadecode = decode_both(model, prompt, policy, heads, drawn["max_new_tokens"])
+    stops = None if drawn["stop_string"] is None else letters_stop(drawn["stop_string"])
+    vanilla, adadecode = decode_both(model, prompt, policy, heads, drawn["max_new_tokens"], stops)
     assert_same_bits(vanilla, adadecode)
     generation = adadecode.generation
-    assert len(generation.output_token_ids) == drawn["max_new_tokens"]
-    assert generation.num_rounds == drawn["max_new_tokens"] - 1 - generation.num_accepted
+    num_tokens = len(generation.output_token_ids)
+    assert num_tokens == drawn["max_new_tokens"] or generation.finish_reason == "stop"
+    assert generation.num_rounds == num_tokens - 1 - generation.num_accepted
     # a skipped test, or one whose bar is certainty, drafts nothing; a shortlist of one token is always certain
     heads_are_silent = not exits or drawn["gate"] == 1.0 or drawn["gamma"] == 1.0
     if max_drafts == 0 or (heads_are_silent and ngram is None):

@@ -146,7 +146,7 @@ def test_kernels_that_were_asked_for_need_no_explanation(rerun, tmp_path):
 def test_a_worker_that_is_overtaken_while_it_loads_takes_the_kernels_of_the_first(monkeypatch, tmp_path):
     loads = []
 
-    def load_worker(config, tasks, worker_id, threads):
+    def load_worker(config, tasks, worker_id, threads, load):
         loads.append(config.kernels)
         settle_kernels(open_storage(tmp_path), ChosenKernels("eager", "it had no compiler"), "another")
         return run_worker.Worker(worker_id, config, tiny_model(kernels=config.kernels), None, {}, 8)
@@ -162,7 +162,7 @@ def test_a_worker_that_is_overtaken_while_it_loads_takes_the_kernels_of_the_firs
 
 @needs_compiler
 def test_a_worker_that_is_overtaken_and_cannot_have_those_kernels_is_refused(monkeypatch, tmp_path):
-    def load_worker(config, tasks, worker_id, threads):
+    def load_worker(config, tasks, worker_id, threads, load):
         settle_kernels(open_storage(tmp_path), ChosenKernels("native"), "another")
         return run_worker.Worker(worker_id, config, tiny_model(kernels=config.kernels), None, {}, 8)
 
@@ -176,7 +176,7 @@ def test_a_worker_that_is_overtaken_and_cannot_have_those_kernels_is_refused(mon
 def test_kernels_that_fail_where_auto_would_take_them_too_say_what_failed(monkeypatch, tmp_path):
     """As on a GPU whose torch has no attention for the heads: there is no other choice that has a reason."""
 
-    def load_worker(config, tasks, worker_id, threads):
+    def load_worker(config, tasks, worker_id, threads, load):
         raise KernelsError("torch has no attention with a mask for torch.float16")
 
     monkeypatch.setattr(run_worker, "load_worker", load_worker)

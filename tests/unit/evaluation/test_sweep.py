@@ -7,7 +7,8 @@ import yaml
 from click.testing import CliRunner
 
 from adadecode.cli.main import main
-from adadecode.evaluation.sweep import Grid, join_cells, plan_cells
+from adadecode.evaluation.cells import Grid, plan_cells
+from adadecode.evaluation.sweep import join_cells
 from adadecode.report.schema import SCHEMA_VERSION, SWEEP
 from adadecode.runs.folder import read_run, read_samples
 from tests.folders import save_tiny_heads, save_tiny_model, undo_shard, write_prompts

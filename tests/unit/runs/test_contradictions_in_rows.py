@@ -169,8 +169,12 @@ FAULTS = {
     ),
     # how it ended
     "finish_reason none that is known": (
+        each(finish_reason=lambda r: "halt"),
+        "finish_reason is none of eos, length and stop: 36 rows",
+    ),
+    "an end at a stop string of a run that has none": (
         each(finish_reason=lambda r: "stop"),
-        "finish_reason is neither eos nor length: 36 rows",
+        "finish_reason is stop, but the run has no stop strings: 36 rows",
     ),
     "an end that others go on after": (
         once(VANILLA, finish_reason="eos"),
