@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 from adadecode.version import __version__
 
 if TYPE_CHECKING:
-    from adadecode.api import LanguageModel, Output, certify, evaluate, load, run_bench, score, train_heads, tune
+    from adadecode.api import certify, evaluate, run_bench, score, train_heads, tune
     from adadecode.bench.result import BenchResult
     from adadecode.certify.result import CertifyResult
     from adadecode.errors import AdaDecodeError, UsageError
     from adadecode.evaluation.observer import Observer, Quiet
     from adadecode.evaluation.stop import StopRequest
+    from adadecode.language_model import LanguageModel, Output, load
     from adadecode.methods import METHODS, Method
     from adadecode.records import Generation
     from adadecode.runs.result import RunResult
@@ -31,9 +32,8 @@ if TYPE_CHECKING:
 
 # Where each public name is; its module is imported when the name is first used.
 _HOMES = {
-    "adadecode.api": (
-        *("LanguageModel", "Output", "certify", "evaluate", "load", "run_bench", "score", "train_heads", "tune"),
-    ),
+    "adadecode.api": ("certify", "evaluate", "run_bench", "score", "train_heads", "tune"),
+    "adadecode.language_model": ("LanguageModel", "Output", "load"),
     "adadecode.errors": ("AdaDecodeError", "UsageError"),
     "adadecode.bench.result": ("BenchResult",),
     "adadecode.certify.result": ("CertifyResult",),

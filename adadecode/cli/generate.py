@@ -23,7 +23,7 @@ WARMUP_TOKENS = 16
 @click.option("--compare", is_flag=True, help="Run vanilla too and compare tokens and speed.")
 def generate_command(prompt: str, config_file: Path | None, compare: bool, **flags: Any) -> None:
     """Continue PROMPT, coloured by the depth each token was drafted at, then the statistics."""
-    from adadecode.api import load_configured
+    from adadecode.language_model import load_configured
     from adadecode.report.generation import coloured_text, statistics_lines
 
     lm = load_configured(build_settings(GenerateConfig, config_file, flags, beside=EvalConfig))

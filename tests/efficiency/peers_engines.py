@@ -22,9 +22,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils.logging import disable_progress_bar
 
-from adadecode.api import load_configured
 from adadecode.engine.decode import decode
 from adadecode.engine.generate import Request
+from adadecode.language_model import load_configured
 from adadecode.methods import METHODS
 from adadecode.provenance import code_hash
 from adadecode.settings import GenerateConfig, settings_of

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import yaml
 
-from adadecode.api import load
+from adadecode.language_model import load
 from adadecode.model.medusa_heads import FACTS, TENSORS
 from adadecode.runs.folder import read_run, read_samples
 from tests.folders import save_tiny_model
