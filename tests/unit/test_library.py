@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 import adadecode
-from adadecode import api
+from adadecode import api, language_model
 from adadecode.errors import UsageError
 from adadecode.settings.policy import DECODED_BEFORE
 from tests.command_lines import FENCED_BLOCK
 
 ROOT = Path(__file__).parents[2]
-NOT_EXPORTED = {"silent", "load_configured"}  # a default of `say`; what `load` and `adadecode generate` share
+# a default of `say`; what `load` and `adadecode generate` share
+NOT_EXPORTED = {api: {"silent"}, language_model: {"load_configured"}}
 
 
 def test_every_public_name_is_there_and_nothing_else_is_public():
@@ -27,14 +28,17 @@ def test_every_public_name_is_there_and_nothing_else_is_public():
         _ = adadecode.unknown
 
 
-def test_what_the_api_defines_is_public_but_for_what_serves_the_command_line():
+@pytest.mark.parametrize(
+    ("home", "not_exported"), NOT_EXPORTED.items(), ids=lambda value: getattr(value, "__name__", "")
+)
+def test_what_a_home_defines_is_public_but_for_what_serves_the_command_line(home, not_exported):
     defined = {
         name
-        for name, value in vars(api).items()
-        if getattr(value, "__module__", None) == api.__name__ and not name.startswith("_")
+        for name, value in vars(home).items()
+        if getattr(value, "__module__", None) == home.__name__ and not name.startswith("_")
     }
-    assert defined - NOT_EXPORTED == set(adadecode._HOMES[api.__name__])
-    assert defined >= NOT_EXPORTED
+    assert defined - not_exported == set(adadecode._HOMES[home.__name__])
+    assert defined >= not_exported
 
 
 def test_importing_a_public_name_of_the_settings_loads_no_torch():
