@@ -266,7 +266,7 @@ class Scheduler:
     def _speculate(self, idle: ActorState, now: float) -> list[Action]:
         """Assigns `idle` the item that has been in flight longest with one actor alone; nothing when there is none."""
         alone = [actor for actor in self.actors.values() if actor.items and self._may_speculate(actor.items[0])]
-        if not alone:
+        if not alone or not self._limits.speculates:
             return []
         return [self._assign(idle, min(alone, key=lambda actor: actor.since).items[0], now)]
 

@@ -1,6 +1,6 @@
 """Frozen settings. The command line builds them, or a program does; nothing else reads flags or the environment."""
 
-from adadecode.settings.certify import PATIENCE, CertifyConfig, ServerName
+from adadecode.settings.certify import PATIENCE, ApiName, CertifyConfig, ServerName
 from adadecode.settings.configs import (
     BenchConfig,
     DecodingSettings,
@@ -42,6 +42,7 @@ __all__ = [
     "ORIGINAL_HEADS",
     "PATIENCE",
     "READ_BEFORE",
+    "ApiName",
     "BenchConfig",
     "CertifyConfig",
     "DataSettings",

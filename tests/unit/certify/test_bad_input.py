@@ -136,12 +136,12 @@ def test_a_url_that_is_missing_is_one_line(usage_error):
         (
             "spec_bench",
             {"question_id": 81, "category": "writing", "turns": ["Write a story.", "Shorter."]},
-            "--task spec_bench: sample 'spec_bench-81' is a conversation of 2 turns",
+            "--task spec_bench: sample 'spec_bench-81' is a conversation of 2 turns, and servers are asked for one answer",
         ),
         (
             "jsonl",
             {"id": "a", "messages": [{"role": "system", "content": "Rhyme."}, {"role": "user", "content": "Hello."}]},
-            "--task jsonl: sample 'a' is a conversation of 2 messages",
+            "--task jsonl: sample 'a' is a conversation of 2 messages, and has no plain prompt to continue: give --api ",
         ),
     ],
 )
@@ -151,4 +151,4 @@ def test_a_conversation_is_refused_before_anything_is_asked(task, row, said, cer
     with CompletionServer() as server:
         line = refusal(certify(server, server, task=task, data_file=rows))
         assert server.asked == []
-    assert f"{said}, and servers are asked to continue single plain prompts: choose another task" in line
+    assert said in line
