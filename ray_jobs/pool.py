@@ -19,7 +19,7 @@ from adadecode.errors import AdaDecodeError
 from adadecode.printable import on_one_line
 from ray_jobs.events import Cancelled, Died, Event, Finished, Item, Loaded, Started
 
-HELLO, LOAD = Item("starting", None), Item("loading the model", None)
+HELLO, LOAD = Item("starting", None), Item("loading", None)
 
 
 class Place(NamedTuple):

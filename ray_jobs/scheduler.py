@@ -187,7 +187,7 @@ class Scheduler:
         actions: list[Action] = []
         for actor in list(self.actors.values()):
             if actor.phase is Phase.LOADING:
-                deadline_s, doing = self._limits.load_deadline_s, "loading the model"
+                deadline_s, doing = self._limits.load_deadline_s, "loading"
             elif actor.in_flight:
                 deadline_s, doing = self.deadline_s(actor.in_flight), actor.in_flight.name
             else:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from adadecode.certify.apis import APIS
 from adadecode.certify.prompt import check_askable
 from adadecode.certify.result import KIND, CertifyResult, read_certification
 from adadecode.certify.sides import Access, Servers, access_to, connected, without_secrets
@@ -127,10 +128,10 @@ def _fingerprint(settings: Mapping[str, Any], plan: pa.Table) -> str:
 
 
 def _headings(prepared: Prepared) -> Iterator[str]:
-    api = prepared.servers.config.api
+    api = APIS[prepared.servers.config.api]
     for side, served in prepared.servers.sides.items():
-        gives_ids = served.kind.extension(api).gives_ids
-        ids = "token ids are asked for" if gives_ids else f"its {api} have no token ids: texts are compared"
+        gives_ids = served.kind.extension(api.name).gives_ids
+        ids = "token ids are asked for" if gives_ids else f"its /v1/{api.path} gives no token ids: texts are compared"
         yield f"{side}: {served.endpoint.address.url}, {served.kind.name}, model {served.model}; {ids}"
     num_done, config = len(prepared.committed), prepared.servers.config
     yield (

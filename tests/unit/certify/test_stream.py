@@ -67,6 +67,26 @@ def test_an_end_of_sequence_token_may_be_counted_and_left_out():
     assert (found.output_token_ids, found.output_len, found.prompt_len) == ((1, 2), 2, 7)
     short = read(chunk("ab", [1], "stop"), usage)
     assert (short.output_token_ids, short.output_len, short.text_alone) == (None, 3, True)
+    long = read(chunk("a", [1]), chunk("b", [2], "length"), usage)  # it did not end by such a token
+    assert (long.output_token_ids, long.output_len, long.text_alone) == (None, 3, True)
+
+
+def test_halves_of_a_surrogate_pair_in_two_chunks_are_one_character():
+    first, second = '{"choices": [{"text": "\\ud83d"}]}', '{"choices": [{"text": "\\ude00", "finish_reason": "stop"}]}'
+    assert read(first, second).text == "\N{GRINNING FACE}"
+    with pytest.raises(ServerError, match="half of a surrogate pair"):
+        read(second)
+
+
+def test_a_byte_order_mark_and_fields_without_a_colon_are_read_as_the_standard_says():
+    assert [payload for payload, _ in payloads([b"\xef\xbb", b"\xbfdata:a\r", b"", b"\ndata\r", b"\r"])] == ["a\n"]
+
+
+def test_more_tokens_than_were_asked_for_are_a_bad_answer_by_ids_or_by_the_count():
+    many = {"choices": [], "usage": {"completion_tokens": 9}}
+    for chunks in ([chunk("a", list(range(9)), "length")], [chunk("a", None, "length"), many]):
+        with pytest.raises(ServerError, match="9 tokens came where at most 8 were asked for"):
+            read(*chunks)
 
 
 def test_what_a_server_does_not_say_is_none():
