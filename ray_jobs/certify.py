@@ -65,10 +65,10 @@ class AskActor(PooledActor):
         self._folder = RunFolder(task.location)
         if self._folder.fingerprint != task.fingerprint:
             raise RunFolderError(f"{task.location!r} was taken over by another run: choose another --out")
-        opened = contextlib.ExitStack()  # until the process ends
+        self._opened = contextlib.ExitStack()  # until the process ends
         sides = connected(task.config, access, self._worker_id, task.num_requests)
         try:
-            self._servers = opened.enter_context(sides)
+            self._servers = self._opened.enter_context(sides)
         except UsageError as error:
             raise UsageError(f"from {self._worker_id} on {socket.gethostname()}: {error}") from None
         self._threads = ThreadPoolExecutor(task.num_requests)
@@ -127,12 +127,10 @@ def worker_resources(num_workers: int, nodes: Sequence[Mapping[str, Any]]) -> di
 def limits_of(config: CertifyConfig) -> Limits:
     """How patient the run is: a worker that is alive takes no longer than all its requests at their deadlines.
 
-    No prompt is asked twice at once to be done sooner: servers are measured.
+    No prompt is ever two workers' at once: servers are measured.
     """
     longest_s = 2 * config.passes * (1 + config.retries) * (config.deadline_s + LONGEST_PAUSE_S)
-    return Limits(
-        first_deadline_s=PROMPTS_PER_REQUEST * longest_s + STARTUP_S, speculates=False, grace_s=config.grace_s
-    )
+    return Limits(first_deadline_s=PROMPTS_PER_REQUEST * longest_s + STARTUP_S, exclusive=True, grace_s=config.grace_s)
 
 
 def prompt_items(todo: Sequence[Shard], num_workers: int, num_requests: int) -> list[Item]:
