@@ -252,7 +252,7 @@ def ids_out_of_range(handler: Handler, asked: Asked) -> None:
 def too_many(handler: Handler, asked: Asked) -> None:
     """An answer of one token more than was asked for."""
     longer = Asked(asked.number, asked.body | {"max_tokens": asked.body["max_tokens"] + 1}, asked.headers)
-    begun(handler, longer, 99)
+    begun(handler, longer, 2**31)
     handler.send_event("[DONE]")
     handler.end_stream()
 
@@ -319,7 +319,7 @@ def slow(seconds: float) -> Fault:
 
     def answer(handler: Handler, asked: Asked) -> None:
         handler.owner.is_over.wait(seconds)
-        begun(handler, asked, 99)
+        begun(handler, asked, 2**31)
         handler.send_event("[DONE]")
         handler.end_stream()
 

@@ -75,6 +75,9 @@ def test_two_workers_ask_for_every_prompt_once(ray_cluster, settings, tmp_path):
         config = CertifyConfig(baseline=server.url, candidate=server.url, **settings | {"limit": 8})
         result = api.certify(config, tmp_path / "run")
         num_asked = Counter(server.asked())
+        alone = config.model_copy(update={"workers": None})
+        assert api.certify(alone, tmp_path / "run").exit_code == 0  # the same run, of which nothing is left to ask
+        assert Counter(server.asked()) == num_asked
     assert (result.exit_code, result.verdict.outcome, result.verdict.num_prompts) == (0, "exact", 8)
     assert num_asked == dict.fromkeys(PROMPTS[:8], 2 * PASSES)
     rows = read_samples(tmp_path / "run").to_pylist()
