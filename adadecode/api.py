@@ -136,13 +136,18 @@ def certify(
 ) -> CertifyResult:
     """Compares two servers on the same prompts, or finishes that, in the folder or URL `out`; returns what it comes to.
 
-    `keys` has the API key of `baseline` and of `candidate`, where one is needed: it is stored nowhere. `say` gets lines of
-    progress. Raises UsageError where a server cannot be asked, and other AdaDecodeErrors.
+    With `settings.workers` on Ray, else in this process. `keys` has the API key of `baseline` and of `candidate`, where one
+    is needed: it is stored nowhere. `say` gets lines of progress. Raises UsageError where a server cannot be asked, and
+    other AdaDecodeErrors.
     """
     from adadecode.certify.run import certify
 
+    if settings.workers is None:
+        from adadecode.certify.local import ask_here as ask_all
+    else:
+        from ray_jobs.certify import ask_on_ray as ask_all
     stop.install()
-    return certify(settings, out, keys or {}, say, stop)
+    return certify(settings, out, keys or {}, say, stop, ask_all)
 
 
 def score(run: str | Path, sandbox: Sandbox | None = None) -> RunScores:

@@ -21,4 +21,7 @@ class Limits:
     least_deadline_s: float = 60.0
     most_doublings: int = 3  # of an item's deadline, one for each actor it ended
     slack: float = 4.0  # times the slowest time per size that was seen
+    exclusive: bool = (
+        False  # an item is one actor's while that lives: none is queued, which another might steal, or done twice
+    )
     grace_s: float = 20.0  # for what others have in flight when an error ends the run

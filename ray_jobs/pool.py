@@ -8,6 +8,7 @@ import os
 import socket
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from adadecode.errors import AdaDecodeError
 from adadecode.printable import on_one_line
 from ray_jobs.events import Cancelled, Died, Event, Finished, Item, Loaded, Started
 
-HELLO, LOAD = Item("starting", None), Item("loading the model", None)
+HELLO, LOAD = Item("starting", None), Item("loading", None)
 
 
 class Place(NamedTuple):
@@ -39,7 +40,11 @@ class Place(NamedTuple):
 
 
 class PooledActor:
-    """What every actor of a pool is: made from its name and the pool's task; `load` is called once, then `work`."""
+    """What every actor of a pool is: made from its name and the pool's task; `load` is called once, then `work`.
+
+    What an actor is made from the cluster's head keeps, and where it keeps its state it may write it to a disk. What
+    `load` is called with goes to the actor alone.
+    """
 
     def hello(self) -> Place:
         """Where this process runs; answers as soon as it does."""
@@ -59,11 +64,13 @@ class Done:
 class Pool:
     """The processes behind the scheduler's names of actors, and the futures of what each was assigned."""
 
-    def __init__(self, actor_class: Any, task: Any, threads: int, resources: dict[str, float]) -> None:
-        """`resources` are Ray's options of one actor, which computes with `threads`."""
+    def __init__(
+        self, actor_class: Any, task: Any, threads: int, resources: dict[str, float], load_with: Sequence[Any] = ()
+    ) -> None:
+        """`resources` are Ray's options of one actor, which computes with `threads`; it is loaded with `load_with`."""
         environment = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
         self._actor_class = actor_class.options(runtime_env=environment, **resources)
-        self._task = task
+        self._task, self._load_with = task, load_with
         self.resources = resources
         self._assigned: dict[ray.ObjectRef, tuple[str, Item]] = {}
         self.actors: dict[str, Any] = {}
@@ -73,7 +80,7 @@ class Pool:
         """Starts an actor, loading."""
         actor = self.actors[name] = self._actor_class.remote(name, self._task)
         self._assigned[actor.hello.remote()] = (name, HELLO)
-        self._assigned[actor.load.remote()] = (name, LOAD)
+        self._assigned[actor.load.remote(*self._load_with)] = (name, LOAD)
 
     def assign(self, name: str, item: Item) -> None:
         """Has the actor do the item after what it was assigned before."""

@@ -187,7 +187,7 @@ class Scheduler:
         actions: list[Action] = []
         for actor in list(self.actors.values()):
             if actor.phase is Phase.LOADING:
-                deadline_s, doing = self._limits.load_deadline_s, "loading the model"
+                deadline_s, doing = self._limits.load_deadline_s, "loading"
             elif actor.in_flight:
                 deadline_s, doing = self.deadline_s(actor.in_flight), actor.in_flight.name
             else:
@@ -218,7 +218,7 @@ class Scheduler:
         for actor in ready:
             if not actor.items and (item := self._next_for(actor, now)):
                 actions.append(self._assign(actor, item, now))
-        for actor in ready:
+        for actor in () if self._limits.exclusive else ready:
             if len(actor.items) == 1 and (item := self._next_for(actor, now)) and self._may_queue(actor.items[0], item):
                 actions.append(self._assign(actor, item, now))
         for actor in ready:
@@ -266,7 +266,7 @@ class Scheduler:
     def _speculate(self, idle: ActorState, now: float) -> list[Action]:
         """Assigns `idle` the item that has been in flight longest with one actor alone; nothing when there is none."""
         alone = [actor for actor in self.actors.values() if actor.items and self._may_speculate(actor.items[0])]
-        if not alone:
+        if not alone or self._limits.exclusive:
             return []
         return [self._assign(idle, min(alone, key=lambda actor: actor.since).items[0], now)]
 

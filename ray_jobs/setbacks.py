@@ -60,7 +60,7 @@ class Setbacks:
             most = self.limits.max_load_failures
             is_anyone_left = any(other.phase is not Phase.STARTING for other in others)
         if self.failure is None and self.num_load_failures >= most and not is_anyone_left:
-            lost = f"{self.num_load_failures} workers ended while loading the model ({death.reason})"
+            lost = f"{self.num_load_failures} workers ended while loading ({death.reason})"
             self.failure = Fail(lost, None if self.has_loaded else self.refusal)
 
     def raised(self, error: Exception, place: str, others: Collection[ActorState], now: float) -> None:

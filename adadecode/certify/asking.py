@@ -7,6 +7,7 @@ from typing import Any
 
 from adadecode.certify.endpoint import Address, Endpoint
 from adadecode.certify.failures import BAD_ANSWER, DOWN, REFUSED, ServerError
+from adadecode.certify.request import Request
 from adadecode.certify.servers import SERVERS, ServerKind, kind_of
 from adadecode.certify.stream import Completion
 from adadecode.errors import UsageError
@@ -27,23 +28,23 @@ class Served:
     model: str
 
 
-def ask(served: Served, prompt: str, max_new_tokens: int, retries: int, stopping: threading.Event) -> Completion:
-    """The completion of `prompt`, at the first of 1 + `retries` tries that gives one; raises ServerError.
+def ask(endpoint: Endpoint, request: Request, retries: int, stopping: threading.Event) -> Completion:
+    """The output that `request` asks for, at the first of 1 + `retries` tries that gives one; raises ServerError.
 
     A server that was gone at the last try of another prompt has one try, until it answers. `stopping` ends a pause.
     """
-    num_tries = 1 if served.endpoint.is_down else 1 + retries
+    num_tries = 1 if endpoint.is_down else 1 + retries
     for num_failed in range(1, num_tries + 1):
         try:
-            found = served.endpoint.complete(served.kind, served.model, prompt, max_new_tokens)
+            found = endpoint.complete(request)
         except ServerError as error:
             pause_s = FIRST_PAUSE_S * 2 ** (num_failed - 1) if error.retry_after_s is None else error.retry_after_s
             is_last = num_failed == num_tries or not error.may_be_mended or pause_s > LONGEST_PAUSE_S
             if is_last or stopping.wait(pause_s):
-                served.endpoint.is_down = error.kind in DOWN
+                endpoint.is_down = error.kind in DOWN
                 raise ServerError(error.kind, _after(error, num_failed)) from None
         else:
-            served.endpoint.is_down = False
+            endpoint.is_down = False
             return found
     raise AssertionError(num_tries)
 
@@ -91,7 +92,7 @@ def _no_endpoint(address: Address, role: str, error: ServerError) -> str:
     if error.kind in (REFUSED, BAD_ANSWER):
         return (
             f"{address} is no OpenAI-compatible endpoint: GET /models gave {error}; give the URL whose /v1/completions "
-            "completes prompts"
+            "completes prompts or, with --api chat, whose /v1/chat/completions answers them"
         )
     return f"{address} does not answer: {error}; check the URL, and whether the server is up"
 

@@ -61,6 +61,12 @@ def judged(row: Row, partner: Row | None) -> dict[str, Any]:
     return line
 
 
+def is_other(row: Row, partner: Row) -> bool:
+    """Whether the output of `row` is another than that of `partner`, as `judged` says it."""
+    theirs, ours = _outputs(partner, row)
+    return [*theirs] != [*ours] or row["finish_reason"] != partner["finish_reason"]
+
+
 def has_ids(*rows: Row) -> bool:
     """Whether all `rows` have token ids, so that these are compared."""
     return all(row["output_token_ids"] is not None for row in rows)

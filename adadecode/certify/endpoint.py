@@ -1,15 +1,17 @@
-"""One OpenAI-compatible server: where it is, what it serves, and one streamed completion of it."""
+"""One OpenAI-compatible server: where it is, what it serves, and one streamed output of it."""
 
 import base64
 import contextlib
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 import httpx2
 
+from adadecode.certify.apis import COMPLETIONS
+from adadecode.certify.events import payloads
 from adadecode.certify.failures import (
     BAD_ANSWER,
     RATE_LIMITED,
@@ -19,8 +21,8 @@ from adadecode.certify.failures import (
     UNREACHABLE,
     ServerError,
 )
-from adadecode.certify.servers import ServerKind
-from adadecode.certify.stream import Completion, Reader, payloads
+from adadecode.certify.request import Request
+from adadecode.certify.stream import Completion, Reader
 from adadecode.errors import UsageError
 from adadecode.files import from_json
 from adadecode.printable import on_one_line
@@ -28,6 +30,7 @@ from adadecode.printable import on_one_line
 CONNECT_S = 10.0
 MAX_BODY_LEN = 2**20  # bytes of an answer that is no stream
 HIDDEN = "HIDDEN"
+NOT_THERE = (404, 405, 501)  # statuses of a path that a server has not
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Address:
 
     flag: str
     url: str
-    login: tuple[str, str] | None
+    login: tuple[str, str] | None = field(repr=False)
 
     def __str__(self) -> str:
         return f"{self.flag} {self.url}"
@@ -96,30 +99,20 @@ class Endpoint:
             try:
                 return from_json(body)
             except ValueError:
-                raise ServerError(
-                    BAD_ANSWER, f"the answer is not JSON: {on_one_line(body.decode(errors='replace'), 80)}"
-                ) from None
+                raise ServerError(BAD_ANSWER, "the answer is not JSON", said=body.decode(errors="replace")) from None
 
-    def complete(self, kind: ServerKind, model: str, prompt: str, max_new_tokens: int) -> Completion:
-        """The greedy completion of `prompt`; raises ServerError."""
-        asked = {
-            "model": model,
-            "prompt": prompt,
-            "max_tokens": max_new_tokens,
-            "temperature": 0,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            **kind.extension(),
-        }
+    def complete(self, request: Request) -> Completion:
+        """The greedy output that `request` asks for; raises ServerError."""
         began_s = time.perf_counter()
-        reader = Reader(kind, began_s)
-        with self._explained(), self._client.stream("POST", f"{self.address.url}/completions", json=asked) as answer:
+        reader = Reader(request, began_s)
+        url = f"{self.address.url}/{request.api.path}"
+        with self._explained(), self._client.stream("POST", url, json=request.body()) as answer:
             found = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
             if answer.status_code != 200 or found != "text/event-stream":
                 body = self._body(answer)
-                self._check_status(answer, body)
-                start = on_one_line(body.decode(errors="replace"), 80)
-                raise ServerError(BAD_ANSWER, f"the answer is {found or 'untyped'}, not an event stream: {start}")
+                self._check_status(answer, body, hint=_hint(request, answer.status_code))
+                what = f"the answer is {found or 'untyped'}, not an event stream"
+                raise ServerError(BAD_ANSWER, what, said=body.decode(errors="replace"))
             for payload, at_s in payloads(self._pieces(answer, began_s)):
                 reader.take(payload, at_s)
             return reader.completion()
@@ -140,15 +133,14 @@ class Endpoint:
                 break
         return found[:MAX_BODY_LEN]
 
-    def _check_status(self, answer: httpx2.Response, body: bytes) -> None:
-        """Raises ServerError unless the status is 200."""
+    def _check_status(self, answer: httpx2.Response, body: bytes, hint: str = "") -> None:
+        """Raises ServerError, its message ended by `hint`, unless the status is 200."""
         status = answer.status_code
         if status == 200:
             return
-        said = on_one_line(body.decode(errors="replace"), 160) if body else "nothing"
         after_s = retry_after_s(answer.headers.get("retry-after"))
         kind = RATE_LIMITED if status == 429 else SERVER_ERROR if status >= 500 or status == 408 else REFUSED
-        raise ServerError(kind, f"status {status}: {said}", after_s)
+        raise ServerError(kind, f"status {status}{hint}", after_s, body.decode(errors="replace") or "nothing")
 
     @contextlib.contextmanager
     def _explained(self) -> Generator[None]:
@@ -159,7 +151,7 @@ class Endpoint:
             found = _explained(error, self._timeout_s)
             if found is None:
                 raise
-            raise ServerError(found.kind, self.hide(str(found)), found.retry_after_s) from None
+            raise found.hidden(self.hide) from None
 
     def hide(self, text: str) -> str:
         """`text` without this server's key and password, which an answer may repeat."""
@@ -178,15 +170,21 @@ def _explained(error: Exception, timeout_s: float) -> ServerError | None:
         case httpx2.TimeoutException():
             return ServerError(TIMED_OUT, f"nothing came for {timeout_s:g} s (--timeout)")
         case httpx2.ConnectError():
-            return ServerError(UNREACHABLE, f"no connection: {on_one_line(error, 120)}")
+            return ServerError(UNREACHABLE, "no connection", said=error)
         case httpx2.DecodingError() | httpx2.LocalProtocolError():
-            return ServerError(BAD_ANSWER, on_one_line(error, 120))
+            return ServerError(BAD_ANSWER, "the answer cannot be read", said=error)
         case httpx2.TransportError() | httpx2.StreamError():
-            return ServerError(UNREACHABLE, f"the connection broke: {on_one_line(error, 120)}")
+            return ServerError(UNREACHABLE, "the connection broke", said=error)
         case RuntimeError() if "client has been closed" in str(error):
             return ServerError(UNREACHABLE, "the run was stopped")
         case _:
             return None
+
+
+def _hint(request: Request, status: int) -> str:
+    """What else could be asked of a server that does not have the path of `request`."""
+    is_hint = request.api is COMPLETIONS and status in NOT_THERE
+    return " (a server that has chat completions alone is asked by --api chat)" if is_hint else ""
 
 
 def retry_after_s(header: str | None) -> float | None:

@@ -1,44 +1,60 @@
 """One prompt of a certification, asked of both servers in every pass: its rows, an error a row like any other."""
 
-import socket
-import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
-from adadecode.certify.asking import Served, ask
+from adadecode.certify.apis import APIS
+from adadecode.certify.asking import ask
 from adadecode.certify.compare import BASELINE, CANDIDATE, SIDES, judged
 from adadecode.certify.failures import ServerError
+from adadecode.certify.request import Request
+from adadecode.certify.sides import Servers
 from adadecode.certify.stream import Completion
 from adadecode.errors import UsageError
-from adadecode.evaluation.rows import MAX_MESSAGE_LEN, SampleRow
-from adadecode.records import Example, Shard
-from adadecode.settings import CertifyConfig
+from adadecode.evaluation.rows import LOST, MAX_MESSAGE_LEN, SampleRow, commit_rows
+from adadecode.records import Example, Shard, ShardOutcome
+from adadecode.report.schema import LOST_BY
+from adadecode.runs.folder import RunFolder
+from adadecode.settings import ApiName
 from adadecode.tasks import score
 from adadecode.tasks.data_files import shown
 
 
-@dataclass(frozen=True)
-class Servers:
-    """The two sides, by name, and how they are asked."""
-
-    sides: Mapping[str, Served]
-    config: CertifyConfig
-    stopping: threading.Event
-
-
-def check_plain(shards: Sequence[Shard]) -> None:
-    """Raises UsageError for the first sample that is no single plain prompt, which is all that a server is asked."""
+def check_askable(shards: Sequence[Shard], api: ApiName) -> None:
+    """Raises UsageError for the first sample that servers cannot be asked by `api`."""
     for shard in shards:
         for example in shard.examples:
-            if example.later_turns or not example.prompt:
-                what = f"{example.num_turns} turns" if example.later_turns else f"{len(example.messages)} messages"
+            named = f"--task {shard.task}: sample {shown(example.sample_id)} is a conversation"
+            if example.later_turns:
                 raise UsageError(
-                    f"--task {shard.task}: sample {shown(example.sample_id)} is a conversation of {what}, and servers are "
-                    "asked to continue single plain prompts: choose another task, or give texts by --task jsonl"
+                    f"{named} of {example.num_turns} turns, and servers are asked for one answer to a sample: choose "
+                    "another task, or give conversations that end with a user's message by --task jsonl --api chat"
                 )
+            if api == "completions" and not example.prompt:
+                raise UsageError(
+                    f"{named} of {len(example.messages)} messages, and has no plain prompt to continue: give --api chat"
+                )
+
+
+def do_prompt(servers: Servers, folder: RunFolder, shard: Shard) -> ShardOutcome | None:
+    """Asks for the one prompt of `shard` and commits its rows, unless that was done; returns what it came to.
+
+    None, and no commit, when the run was ended meanwhile.
+    """
+    if (outcome := folder.committed_outcome(shard.shard_idx)) is not None:
+        return outcome
+    rows = prompt_rows(servers, shard)
+    if servers.stopping.is_set():
+        return None
+    served = {
+        f"{side}_{name}": value
+        for side, one in servers.sides.items()
+        for name, value in (("url", one.endpoint.address.url), ("server", one.kind.name), ("model", one.model))
+    }
+    return commit_rows(folder, shard, rows, {"worker_id": servers.worker_id, **served})
 
 
 def prompt_rows(servers: Servers, shard: Shard) -> list[SampleRow]:
@@ -46,16 +62,44 @@ def prompt_rows(servers: Servers, shard: Shard) -> list[SampleRow]:
     (example,) = shard.examples
     rows = [
         _row(servers, shard, example, side, repeat, order_idx)
-        for repeat in range(servers.config.passes)
-        for order_idx, side in enumerate(SIDES if (shard.shard_idx + repeat) % 2 == 0 else SIDES[::-1])
+        for repeat, order_idx, side in _turns(shard, servers.config.passes)
     ]
     found = {(row.method, row.repeat): row for row in rows if row.status == "ok"}
     return [_with_parity(row, found) for row in rows]
 
 
+def lost_prompt_rows(shard: Shard, passes: int, reason: str) -> list[SampleRow]:
+    """An error row for each side and pass of a prompt that no worker survived."""
+    (example,) = shard.examples
+    message = f"the prompt ended every worker that asked it: {reason}"
+    return [
+        _error_row(_identity(shard, example, side, repeat, order_idx, LOST_BY), LOST, message)
+        for repeat, order_idx, side in _turns(shard, passes)
+    ]
+
+
+def _turns(shard: Shard, passes: int) -> list[tuple[int, int, str]]:
+    """Pass, place in its order, and side of each request for the prompt of `shard`, in the order in which they are made."""
+    return [
+        (repeat, order_idx, side)
+        for repeat in range(passes)
+        for order_idx, side in enumerate(SIDES if (shard.shard_idx + repeat) % 2 == 0 else SIDES[::-1])
+    ]
+
+
 def _row(servers: Servers, shard: Shard, example: Example, side: str, repeat: int, order_idx: int) -> SampleRow:
-    config = servers.config
-    identity: dict[str, Any] = {
+    config, served = servers.config, servers.sides[side]
+    identity = _identity(shard, example, side, repeat, order_idx, servers.worker_id)
+    request = Request(APIS[config.api], served.kind, served.model, example, config.max_new_tokens)
+    try:
+        found = ask(served.endpoint, request, config.retries, servers.stopping)
+    except ServerError as error:
+        return _error_row(identity, error.kind, str(error))
+    return SampleRow(**identity, status="ok", **measured(found), correct=_correct(shard.task, found.text, example))
+
+
+def _identity(shard: Shard, example: Example, side: str, repeat: int, order_idx: int, worker_id: str) -> dict[str, Any]:
+    return {
         "task": shard.task,
         "sample_id": example.sample_id,
         "method": side,
@@ -66,17 +110,14 @@ def _row(servers: Servers, shard: Shard, example: Example, side: str, repeat: in
         "reference": example.reference,
         "lossy": False,
         "order_idx": order_idx,
-        "worker_id": socket.gethostname(),
+        "worker_id": worker_id,
         "started_at": datetime.now(UTC),
     }
-    try:
-        found = ask(servers.sides[side], example.prompt, config.max_new_tokens, config.retries, servers.stopping)
-    except ServerError as error:
-        message = str(error)[:MAX_MESSAGE_LEN]
-        return SampleRow(
-            **identity, status="error", finish_reason="error", error_type=error.kind, error_message=message
-        )
-    return SampleRow(**identity, status="ok", **measured(found), correct=_correct(shard.task, found.text, example))
+
+
+def _error_row(identity: Mapping[str, Any], error_type: str, message: str) -> SampleRow:
+    message = message[:MAX_MESSAGE_LEN]
+    return SampleRow(**identity, status="error", finish_reason="error", error_type=error_type, error_message=message)
 
 
 def measured(found: Completion) -> dict[str, Any]:

@@ -1,16 +1,12 @@
-"""One streamed completion: its events read, checked and put on the clock."""
+"""One streamed completion: its chunks read, checked and put on the clock."""
 
-import time
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from adadecode.certify.failures import BAD_ANSWER, SERVER_ERROR, TRUNCATED, ServerError
-from adadecode.certify.servers import ServerKind
+from adadecode.certify.request import Request
 from adadecode.files import from_json
-from adadecode.printable import on_one_line
 
-MAX_LINE_LEN = 16 * 2**20  # bytes of one line of a stream
 FINISH_REASONS = {"stop": "eos", "length": "length"}  # of OpenAI, and ours
 MAX_TOKEN_ID = 2**31 - 1
 
@@ -39,9 +35,9 @@ class Completion:
 class Reader:
     """Takes the chunks of one stream as they come; `completion` is what they were, once they have ended."""
 
-    def __init__(self, kind: ServerKind, began_s: float) -> None:
+    def __init__(self, request: Request, began_s: float) -> None:
         """`began_s` is when the request was sent, by `time.perf_counter`."""
-        self._kind, self._began_s = kind, began_s
+        self._request, self._began_s = request, began_s
         self._texts: list[str] = []
         self._ids: list[int] = []
         self._has_ids = False
@@ -57,36 +53,51 @@ class Reader:
         try:
             chunk = from_json(payload)
         except ValueError:
-            raise ServerError(BAD_ANSWER, f"an event is not JSON: {on_one_line(payload, 80)}") from None
+            raise ServerError(BAD_ANSWER, "an event is not JSON", said=payload) from None
         if not isinstance(chunk, dict):
-            raise ServerError(BAD_ANSWER, f"an event is no JSON object: {on_one_line(payload, 80)}")
+            raise ServerError(BAD_ANSWER, "an event is no JSON object", said=payload)
         if chunk.get("error") is not None:
-            raise ServerError(SERVER_ERROR, f"the server says: {on_one_line(chunk['error'])}")
+            raise ServerError(SERVER_ERROR, "the server says", said=chunk["error"])
         if isinstance(usage := chunk.get("usage"), dict):
             self._usage = usage
-        drafted, accepted = map(count_of, self._kind.drafts(chunk))
+        drafted, accepted = map(count_of, self._request.kind.drafts(chunk))
         self._drafts = self._drafts if drafted is None else (drafted, accepted)
         choices = chunk.get("choices")
         if not isinstance(choices, list):
-            raise ServerError(BAD_ANSWER, f"an event has no choices: {on_one_line(payload, 80)}")
-        for choice in choices[:1]:
-            self._take_choice(choice, chunk, at_s)
-
-    def _take_choice(self, choice: Any, chunk: dict[str, Any], at_s: float) -> None:
-        text = choice.get("text") if isinstance(choice, dict) else None
-        if not isinstance(text, str):
-            raise ServerError(BAD_ANSWER, f"a choice has no text: {on_one_line(choice, 80)}")
-        ids = ids_of(self._kind.ids(choice, chunk))
-        if (prompt_ids := ids_of(self._kind.prompt_ids(choice, chunk))) is not None:
-            self._prompt_ids = tuple(prompt_ids)
-        self._has_ids = self._has_ids or ids is not None
+            raise ServerError(BAD_ANSWER, "an event has no choices", said=payload)
+        choice = choices[0] if choices else {}
+        text = self._request.api.text(choice) if isinstance(choice, dict) and choices else ""
+        if not isinstance(choice, dict) or not isinstance(text, str):
+            raise ServerError(BAD_ANSWER, "a choice has no text", said=choice)
+        num_ids = self._take_ids(choice, chunk)
         self._texts.append(text)
-        self._ids += ids or []
-        if text or ids:
+        if text or (num_ids and choices):  # ids alone, beside no choice, tell of tokens that came before
             self._arrivals.append(at_s - self._began_s)
+        self._take_end(choice, at_s)
+
+    def _take_ids(self, choice: dict[str, Any], chunk: dict[str, Any]) -> int:
+        """Takes the ids in a chunk; returns how many of them are the output's."""
+        extension = self._request.extension
+        if (prompt_ids := ids_of(extension.prompt_ids(choice, chunk))) is not None:
+            self._prompt_ids = tuple(prompt_ids)
+        ids = ids_of(extension.ids(choice, chunk))
+        self._has_ids = self._has_ids or ids is not None
+        self._ids += ids or []
+        self._check_len(len(self._ids))
+        return len(ids or [])
+
+    def _check_len(self, num_tokens: int) -> None:
+        """Raises ServerError for more tokens than were asked for."""
+        if num_tokens > self._request.max_new_tokens:
+            raise ServerError(
+                BAD_ANSWER, f"{num_tokens} tokens came where at most {self._request.max_new_tokens} were asked for"
+            )
+
+    def _take_end(self, choice: dict[str, Any], at_s: float) -> None:
+        """Takes how the output ended, where a choice says so."""
         if (finish := choice.get("finish_reason")) is not None:
             if not isinstance(finish, str) or finish not in FINISH_REASONS:
-                raise ServerError(BAD_ANSWER, f"an output ended by {on_one_line(finish, 40)!r}, not by stop or length")
+                raise ServerError(BAD_ANSWER, "an output ended neither by stop nor by length", said=finish)
             self._finish, self._ended_s = FINISH_REASONS[finish], at_s - self._began_s
 
     def completion(self) -> Completion:
@@ -94,10 +105,11 @@ class Reader:
         if self._finish is None:
             raise ServerError(TRUNCATED, f"the stream ended after {len(self._arrivals)} chunks, before the output did")
         counted, num_ids = count_of(self._usage.get("completion_tokens")), len(self._ids)
-        # a server may leave the end-of-sequence token out of the ids
-        has_all = self._has_ids and (counted is None or num_ids in (counted, counted - 1))
+        self._check_len(counted or 0)
+        left_out = 1 if self._finish == "eos" else 0  # a server may leave the end-of-sequence token out of the ids
+        has_all = self._has_ids and (counted is None or counted - left_out <= num_ids <= counted)
         return Completion(
-            text="".join(self._texts),
+            text=whole_text(self._texts),
             finish_reason=self._finish,
             arrivals_s=tuple(self._arrivals),
             ended_s=self._ended_s,
@@ -111,33 +123,12 @@ class Reader:
         )
 
 
-def payloads(pieces: Iterable[bytes]) -> Iterator[tuple[str, float]]:
-    """Yields the data of each server-sent event in `pieces` of a stream, and when it came, by `time.perf_counter`.
-
-    The event `[DONE]` ends it. Source: the HTML standard, server-sent events; a line ends at a line feed, after a carriage
-    return or not. Raises ServerError for what is no text or has no end.
-    """
-    rest, data = b"", list[str]()
-    for piece in pieces:
-        at_s = time.perf_counter()
-        *lines, rest = (rest + piece).split(b"\n")
-        if len(rest) > MAX_LINE_LEN:
-            raise ServerError(BAD_ANSWER, f"a line of the stream has more than {MAX_LINE_LEN} bytes")
-        for line in map(_text, lines):
-            if line.startswith("data:"):
-                data.append(line.removeprefix("data:").removeprefix(" "))
-            elif not line and data:
-                payload, data = "\n".join(data), []
-                if payload.strip() == "[DONE]":
-                    return
-                yield payload, at_s
-
-
-def _text(line: bytes) -> str:
+def whole_text(parts: list[str]) -> str:
+    """`parts` together, halves of surrogate pairs joined; raises ServerError where one is left, which no file takes."""
     try:
-        return line.removesuffix(b"\r").decode()
+        return "".join(parts).encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
-        raise ServerError(BAD_ANSWER, "a line of the stream is no UTF-8") from None
+        raise ServerError(BAD_ANSWER, "the text has half of a surrogate pair") from None
 
 
 def ids_of(found: object) -> list[int] | None:
@@ -145,7 +136,7 @@ def ids_of(found: object) -> list[int] | None:
     if found is None:
         return None
     if not isinstance(found, list) or not all(type(part) is int and 0 <= part <= MAX_TOKEN_ID for part in found):
-        raise ServerError(BAD_ANSWER, f"token ids are no list of numbers: {on_one_line(found, 80)}")
+        raise ServerError(BAD_ANSWER, "token ids are no list of numbers in their range", said=found)
     return found
 
 

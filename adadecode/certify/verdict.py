@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from adadecode.certify.compare import BASELINE, CANDIDATE, Row, by_sample, has_ids
+from adadecode.certify.compare import BASELINE, CANDIDATE, Row, by_sample, has_ids, is_other
 
 LEVEL = 0.01  # of the test: of exact servers as unsteady as their baseline so many are called different
 NUM_PERMUTATIONS = 9999
@@ -48,10 +48,9 @@ def verdict_of(rows: Iterable[Row], passes: int) -> Verdict:
     """The verdict over `rows` of `passes` passes."""
     samples = list(by_sample(rows).values())
     outputs = [_codes(of_sample) for of_sample in samples]
-    both = [_differs(codes, passes) for codes in outputs]
-    own = [[code for (method, _), code in codes.items() if method == BASELINE] for codes in outputs]
-    repeated = [len(set(codes)) > 1 for codes in own if len(codes) > 1]
-    num_prompts, num_differ = sum(found is not None for found in both), sum(found is True for found in both)
+    both = [found for of_sample in samples if (found := _differs(of_sample, passes)) is not None]
+    repeated = [found for of_sample in samples if (found := _is_unsteady(of_sample)) is not None]
+    num_prompts, num_differ = len(both), sum(both)
     whole = [
         [codes[method, repeat] for method in (BASELINE, CANDIDATE) for repeat in range(passes)]
         for codes in outputs
@@ -111,11 +110,17 @@ def _codes(of_sample: Mapping[tuple[str, int], Row]) -> dict[tuple[str, int], in
     }
 
 
-def _differs(codes: Mapping[tuple[str, int], int], passes: int) -> bool | None:
+def _differs(of_sample: Mapping[tuple[str, int], Row], passes: int) -> bool | None:
     """Whether the candidate's output is another than the baseline's in some pass; None where no pass has both."""
     pairs = [
-        (codes[BASELINE, repeat], codes[CANDIDATE, repeat])
+        (of_sample[CANDIDATE, repeat], of_sample[BASELINE, repeat])
         for repeat in range(passes)
-        if (BASELINE, repeat) in codes and (CANDIDATE, repeat) in codes
+        if (BASELINE, repeat) in of_sample and (CANDIDATE, repeat) in of_sample
     ]
-    return any(theirs != ours for theirs, ours in pairs) if pairs else None
+    return any(is_other(ours, theirs) for ours, theirs in pairs) if pairs else None
+
+
+def _is_unsteady(of_sample: Mapping[tuple[str, int], Row]) -> bool | None:
+    """Whether the baseline has another output in some pass than in its first that has one; None where it has one alone."""
+    own = [row for (method, _), row in of_sample.items() if method == BASELINE]
+    return any(is_other(row, own[0]) for row in own[1:]) if len(own) > 1 else None

@@ -1,6 +1,6 @@
 """Frozen settings. The command line builds them, or a program does; nothing else reads flags or the environment."""
 
-from adadecode.settings.certify import PATIENCE, CertifyConfig, ServerName
+from adadecode.settings.certify import PATIENCE, ApiName, CertifyConfig, ServerName
 from adadecode.settings.configs import (
     BenchConfig,
     DecodingSettings,
@@ -50,6 +50,7 @@ __all__ = [
     "PATIENCE",
     "READ_BEFORE",
     "STOPPED_BEFORE",
+    "ApiName",
     "BenchConfig",
     "CertifyConfig",
     "DataSettings",

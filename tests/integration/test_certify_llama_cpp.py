@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
+from adadecode.certify.compare import SIDES
 from adadecode.cli.main import main
 from adadecode.runs.folder import read_samples
 from tests.folders import write_prompts
@@ -137,6 +138,19 @@ def test_its_own_speculation_by_ngrams_drafts_and_is_reported(certify, plain, gg
     assert (baseline["num_drafted"], candidate["num_drafted"] > candidate["num_accepted"] > 0) == (None, True)
     assert candidate["num_parity_checked"] == candidate["n"] == len(PROMPTS) * 2
     assert candidate["speedup_geomean"] > 0
+    del server
+
+
+def test_its_chat_completions_are_compared_by_text_and_count_drafts(certify, plain, gguf_file, tmp_path):
+    server = serve(gguf_file, ngrams=True)
+    result = certify(plain, server.listening_address, "--api", "chat", "--limit", "8", "--out", str(tmp_path / "run"))
+    assert result.exit_code in (0, 3), result.output  # as above
+    assert "its /v1/chat/completions gives no token ids: texts are compared" in result.output
+    assert "compared by text, not by token ids, where a side gave none: baseline on 16 of 16" in result.output
+    rows = read_samples(tmp_path / "run").to_pylist()
+    assert all(row["status"] == "ok" and row["output_text"] and row["output_len"] for row in rows)
+    drafted = {side: sum(row["num_drafted"] or 0 for row in rows if row["method"] == side) for side in SIDES}
+    assert (drafted["baseline"], drafted["candidate"] > 0) == (0, True)
     del server
 
 

@@ -87,7 +87,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench": LEAVES | {"kernels", "model", "engine", "tasks", "report", "evaluation"},
     "training": LEAVES | {"kernels", "model", "engine", "tasks", "report"},
     "tuning": LEAVES | {"kernels", "model", "engine", "tasks", "report", "evaluation", "bench"},
-    "ray_jobs": LEAVES | {"model", "tasks", "runs", "evaluation", "training"},
+    "ray_jobs": LEAVES | {"model", "tasks", "runs", "evaluation", "certify", "training"},
     "language_model": LEAVES | {"model", "engine", "tasks", "evaluation"},
     "api": LEAVES
     | {

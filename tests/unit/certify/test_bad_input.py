@@ -5,6 +5,7 @@ import socket
 
 import pytest
 
+from adadecode.runs.folder import read_samples
 from tests import completion_server as faults
 from tests.completion_server import CompletionServer
 
@@ -80,6 +81,11 @@ def test_a_model_that_the_server_lacks_is_one_line_with_the_nearest(certify):
     [
         ({"passes": 1}, "--passes 1: "),
         ({"concurrency": 0}, "--concurrency 0: "),
+        ({"api": "chats"}, "--api 'chats': "),
+        ({"workers": 0, "concurrency": 2}, "--workers 0: "),
+        ({"workers": 2}, "--workers 2: --concurrency 1 cannot be shared among them equally; give a multiple of 2"),
+        ({"workers": 3, "concurrency": 8}, "such as --concurrency 9"),
+        ({"address": "host:6379"}, "--address host:6379: without --workers no cluster is used; give both or neither"),
         ({"server": "tgi"}, "--server 'tgi': "),
         ({"max_errors": "lots"}, "--max-errors 'lots': "),
         ({"task": "gsm9k"}, "--task gsm9k: unknown task"),
@@ -112,6 +118,20 @@ def test_a_key_comes_from_the_environment_and_is_written_nowhere(certify, monkey
     assert [file for file in found.folder.rglob("*") if file.is_file() and KEY.encode() in file.read_bytes()] == []
 
 
+def test_no_half_of_a_key_is_shown_where_what_a_server_says_is_cut(certify, monkeypatch):
+    monkeypatch.setenv("ADADECODE_CANDIDATE_API_KEY", KEY)
+
+    def repeats(length: int) -> faults.Fault:
+        return lambda handler, asked: handler.answer(500, "x" * length + str(handler.headers["Authorization"]))
+
+    with CompletionServer() as baseline, CompletionServer(key=KEY) as candidate:
+        candidate.fault = lambda asked: repeats(130 + 2 * asked.number)
+        found = certify(baseline, candidate)
+    messages = {row["error_message"] for row in read_samples(found.folder).to_pylist() if row["status"] == "error"}
+    assert len(messages) > 10
+    assert [message for message in messages if KEY[:4] in message] == []
+
+
 def test_a_key_that_is_missing_or_wrong_is_one_line_that_names_the_variable(certify, monkeypatch):
     with CompletionServer() as baseline, CompletionServer(key=KEY) as candidate:
         line = refusal(certify(baseline, candidate))
@@ -136,12 +156,12 @@ def test_a_url_that_is_missing_is_one_line(usage_error):
         (
             "spec_bench",
             {"question_id": 81, "category": "writing", "turns": ["Write a story.", "Shorter."]},
-            "--task spec_bench: sample 'spec_bench-81' is a conversation of 2 turns",
+            "--task spec_bench: sample 'spec_bench-81' is a conversation of 2 turns, and servers are asked for one answer",
         ),
         (
             "jsonl",
             {"id": "a", "messages": [{"role": "system", "content": "Rhyme."}, {"role": "user", "content": "Hello."}]},
-            "--task jsonl: sample 'a' is a conversation of 2 messages",
+            "--task jsonl: sample 'a' is a conversation of 2 messages, and has no plain prompt to continue: give --api ",
         ),
     ],
 )
@@ -151,4 +171,4 @@ def test_a_conversation_is_refused_before_anything_is_asked(task, row, said, cer
     with CompletionServer() as server:
         line = refusal(certify(server, server, task=task, data_file=rows))
         assert server.asked == []
-    assert f"{said}, and servers are asked to continue single plain prompts: choose another task" in line
+    assert said in line

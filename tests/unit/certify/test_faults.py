@@ -5,14 +5,20 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
+from adadecode.certify.endpoint import retry_after_s
 from adadecode.runs.folder import read_samples
 from tests import completion_server as faults
-from tests.completion_server import CompletionServer
-from tests.unit.certify.conftest import NUM_PROMPTS
+from tests.completion_server import CompletionServer, ServerProcess, server_process
+from tests.unit.certify.conftest import NUM_PROMPTS, Certified
 
 FAULTS = {
     "html": (faults.html, "BadAnswer", "the answer is text/html, not an event stream: <html><body>Bad gateway"),
@@ -51,6 +57,86 @@ def test_a_fault_is_an_error_row_with_its_reason_and_the_same_command_finishes(n
     assert f"{NUM_PROMPTS - 1} prompts done before, 1 to do" in again.said
     assert len(baseline.asked) + len(candidate.asked) == num_asked + 4  # one prompt, 2 passes, 2 servers
     assert read_samples(again.folder).num_rows == NUM_PROMPTS * 4
+
+
+IN_AN_HOUR = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
+RUBBISH = {  # by the request that it answers, one of each of six prompts
+    0: (faults.no_utf8, "BadAnswer", "a line of the stream is no UTF-8"),
+    2: (faults.half_a_pair, "BadAnswer", "the text has half of a surrogate pair"),
+    4: (faults.cut_json, "BadAnswer", 'an event is not JSON: {"choices": [{"text": "<1'),
+    6: (faults.ids_out_of_range, "BadAnswer", "token ids are no list of numbers in their range: [2147483648]"),
+    8: (faults.too_many, "BadAnswer", "9 tokens came where at most 8 were asked for"),
+    10: (faults.rate_limited(IN_AN_HOUR), "RateLimited", "status 429: slow down; it asks to wait 3"),
+}
+
+
+def test_rubbish_of_every_kind_is_error_rows_and_the_rest_goes_on(certify):
+    with CompletionServer() as baseline, CompletionServer() as candidate:
+        candidate.fault = lambda asked: RUBBISH[asked.number][0] if asked.number in RUBBISH else None
+        found = certify(baseline, candidate)
+        assert found.result.exit_code == 1, found.said
+        failed = [row for row in read_samples(found.folder).to_pylist() if row["status"] == "error"]
+        assert [row["error_type"] for row in failed] == [kind for _, kind, _ in RUBBISH.values()]
+        for row, (_, _, reason) in zip(failed, RUBBISH.values(), strict=True):
+            assert row["error_message"].startswith(reason)
+        again = certify(baseline, candidate)
+    assert again.result.exit_code == 0, again.said
+    assert f"{NUM_PROMPTS - len(RUBBISH)} prompts done before, {len(RUBBISH)} to do" in again.said
+
+
+def test_what_retry_after_says_is_seconds_or_a_date():
+    assert [retry_after_s(header) for header in ("0", "7", "soon", "-1", "1.5", "", None)] == [0, 7, *[None] * 5]
+    ahead, behind = (datetime.now(UTC) + timedelta(seconds=seconds) for seconds in (90, -90))
+    wait_s = retry_after_s(format_datetime(ahead, usegmt=True))
+    assert wait_s is not None
+    assert 80 < wait_s <= 90
+    assert retry_after_s(format_datetime(behind, usegmt=True)) == 0
+    assert retry_after_s("Wed, 21 Oct 2015 07:28:00") == 0  # without a zone
+
+
+def interrupted(server: ServerProcess, number: int, run: Callable[[], Certified]) -> Certified:
+    """What `run` returns, while which the server's process gets a signal in mid-run."""
+    before = len(server.asked())
+
+    def interrupt() -> None:
+        server.wait_for(before + 7)
+        server.signal(number)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    found = run()
+    thread.join()
+    return found
+
+
+def test_a_server_process_that_stalls_and_then_is_killed_costs_only_what_failed(certify, tmp_path):
+    limits = {"timeout": 0.3, "max_errors": "1"}
+    with server_process(tmp_path / "b.log") as baseline, server_process(tmp_path / "c.log", delay_s=0.02) as candidate:
+        found = interrupted(candidate, signal.SIGSTOP, lambda: certify(baseline.url, candidate.url, **limits))
+        assert found.result.exit_code == 1, found.said
+        assert {row["error_type"] for row in failures(found)} == {"ServerTimeout"}
+        candidate.signal(signal.SIGCONT)
+        num_asked = len(candidate.asked())
+        found = interrupted(candidate, signal.SIGKILL, lambda: certify(baseline.url, candidate.url, **limits))
+        assert found.result.exit_code == 1, found.said
+        assert {row["error_type"] for row in failures(found)} == {"ServerUnreachable"}
+        assert len(candidate.asked()) > num_asked
+        port = urlsplit(candidate.url).port or 0
+        num_done = NUM_PROMPTS - len({row["sample_id"] for row in failures(found)}) - missing(found)
+        with server_process(tmp_path / "d.log", port=port) as restarted:
+            again = certify(baseline.url, restarted.url, **limits)
+            assert again.result.exit_code == 0, again.said
+            assert len(restarted.asked()) == (NUM_PROMPTS - num_done) * 2
+    assert f"{num_done} prompts done before, {NUM_PROMPTS - num_done} to do" in again.said
+
+
+def failures(found: Certified) -> list[dict]:
+    return [row for row in read_samples(found.folder).to_pylist() if row["status"] == "error"]
+
+
+def missing(found: Certified) -> int:
+    """How many prompts have no rows."""
+    return NUM_PROMPTS - len({row["sample_id"] for row in read_samples(found.folder).to_pylist()})
 
 
 @pytest.mark.parametrize("name", [name for name in FAULTS if name not in ("refused", "rate limit")])

@@ -7,14 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adadecode.certify import stream
+from adadecode.certify import events, stream
+from adadecode.certify.apis import APIS
+from adadecode.certify.events import payloads
 from adadecode.certify.failures import ServerError
+from adadecode.certify.request import Request
 from adadecode.certify.servers import OTHER, SERVERS, kind_of
-from adadecode.certify.stream import Reader, payloads
+from adadecode.certify.stream import Reader
+from adadecode.records import Example
+from adadecode.settings import ApiName
 
 
-def read(*chunks: object, kind: str = "vllm") -> stream.Completion:
-    reader = Reader(SERVERS[kind], 10.0)
+def read(*chunks: object, kind: str = "vllm", api: ApiName = "completions") -> stream.Completion:
+    reader = Reader(Request(APIS[api], SERVERS[kind], "tiny", Example("a", "b", "b"), 8), 10.0)
     for idx, chunk in enumerate(chunks):
         reader.take(chunk if isinstance(chunk, str) else json.dumps(chunk), 11.0 + idx)
     return reader.completion()
@@ -24,13 +29,14 @@ def chunk(text: str = "", ids: object = None, finish: object = None, **more: obj
     return {"choices": [{"text": text, "token_ids": ids, "finish_reason": finish}], **more}
 
 
+LINE_ENDS = [b"\n", b"\r\n", b"\r"]
 EVENTS = ["a", '{"text": "line\u2028separator \x85 é 漢"}', "", "two\nlines"]
 STREAM = "".join("".join(f"data: {line}\n" for line in event.split("\n")) + "\n" for event in EVENTS).encode()
 
 
-@given(st.lists(st.integers(0, len(STREAM)), max_size=12), st.booleans())
-def test_events_are_the_same_wherever_the_stream_is_cut_and_however_lines_end(cuts, has_returns):
-    content = STREAM.replace(b"\n", b"\r\n") if has_returns else STREAM
+@given(st.lists(st.integers(0, len(STREAM)), max_size=12), st.sampled_from(LINE_ENDS))
+def test_events_are_the_same_wherever_the_stream_is_cut_and_however_lines_end(cuts, line_end):
+    content = STREAM.replace(b"\n", line_end)
     ends = [0, *sorted(cuts), len(content)]
     pieces = [content[start:end] for start, end in pairwise(ends)]
     assert [payload for payload, _ in payloads(pieces)] == EVENTS
@@ -42,7 +48,7 @@ def test_comments_other_fields_and_what_follows_done_are_no_events():
 
 
 def test_a_line_without_end_or_that_is_no_text_is_a_bad_answer(monkeypatch):
-    monkeypatch.setattr(stream, "MAX_LINE_LEN", 100)
+    monkeypatch.setattr(events, "MAX_LINE_LEN", 100)
     with pytest.raises(ServerError, match="more than 100 bytes"):
         list(payloads([b"x" * 99, b"y" * 2]))
     with pytest.raises(ServerError, match="no UTF-8"):
@@ -61,6 +67,26 @@ def test_an_end_of_sequence_token_may_be_counted_and_left_out():
     assert (found.output_token_ids, found.output_len, found.prompt_len) == ((1, 2), 2, 7)
     short = read(chunk("ab", [1], "stop"), usage)
     assert (short.output_token_ids, short.output_len, short.text_alone) == (None, 3, True)
+    long = read(chunk("a", [1]), chunk("b", [2], "length"), usage)  # it did not end by such a token
+    assert (long.output_token_ids, long.output_len, long.text_alone) == (None, 3, True)
+
+
+def test_halves_of_a_surrogate_pair_in_two_chunks_are_one_character():
+    first, second = '{"choices": [{"text": "\\ud83d"}]}', '{"choices": [{"text": "\\ude00", "finish_reason": "stop"}]}'
+    assert read(first, second).text == "\N{GRINNING FACE}"
+    with pytest.raises(ServerError, match="half of a surrogate pair"):
+        read(second)
+
+
+def test_a_byte_order_mark_and_fields_without_a_colon_are_read_as_the_standard_says():
+    assert [payload for payload, _ in payloads([b"\xef\xbb", b"\xbfdata:a\r", b"", b"\ndata\r", b"\r"])] == ["a\n"]
+
+
+def test_more_tokens_than_were_asked_for_are_a_bad_answer_by_ids_or_by_the_count():
+    many = {"choices": [], "usage": {"completion_tokens": 9}}
+    for chunks in ([chunk("a", list(range(9)), "length")], [chunk("a", None, "length"), many]):
+        with pytest.raises(ServerError, match="9 tokens came where at most 8 were asked for"):
+            read(*chunks)
 
 
 def test_what_a_server_does_not_say_is_none():
@@ -79,8 +105,8 @@ def test_what_a_server_does_not_say_is_none():
         (chunk("a", [1, "2"]), "token ids are no list of numbers"),
         (chunk("a", [-1]), "token ids are no list of numbers"),
         (chunk("a", [True]), "token ids are no list of numbers"),
-        (chunk("a", [1], "abort"), "an output ended by 'abort', not by stop or length"),
-        (chunk("a", [1], ["stop"]), "an output ended by "),
+        (chunk("a", [1], "abort"), "an output ended neither by stop nor by length: abort"),
+        (chunk("a", [1], ["stop"]), "an output ended neither by stop nor by length: ['stop']"),
         ({"error": "out of memory", "choices": []}, "the server says: out of memory"),
         ("[" * 100_000, "an event is not JSON"),
     ],

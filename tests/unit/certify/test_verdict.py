@@ -67,6 +67,15 @@ def test_texts_are_compared_where_a_row_of_the_prompt_has_no_ids():
     assert verdict_of(found, 2).outcome == "differs"
 
 
+def test_ids_of_one_pass_decide_where_another_pass_has_none():
+    found = rows("aa ba")
+    for row in found:
+        row["output_text"] = "same"
+    assert verdict_of(found, 2).outcome == "differs"
+    found[3]["output_token_ids"] = None  # the candidate's of the other pass
+    assert verdict_of(found, 2).outcome == "differs"
+
+
 def test_the_excess_is_how_much_oftener_the_candidate_differs():
     outputs = np.array([[0, 0, 0, 0], [0, 0, 1, 1], [0, 1, 0, 1], [0, 1, 2, 2], [0, 0, 0, 1]])
     assert excess(outputs).tolist() == [0.0, 1.0, -0.5, 0.0, 0.5]

@@ -251,7 +251,7 @@ def test_a_run_that_had_begun_ends_with_the_error_when_no_place_loads_any_more(
         preemptions=preemptions,
     ).run(1e5)
     assert world.failure is not None
-    assert world.failure.reason.endswith(f" workers ended while loading the model ({UNLOADABLE})")
+    assert world.failure.reason.endswith(f" workers ended while loading ({UNLOADABLE})")
     assert not world.given_up
     assert world.now - max(preemptions)[0] < 200 + 6 * (load_s + 2), "four loads in a row, and 10, 20 and 40 s between"
 
@@ -393,7 +393,7 @@ def test_a_run_ends_when_its_good_place_is_gone_and_the_other_never_loads():
         while not failures and name not in scheduler.actors:
             now += 1
             name = next((action.actor for action in of_type(scheduler.handle(Tick(), now), Start)), name)
-    assert failures == [Fail("8 workers ended while loading the model (no compiler)", None)]
+    assert failures == [Fail("8 workers ended while loading (no compiler)", None)]
     assert now < 1400, "10, 20, 40 s and so on between them"
 
 

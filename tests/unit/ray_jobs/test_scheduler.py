@@ -1,7 +1,7 @@
 """The scheduler as a function of events: what it does about each, and laws that hold for any sequence of them."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -162,6 +162,17 @@ def test_an_idle_actor_steals_a_queued_item_and_then_runs_the_slowest_speculativ
     assert scheduler.handle(Finished("worker-1", "i0"), 13)[0] == Accept(Item("i0", 0, 4))
     assert scheduler.is_over
     assert not any(isinstance(action, Accept) for action in scheduler.handle(Finished("worker-0", "i0"), 14))
+
+
+def test_an_exclusive_item_is_never_two_actors_and_none_waits_behind_another():
+    scheduler = started(3, 2, replace(LIMITS, exclusive=True))
+    assert held(scheduler) == {"worker-0": ["i0"], "worker-1": ["i1"]}
+    scheduler.handle(Finished("worker-1", "i1"), 1)
+    assert held(scheduler) == {"worker-0": ["i0"], "worker-1": ["i2"]}
+    scheduler.handle(Finished("worker-1", "i2"), 2)
+    assert held(scheduler) == {"worker-0": ["i0"], "worker-1": []}
+    scheduler.handle(Died("worker-0", "killed"), 3)
+    assert held(scheduler)["worker-1"] == ["i0"]
 
 
 def test_an_actor_that_dies_of_a_cancelled_item_is_held_against_that():
