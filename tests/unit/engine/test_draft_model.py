@@ -66,13 +66,16 @@ def test_a_draft_model_drafts_what_it_would_go_on_with_after_the_text_whatever_f
         assert list(alone.output_token_ids)[: len(chain)] == chain
 
 
-def test_a_draft_is_as_sure_as_all_before_it_together(monkeypatch):
+@pytest.mark.parametrize(
+    ("eos", "num_drafts"), [((), 3), ((11,), 2), ((10,), 1)], ids=["0.243 does not exceed 0.25", "second", "first"]
+)
+def test_a_draft_is_as_sure_as_all_before_it_together_and_none_follows_an_eos(monkeypatch, eos, num_drafts):
     said = iter([(10, 0.9), (11, 0.5), (12, 0.6), (13, 0.9)])
     monkeypatch.setattr(ModelDrafter, "_next", lambda drafter, ahead: next(said))
-    drafter: Any = ModelDrafter(0.25, tiny_model(), 40, 97, ())
+    drafter: Any = ModelDrafter(0.25, tiny_model(), 40, 97, eos)
     drafter.extend(PROMPT)
     chain = drafter.propose(None, SimpleNamespace(token_ids=[PROMPT[-1]], room=5), None, 0)
-    assert chain == [(10, 0.9), (11, pytest.approx(0.45)), (12, pytest.approx(0.27))], "0.243 does not exceed 0.25"
+    assert chain == [(10, 0.9), (11, pytest.approx(0.45)), (12, pytest.approx(0.27))][:num_drafts]
 
 
 def test_a_draft_model_drafts_no_more_after_an_eos():
