@@ -65,6 +65,7 @@ def test_the_papers_policy_is_the_default_of_other_models():
         "layerskip_exit": None,
         "layerskip_drafts": 4,
         "draft_model": None,
+        "draft_revision": None,
         "draft_gamma": 0.0,
         "skip_layers": None,
     }
