@@ -179,10 +179,16 @@ def _warm_up(worker: Worker, task: str, method: str) -> None:
 
 
 def heads_for(config: DecodingSettings, domain: Domain | None, model: DecoderModel) -> ExitHeads:
-    """The heads `config` says for prompts of `domain`; the original ones are at the policy's exits, else the paper's."""
+    """The heads `config` says for prompts of `domain`.
+
+    The original ones are at the policy's exits, else the paper's, and at the exit of `layerskip`.
+    """
     folder, decode = heads_folder(config, domain), config.decode
     if folder is None:
-        return original_heads(model, decode.exits or paper_exits(model.num_layers))
+        exits = set(decode.exits or paper_exits(model.num_layers))
+        if decode.layerskip_exit is not None and decode.layerskip_exit < model.num_layers:
+            exits.add(decode.layerskip_exit)
+        return original_heads(model, tuple(sorted(exits)))
     return load_heads(folder, model, decode.head, decode.gate)
 
 

@@ -130,6 +130,27 @@ MUTATIONS = (
         ("tests/unit/engine",),
     ),
     Mutation(
+        "a draft model is as sure of a chain as of its last token",
+        "adadecode/engine/draft_model.py",
+        "together *= confidence",
+        "together = confidence",
+        ("tests/unit/engine/test_draft_model.py",),
+    ),
+    Mutation(
+        "a draft model's cache keeps drafts that fell",
+        "adadecode/engine/draft_model.py",
+        "del self._read[first + num_same :]",
+        "del self._read[len(self._read) :]",
+        ("tests/unit/engine/test_draft_model.py",),
+    ),
+    Mutation(
+        "layerskip drafts where a gate lets it alone",
+        "adadecode/engine/policy.py",
+        "gated=False,",
+        "gated=True,",
+        ("tests/unit/engine/test_rivals.py",),
+    ),
+    Mutation(
         "keeping logits takes time of the generation",
         "adadecode/engine/tally.py",
         "self._still_ns += clock_ns(self._device) - now",

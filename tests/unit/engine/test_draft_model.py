@@ -66,13 +66,35 @@ def test_a_draft_model_drafts_what_it_would_go_on_with_after_the_text_whatever_f
         assert list(alone.output_token_ids)[: len(chain)] == chain
 
 
-def test_a_draft_is_as_sure_as_all_before_it_together(monkeypatch):
+def chain_of(drafter: Any, *ahead: int) -> list[tuple[int, float]]:
+    """What `drafter` goes on with after its text and the drafts `ahead`."""
+    return drafter.propose(None, SimpleNamespace(token_ids=[0, *ahead], room=5 - len(ahead)), None, 0)
+
+
+def test_a_draft_model_takes_over_from_drafts_that_are_not_its_own():
+    """As where another drafter's were accepted, or are pending."""
+    drafter, anew = (ModelDrafter(0.0, tiny_model(seed=1), 60, 97, ()) for _ in range(2))
+    drafter.extend(PROMPT)
+    chain_of(drafter)
+    drafter.extend([50, 51])
+    anew.extend([*PROMPT, 50, 51])
+    assert [token_id for token_id, _ in chain_of(drafter)] == [token_id for token_id, _ in chain_of(anew)]
+    anew = ModelDrafter(0.0, tiny_model(seed=1), 60, 97, ())
+    anew.extend([*PROMPT, 50, 51, 60, 61])
+    of_three = [token_id for token_id, _ in chain_of(drafter, 60, 61)]
+    assert of_three == [token_id for token_id, _ in chain_of(anew)][:3]
+
+
+@pytest.mark.parametrize(
+    ("eos", "num_drafts"), [((), 3), ((11,), 2), ((10,), 1)], ids=["0.243 does not exceed 0.25", "second", "first"]
+)
+def test_a_draft_is_as_sure_as_all_before_it_together_and_none_follows_an_eos(monkeypatch, eos, num_drafts):
     said = iter([(10, 0.9), (11, 0.5), (12, 0.6), (13, 0.9)])
     monkeypatch.setattr(ModelDrafter, "_next", lambda drafter, ahead: next(said))
-    drafter: Any = ModelDrafter(0.25, tiny_model(), 40, 97, ())
+    drafter: Any = ModelDrafter(0.25, tiny_model(), 40, 97, eos)
     drafter.extend(PROMPT)
-    chain = drafter.propose(None, SimpleNamespace(token_ids=[PROMPT[-1]], room=5), None, 0)
-    assert chain == [(10, 0.9), (11, pytest.approx(0.45)), (12, pytest.approx(0.27))], "0.243 does not exceed 0.25"
+    chain = chain_of(drafter)
+    assert chain == [(10, 0.9), (11, pytest.approx(0.45)), (12, pytest.approx(0.27))][:num_drafts]
 
 
 def test_a_draft_model_drafts_no_more_after_an_eos():

@@ -89,6 +89,16 @@ def test_a_policy_without_exits_needs_no_heads(cli, tiny, draft, tmp_path):
     assert by_both[0].output_token_ids == by_both[1].output_token_ids
 
 
+def test_layerskip_drafts_at_any_exit_by_the_models_own_head(cli, usage_error, tiny, tmp_path):
+    flags = {"heads": "original", "methods": "vanilla,adadecode,layerskip", "limit": 2}
+    result = cli("eval", "--local", *tiny.flags(**flags, layerskip_exit=3, exits=1), "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.stderr
+    rows = rows_by_method(tmp_path / "run")
+    assert [rows[method][0]["exits"] for method in ("adadecode", "layerskip")] == [[1], [3]]
+    line = usage_error("eval", "--local", *tiny.flags(**flags, layerskip_exit=4), "--out", tmp_path / "other")
+    assert "--layerskip-exit 4: give one from 1 to 3, the exits of this model" in line
+
+
 def test_layerskip_needs_heads_whatever_the_policys_exits(usage_error, tiny, tmp_path):
     policy = without_exits(tmp_path / "policy.yaml")
     flags = tiny.flags(heads=None, policy=policy, methods="vanilla,layerskip")
