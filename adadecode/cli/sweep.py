@@ -109,7 +109,7 @@ def show_cells(cells: "list[Cell]", states: list[str]) -> None:
 def run_cells(cells: "list[Cell]", out: str) -> int:
     """Evaluates `cells`, and prints and writes the table over all; returns the worst exit code.
 
-    Ends the process where a signal asks for it.
+    A cell that fails is told, and the others run; the error of the only one is raised. No more are begun after a signal.
     """
     from adadecode.evaluation.shelf import ModelShelf
     from adadecode.evaluation.sweep import by_model, write_sweep
@@ -127,6 +127,8 @@ def run_cells(cells: "list[Cell]", out: str) -> int:
             except StoppedError:
                 raise
             except AdaDecodeError as error:
+                if len(cells) == 1:
+                    raise
                 codes[cell.name] = error.exit_code
                 say_on_stderr(f"adadecode: cell {cell.name} failed: {error}")
             except Exception:

@@ -335,3 +335,10 @@ def test_a_stop_string_that_cannot_be_is_one_line(content, said, tmp_path):
         build_settings(EvalConfig, yaml(tmp_path, f"stop_strings: {content}\n"), {})
     assert "stop_strings" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_method_is_answered_with_the_one_that_was_probably_meant():
+    with pytest.raises(
+        UsageError, match=r"^--methods .*layer_skip.*: did you mean layerskip\? Input should be 'vanilla', "
+    ):
+        build_settings(EvalConfig, None, {"methods": ("vanilla", "layer_skip")})

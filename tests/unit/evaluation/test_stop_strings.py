@@ -3,6 +3,7 @@
 import pyarrow as pa
 import pytest
 
+import adadecode
 from adadecode.runs.folder import read_run, read_samples
 from adadecode.runs.run_checks import stop_findings
 from adadecode.scoring.gsm8k import STOPS as GSM8K_STOPS
@@ -94,3 +95,16 @@ def test_task_stops_where_a_task_has_none_or_a_template_ends_answers_is_one_line
 
 def test_an_empty_stop_string_is_one_line(usage_error, tmp_path):
     assert "an empty stop string" in usage_error("eval", "--stop-strings", "", "--out", tmp_path)
+
+
+def test_the_library_ends_an_output_before_a_stop_string():
+    prompt = "Question: A box holds 12 pens. Ann has 4 boxes and gives away 7 pens. How many pens are left?\nAnswer:"
+    whole = adadecode.load("demo", max_new_tokens=64, threads=1).generate(prompt)
+    stop = whole.text[len(whole.text) // 2 :][:4]
+    lm = adadecode.load("demo", max_new_tokens=64, threads=1, stop_strings=[stop])
+    for method in ("adadecode", "vanilla"):
+        out = lm.generate(prompt, method=method)
+        assert out.text == whole.text[: whole.text.find(stop)]
+        assert out.generation.finish_reason == "stop"
+        num_tokens = len(out.generation.output_token_ids)
+        assert out.generation.output_token_ids == whole.generation.output_token_ids[:num_tokens]
