@@ -311,7 +311,7 @@ MUTATIONS = (
     Mutation(
         "repeats count as prompts",
         "adadecode/report/stats.py",
-        "log_ratios = _mean_by_prompt(prompts, np.log(base / method))",
+        "log_ratios = mean_by_prompt(prompts, np.log(base / method))",
         "log_ratios = np.log(base / method)",
         REPORT,
     ),
