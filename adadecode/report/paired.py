@@ -28,7 +28,7 @@ NUM_AT_ONCE = 2_000_000  # values of resamples in memory together
 SEED = 0  # a comparison that is made again says the same
 
 Floats = NDArray[np.float64]
-Test = Literal["McNemar, exact", "paired bootstrap (BCa)", "paired t, skewness-corrected", "no interval", "equal"]
+Test = Literal["McNemar's exact test", "paired bootstrap (BCa)", "paired t, skewness-corrected", "no interval", "equal"]
 
 
 @dataclass(frozen=True)
@@ -86,15 +86,15 @@ def rate_change(
 def score_change(prompts: ArrayLike, before: ArrayLike, after: ArrayLike) -> ScoreChange:
     """What became of the scores of the same rows; each prompt counts once, with the mean of its rows.
 
-    Scores of 0 and 1 are held against each other by McNemar's exact test (Q. McNemar, Psychometrika 12, 1947), others by the
-    interval of their mean difference, bootstrapped over BOOTSTRAPPED prompts.
+    Scores of 0 and 1 are held against each other by McNemar's exact test (Q. McNemar, Psychometrika 12, 1947), others by
+    the interval of their mean difference, bootstrapped over BOOTSTRAPPED prompts.
     """
     old, new = mean_by_prompt(prompts, before), mean_by_prompt(prompts, after)
     means = (float(old.mean()), float(new.mean()), len(old))
     if np.isin(np.concatenate([old, new]), (0.0, 1.0)).all():
         gained, lost = int(np.sum(new > old)), int(np.sum(new < old))
         p_value = float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-        return ScoreChange("McNemar, exact", *means, p_value=p_value, num_gained=gained, num_lost=lost)
+        return ScoreChange("McNemar's exact test", *means, p_value=p_value, num_gained=gained, num_lost=lost)
     differences = new - old
     if np.ptp(differences) < MIN_LOG_SPREAD and abs(differences[0]) < MIN_LOG_SPREAD:
         return ScoreChange("equal", *means)

@@ -1,8 +1,8 @@
 """Paired speedups with their intervals, and percentiles. Pure numpy and scipy: arrays in, numbers out.
 
 A statistic's baseline is chosen with that statistic: the vanilla of the least mean log time for the geometric mean, the one
-of the least total time for the ratio of totals. That choice can only make an estimate smaller, and its interval, which is that
-over the vanilla that was chosen, covers as it says; so it does for data of every shape that was simulated
+of the least total time for the ratio of totals. That choice can only make an estimate smaller, and its interval, that over
+the vanilla which was chosen, covers what it says, as intervals do for data of every shape that was simulated
 (docs/statistics.md).
 """
 

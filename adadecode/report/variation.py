@@ -20,29 +20,33 @@ class Variation:
     p_value: float | None
 
 
-def variation(groups: ArrayLike, values: ArrayLike) -> Variation | None:
-    """The variation of positive `values` [n] between and within their `groups`; None with one group, or one value each.
+def variation(groups: ArrayLike, values: ArrayLike, prompts: ArrayLike | None = None) -> Variation | None:
+    """The variation of positive `values` [n] between and within their `groups`; None with too few of either.
 
-    The components of variance of a one-way layout with random effects (S. Searle, G. Casella, C. McCulloch, Variance
-    Components, 1992, section 3.6), that between groups 0 where the estimate is below.
+    Where every group measured the same `prompts`, what these differ in is taken out first. The components of variance of a
+    layout with random effects (S. Searle, G. Casella, C. McCulloch, Variance Components, 1992, chapter 3), that between
+    groups 0 where its estimate is below.
     """
-    codes = np.unique(np.asarray(groups), return_inverse=True)[1]
-    logs = np.log(np.asarray(values, np.float64))
-    parts = [logs[codes == code] for code in range(codes.max(initial=-1) + 1)]
-    if len(parts) < 2 or len(logs) == len(parts):
+    codes, logs = _codes(groups), np.log(np.asarray(values, np.float64))
+    num_groups, num_taken = int(codes.max(initial=-1)) + 1, 0
+    if prompts is not None:
+        of_prompt = _codes(prompts)
+        logs = logs - _means(of_prompt, logs)[of_prompt]
+        num_taken = int(of_prompt.max(initial=0))
+    freedom = len(logs) - num_groups - num_taken
+    if num_groups < 2 or freedom < 1:
         return None
-    sizes = np.array([len(part) for part in parts])
-    means = np.array([part.mean() for part in parts])
-    within = sum(float(np.sum((part - part.mean()) ** 2)) for part in parts) / (len(logs) - len(parts))
-    between = float(np.sum(sizes * (means - logs.mean()) ** 2)) / (len(parts) - 1)
-    usual_size = (sizes.sum() - (sizes**2).sum() / sizes.sum()) / (len(parts) - 1)
-    component = max(0.0, (between - within) / usual_size)
-    p_value = float(stats.f_oneway(*parts).pvalue) if within > 0 else None
-    return Variation(len(parts), float(np.sqrt(component)), float(np.sqrt(within)), p_value)
+    sizes, means = np.bincount(codes), _means(codes, logs)
+    within = float(np.sum((logs - means[codes]) ** 2)) / freedom
+    between = float(np.sum(sizes * (means - logs.mean()) ** 2)) / (num_groups - 1)
+    usual_size = (sizes.sum() - (sizes**2).sum() / sizes.sum()) / (num_groups - 1)
+    p_value = float(stats.f.sf(between / within, num_groups - 1, freedom)) if within > 0 else None
+    return Variation(num_groups, max(0.0, (between - within) / usual_size) ** 0.5, within**0.5, p_value)
 
 
-def without_prompts(prompts: ArrayLike, values: ArrayLike) -> NDArray[np.float64]:
-    """Positive `values` [n] each divided by the geometric mean of its prompt's: what is left when prompts differ."""
-    codes = np.unique(np.asarray(prompts), return_inverse=True)[1]
-    logs = np.log(np.asarray(values, np.float64))
-    return np.exp(logs - (np.bincount(codes, weights=logs) / np.bincount(codes))[codes])
+def _codes(names: ArrayLike) -> NDArray[np.int64]:
+    return np.unique(np.asarray(names), return_inverse=True)[1]
+
+
+def _means(codes: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.bincount(codes, weights=values) / np.bincount(codes)

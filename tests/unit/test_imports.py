@@ -34,6 +34,7 @@ ALLOWED = {
         "adadecode/runs/",
         "adadecode/evaluation/",
         "adadecode/certify/",
+        "adadecode/comparison/",
         "adadecode/tasks/",
         "adadecode/training/",
         "adadecode/tuning/",
@@ -84,6 +85,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runs": LEAVES | {"scoring", "tasks", "report"},
     "evaluation": LEAVES | {"kernels", "model", "engine", "tasks", "report", "runs"},
     "certify": LEAVES | {"tasks", "report", "runs", "evaluation"},
+    "comparison": LEAVES | {"report", "runs", "certify"},
     "bench": LEAVES | {"kernels", "model", "engine", "tasks", "report", "evaluation"},
     "training": LEAVES | {"kernels", "model", "engine", "tasks", "report"},
     "tuning": LEAVES | {"kernels", "model", "engine", "tasks", "report", "evaluation", "bench"},
@@ -105,7 +107,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "recipes": LEAVES | {"model", "training", "tuning", "api"},
     "cli": LEAVES
-    | {"scoring", "tasks", "report", "runs", "evaluation", "certify", "bench", "training", "tuning", "ray_jobs", "api"},
+    | {
+        "scoring",
+        "tasks",
+        "report",
+        "runs",
+        "evaluation",
+        "certify",
+        "comparison",
+        "bench",
+        "training",
+        "tuning",
+        "ray_jobs",
+        "api",
+    },
 }
 LARGEST_SHARE = 0.15  # of the lines, in one room
 LONGEST_FILE = 300

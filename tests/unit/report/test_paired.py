@@ -6,7 +6,7 @@ from scipy import stats as scipy_stats
 
 from adadecode.report.paired import BOOTSTRAPPED, bootstrap_interval, rate_change, score_change, speed_ratio
 from adadecode.report.stats import MIN_PROMPTS, Estimate, fastest, geomean_speedup, mean_intervals, mean_log_s
-from adadecode.report.variation import variation, without_prompts
+from adadecode.report.variation import variation
 
 EVEN = np.arange(MIN_PROMPTS)
 
@@ -105,7 +105,7 @@ def test_the_interval_of_a_change_of_rates_covers_what_it_says_at_every_size(n):
 def test_right_and_wrong_are_held_against_each_other_by_mcnemars_exact_test():
     before, after = np.array([1] * 10 + [0] * 10), np.array([1] * 4 + [0] * 6 + [1] + [0] * 9)
     found = score_change(range(20), before, after)
-    assert (found.test, found.num_gained, found.num_lost) == ("McNemar, exact", 1, 6)
+    assert (found.test, found.num_gained, found.num_lost) == ("McNemar's exact test", 1, 6)
     assert found.p_value == pytest.approx(2 * (1 + 7) / 2**7)  # binomial, by hand
     assert (found.before, found.after) == (0.5, 0.25)
 
@@ -229,9 +229,15 @@ def test_one_group_and_one_value_of_each_have_no_variation():
     assert variation([], []) is None
 
 
-def test_what_prompts_differ_in_is_taken_out():
-    left = without_prompts([0, 0, 1, 1], [1.0, 4.0, 10.0, 40.0])
-    assert left == pytest.approx([0.5, 2.0, 0.5, 2.0])
+def test_what_prompts_differ_in_is_no_variation_between_the_repeats_of_all_of_them():
+    drawn, prompts, repeats = np.random.default_rng(3), np.tile(np.arange(30), 3), np.repeat(np.arange(3), 30)
+    p_values = []
+    for _ in range(300):
+        logs = np.tile(drawn.normal(size=30), 3) + 0.01 * drawn.normal(size=90)
+        p_values.append(variation(repeats, np.exp(logs), prompts).p_value)
+    assert 0.02 <= np.mean([p < 0.05 for p in p_values]) <= 0.08
+    found = variation(repeats, np.exp(np.tile(drawn.normal(size=30), 3) + 0.1 * repeats), prompts)
+    assert (found.between, found.within) == (pytest.approx(0.1), pytest.approx(0.0, abs=1e-9))
 
 
 def test_a_hundred_thousand_rows_are_no_quadratic_work():
