@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from adadecode.comparison.changes import Change
 from adadecode.errors import UsageError
+from adadecode.methods import REFERENCE
 from adadecode.report.stats import Estimate
 
 
@@ -45,24 +46,21 @@ def judged(found: Iterable[Change], limits: Limits) -> Judged:
     """Which of the changes pass a limit with their whole interval, and which have none that could tell."""
     failed, unproved = [], []
     for name, what, estimate, limit in _claims(found, limits):
-        if estimate is None or estimate.high is None or estimate.low is None:
-            unproved.append(f"{name}: {what} cannot be judged, as there is no interval")
+        if estimate is None or estimate.low is None or estimate.high is None:
+            unproved.append(f"{name}: {what} cannot be judged, as it has no interval")
         elif estimate.high < limit:
-            failed.append(f"{name}: {what}, and its 95 % interval ends below")
+            ends = f"{estimate.low:.3f} to {estimate.high:.3f}"
+            failed.append(f"{name}: {what} is {estimate.value:.3f}, its 95 % interval {ends}, all below {limit:g}")
     return Judged(failed, unproved)
 
 
 def _claims(found: Iterable[Change], limits: Limits) -> Iterator[tuple[str, str, Estimate | None, float]]:
-    """The method, what would be too much, the estimate that tells, and the limit that it must not lie below."""
+    """The method, what is judged, the estimate of it, and the limit that it must not lie below."""
     for change in found:
         name = f"{change.method} on {change.task}"
-        estimate = change.over_vanilla if limits.over_vanilla else change.speed
-        if limits.slower is not None and not (limits.over_vanilla and change.over_vanilla is None):
-            of = "speedup over vanilla" if limits.over_vanilla else "speed"
-            told = "unknown" if estimate is None else f"{estimate.value:.3f}"
-            yield name, f"its {of} is {told} of A's, the limit {1 - limits.slower:g}", estimate, 1 - limits.slower
+        if limits.slower is not None and limits.over_vanilla and change.method != REFERENCE:
+            yield name, "its speedup over vanilla by A's", change.over_vanilla, 1 - limits.slower
+        elif limits.slower is not None and not limits.over_vanilla:
+            yield name, "its speed by A's", change.speed, 1 - limits.slower
         if limits.drops is not None and change.acceptance.before is not None:
-            rate = change.acceptance
-            drop = "unknown" if rate.change is None else f"{-100 * rate.change.value:.2f}"
-            what = f"its acceptance rate dropped by {drop} points, the limit {100 * limits.drops:g}"
-            yield name, what, rate.change, -limits.drops
+            yield name, "the change of its acceptance rate", change.acceptance.change, -limits.drops

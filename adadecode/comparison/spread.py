@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from adadecode.comparison.pairs import Pairs
+from adadecode.report.cells import p_text
 from adadecode.report.findings import Columns
 from adadecode.report.variation import Variation, variation
 
@@ -39,5 +40,5 @@ def _parts(rows: pa.Table) -> Iterator[str]:
 
 
 def _text(of: str, what: str, found: Variation) -> str:
-    p_value = "" if found.p_value is None else f", F test p = {found.p_value:.3f}"
+    p_value = "" if found.p_value is None else f", F test {p_text(found.p_value)}"
     return f"in {of} by {found.between:.1%} between {found.num_groups} {what} ({found.within:.1%} within one{p_value})"

@@ -9,7 +9,7 @@ from adadecode.comparison.changes import MetricChange
 from adadecode.comparison.provenance import difference_lines
 from adadecode.comparison.result import Comparison
 from adadecode.printable import printable
-from adadecode.report.cells import ABSENT, cell, number_text
+from adadecode.report.cells import ABSENT, cell, number_text, p_text
 from adadecode.report.paired import ScoreChange
 from adadecode.report.stats import Estimate, Percentiles
 from adadecode.report.tables import figures_table
@@ -73,7 +73,7 @@ def side_lines(comparison: Comparison) -> list[str]:
 
 
 def markdown(comparison: Comparison, detail: bool, heading: str | None = None) -> str:
-    """The same as Markdown; what comes from elsewhere stands as code, so that none of it links, mentions anybody or is HTML."""
+    """The same as Markdown. What comes from elsewhere stands as code, so that none of it links, mentions or is HTML."""
     blocks = [f"### {_code(heading)}"] if heading is not None else []
     blocks += [_list(side_lines(comparison)), _table(MARKDOWN_HEADS, _rows(comparison, repeat_task=True), num_names=2)]
     if detail:
@@ -150,8 +150,9 @@ def _score_lines(found: Sequence[MetricChange]) -> list[str]:
 
 def _score_text(change: ScoreChange) -> str:
     line = f"A {change.before:.3f}, B {change.after:.3f}, n={change.num_prompts}"
-    if change.num_gained is not None:
-        return f"{line}, {change.num_gained} gained, {change.num_lost} lost, p = {change.p_value:.3f} ({change.test})"
+    if change.p_value is not None:
+        told = p_text(change.p_value)
+        return f"{line}, {change.num_gained} gained, {change.num_lost} lost, {told} ({change.test})"
     if change.low is not None and change.high is not None:
         ends = f"{change.low:+.4f} to {change.high:+.4f}"
         return f"{line}, {change.after - change.before:+.4f}, 95 % {ends} ({change.test})"

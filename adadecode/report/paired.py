@@ -123,7 +123,7 @@ def bootstrap_interval(differences: Floats) -> tuple[float, float]:
 def sum_by_prompt(prompts: ArrayLike, values: ArrayLike) -> Floats:
     """The sum of each prompt's `values`, prompts in order."""
     codes = np.unique(np.asarray(prompts), return_inverse=True)[1]
-    return np.bincount(codes, weights=np.asarray(values, np.float64))
+    return np.bincount(codes, weights=np.asarray(values, np.float64)).astype(np.float64)
 
 
 def _estimate(values: Floats, value: float) -> Estimate:
