@@ -1,5 +1,6 @@
 """The rows of two runs, pair by pair: the same task, sample, turn, method and repeat, with the same prompt."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from adadecode.report.schema import SAMPLES
 from adadecode.report.summary import NUMBERS
 from adadecode.runs.folder import committed_tables, read_commits
 
-COLUMNS = [*KEY, "status", "prompt_token_ids", "output_token_ids", "finish_reason", "worker_id", *NUMBERS]
+COLUMNS = [*KEY, "status", "output_token_ids", "finish_reason", "worker_id", *NUMBERS]
+PROMPT = "prompt_hash"
 SIDES = ("A", "B")
 
 
@@ -73,17 +75,24 @@ class Pairs:
 
 
 def read_rows(location: str | Path) -> pa.Table:
-    """The columns COLUMNS of the committed rows of the run at `location`, no time that no clock can have shown among them.
+    """What is compared of the committed rows of the run at `location`, no time that no clock can have shown among it.
 
     Raises RunFolderError when a committed file is missing or altered.
     """
-    tables = [rows.select(COLUMNS) for rows in committed_tables(location, read_commits(location))]
-    rows = pa.concat_tables([SAMPLES.empty_table().select(COLUMNS), *tables]).combine_chunks()
+    tables = map(compared_columns, committed_tables(location, read_commits(location)))
+    rows = pa.concat_tables([compared_columns(SAMPLES.empty_table()), *tables]).combine_chunks()
     return without_impossible_times(rows)
 
 
+def compared_columns(samples: pa.Table) -> pa.Table:
+    """The columns COLUMNS of `samples` and a hash of each prompt, null where a row has none."""
+    prompts = Columns(samples).lists("prompt_token_ids")
+    hashes = [None if ids is None else hashlib.blake2b(ids.tobytes(), digest_size=16).digest() for ids in prompts]
+    return samples.select(COLUMNS).append_column(PROMPT, pa.array(hashes, pa.binary(16)))
+
+
 def pair_rows(a: pa.Table, b: pa.Table) -> Pairs:
-    """The pairs of two tables of COLUMNS, each without duplicates, in the order of `a`."""
+    """The pairs of two tables of `compared_columns`, each without duplicates, in the order of `a`."""
     at = _at(a).join(_at(b), list(KEY), join_type="full outer", right_suffix="_b")
     rows_a, rows_b = (pc.fill_null(at[name], -1).to_numpy() for name in ("at", "at_b"))
     left_out: Counter[tuple[str, str]] = Counter()
@@ -97,7 +106,7 @@ def pair_rows(a: pa.Table, b: pa.Table) -> Pairs:
     leave_out(rows_b < 0, f"only in {SIDES[0]}")
     leave_out(rows_a < 0, f"only in {SIDES[1]}")
     leave_out(~_both(Columns(a).is_ok, Columns(b).is_ok, rows_a, rows_b, np.logical_and), "an error in one or both")
-    prompts = _list_codes("prompt_token_ids", a, b)
+    prompts = [table[PROMPT].to_numpy() for table in (a, b)]
     leave_out(~_both(*prompts, rows_a, rows_b, np.equal), "of another prompt")
     order = np.argsort(rows_a[keep])
     return Pairs(a.take(pa.array(rows_a[keep][order])), b.take(pa.array(rows_b[keep][order])), left_out)
@@ -126,9 +135,3 @@ def _both(
     found = np.zeros(len(rows_a), bool)
     found[both] = told(of_a[rows_a[both]], of_b[rows_b[both]])
     return found
-
-
-def _list_codes(name: str, a: pa.Table, b: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """A number for each row of both tables, equal where their lists are."""
-    codes = Columns(pa.concat_tables([table.select([name, "status"]) for table in (a, b)])).list_codes(name)
-    return codes[: a.num_rows], codes[a.num_rows :]

@@ -5,14 +5,14 @@ import pytest
 
 from adadecode.comparison.changes import changes
 from adadecode.comparison.outputs import difference_lines
-from adadecode.comparison.pairs import COLUMNS, left_out_lines, pair_rows
+from adadecode.comparison.pairs import compared_columns, left_out_lines, pair_rows
 from adadecode.comparison.spread import spread_lines
 from adadecode.comparison.tables import _code, _table
 
 
 @pytest.fixture
 def paired(samples_table):
-    return lambda a, b: pair_rows(samples_table(*a).select(COLUMNS), samples_table(*b).select(COLUMNS))
+    return lambda a, b: pair_rows(*(compared_columns(samples_table(*rows)) for rows in (a, b)))
 
 
 def test_rows_pair_by_sample_turn_method_and_repeat_in_whatever_order(row, paired):
