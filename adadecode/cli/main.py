@@ -12,6 +12,7 @@ from adadecode.cli.certify import certify_command
 from adadecode.cli.compare import compare_command
 from adadecode.cli.console import escape_what_cannot_be_shown, model_notes_on_stderr, say_on_stderr
 from adadecode.cli.evaluate import eval_command, plan_command, report_command, verify_command
+from adadecode.cli.export import export_command
 from adadecode.cli.generate import bench_command, generate_command
 from adadecode.cli.heads import train_heads_command, tune_command
 from adadecode.cli.score import score_command
@@ -76,6 +77,7 @@ for command in (
     report_command,
     verify_command,
     compare_command,
+    export_command,
     score_command,
     tasks_command,
     submit_command,
