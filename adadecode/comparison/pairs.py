@@ -106,8 +106,8 @@ def pair_rows(a: pa.Table, b: pa.Table) -> Pairs:
     leave_out(rows_b < 0, f"only in {SIDES[0]}")
     leave_out(rows_a < 0, f"only in {SIDES[1]}")
     leave_out(~_both(Columns(a).is_ok, Columns(b).is_ok, rows_a, rows_b, np.logical_and), "an error in one or both")
-    prompts = [table[PROMPT].to_numpy() for table in (a, b)]
-    leave_out(~_both(*prompts, rows_a, rows_b, np.equal), "of another prompt")
+    prompts_a, prompts_b = (table[PROMPT].to_numpy(zero_copy_only=False) for table in (a, b))
+    leave_out(~_both(prompts_a, prompts_b, rows_a, rows_b, np.equal), "of another prompt")
     order = np.argsort(rows_a[keep])
     return Pairs(a.take(pa.array(rows_a[keep][order])), b.take(pa.array(rows_b[keep][order])), left_out)
 

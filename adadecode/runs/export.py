@@ -30,8 +30,8 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # with which a spreadsheet takes tex
 def export_lines(location: str | Path, form: ExportForm, method: str | None = None) -> Iterator[str]:
     """The committed rows of the run at `location`, those of one `method` where it is given, a line each with its end.
 
-    Times that no clock can have shown are left out. A few shards are in memory at a time. Raises RunFolderError where there is no run, or a committed file is missing or
-    altered, and UsageError for a method that the run has not.
+    Times that no clock can have shown are left out. A few shards are in memory at a time. Raises RunFolderError where
+    there is no run, or a committed file is missing or altered, and UsageError for a method that the run has not.
     """
     run, commits = read_run(location), read_commits(location)
     methods = part_of(run, "config").get("methods")
