@@ -96,7 +96,7 @@ def _aiperf_lines(rows: Iterator[Row], record: Record) -> Iterator[str]:
     """Each row as one of the records of AIPerf's profile_export.jsonl: one request, its metrics, what was accepted."""
     for idx, row in enumerate(rows):
         failed = row["status"] != "ok"
-        error = {"code": None, "type": row["error_type"], "message": row["error_message"]} if failed else None
+        error = {"code": None, "type": row["error_type"], "message": row["error_message"] or ""} if failed else None
         found = None if failed else record(row)
         line = {"metadata": _metadata(idx, row), "metrics": {} if failed else _metrics(row), "error": error}
         yield _json_line(line if found is None else {**line, "spec_decode_acceptance": _acceptance(row, found)})
