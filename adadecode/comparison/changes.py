@@ -88,8 +88,8 @@ def _summary_change(before: dict[str, Any], after: dict[str, Any]) -> Change:
         return Rate(before[name], after[name], None)
 
     def ratio(name: str) -> Estimate | None:
-        values = before[name], after[name]
-        return None if None in values else Estimate(values[1] / values[0], None, None, min(before["n"], after["n"]))
+        old, new = before[name], after[name]
+        return Estimate(new / old, None, None, min(before["n"], after["n"])) if old and new else None
 
     return Change(
         task=before["task"],

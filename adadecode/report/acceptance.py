@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from adadecode.settings import MAX_DRAFTS
+
 
 def accepted_per_round(draft_depths: Sequence[int]) -> list[int]:
     """How many drafts each round after the prefill accepted, from the depth at which each output token was drafted.
@@ -29,9 +31,10 @@ def speculative_decoding(row: Mapping[str, Any], most_drafts: int | None) -> dic
     rounds = accepted_per_round(depths)
     if len(rounds) != num_rounds or sum(rounds) != row["num_accepted"]:
         return None  # a row that contradicts itself, which `verify` tells
-    histogram = (
-        np.bincount(rounds, minlength=1 + (most_drafts or 0)).tolist() if rounds else [0] * (1 + (most_drafts or 0))
-    )
+    known = (
+        most_drafts if most_drafts is not None and 0 <= most_drafts <= MAX_DRAFTS else None
+    )  # else somebody altered it
+    histogram = np.bincount(np.array(rounds, np.int64), minlength=1 + (known or 0)).tolist()
     return {
         "mean_acceptance_length": 1 + sum(rounds) / num_rounds if num_rounds else 1.0,
         "draft_acceptance_rate": sum(rounds) / num_drafted if num_drafted else 0.0,
@@ -39,7 +42,7 @@ def speculative_decoding(row: Mapping[str, Any], most_drafts: int | None) -> dic
         "num_spec_steps": num_rounds,
         "num_accepted_draft_tokens": sum(rounds),
         "num_draft_tokens": num_drafted,
-        "num_spec_tokens": most_drafts,
+        "num_spec_tokens": known,
         "num_accepted_tokens_per_pos": [sum(histogram[place + 1 :]) for place in range(len(histogram) - 1)],
         "per_step_accepted": rounds,
     }

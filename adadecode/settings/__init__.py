@@ -35,9 +35,10 @@ from adadecode.settings.groups import (
 )
 from adadecode.settings.policy import read_policy, tuned_for
 from adadecode.settings.reading import build_settings, checked_decode, given_flags, read_settings, settings_of
-from adadecode.settings.rivals import RivalSettings, draft_model_missing, skip_layers_missing
+from adadecode.settings.rivals import MAX_DRAFTS, RivalSettings, draft_model_missing, skip_layers_missing
 
 __all__ = [
+    "MAX_DRAFTS",
     "MAX_WORKERS",
     "ORIGINAL_HEADS",
     "PATIENCE",

@@ -48,6 +48,12 @@ def test_an_output_of_one_token_has_no_step():
     assert (one["acceptance_histogram"], one["num_spec_steps"], one["mean_acceptance_length"]) == ([0, 0, 0], 0, 1.0)
 
 
+@pytest.mark.parametrize("most_drafts", [10**30, 10**9, -1])
+def test_a_limit_that_no_run_can_have_is_no_length_of_the_histogram(most_drafts):
+    found = speculative_decoding(DRAFTED, most_drafts)
+    assert (found["acceptance_histogram"], found["num_spec_tokens"]) == ([1, 1, 1], None)
+
+
 def test_json_lines_hold_every_row_and_its_acceptance(cli, run):
     found, rows = lines(cli("export", run, "--json")), read_samples(run).to_pylist()
     assert len(found) == len(rows) == 36
