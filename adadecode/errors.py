@@ -1,6 +1,6 @@
 """Failures explained in one line: the value, the allowed range and the remedy. `exit_code` is the process's."""
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_MISMATCH, EXIT_INCOMPLETE = range(5)
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_MISMATCH, EXIT_INCOMPLETE, EXIT_REGRESSION = range(6)
 
 
 class AdaDecodeError(Exception):

@@ -10,7 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from adadecode.runs.folder import RunFolder
 from adadecode.runs.outcome import outcome_of
+from adadecode.runs.result import read_result
 
 Row = dict[str, Any]
 
@@ -36,6 +38,25 @@ def plant(run: Path, change: Callable[[list[Row]], object], *, fits: bool = True
         if fits:
             commit |= {"num_rows": table.num_rows, "outcome": dataclasses.asdict(outcome_of(table))}
         file.write_text(json.dumps(commit))
+
+
+def close_again(run: Path) -> None:
+    """Writes the summary and the parity that the rows of a finished `run` give by now."""
+    found, folder = read_result(run), RunFolder(run)
+    folder.write_table("summary.parquet", found.summary)
+    folder.write_table("verify.parquet", found.verify)
+
+
+def slowed(factor: Callable[[int], float], *methods: str) -> Callable[[list[Row]], None]:
+    """Lets the clocks of every row, or of those of `methods`, show `factor(idx)` times as much; `idx` counts rows."""
+
+    def change(rows: list[Row]) -> None:
+        for idx, row in enumerate(rows):
+            if row["method"] in (methods or (row["method"],)):
+                row |= {name: row[name] * factor(idx) for name in ("ttft_s", "decode_s", "e2e_s", "tpot_s")}
+                row["step_gaps_s"] = [gap * factor(idx) for gap in row["step_gaps_s"]]
+
+    return change
 
 
 def each(method: str | None = None, **columns: Callable[[Row], Any]) -> Callable[[list[Row]], None]:

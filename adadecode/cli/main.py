@@ -9,8 +9,10 @@ from typing import Any
 import click
 
 from adadecode.cli.certify import certify_command
+from adadecode.cli.compare import compare_command
 from adadecode.cli.console import escape_what_cannot_be_shown, model_notes_on_stderr, say_on_stderr
 from adadecode.cli.evaluate import eval_command, plan_command, report_command, verify_command
+from adadecode.cli.export import export_command
 from adadecode.cli.generate import bench_command, generate_command
 from adadecode.cli.heads import train_heads_command, tune_command
 from adadecode.cli.score import score_command
@@ -58,7 +60,8 @@ def check_arguments(arguments: Sequence[str]) -> None:
 def main() -> None:
     """Lossless early-exit decoding, evaluated over whole data sets on Ray.
 
-    Exit codes: 0 ok, 1 the run failed, 2 usage, 3 parity mismatch or contradictory tables, 4 planned rows missing.
+    Exit codes: 0 ok, 1 the run failed, 2 usage, 3 parity mismatch or contradictory tables, 4 planned rows missing,
+    5 a limit of `compare` passed.
     """
 
 
@@ -73,6 +76,8 @@ for command in (
     tune_command,
     report_command,
     verify_command,
+    compare_command,
+    export_command,
     score_command,
     tasks_command,
     submit_command,

@@ -22,6 +22,11 @@ def fraction_text(part: int | None, whole: int | None) -> str:
     return ABSENT if whole is None else f"{part}/{whole}"
 
 
+def p_text(p_value: float) -> str:
+    """`p = 0.042`, or that it is smaller than three digits can say."""
+    return "p < 0.001" if p_value < 0.0005 else f"p = {p_value:.3f}"
+
+
 def duration_text(seconds: float) -> str:
     """`3 s`, `1m40s`, `2h05m`: two units, rounded to whole seconds."""
     whole = round(seconds)

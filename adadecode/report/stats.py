@@ -1,7 +1,9 @@
 """Paired speedups with their intervals, and percentiles. Pure numpy and scipy: arrays in, numbers out.
 
 A statistic's baseline is chosen with that statistic: the vanilla of the least mean log time for the geometric mean, the one
-of the least total time for the ratio of totals. An interval is printed where simulations gave it the coverage it names.
+of the least total time for the ratio of totals. That choice can only make an estimate smaller, and its interval, that over
+the vanilla which was chosen, covers what it says, as intervals do for data of every shape that was simulated
+(docs/statistics.md).
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -16,6 +18,8 @@ CONFIDENCE_LEVEL = 0.95
 
 # With fewer prompts no interval that was tried covers 93 to 97 % on data of every shape in tests/unit/report/test_stats.py.
 MIN_PROMPTS = 8
+
+MIN_FOR_P99 = 100  # values; with fewer the 99th percentile is their maximum, or nearly
 
 # A small sample of skewed values looks less skewed than what it was drawn from; found by those simulations.
 SKEWNESS_FACTOR = 1.25
@@ -39,31 +43,35 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Percentiles:
-    """The median and the 90th percentile, None over nothing, and the number of values behind them."""
+    """The median, the 90th and the 99th percentile, None over nothing, and the number of values behind them.
+
+    The 99th is None below MIN_FOR_P99 values, where it would be the largest of them or near it.
+    """
 
     p50: float | None
     p90: float | None
     n: int
+    p99: float | None = None
 
 
 def percentiles(values: ArrayLike) -> Percentiles:
-    """p50 and p90 of `values` with n beside them, interpolated linearly; what is not finite counts as not measured."""
+    """The percentiles of `values` with n beside them, interpolated linearly; what is not finite counts as not measured."""
     measured = np.asarray(values, dtype=np.float64)
     measured = measured[np.isfinite(measured)]
     if not measured.size:
         return Percentiles(None, None, 0)
-    p50, p90 = np.percentile(measured, [50, 90])
-    return Percentiles(float(p50), float(p90), measured.size)
+    p50, p90, p99 = map(float, np.percentile(measured, [50, 90, 99]))
+    return Percentiles(p50, p90, measured.size, p99 if measured.size >= MIN_FOR_P99 else None)
 
 
 def mean_log_s(prompts: ArrayLike, times_s: ArrayLike) -> float:
     """The mean over prompts of each prompt's mean log time: what the geometric mean of speedups compares."""
-    return float(_mean_by_prompt(prompts, np.log(times_s)).mean())
+    return float(mean_by_prompt(prompts, np.log(times_s)).mean())
 
 
 def total_s(prompts: ArrayLike, times_s: ArrayLike) -> float:
     """The sum over prompts of each prompt's mean time: what the ratio of totals compares."""
-    return float(_mean_by_prompt(prompts, times_s).sum())
+    return float(mean_by_prompt(prompts, times_s).sum())
 
 
 def fastest(statistic: Statistic, names: Iterable[str], prompts: NDArray[Any], times_s: Mapping[str, Times]) -> str:
@@ -79,7 +87,7 @@ def geomean_speedup(prompts: ArrayLike, base_s: ArrayLike, method_s: ArrayLike) 
     base, method = np.asarray(base_s, dtype=np.float64), np.asarray(method_s, dtype=np.float64)
     if not base.size:
         return None
-    log_ratios = _mean_by_prompt(prompts, np.log(base / method))
+    log_ratios = mean_by_prompt(prompts, np.log(base / method))
     ends = mean_interval(log_ratios)
     low, high = (None, None) if ends is None else (float(np.exp(end)) for end in ends)
     return Estimate(float(np.exp(log_ratios.mean())), low, high, log_ratios.size)
@@ -125,6 +133,7 @@ def _inverse_of_hall(z: float, skew: NDArray[np.float64]) -> NDArray[np.float64]
     return np.where(is_symmetric, z, 3 / divisor * (np.cbrt(1 + skew * (z - skew / 6)) - 1))
 
 
-def _mean_by_prompt(prompts: ArrayLike, values: ArrayLike) -> NDArray[np.float64]:
+def mean_by_prompt(prompts: ArrayLike, values: ArrayLike) -> NDArray[np.float64]:
+    """The mean of each prompt's `values` [rows], prompts in order: repeats of one are not independent."""
     cluster = np.unique(np.asarray(prompts), return_inverse=True)[1]
     return np.bincount(cluster, weights=np.asarray(values, dtype=np.float64)) / np.bincount(cluster)

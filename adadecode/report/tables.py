@@ -152,7 +152,7 @@ def speedup_text(row: dict[str, Any]) -> str:
     if row["speedup_geomean"] is None:
         return ABSENT
     low, high = row["speedup_geomean_low"], row["speedup_geomean_high"]
-    interval = "no CI" if low is None or high is None else f"{low:.2f}-{high:.2f}"
+    interval = "no interval" if low is None or high is None else f"{low:.2f}-{high:.2f}"
     return f"{row['speedup_geomean']:.2f}x ({interval}, n={row['num_prompts']})"
 
 

@@ -102,10 +102,14 @@ def engine_lines(commits: Commits) -> list[str]:
     ]
 
 
-def published_engine_lines(run: dict[str, Any]) -> list[str]:
+def published_engine_lines(run: Mapping[str, Any]) -> list[str]:
     """The same from run.json alone, of a run whose commits are not there: one line for each engine."""
-    workers = _that_decoded(_dicts(run.get("workers")))
-    return list(dict.fromkeys(f"engine: {_described(facts)}" for facts in workers))
+    return list(dict.fromkeys(f"engine: {_described(facts)}" for facts in stored_facts(run)))
+
+
+def stored_facts(run: Mapping[str, Any]) -> list[Facts]:
+    """What a run.json of any content says of the workers that decoded."""
+    return _that_decoded(_dicts(run.get("workers")))
 
 
 def changed_code_notes(commits: Commits, code: str, revision: str | None) -> list[str]:

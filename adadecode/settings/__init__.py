@@ -36,6 +36,7 @@ from adadecode.settings.groups import (
 from adadecode.settings.policy import read_policy, tuned_for
 from adadecode.settings.reading import build_settings, checked_decode, given_flags, read_settings, settings_of
 from adadecode.settings.rivals import (
+    MAX_DRAFTS,
     RivalSettings,
     draft_model_missing,
     medusa_heads_missing,
@@ -45,6 +46,7 @@ from adadecode.settings.rivals import (
 from adadecode.settings.stops import STOPPED_BEFORE, StopSettings, own_stops
 
 __all__ = [
+    "MAX_DRAFTS",
     "MAX_WORKERS",
     "ORIGINAL_HEADS",
     "PATIENCE",

@@ -91,7 +91,7 @@ def tune_lines(result: TuneResult) -> list[str]:
 
 
 def _with_interval(speedup: Estimate) -> str:
-    interval = "no CI" if speedup.low is None else f"{speedup.low:.2f}-{speedup.high:.2f}"
+    interval = "no interval" if speedup.low is None else f"{speedup.low:.2f}-{speedup.high:.2f}"
     return f"{_times(speedup.value)} ({interval}, n={speedup.num_prompts})"
 
 

@@ -17,7 +17,7 @@ from adadecode.errors import RunFolderError
 from adadecode.printable import UNPRINTABLE
 from adadecode.runs.folder import RunFolder
 from adadecode.runs.run_file import refuse_others_results
-from tests.fuzz.cases import fuzzed
+from tests.fuzz.cases import IS_WHOLE, fuzzed
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "run-0.1.0" / "complete"
 OWNER = {"user": "u", "host": "h", "boot_id": "b", "pid_space": "p", "pid": 7, "started": 9, "id": "i"}
@@ -75,8 +75,11 @@ def test_any_values_in_the_json_of_a_run_are_reported_or_refused(finished, chang
     try:
         for name, content in contents.items():
             (finished / name).write_text(json.dumps(content))
-        for command, location in (("verify", finished), ("report", finished), ("report", finished.parent)):
-            result = CliRunner().invoke(main, [command, str(location)])
+        commands = [("verify", finished), ("report", finished), ("report", finished.parent)]
+        if IS_WHOLE:  # as long as all the others together
+            commands += [("compare", GOLDEN, finished, "--fail-if-slower", "5%"), ("export", finished, "--aiperf")]
+        for command, *arguments in commands:
+            result = CliRunner().invoke(main, [command, *map(str, arguments)])
             assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
             assert result.exit_code in (0, 2, 3, 4), result.output
             assert not any(map(UNPRINTABLE.search, result.output.splitlines()))

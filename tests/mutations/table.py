@@ -25,6 +25,7 @@ DRAFTS = (
 KERNELS = ("tests/unit/kernels/test_native.py", "tests/unit/kernels/test_step.py")
 STEPS = (*KERNELS, "tests/unit/kernels/test_kv_cache.py", "tests/unit/engine/test_rounds.py")
 REPORT = ("tests/unit/report",)
+COMPARISON = ("tests/unit/comparison",)
 RAY = ("tests/unit/ray_jobs",)
 RUNS = ("tests/unit/runs/test_faults.py", "tests/unit/runs/test_lease.py", "tests/unit/runs/test_storage.py")
 BAD_PLACES = ("tests/unit/ray_jobs/test_bad_places.py",)
@@ -328,6 +329,21 @@ MUTATIONS = (
         "        if self._watch is None:",
         ("tests/unit/evaluation/test_stop.py",),
     ),
+    # comparison
+    Mutation(
+        "a limit is passed by an estimate alone",
+        "adadecode/comparison/gates.py",
+        "elif estimate.high < limit:",
+        "elif estimate.value < limit:",
+        COMPARISON,
+    ),
+    Mutation(
+        "a speed over vanilla is over vanilla of the other run",
+        "adadecode/comparison/pairs.py",
+        "        return found[0], found[1]",
+        "        return found[1], found[0]",
+        COMPARISON,
+    ),
     # report
     Mutation(
         "the baseline is chosen by totals for both statistics",
@@ -346,7 +362,7 @@ MUTATIONS = (
     Mutation(
         "repeats count as prompts",
         "adadecode/report/stats.py",
-        "log_ratios = _mean_by_prompt(prompts, np.log(base / method))",
+        "log_ratios = mean_by_prompt(prompts, np.log(base / method))",
         "log_ratios = np.log(base / method)",
         REPORT,
     ),

@@ -14,8 +14,8 @@ def test_the_table_shows_every_cell_with_parity_and_consistency(summaries):
     console.print(sweep_table(join_cells(summaries)))
     lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
     assert "adaptive demo vanilla 2 0.6 baseline - 8.00 - -" in lines
-    assert "demo adadecode 2 1.2 2.00x (no CI, n=2) 75.0% 8.00 2/2 1.000" in lines
-    assert "demo adadecode-unverified 2 1.2 2.00x (no CI, n=2) - 8.00 1/2 0.667" in lines
+    assert "demo adadecode 2 1.2 2.00x (no interval, n=2) 75.0% 8.00 2/2 1.000" in lines
+    assert "demo adadecode-unverified 2 1.2 2.00x (no interval, n=2) - 8.00 1/2 0.667" in lines
     assert "(lossy)" in lines
 
 

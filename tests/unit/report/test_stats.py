@@ -36,6 +36,12 @@ def test_percentiles_interpolate_linearly_and_carry_n():
     assert percentiles([1.0, 2.0, 3.0, 4.0, 5.0]) == Percentiles(p50=3.0, p90=4.6, n=5)
 
 
+@pytest.mark.parametrize(("n", "p99"), [(99, None), (100, pytest.approx(98.01))])
+def test_the_99th_percentile_is_hidden_below_a_hundred_values(n, p99):
+    assert percentiles(np.arange(n)).p99 == p99
+    assert percentiles(np.arange(n)).n == n
+
+
 def test_percentiles_leave_out_what_was_not_measured():
     assert percentiles([2.0, math.nan]) == Percentiles(p50=2.0, p90=2.0, n=1)
 

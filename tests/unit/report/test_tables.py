@@ -33,7 +33,7 @@ def test_summary_table_shows_the_numbers_in_their_units(rendered, row):
         row("adadecode", "s1", num_drafted=1, num_accepted=1, num_rounds=1, correct=False),
     )
     # speedups 4.5 / 2.5 and 8.5 / 2.5; TPOT (2.5 - 0.5) / 2 s
-    expected = "adadecode 2 1.2 1000.00 500.0 75.0% 2.00 8.00 2.47x (no CI, n=2) 2/2 1/2"
+    expected = "adadecode 2 1.2 1000.00 500.0 75.0% 2.00 8.00 2.47x (no interval, n=2) 2/2 1/2"
     assert line_of(lines, "adadecode") == expected.split()
     expected = "demo vanilla 2 0.5 3000.00 500.0 - 1.00 8.00 baseline - 2/2"
     assert line_of(lines, "vanilla") == expected.split()

@@ -182,4 +182,4 @@ def test_a_published_speedup_with_half_an_interval_has_none(tmp_path, cli, end):
     edit_table(run / "summary.parquet", **{f"speedup_geomean_{end}": lambda x: None})
     result = cli("report", run)
     assert result.exit_code == 0
-    assert "no CI" in result.stdout
+    assert "no interval" in result.stdout

@@ -1,0 +1,1 @@
+"""Two runs or two sweeps held against each other, from their tables alone: speeds, acceptance, scores, outputs, origins."""
