@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from adadecode.errors import UsageError
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.medusa_heads import MedusaTensors
 from adadecode.training.base_pass import GAMMAS, run_base, shifted
 from adadecode.training.calibrate import LEAST_POSITIONS, MOST_LOGITS, fit_temperature
 from adadecode.training.distill import Distillation
 from adadecode.training.outputs import GreedyOutput
+from adadecode.training.stream import OutputStream
 
 
 class Told(NamedTuple):
@@ -23,6 +25,17 @@ class Told(NamedTuple):
     states: Tensor
     sees: list[Tensor]
     token_ids: list[Tensor]
+
+
+def check_outputs_reach(stream: OutputStream, ahead: int) -> None:
+    """Raises UsageError unless a head can look `ahead` in some output to train on and in some held-out one."""
+    held_out = (output for batch in stream.held_out_batches() for output in batch)
+    for outputs, purpose in ((stream.train_outputs(), "to train on"), (held_out, "held out")):
+        if not any(len(output.output_ids) > ahead for output in outputs):
+            raise UsageError(
+                f"--ahead {ahead}: no output {purpose} is longer than that; give a lower --ahead, or more prompts. What is "
+                "stored stays"
+            )
 
 
 @torch.no_grad()
