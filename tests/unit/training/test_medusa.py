@@ -1,10 +1,12 @@
 """Medusa heads: they learn to look ahead, are saved whole, and are refused where they cannot be used."""
 
+import itertools
 import random
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -20,7 +22,7 @@ from adadecode.training.base_pass import run_base, shifted
 from adadecode.training.curves import CURVES, PICTURE
 from adadecode.training.distill import CHECKPOINT
 from adadecode.training.kinds import MedusaHead
-from adadecode.training.medusa import check_outputs_reach
+from adadecode.training.medusa import check_outputs_reach, gamma_table
 from adadecode.training.outputs import OUTPUTS_DIR, GreedyOutput
 from adadecode.training.stream import OutputStream
 from adadecode.training.train import train_heads
@@ -98,6 +100,39 @@ def test_heads_learn_what_the_model_says_later(trained):
         assert after["agreement"] == agreement[str(ahead)]
     for ahead, share in agreement.items():
         assert any(line.startswith(f"{ahead} ahead: agrees with the final layer on {share:.1%}") for line in lines)
+
+
+def stored_outputs(out: Path) -> list[GreedyOutput]:
+    tables = [pq.read_table(path) for path in sorted((out / OUTPUTS_DIR).glob("part-*"))]
+    columns = [[table[name].to_pylist() for table in tables] for name in ("prompt_token_ids", "output_token_ids")]
+    return [GreedyOutput(*row) for row in zip(*map(itertools.chain.from_iterable, columns), strict=True)]
+
+
+def test_the_report_is_of_every_held_out_position_also_where_temperatures_are_fitted_on_few(tmp_path, monkeypatch):
+    monkeypatch.setattr("adadecode.training.medusa.MOST_LOGITS", 97)
+    facts, _ = train(tmp_path, CONFIG.model_copy(update={"epochs": 1, "held_out": 0.9}))
+    num_tokens = facts.training["num_held_out_tokens"] + facts.training["num_trained_tokens"]
+    assert num_tokens == sum(len(output.output_ids) for output in stored_outputs(tmp_path))
+
+
+def test_a_gamma_table_counts_what_the_heads_propose(trained):
+    out, _, _ = trained
+    model, outputs = tiny_model(), stored_outputs(out)
+    heads = load_medusa_heads(out, model)
+    heads = replace(heads, temperatures=heads.temperatures * 0.05)  # so sure that they draft, rightly or wrongly
+    rows = {(row["exit"], row["gamma"]): row for row in gamma_table(model, heads, [outputs[:20], outputs[20:]])}
+    seen: list[tuple[int, bool, bool]] = []  # how far ahead, whether drafted at a gamma of 0.5, whether right
+    for output in outputs:
+        (hidden,), first = run_base(model, [output], (model.num_layers,)).hidden, len(output.prompt_ids) - 1
+        for idx in range(len(output.output_ids)):
+            proposals = zip(heads.proposals(hidden[0, first + idx], 3), output.output_ids[idx + 1 :], strict=False)
+            seen += [(i + 1, confidence > 0.5, one == other) for i, ((one, confidence), other) in enumerate(proposals)]
+    for ahead in (1, 2, 3):
+        drafted = [is_right for place, is_drafted, is_right in seen if place == ahead and is_drafted]
+        assert len(drafted) > sum(drafted) > 0
+        num_told = sum(place == ahead for place, *_ in seen)
+        assert rows[ahead, 0.5]["draft_rate"] == len(drafted) / num_told
+        assert rows[ahead, 0.5]["precision"] == sum(drafted) / len(drafted)
 
 
 def test_the_files_are_those_of_the_facts_and_the_same_command_trains_nothing_again(trained):
