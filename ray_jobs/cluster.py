@@ -11,18 +11,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
+from pydantic import BaseModel
 from ray import _raylet
 from ray.exceptions import AuthenticationError, RayError
 
 from adadecode.errors import ResourcesError, UsageError
 from adadecode.files import is_there
 from adadecode.printable import on_one_line
-from adadecode.settings import EvalConfig, TrainConfig
+from adadecode.settings import ORIGINAL_HEADS, EvalConfig, TrainConfig
 
 PROBE_S, ALIVE_S = 5.0, 20.0
 LEAVE_S = 20.0
 RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"  # after which Ray ends a process whose head is gone
 LONG_S = 1_000_000
+_DEMOS = ("demo", "demo-draft")
+# Settings that may name a local folder, and what they say that is none, whatever lies there.
+NO_PATHS = {"model": _DEMOS, "draft_model": _DEMOS, "medusa_heads": ("demo",), "heads": (ORIGINAL_HEADS,)}
 TOKEN_REMEDY = "set RAY_AUTH_MODE=token and, in RAY_AUTH_TOKEN, the token of that cluster"
 
 
@@ -135,7 +139,15 @@ ConfigT = TypeVar("ConfigT", EvalConfig, TrainConfig)
 
 
 def with_absolute_paths(config: ConfigT) -> ConfigT:
-    """`config` with the local paths of model and heads absolute: an actor runs in a folder of its own."""
-    names = {"model", "heads"} & set(type(config).model_fields)
-    local = {name: path for name in names if (path := getattr(config, name)) and is_there(path)}
-    return config.model_copy(update={name: str(Path(path).resolve()) for name, path in local.items()})
+    """`config` with the local paths of models and heads absolute: an actor runs in a folder of its own."""
+    config = config.model_copy(update=_absolute_paths(config))
+    if isinstance(config, EvalConfig):
+        return config.model_copy(update={"decode": config.decode.model_copy(update=_absolute_paths(config.decode))})
+    return config
+
+
+def _absolute_paths(settings: BaseModel) -> dict[str, str]:
+    """Those of `settings` that are local paths of models or heads, absolute."""
+    names = NO_PATHS.keys() & type(settings).model_fields
+    given = {name: path for name in names if (path := getattr(settings, name)) and path not in NO_PATHS[name]}
+    return {name: str(Path(path).resolve()) for name, path in given.items() if is_there(path)}

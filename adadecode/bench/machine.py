@@ -80,7 +80,7 @@ def memory_used(subject: BenchSubject) -> Memory:
     matrices += [tensor for layer in blocks for tensor in vars(layer).values() if tensor is not None]
     storages = _storages(matrices)
     longest = max(subject.num_positions(prompt) for prompt in subject.prompts)
-    draft = subject.draft
+    draft, medusa = subject.draft, [tensor for heads in subject.medusa.values() for tensor in heads.tensors]
     return Memory(
         weights_bytes=sum(weights.values()),
         heads_bytes=sum(size for place, size in storages.items() if place not in weights),
@@ -88,6 +88,7 @@ def memory_used(subject: BenchSubject) -> Memory:
         draft_model_bytes=None
         if draft is None
         else sum(_storages(draft.lm.parameters()).values()) + _kv_bytes(draft, min(longest, draft.context_len)),
+        medusa_heads_bytes=sum(_storages(medusa).values()) if medusa else None,
         peak_device_bytes=torch.cuda.max_memory_allocated() if is_cuda else None,
         peak_device_reserved_bytes=torch.cuda.max_memory_reserved() if is_cuda else None,
         peak_rss_bytes=peak_rss_bytes(),
@@ -132,6 +133,7 @@ def machine_of(subject: BenchSubject) -> BenchMachine:
         num_layers=subject.model.num_layers,
         model_hash=subject.model.model_hash,
         draft_model_hash=None if subject.draft is None else subject.draft.model_hash,
+        medusa_heads_hash={task: heads.content_hash for task, heads in subject.medusa.items()},
         heads_hash={task: heads.content_hash for task, heads in subject.heads.items()},
         policy=drafting_of(next(iter(subject.policies.values()), VANILLA)),
     )

@@ -92,13 +92,15 @@ class PartTime:
 class Memory:
     """Bytes of the weights, of the heads beside them, of keys and values, and at the peak of device and process.
 
-    `draft_model_bytes` are its weights and its keys and values; None without a draft model.
+    `draft_model_bytes` are its weights and its keys and values; None without a draft model. `medusa_heads_bytes` are of
+    Medusa heads with the rows of the LM head cut out for them; None without any.
     """
 
     weights_bytes: int
     heads_bytes: int
     kv_bytes: int
     draft_model_bytes: int | None
+    medusa_heads_bytes: int | None
     peak_device_bytes: int | None
     peak_device_reserved_bytes: int | None
     peak_rss_bytes: int
@@ -135,6 +137,7 @@ class BenchMachine:
     num_layers: int
     model_hash: str
     draft_model_hash: str | None
+    medusa_heads_hash: dict[str, str | None]
     heads_hash: dict[str, str | None]
     policy: dict[str, Any]
 

@@ -49,6 +49,7 @@ def bench_lines(result: BenchResult) -> list[str]:
         f"memory: weights {_mib(memory.weights_bytes)}, heads {_mib(memory.heads_bytes)}, "
         f"keys and values {_mib(memory.kv_bytes)}, "
         + ("" if memory.draft_model_bytes is None else f"draft model with its own {_mib(memory.draft_model_bytes)}, ")
+        + ("" if memory.medusa_heads_bytes is None else f"Medusa heads {_mib(memory.medusa_heads_bytes)}, ")
         + (f"peak RSS {_mib(memory.peak_rss_bytes)}" if peak is None else f"peak on the device {_mib(peak)}"),
         f"a {REFERENCE} step reads {_mib(roofline.vanilla_step_read_bytes)}; "
         f"{'copy' if result.machine.cuda else 'read'} bandwidth "

@@ -199,9 +199,11 @@ def medusa_for(config: DecodingSettings, domain: Domain | None, model: DecoderMo
 
 
 def medusa_by_task(config: DecodingSettings, tasks: Iterable[str], model: DecoderModel) -> dict[str, MedusaHeads]:
-    """The Medusa heads of each of `tasks`; none where `config` names none."""
-    found = {task: medusa_for(config, task_domain(task), model) for task in tasks}
-    return {task: heads for task, heads in found.items() if heads is not None}
+    """The Medusa heads of each of `tasks`, loaded once where they share a folder; none where `config` names none."""
+    named = {task: medusa_folder(config, task_domain(task)) for task in tasks}
+    folders = {task: folder for task, folder in named.items() if folder is not None}
+    loaded = {folder: load_medusa_heads(folder, model) for folder in dict.fromkeys(folders.values())}
+    return {task: loaded[folder] for task, folder in folders.items()}
 
 
 def decode_prompt(

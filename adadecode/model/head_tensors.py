@@ -24,7 +24,6 @@ PART_NAMES: dict[TrainedKind, tuple[str, ...]] = {
     "original": (),
     "shortlist": (),
     "block": ("T",),
-    "medusa": (),  # at no exit: those are `MedusaTensors`
 }
 OVER_SHORTLIST: tuple[TrainedKind, ...] = ("shortlist", "block")  # trained on a shortlist, and of use over it alone
 

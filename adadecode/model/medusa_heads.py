@@ -25,7 +25,8 @@ from adadecode.files import short_hash, write_whole
 from adadecode.kernels.step import Proposals
 from adadecode.kernels.weights import Weights
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.head_files import HeadFacts
+from adadecode.model.files import shown
+from adadecode.model.head_files import FORMAT_VERSION, HeadFacts
 from adadecode.printable import on_one_line
 
 TENSORS, FACTS = "medusa_heads.safetensors", "medusa_heads.json"
@@ -49,14 +50,22 @@ class MedusaTensors:
         num_heads, width, vocab_size = len(self.residuals), model.width, model.vocab_size
         is_whole = self.token_ids.ndim == 1 and not self.token_ids.is_floating_point() and self.token_ids.numel() > 0
         fits = num_heads > 0 and self.residuals.shape == (num_heads, width, width)
-        fits = fits and self.temperatures.shape == (num_heads,) and bool((self.temperatures > 0.0).all())
+        fits = fits and self.temperatures.shape == (num_heads,)
         if not (fits and is_whole and 0 <= int(self.token_ids.min()) <= int(self.token_ids.max()) < vocab_size):
             raise ExitHeadsError(f"they do not fit a model of width {width} and {vocab_size} tokens")
+        are_sound = all(is_finite(tensor) for tensor in (self.residuals, self.temperatures))
+        if not (are_sound and bool((self.temperatures > 0.0).all())):
+            raise ExitHeadsError("not all of their numbers are finite, or a temperature is not above 0")
         token_ids = self.token_ids.to(model.device, torch.long)
         rows = model.weights.head.matrices[0][token_ids]
         temperatures = self.temperatures.to(model.device, torch.float32)
         residuals = self.residuals.to(model.device, model.dtype).contiguous()
         return MedusaHeads(residuals, rows, token_ids, temperatures, model.weights, content_hash)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether `tensor` holds real numbers, all of them finite."""
+    return tensor.is_floating_point() and bool(tensor.isfinite().all())
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +83,11 @@ class MedusaHeads:
     def num_heads(self) -> int:
         """K, how many tokens after the next one they tell."""
         return len(self.residuals)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What lies in memory beside the model's weights."""
+        return self.residuals, self.rows, self.token_ids, self.temperatures
 
     @functools.cached_property
     def _flat(self) -> Tensor:
@@ -135,6 +149,11 @@ def load_medusa_heads(folder: Path, model: DecoderModel) -> MedusaHeads:
         raise ExitHeadsError(f"{named}: cannot be read ({error.strerror}); check its name and permissions") from error
     except (SafetensorError, ValidationError, RuntimeError, LookupError, TypeError) as error:
         raise ExitHeadsError(f"{named}: the files are damaged; {RETRAIN} ({type(error).__name__})") from error
+    if facts.format_version != FORMAT_VERSION:
+        raise ExitHeadsError(
+            f"{named}: their format_version is {shown(facts.format_version)}, this program knows {FORMAT_VERSION}: update "
+            f"it, or {RETRAIN}"
+        )
     if facts.base_model_hash != model.model_hash:
         raise ExitHeadsError(
             f"{named}: made for {facts.base_model!r} with weights {on_one_line(facts.base_model_hash, 40)}, this model's "

@@ -197,6 +197,10 @@ class TrainConfig(ThreadSettings, DataSettings, ModelSettings):
             raise ValueError("--exits: heads of --kind medusa read the last layer; drop it, or give --ahead")
         if self.ahead is not None and self.kind != "medusa":
             raise ValueError(f"--ahead {self.ahead}: only heads of --kind medusa look ahead, not {self.kind}; drop it")
+        if self.kind == "medusa" and self.store_mb > 0.0 and "store_mb" in self.model_fields_set:
+            raise ValueError(
+                f"--store-mb {self.store_mb:g}: heads of --kind medusa have no n-grams beside them; drop it"
+            )
         if self.kl_top_k is not None and self.kind in ("shortlist", "block", "original", "medusa"):
             raise ValueError(f"--kl-top-k {self.kl_top_k}: --kind {self.kind} trains on no such KL; drop it")
         taught = {"epochs", "learning_rate", *(["loss"] if self.loss != "kl" else [])}

@@ -31,7 +31,7 @@ from adadecode.training.calibrate import fit_temperatures
 from adadecode.training.curves import write_curves
 from adadecode.training.distill import CHECKPOINT, Distillation
 from adadecode.training.kinds import new_heads
-from adadecode.training.medusa import measured_medusa
+from adadecode.training.medusa import check_outputs_reach, measured_medusa
 from adadecode.training.ngrams import make_store
 from adadecode.training.outputs import Part, make_outputs, part_path
 from adadecode.training.prompts import TaskPrompts
@@ -125,7 +125,9 @@ def distill_heads(
         seed=config.seed,
         batch_tokens=config.batch_tokens,
     )
-    if not is_medusa:
+    if is_medusa:
+        check_outputs_reach(stream, exits[-1])
+    else:
         make_store(model, stream, parts, config, out, say)
     finished = read_facts(out, MEDUSA_FACTS if is_medusa else FACTS)
     if finished is not None and finished.training.get("fingerprint") == fingerprint and is_loadable(out, model, config):
@@ -205,10 +207,19 @@ def training_facts(run: Distillation, shortlist_len: int) -> dict[str, Any]:
 
 
 def check_settings(config: TrainConfig, lm_config: Any) -> None:
-    """Raises UsageError, also as ExitHeadsError, when a model of `lm_config` has no such exits, tokens or rank."""
+    """Raises UsageError, also as ExitHeadsError, when a model of `lm_config` has no such exits, tokens or rank.
+
+    And when no output would be long enough for Medusa heads.
+    """
     num_layers, vocab_size, width = lm_config.num_hidden_layers, lm_config.vocab_size, lm_config.hidden_size
+    places = trained_places(config, num_layers)
     if config.kind != "medusa":
-        check_exits(trained_places(config, num_layers), num_layers)
+        check_exits(places, num_layers)
+    elif config.max_new_tokens <= places[-1]:
+        raise UsageError(
+            f"--ahead {places[-1]}: outputs of --max-new-tokens {config.max_new_tokens} do not reach so far; give more of "
+            "these, or a lower --ahead"
+        )
     if config.rank is not None and config.rank > width:
         raise UsageError(f"--rank {config.rank}: the model's width is {width}; give 1..{width}")
     lens = {"shortlist-len": config.shortlist_len, "kl-top-k": config.kl_top_k}

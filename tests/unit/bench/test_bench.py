@@ -28,6 +28,8 @@ from adadecode.bench.subject import load_subject
 from adadecode.bench.synthetic import synthetic_lm
 from adadecode.bench.table import BENCH_ROWS, bench_tables
 from adadecode.evaluation.compare import compare
+from adadecode.model.medusa_heads import TENSORS
+from adadecode.published import DEMO_MEDUSA_DIR
 from adadecode.settings import READ_BEFORE, BenchConfig, RivalSettings, build_settings
 from tests.json_keys import key_paths
 from tests.models import HAS_COMPILER, needs_compiler
@@ -67,6 +69,7 @@ NEW_KEYS = {f"machine.{name}" for name in ("attention", "float32_precision", "re
 NEW_KEYS |= {"provenance.code_hash", "methods.*.is_lossy", "settings.offset", "faster_vanilla_geomean"}
 NEW_KEYS |= {"roofline.bandwidth_bytes_per_s", "settings.decode.stop", "settings.decode.ngram_store"}
 NEW_KEYS |= {"machine.draft_model_hash", "memory.draft_model_bytes"}
+NEW_KEYS |= {"machine.medusa_heads_hash", "memory.medusa_heads_bytes"}
 NEW_KEYS |= {"machine.policy.stop", "machine.policy.ngram_store"}
 OLD_KEYS = {"roofline.copy_bandwidth_bytes_per_s"}
 KEYED_BY_NAME = frozenset({"methods", "parts[].calls_per_round", "machine.heads_hash", "provenance.packages"})
@@ -317,3 +320,15 @@ def test_a_draft_model_is_measured_with_its_memory_and_its_rounds_are_not_taken_
     assert machine["draft_model_hash"] == machine["model_hash"]
     assert (row["num_parity_exact"], row["acceptance_rate"], row["parts_ms_per_round"]) == (1, 1.0, None)
     assert "draft model with its own" in result.stdout
+
+
+def test_medusa_heads_are_measured_with_their_memory_and_their_rounds_are_not_taken_apart(cli):
+    flags = ("--task", "demo-math", "--methods", "vanilla,medusa", "--medusa-heads", "demo")
+    result = cli("bench", *flags, *SHORT)
+    assert result.exit_code == 0, result.stderr
+    found = last_json(result.stdout)
+    memory, machine, row = found["memory"], found["machine"], found["methods"]["medusa"]
+    assert memory["medusa_heads_bytes"] > (DEMO_MEDUSA_DIR / "math" / TENSORS).stat().st_size, "with the LM head's rows"
+    assert set(machine["medusa_heads_hash"]) == {"demo-math"}
+    assert (row["num_parity_exact"], row["parts_ms_per_round"]) == (1, None)
+    assert "Medusa heads " in result.stdout

@@ -60,7 +60,7 @@ def eval_error(tiny, usage_error, tmp_path):
         ({"max_new_tokens": 0}, "--max-new-tokens 0: "),
         ({"max_drafts": -1}, "--max-drafts -1: "),
         ({"methods": "adadecode"}, "--methods adadecode: methods must be distinct and include vanilla"),
-        ({"methods": "vanilla,medusa"}, "--methods 'medusa': Input should be 'vanilla', 'vanilla-w1', "),
+        ({"methods": "vanilla,eagle"}, "--methods 'eagle': Input should be 'vanilla', 'vanilla-w1', "),
         ({"methods": ""}, "--methods '': "),
         ({"limit": 0}, "--limit 0: "),
         ({"dtype": "int8"}, "--dtype 'int8': "),
@@ -264,7 +264,7 @@ def test_report_prints_provenance_the_table_and_parity(cli, tiny, tmp_path):
     assert "status: complete" in result.stdout
     assert (
         "config.decode: draft_gamma=0.0, gamma=0.02, gate=0.0, head=full, layerskip_drafts=4, max_drafts=5, "
-        "max_new_tokens=10, ngram_store=True" in result.stdout
+        "max_new_tokens=10, medusa_gamma=0.0, ngram_store=True" in result.stdout
     )
     table = run.stdout[run.stdout.index("task ") : run.stdout.index("tables: ")]
     assert table.splitlines()[1:] == result.stdout[result.stdout.index("task ") :].splitlines()[1:]
@@ -329,7 +329,7 @@ def test_heads_trained_on_the_command_line_decode_exactly(cli, tiny, tmp_path):
         (["--held-out", "1"], "--held-out 1.0: "),
         (["--task", "mmlu"], "--task mmlu: unknown task"),
         (["--learning-rate", "0"], "--learning-rate 0.0: "),
-        (["--kind", "medusa"], "--kind 'medusa': "),
+        (["--kind", "eagle"], "--kind 'eagle': "),
         (["--rank", "4"], "--rank 4: only heads of --kind low-rank have one, not transform; drop it"),
         (["--kind", "shortlist", "--kl-top-k", "4"], "--kl-top-k 4: --kind shortlist trains on no such KL; drop it"),
         (["--kind", "original", "--epochs", "4"], "--kind original trains nothing: drop --epochs"),

@@ -84,6 +84,11 @@ def test_what_cannot_be_is_one_line_before_anything_runs(usage_error, tiny, tmp_
         (("--kind", "medusa", "--exits", "1"), r"--exits: heads of --kind medusa read the last layer; drop it"),
         (("--ahead", "3"), r"--ahead 3: only heads of --kind medusa look ahead, not transform; drop it"),
         (("--kind", "medusa", "--ahead", "0"), r"--ahead 0: .*greater than or equal to 1"),
+        (("--kind", "medusa", "--store-mb", "1"), r"--store-mb 1: heads of --kind medusa have no n-grams beside them"),
+        (
+            ("--kind", "medusa", "--max-new-tokens", "4"),
+            r"--ahead 4: outputs of --max-new-tokens 4 do not reach so far",
+        ),
         (("--kind", "medusa", "--kl-top-k", "5"), r"--kl-top-k 5: --kind medusa trains on no such KL; drop it"),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from adadecode.errors import UsageError
-from adadecode.settings import EvalConfig
+from adadecode.settings import DecodeSettings, EvalConfig
 from ray_jobs.cluster import connect, most_threads, with_absolute_paths
 
 
@@ -27,6 +27,21 @@ def test_local_paths_are_made_absolute_for_the_actors_and_hub_ids_are_not(tmp_pa
     config = with_absolute_paths(EvalConfig(model="meta-llama/Llama-3.1-8B", heads="heads", task="gsm8k"))
     assert config.model == "meta-llama/Llama-3.1-8B"
     assert config.heads == str(tmp_path / "heads")
+
+
+def test_what_a_rival_drafts_with_is_made_absolute_too_and_the_demos_own_is_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("heads", "small", "demo", "demo-draft"):
+        Path(name).mkdir()
+
+    def drafting(**decode: str) -> EvalConfig:
+        methods = ("vanilla", "speculative", "medusa")
+        return with_absolute_paths(EvalConfig(task="gsm8k", methods=methods, decode=DecodeSettings(**decode)))
+
+    decode = drafting(draft_model="small", medusa_heads="heads").decode
+    assert (decode.draft_model, decode.medusa_heads) == (str(tmp_path / "small"), str(tmp_path / "heads"))
+    config = drafting(draft_model="demo-draft", medusa_heads="demo")
+    assert (config.model, config.decode.draft_model, config.decode.medusa_heads) == ("demo", "demo-draft", "demo")
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "bogus", "127.0.0.1:99999"])

@@ -7,7 +7,16 @@ import pytest
 
 from adadecode.model.head_files import FACTS, load_heads, read_facts
 from adadecode.model.load import load_model
-from adadecode.recipes.build import BLOCK_SETTINGS, HEAD_SETTINGS, HeadBuilder, join, mixed_prompts, others_than_kept
+from adadecode.recipes.build import (
+    BLOCK_SETTINGS,
+    HEAD_SETTINGS,
+    HeadBuilder,
+    join,
+    mixed_prompts,
+    others_than_kept,
+    short_prompts,
+)
+from adadecode.recipes.corpus import Document
 from adadecode.settings import ModelSettings
 from tests.folders import save_tiny_model
 
@@ -26,7 +35,8 @@ def test_the_recipe_runs_as_its_docstring_says(monkeypatch, capsys):
 def test_heads_are_trained_once_on_the_models_own_outputs(tmp_path, capsys):
     save_tiny_model(tmp_path / "model")
     builder = HeadBuilder(tmp_path, threads=1, seed=0)
-    prompts = builder.encode(["w10 w20 w30", "w11 w40", " ".join(["w5"] * 257)])
+    texts = ("w10 w20 w30", "w11 w40", " ".join(["w5"] * 257))
+    prompts = short_prompts(builder.tokenizer, [Document(text, "") for text in texts])
     assert [len(prompt) for prompt in prompts] == [3, 2], "the longest ones are left out"
     out = tmp_path / "heads" / "math"
     builder.train(out, "math", prompts, (1, 2), "transform", HEAD_SETTINGS)
@@ -51,7 +61,7 @@ def test_no_prompt_that_is_kept_for_tuning_is_trained_on():
 def test_the_papers_heads_and_blocks_become_one_set(tmp_path):
     save_tiny_model(tmp_path / "model")
     builder = HeadBuilder(tmp_path, threads=1, seed=0)
-    prompts = builder.encode(["w10 w20 w30", "w11 w40"])
+    prompts = short_prompts(builder.tokenizer, [Document("w10 w20 w30", ""), Document("w11 w40", "")])
     transforms, blocks, both = (tmp_path / name for name in ("transforms", "blocks", "both"))
     builder.train(transforms, "math", prompts, (2,), "transform", HEAD_SETTINGS)
     builder.train(blocks, "math", prompts, (1,), "block", BLOCK_SETTINGS | {"epochs": 1, "shortlist_len": 24})

@@ -70,11 +70,11 @@ def test_settings_that_are_not_those_of_the_fingerprint_are_told(run, cli, chang
 
 def test_settings_that_rows_contradict_are_told_of_the_rows_too(run, cli):
     edit_json(run / "run.json", lambda content: content["config"].update(check_logits=False))
-    plant(run, lambda rows: [row.update(method="medusa") for row in rows if row["method"] == OURS])
-    edit_json(run / "run.json", lambda content: content["config"].update(methods=[VANILLA, W1, "medusa"]))
+    plant(run, lambda rows: [row.update(method="eagle") for row in rows if row["method"] == OURS])
+    edit_json(run / "run.json", lambda content: content["config"].update(methods=[VANILLA, W1, "eagle"]))
     result = cli("verify", run)
     assert result.exit_code == 3
-    assert f"method is none that is known: 12 rows, first {FIRST} medusa repeat 0" in result.stdout
+    assert f"method is none that is known: 12 rows, first {FIRST} eagle repeat 0" in result.stdout
     assert "logits_digest is there, but no logits were to be compared: 36 rows" in result.stdout
 
 

@@ -1,9 +1,12 @@
 """Medusa heads: they learn to look ahead, are saved whole, and are refused where they cannot be used."""
 
+import itertools
 import random
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adadecode.errors import ExitHeadsError
+from adadecode.errors import ExitHeadsError, UsageError
 from adadecode.model.head_files import HeadFacts, load_heads
 from adadecode.model.medusa_heads import FACTS, TENSORS, load_medusa_heads
 from adadecode.settings import TrainConfig
@@ -19,7 +22,9 @@ from adadecode.training.base_pass import run_base, shifted
 from adadecode.training.curves import CURVES, PICTURE
 from adadecode.training.distill import CHECKPOINT
 from adadecode.training.kinds import MedusaHead
+from adadecode.training.medusa import check_outputs_reach, gamma_table
 from adadecode.training.outputs import OUTPUTS_DIR, GreedyOutput
+from adadecode.training.stream import OutputStream
 from adadecode.training.train import train_heads
 from tests.models import tiny_model
 
@@ -97,6 +102,39 @@ def test_heads_learn_what_the_model_says_later(trained):
         assert any(line.startswith(f"{ahead} ahead: agrees with the final layer on {share:.1%}") for line in lines)
 
 
+def stored_outputs(out: Path) -> list[GreedyOutput]:
+    tables = [pq.read_table(path) for path in sorted((out / OUTPUTS_DIR).glob("part-*"))]
+    columns = [[table[name].to_pylist() for table in tables] for name in ("prompt_token_ids", "output_token_ids")]
+    return [GreedyOutput(*row) for row in zip(*map(itertools.chain.from_iterable, columns), strict=True)]
+
+
+def test_the_report_is_of_every_held_out_position_also_where_temperatures_are_fitted_on_few(tmp_path, monkeypatch):
+    monkeypatch.setattr("adadecode.training.medusa.MOST_LOGITS", 97)
+    facts, _ = train(tmp_path, CONFIG.model_copy(update={"epochs": 1, "held_out": 0.9}))
+    num_tokens = facts.training["num_held_out_tokens"] + facts.training["num_trained_tokens"]
+    assert num_tokens == sum(len(output.output_ids) for output in stored_outputs(tmp_path))
+
+
+def test_a_gamma_table_counts_what_the_heads_propose(trained):
+    out, _, _ = trained
+    model, outputs = tiny_model(), stored_outputs(out)
+    heads = load_medusa_heads(out, model)
+    heads = replace(heads, temperatures=heads.temperatures * 0.05)  # so sure that they draft, rightly or wrongly
+    rows = {(row["exit"], row["gamma"]): row for row in gamma_table(model, heads, [outputs[:20], outputs[20:]])}
+    seen: list[tuple[int, bool, bool]] = []  # how far ahead, whether drafted at a gamma of 0.5, whether right
+    for output in outputs:
+        (hidden,), first = run_base(model, [output], (model.num_layers,)).hidden, len(output.prompt_ids) - 1
+        for idx in range(len(output.output_ids)):
+            proposals = zip(heads.proposals(hidden[0, first + idx], 3), output.output_ids[idx + 1 :], strict=False)
+            seen += [(i + 1, confidence > 0.5, one == other) for i, ((one, confidence), other) in enumerate(proposals)]
+    for ahead in (1, 2, 3):
+        drafted = [is_right for place, is_drafted, is_right in seen if place == ahead and is_drafted]
+        assert len(drafted) > sum(drafted) > 0
+        num_told = sum(place == ahead for place, *_ in seen)
+        assert rows[ahead, 0.5]["draft_rate"] == len(drafted) / num_told
+        assert rows[ahead, 0.5]["precision"] == sum(drafted) / len(drafted)
+
+
 def test_the_files_are_those_of_the_facts_and_the_same_command_trains_nothing_again(trained):
     out, facts, _ = trained
     assert sorted(path.name for path in out.iterdir()) == sorted([FACTS, TENSORS, OUTPUTS_DIR, CURVES, PICTURE])
@@ -130,6 +168,32 @@ def test_a_killed_training_ends_in_the_same_bits(trained, tmp_path):
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
+def test_heads_that_would_look_past_every_output_are_refused_before_any_is_made(tmp_path):
+    with pytest.raises(UsageError, match="--ahead 3: outputs of --max-new-tokens 3 do not reach so far"):
+        train(tmp_path, CONFIG.model_copy(update={"max_new_tokens": 3}))
+    assert not list(tmp_path.iterdir())
+
+
+class ShortOutputs(OutputStream):
+    """One output of so many tokens to train on, one held out."""
+
+    def __init__(self, train_len: int, held_out_len: int) -> None:
+        self.train, self.held_out = (GreedyOutput([1], list(range(length))) for length in (train_len, held_out_len))
+
+    def train_outputs(self) -> Iterator[GreedyOutput]:
+        yield self.train
+
+    def held_out_batches(self) -> Iterator[list[GreedyOutput]]:
+        yield [self.held_out]
+
+
+@pytest.mark.parametrize(("lens", "purpose"), [((3, 4), "to train on"), ((4, 3), "held out")])
+def test_outputs_too_short_to_look_ahead_in_are_refused_in_one_line(lens, purpose):
+    check_outputs_reach(ShortOutputs(*lens), 2)
+    with pytest.raises(UsageError, match=f"--ahead 3: no output {purpose} is longer than that; give a lower --ahead"):
+        check_outputs_reach(ShortOutputs(*lens), 3)
+
+
 def altered(folder: Path, to: Path, **tensors) -> Path:
     """A copy of the heads in `folder` with other `tensors`."""
     to.mkdir()
@@ -142,10 +206,14 @@ def altered(folder: Path, to: Path, **tensors) -> Path:
     ("tensors", "why"),
     [
         ({"residuals": torch.zeros(3, 8, 8)}, "do not fit a model of width"),
-        ({"residuals": torch.zeros(0, 64, 64)}, "do not fit"),
+        ({"residuals": torch.zeros(0, 32, 32)}, "do not fit"),
         ({"token_ids": torch.tensor([5, 97], dtype=torch.int32)}, "do not fit .* 97 tokens"),
         ({"token_ids": torch.zeros(0, dtype=torch.int32)}, "do not fit"),
-        ({"temperatures": torch.tensor([1.0, 0.0, 1.0])}, "do not fit"),
+        ({"temperatures": torch.ones(2)}, "do not fit"),
+        ({"temperatures": torch.tensor([1.0, 0.0, 1.0])}, "a temperature is not above 0"),
+        ({"temperatures": torch.tensor([1.0, float("inf"), 1.0])}, "not all of their numbers are finite"),
+        ({"residuals": torch.full((3, 32, 32), float("nan"))}, "not all of their numbers are finite"),
+        ({"residuals": torch.zeros(3, 32, 32, dtype=torch.int32)}, "not all of their numbers are finite"),
         ({"unknown": torch.zeros(1)}, "damaged"),
     ],
 )
@@ -165,6 +233,10 @@ def test_heads_of_another_model_damaged_ones_and_none_are_refused(trained, tmp_p
         load_medusa_heads(tmp_path, tiny_model())
     with pytest.raises(ExitHeadsError, match=r"no exit_heads\.json"):
         load_heads(out, tiny_model())
+    newer = altered(out, tmp_path / "newer")
+    (newer / FACTS).write_text((out / FACTS).read_text().replace('"format_version": 1', '"format_version": 2'))
+    with pytest.raises(ExitHeadsError, match="their format_version is 2, this program knows 1: update it, or train"):
+        load_medusa_heads(newer, tiny_model())
     broken = altered(out, tmp_path / "broken")
     (broken / TENSORS).write_bytes((out / TENSORS).read_bytes()[:100])
     with pytest.raises(ExitHeadsError, match="the files are damaged"):
