@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -53,12 +54,14 @@ class Worker:
     width: int
     draft: DecoderModel | None = None
     checked: set[int] = field(default_factory=set[int])  # S of the steps in which rows were found to be independent
+    ready_at: datetime | None = None  # when it was warm; None before
 
     def facts(self) -> dict[str, Any]:
         """What only the worker knows of where and with what it ran; stored with every commit."""
         gpu = torch.cuda.get_device_name() if self.config.device == "cuda" else None
         return {
             "worker_id": self.worker_id,
+            "ready_at": None if self.ready_at is None else self.ready_at.isoformat(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "cpu": cpu_name(),
@@ -131,7 +134,7 @@ def load_worker(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, thre
     )
     for line in worker.notes():
         log.info(line)
-    return worker
+    return replace(worker, ready_at=datetime.now(UTC))
 
 
 def heads_for(config: DecodingSettings, domain: Domain | None, model: DecoderModel) -> ExitHeads:

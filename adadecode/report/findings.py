@@ -27,11 +27,11 @@ class Findings:
         if count:
             self._of_kind[kind] = (before + count, unit, earlier)
 
-    def add_rows(self, found: Iterable[Wrong], samples: pa.Table) -> None:
-        """Counts the rows of `samples` that the masks of `found` name."""
+    def add_rows(self, check: str, found: Iterable[Wrong], samples: pa.Table) -> None:
+        """Counts the rows of `samples` that the masks of `found` name, as what the `check` of that name found."""
         for kind, wrong in found:
             if wrong.any():
-                self.add(kind, int(wrong.sum()), row_name(samples, int(np.argmax(wrong))))
+                self.add(f"{check}: {kind}", int(wrong.sum()), row_name(samples, int(np.argmax(wrong))))
 
     def lines(self) -> list[str]:
         """One line for each kind."""

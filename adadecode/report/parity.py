@@ -179,6 +179,12 @@ def _id_arrays(samples: pa.Table) -> Iterator[NDArray | None]:
             yield ids[start:stop] if valid else None
 
 
+def once_each(rows: pa.Table) -> pa.Table:
+    """`rows`, which have the columns of KEY, without those whose key was there before."""
+    first = np.unique(_combined_codes(rows, KEY), return_index=True)[1]
+    return rows if len(first) == rows.num_rows else rows.take(pa.array(np.sort(first)))
+
+
 def reject_duplicates(samples: pa.Table) -> None:
     """Raises RunFolderError when two rows have one key."""
     codes, counts = np.unique(_combined_codes(samples, KEY), return_counts=True)

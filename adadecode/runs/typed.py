@@ -14,12 +14,21 @@ def typed_table(content: bytes, schema: pa.Schema) -> pa.Table:
     one line, when the bytes are no such table.
     """
     try:
-        table = pq.read_table(pa.BufferReader(content)).replace_schema_metadata(None)
+        table = pq.read_table(pa.BufferReader(content))
         columns = [_column(table, field) for field in schema]
     except (pa.ArrowException, OSError) as error:
         raise ValueError(on_one_line(error)) from error
     others = [field for field in table.schema if field.name not in schema.names]
-    return pa.table(columns + [table[field.name] for field in others], pa.schema([*schema, *others]))
+    of_now = pa.schema([*schema, *others], table.schema.metadata)
+    return pa.table(columns + [table[field.name] for field in others], of_now)
+
+
+def metadata_of(content: bytes) -> dict[bytes, bytes]:
+    """The key-value metadata of the Parquet file `content`; raises ValueError where it is none."""
+    try:
+        return dict(pq.read_schema(pa.BufferReader(content)).metadata or {})
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(on_one_line(error)) from error
 
 
 def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:

@@ -101,6 +101,13 @@ def settings_of(kind: type[SettingsT], *layers: Mapping[str, Any]) -> SettingsT:
         raise UsageError(bad_values_line(kind, error, places)) from None
 
 
+def settings_of_run(kind: type[SettingsT], config: Mapping[str, Any]) -> SettingsT:
+    """`kind` from the `config` in a run.json of any version; a bad value becomes one line."""
+    decode = config.get("decode")
+    inner = {"decode": FileSettings(decode, {})} if isinstance(decode, dict) else {}
+    return settings_of(kind, FileSettings({**config, **inner}, {}, of_run=True))
+
+
 def _flat(layer: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings of `layer`, those in `decode` beside the others; raises UsageError where that is no mapping."""
     if isinstance(layer, FileSettings):
