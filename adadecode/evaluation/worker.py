@@ -77,6 +77,9 @@ class Worker:
             "torch": torch.__version__,
             "width": self.width,
             "model_hash": self.model.model_hash,
+            "num_layers": self.model.num_layers,
+            "context_len": self.model.context_len,
+            "eos_token_ids": sorted(self.model.eos_token_ids),
             **({} if self.draft is None else {"draft_model_hash": self.draft.model_hash}),
             "model_notes": list(self.model.notes),  # what was odd about its files
             "model_commit": getattr(self.model.config, "_commit_hash", None),  # of a hub model

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from adadecode.methods import METHODS, REFERENCE
 from adadecode.report.checks import Rules
-from adadecode.report.findings import RTOL, Columns, Mask, Wrong, any_value, differs
+from adadecode.report.findings import RTOL, Columns, Mask, Wrong, any_value, differs, spread
 
 DRAFTING = ("num_drafted", "num_accepted", "exits", "drafted_per_exit", "accepted_per_exit", "draft_depths")
 
@@ -77,18 +77,18 @@ def _per_exit(columns: Columns, counted: Mask) -> Iterator[Wrong]:
     drafted, accepted = some.values("drafted_per_exit")[0], some.values("accepted_per_exit")[0]
     yield (
         "accepted_per_exit has more than drafted_per_exit, or less than none",
-        _spread(any_value(~((accepted <= drafted) & (accepted >= 0)), of_row, some), counted),
+        spread(any_value(~((accepted <= drafted) & (accepted >= 0)), of_row, some), counted),
     )
     depths, of_token = some.values("draft_depths")
     found = _counts_beside(of_token, depths, of_row, exits)
     yield (
         "accepted_per_exit is not how often draft_depths has each exit",
-        _spread(any_value(found != accepted, of_row, some), counted),
+        spread(any_value(found != accepted, of_row, some), counted),
     )
     by_the_model = np.bincount(of_token[depths == model_layers(some)[of_token]], minlength=some.table.num_rows)
     yield (
         "draft_depths has other depths than exits and the model's last layer",
-        _spread(by_the_model != some.numbers("num_rounds") + 1, counted),
+        spread(by_the_model != some.numbers("num_rounds") + 1, counted),
     )
 
 
@@ -127,13 +127,6 @@ def model_layers(columns: Columns) -> NDArray[np.float64]:
     per_token = columns.numbers("layers_per_token")[columns.is_ok & columns.equal("method", REFERENCE)]
     usual = _commonest(per_token[~np.isnan(per_token)])
     return np.where(np.isnan(own), np.nan if usual is None else usual, own)
-
-
-def _spread(of_some: Mask, some: Mask) -> Mask:
-    """A mask over all rows from one over those in `some`."""
-    spread = np.zeros(len(some), bool)
-    spread[np.flatnonzero(some)] = of_some
-    return spread
 
 
 def _counts_beside(rows: NDArray, values: NDArray, of_rows: NDArray, of_values: NDArray) -> NDArray[np.int64]:

@@ -129,3 +129,10 @@ def first_of_group(groups: NDArray[np.int64], is_there: Mask) -> NDArray[np.int6
     candidates = np.flatnonzero(is_there)[::-1]
     first[groups[candidates]] = candidates
     return first[groups]
+
+
+def spread(of_some: Mask, some: Mask) -> Mask:
+    """A mask over all rows from one over those in `some`."""
+    found = np.zeros(len(some), bool)
+    found[np.flatnonzero(some)] = of_some
+    return found

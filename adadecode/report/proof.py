@@ -39,8 +39,8 @@ def proof_sentence(num_rows: int, num_drawn: int, num_found: int, confidence: fl
     most, share = most_false(num_rows, num_drawn, num_found, confidence), largest_false_share(num_drawn, num_found)
     equal = "all are equal" if not num_found else f"{num_found} differ"
     return (
-        f"{of_rows} were decoded again and {equal}: with {100 * confidence:g} % confidence at most {most} rows of this run are "
-        f"false ({_percent(most / num_rows)}), and of a run of any length fewer than {_percent(share)}"
+        f"{of_rows} were decoded again and {equal}: with {100 * confidence:g} % confidence at most {most} rows of this "
+        f"run are false ({_percent(most / num_rows)}), and of a run of any length fewer than {_percent(share)}"
     )
 
 

@@ -12,7 +12,7 @@ from adadecode.report.scores import score_findings
 from adadecode.runs.engines import mixed_experiments, worker_facts
 from adadecode.runs.fingerprint import recomputed_fingerprint, stored_hashes
 from adadecode.runs.plan import num_unplanned, plan_hash
-from adadecode.runs.shard_checks import other_facts
+from adadecode.runs.shard_checks import expected_facts, other_facts
 from adadecode.runs.storage import Storage
 from adadecode.runs.table_checks import closed_lines, stray_lines, worker_lines
 from adadecode.runs.typed import metadata_of
@@ -85,7 +85,7 @@ def table_facts(storage: Storage, run: Mapping[str, Any]) -> Iterator[str]:
             found = metadata_of(storage.read(file))
         except (FileNotFoundError, ValueError):
             continue  # who reads the table is told
-        if wrong := other_facts(run, found):
+        if wrong := other_facts(expected_facts(run), found):
             yield f"{file}: its metadata lack or contradict run.json in {', '.join(wrong)}"
 
 

@@ -1,7 +1,6 @@
 """What a run comes to, judged from its committed rows alone: tables, lines for a person, an exit code."""
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from adadecode.runs.storage import Storage, open_storage
 from adadecode.runs.table_checks import are_of_before
 from adadecode.runs.typed import typed_table
 
-SHARDS_AT_A_TIME = 64  # whose token ids are in memory together
+BATCH_BYTES = 2**23  # of rows whose token ids are in memory together
 
 
 @dataclass(frozen=True)
@@ -228,12 +227,11 @@ def read_committed(location: str | Path, commits: Mapping[int, dict[str, Any]], 
     verify, wrong_claims = [VERIFY.empty_table()], []
     tables = zip(commits.values(), committed_tables(location, commits), strict=True)
     num_read = 0
-    while some := list(itertools.islice(tables, SHARDS_AT_A_TIME)):
-        for commit, shard_rows in some:
-            checks.see_shard(commit, shard_rows)
-        samples = pa.concat_tables([rows for _, rows in some], promote_options="default")
+    for some in _batches(tables):
+        samples = pa.concat_tables([rows for _, rows in some], promote_options="default").combine_chunks()
+        checks.see_shards(some, samples)
         num_read += samples.num_rows
-        samples = once_each(samples).combine_chunks()
+        samples = once_each(samples)
         checks.see_samples(samples)
         parity = recompute_parity(samples)
         wrong_claims += stored_disagreements(samples, parity)
@@ -241,3 +239,17 @@ def read_committed(location: str | Path, commits: Mapping[int, dict[str, Any]], 
         verify.append(parity)
     rows, verified = (once_each(pa.concat_tables(parts)).combine_chunks() for parts in (narrow, verify))
     return Committed(rows, verified, wrong_claims, num_read - rows.num_rows)
+
+
+def _batches(shards: Iterable[tuple[dict[str, Any], pa.Table]]) -> Iterator[list[tuple[dict[str, Any], pa.Table]]]:
+    """`shards` some at a time: as many as are together some BATCH_BYTES in memory."""
+    some: list[tuple[dict[str, Any], pa.Table]] = []
+    num_bytes = 0
+    for shard in shards:
+        some.append(shard)
+        num_bytes += shard[1].nbytes
+        if num_bytes >= BATCH_BYTES:
+            yield some
+            some, num_bytes = [], 0
+    if some:
+        yield some

@@ -4,7 +4,7 @@ Everything here needs the folder alone. What it finds are lines; what cannot be 
 version, has none.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from adadecode.methods import in_turn
 from adadecode.report.audit import ROW_CHECKS, RULED_CHECKS
 from adadecode.report.checks import Check, Rules
 from adadecode.report.findings import Columns, Findings, Mask, Wrong
-from adadecode.runs.shard_checks import COMMIT_CHECKS, SHARD_CHECKS, CommittedShard
+from adadecode.runs.shard_checks import COMMIT_CHECKS, SHARD_CHECKS, CommittedRows
 from adadecode.tasks import TASKS
 
 
@@ -57,14 +57,14 @@ class RunChecks:
         self._context = context
         self._findings = Findings()
 
-    def see_shard(self, commit: Mapping[str, Any], rows: pa.Table) -> None:
-        """Holds the rows of one shard, whose schema has the metadata of their file, against their commit."""
-        shard = CommittedShard(self._context.run, commit, rows)
+    def see_shards(self, shards: Sequence[tuple[Mapping[str, Any], pa.Table]], rows: pa.Table) -> None:
+        """Holds the `rows` of `shards` against their commits; their tables' schemas have the metadata of their files."""
+        found = CommittedRows.of(self._context.run, shards, rows)
         for check in SHARD_CHECKS:
-            self._findings.add_rows(check.name, check.find(shard), rows)
+            self._findings.add_rows(check.name, check.find(found), rows)
         for check in COMMIT_CHECKS:
-            for kind in check.find(shard):
-                self._findings.add(f"{check.name}: {kind}", 1, str(commit["shard"]), "shards")
+            for kind, shard_idx in check.find(found):
+                self._findings.add(f"{check.name}: {kind}", 1, str(shard_idx), "shards")
 
     def see_samples(self, samples: pa.Table) -> None:
         """Holds rows against themselves, those of one sample against each other, and scores against texts."""

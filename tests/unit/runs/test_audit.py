@@ -21,6 +21,8 @@ PUBLISHED = sorted(file.parent for file in (ROOT / "results" / "reference").rglo
 COMMAND = ("--task", "demo-math", "--limit", 3, "--repeats", 2, "--max-new-tokens", 24, "--shard-size", 1)
 METHODS = ("--methods", "vanilla,vanilla-w1,adadecode,ngram")
 
+EOS = 1  # of the embedded model
+
 Fault = Callable[[Path], object]
 
 
@@ -141,6 +143,11 @@ PLANTED: dict[str, tuple[Fault, str]] = {
     "end-to-end times divided": (rows(each(OURS, e2e_s=lambda r: r["e2e_s"] / 3)), "times"),
     "more rounds than tokens": (rows(each(OURS, num_rounds=lambda r: r["output_len"])), "rounds"),
     "tokens after EOS": (rows(each(finish_reason=lambda r: "eos" if r["repeat"] else "length")), "endings"),
+    "tokens after the model's EOS in all rows alike": (
+        rows(each(output_token_ids=lambda r: [EOS, *r["output_token_ids"][1:]])),
+        "model",
+    ),
+    "an end that is none of the model's": (rows(each(finish_reason=lambda r: "eos")), "model"),
     "a length past the limit": (
         rows(each(output_token_ids=longer, output_len=lambda r: r["output_len"] + 1)),
         "limits",
