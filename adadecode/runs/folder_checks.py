@@ -11,11 +11,11 @@ from adadecode.report.checks import Check
 from adadecode.report.scores import score_findings
 from adadecode.runs.engines import mixed_experiments, worker_facts
 from adadecode.runs.fingerprint import recomputed_fingerprint, stored_hashes
+from adadecode.runs.parquet import metadata_of
 from adadecode.runs.plan import num_unplanned, plan_hash
 from adadecode.runs.shard_checks import expected_facts, other_facts
 from adadecode.runs.storage import Storage
 from adadecode.runs.table_checks import closed_lines, stray_lines, worker_lines
-from adadecode.runs.typed import metadata_of
 
 STATUSES = ("running", "incomplete", "complete")  # of a run.json
 TABLES = ("plan.parquet", "verify.parquet", "summary.parquet", "scores.parquet")

@@ -146,7 +146,8 @@ def read_result(location: str | Path) -> RunResult:
             if commit_names(storage)
             else "its rows are not here; run its command to have them"
         )
-        raise RunFolderError(f"{str(location)!r}: plan.parquet cannot be read; {how}") from error
+        why = "" if isinstance(error, FileNotFoundError) else f" ({error})"
+        raise RunFolderError(f"{str(location)!r}: plan.parquet cannot be read{why}; {how}") from error
     return judge_run(location, read_commits(location), plan)
 
 

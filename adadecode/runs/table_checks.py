@@ -10,8 +10,9 @@ from adadecode.methods import baselines
 from adadecode.report.findings import RTOL
 from adadecode.report.parity import KEY
 from adadecode.report.schema import SCHEMA_VERSION, SUMMARY, VERIFY, filled
+from adadecode.runs.parquet import metadata_of
 from adadecode.runs.storage import Storage
-from adadecode.runs.typed import metadata_of, typed_table
+from adadecode.runs.typed import typed_table
 
 # What the rows alone determine, whatever the version.
 OF_ROWS = (

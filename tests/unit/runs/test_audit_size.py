@@ -24,7 +24,8 @@ def test_a_run_of_100_000_rows_is_audited_in_10_seconds_and_1_gib(cli, tmp_path)
             [sys.executable, "-m", "adadecode", command, str(large)], stdout=subprocess.PIPE, text=True
         )
         assert process.stdout is not None
-        told = process.stdout.read()
+        with process.stdout:
+            told = process.stdout.read()
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         assert process.returncode == 0, told
