@@ -7,11 +7,23 @@ from typing import TYPE_CHECKING, Any
 from adadecode.version import __version__
 
 if TYPE_CHECKING:
-    from adadecode.api import LanguageModel, Output, certify, evaluate, load, run_bench, score, train_heads, tune
+    from adadecode.api import (
+        LanguageModel,
+        Output,
+        certify,
+        evaluate,
+        load,
+        recompute,
+        run_bench,
+        score,
+        train_heads,
+        tune,
+    )
     from adadecode.bench.result import BenchResult
     from adadecode.certify.result import CertifyResult
     from adadecode.errors import AdaDecodeError, UsageError
     from adadecode.evaluation.observer import Observer, Quiet
+    from adadecode.evaluation.recompute import Recomputed
     from adadecode.evaluation.stop import StopRequest
     from adadecode.methods import METHODS, Method
     from adadecode.records import Generation
@@ -32,12 +44,24 @@ if TYPE_CHECKING:
 # Where each public name is; its module is imported when the name is first used.
 _HOMES = {
     "adadecode.api": (
-        *("LanguageModel", "Output", "certify", "evaluate", "load", "run_bench", "score", "train_heads", "tune"),
+        *(
+            "LanguageModel",
+            "Output",
+            "certify",
+            "evaluate",
+            "load",
+            "recompute",
+            "run_bench",
+            "score",
+            "train_heads",
+            "tune",
+        ),
     ),
     "adadecode.errors": ("AdaDecodeError", "UsageError"),
     "adadecode.bench.result": ("BenchResult",),
     "adadecode.certify.result": ("CertifyResult",),
     "adadecode.evaluation.observer": ("Observer", "Quiet"),
+    "adadecode.evaluation.recompute": ("Recomputed",),
     "adadecode.evaluation.stop": ("StopRequest",),
     "adadecode.runs.result": ("RunResult",),
     "adadecode.runs.scores": ("RunScores",),
@@ -73,6 +97,7 @@ __all__ = [
     "Observer",
     "Output",
     "Quiet",
+    "Recomputed",
     "RunResult",
     "RunScores",
     "Sandbox",
@@ -85,6 +110,7 @@ __all__ = [
     "certify",
     "evaluate",
     "load",
+    "recompute",
     "run_bench",
     "score",
     "train_heads",

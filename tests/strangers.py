@@ -1,7 +1,6 @@
 """Parquet files that no run has written: foreign, cut, encrypted, hostile, or far larger than they look."""
 
 import base64
-import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +12,13 @@ import pyarrow.parquet.encryption as pe
 
 
 class _Payload:
-    """What runs a command in who unpickles it."""
+    """What makes a file in who unpickles it."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
 
-    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
-        return os.system, (f"touch {self.mark}",)
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[Path]]:
+        return Path.touch, (self.mark,)
 
 
 def foreign(file: Path) -> None:
@@ -49,7 +48,7 @@ def cut_inside(file: Path) -> None:
 def encrypted(file: Path) -> None:
     """A file whose footer and columns are encrypted."""
 
-    class Keys(pe.KmsClient):
+    class Keys(pe.KmsClient):  # pyright: ignore[reportUntypedBaseClass]
         def wrap_key(self, key_bytes: bytes, master_key_identifier: str) -> str:
             return base64.b64encode(key_bytes).decode()
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from adadecode.errors import UsageError
-from adadecode.settings.fields import Settings
+from adadecode.settings.fields import Settings, is_mapping
 from adadecode.settings.files import FileSettings, read_mapping
 from adadecode.settings.groups import DecodeSettings, PlacementSettings, ThreadSettings
 from adadecode.settings.policy import PolicyError, with_policy
@@ -104,7 +104,7 @@ def settings_of(kind: type[SettingsT], *layers: Mapping[str, Any]) -> SettingsT:
 def settings_of_run(kind: type[SettingsT], config: Mapping[str, Any]) -> SettingsT:
     """`kind` from the `config` in a run.json of any version; a bad value becomes one line."""
     decode = config.get("decode")
-    inner = {"decode": FileSettings(decode, {})} if isinstance(decode, dict) else {}
+    inner = {"decode": FileSettings(decode, {})} if is_mapping(decode) else {}
     return settings_of(kind, FileSettings({**config, **inner}, {}, of_run=True))
 
 

@@ -47,7 +47,7 @@ def compare(rows: list[dict], names: tuple[str, ...] = COMPARED) -> None:
             assert is_null if expected is None else found == pytest.approx(expected), (row["method"], name)
 
 
-@pytest.mark.parametrize(("idx", "library"), enumerate(["pandas", "polars"]))
+@pytest.mark.parametrize(("idx", "library"), [(0, "pandas"), (1, "polars")])
 def test_the_queries_of_data_frames_give_the_summarys_numbers(idx, library):
     found: dict = {}
     code = blocks("python")[idx]
@@ -62,7 +62,7 @@ def test_the_queries_of_duckdb_give_the_summarys_numbers_and_parity():
     with duckdb.connect() as connection:
         for statement in first.split(";")[:-2]:
             connection.execute(statement)
-        rows = connection.execute(first.split(";")[-2]).to_arrow_table().to_pylist()
+        rows = connection.sql(first.split(";")[-2]).to_arrow_table().to_pylist()
         compare(rows, (*COMPARED, "num_parity_exact", "num_parity_checked", "num_logits_equal"))
         of_exits, least = (connection.execute(query).fetchall() for query in more.split(";") if query.strip())
     of_adadecode = next(row for (_, method), row in summary().items() if method == "adadecode")

@@ -215,6 +215,13 @@ def test_a_run_that_nobody_altered_holds_in_all_checks(good, cli):
     assert f"audit: {len(CHECKS)} checks, all hold" in result.stdout.splitlines()
 
 
+@pytest.mark.parametrize("name", ["run-0.1.0/complete", "run-schema-4"])
+def test_a_run_of_any_schema_version_holds_in_all_checks(name, cli):
+    result = cli("verify", ROOT / "tests" / "golden" / name)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert f"audit: {len(CHECKS)} checks, all hold" in result.stdout.splitlines()
+
+
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
 def test_a_published_run_is_audited_as_far_as_its_tables_go_and_contradicts_nothing(folder, cli):
     result = cli("verify", folder)
