@@ -41,6 +41,17 @@ def plant_in_first(run: Path, change: Callable[[list[Row]], object]) -> None:
     forge(run, file, rows, table.schema)
 
 
+def plant_worker(run: Path, shard_idx: int, **facts: Any) -> dict[str, Any]:
+    """Has the commit of one shard, and its data file, say that their worker was another; returns its facts."""
+    file = run / "commits" / f"{shard_idx:05d}.json"
+    edit_json(file, lambda commit: commit["worker"].update(facts))
+    commit = json.loads(file.read_text())
+    table = pq.ParquetFile(run / commit["file"]).read()
+    worker = {b"worker": json.dumps(commit["worker"], sort_keys=True).encode()}
+    forge(run, file, table.to_pylist(), table.schema.with_metadata((table.schema.metadata or {}) | worker))
+    return commit["worker"]
+
+
 def forge(run: Path, commit_file: Path, rows: list[Row], schema: pa.Schema, *, fits: bool = True) -> None:
     """Replaces the rows of a shard, and makes its commit fit."""
     commit = json.loads(commit_file.read_text())

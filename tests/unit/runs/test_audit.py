@@ -14,7 +14,7 @@ import pytest
 from adadecode.report.proof import largest_false_share, most_false, proof_sentence
 from adadecode.runs.audit import CHECKS
 from adadecode.runs.result import read_result
-from tests.planting import OURS, each, edit_json, edit_table, forge, once, plant, plant_in_first
+from tests.planting import OURS, each, edit_json, edit_table, forge, once, plant, plant_in_first, plant_worker
 
 ROOT = Path(__file__).parents[3]
 PUBLISHED = sorted(file.parent for file in (ROOT / "results" / "reference").rglob("run.json"))
@@ -89,10 +89,7 @@ def of_first_file(**changed: str) -> Fault:
 
 def another_experiment(run: Path) -> None:
     """One shard of other weights, as its commit, its file and run.json say."""
-    file = run / "commits" / "00000.json"
-    facts = json.loads(file.read_text())["worker"] | {"model_hash": "f" * 16}
-    edit_json(file, lambda commit: commit.update(worker=facts))
-    of_first_file(worker=json.dumps(facts, sort_keys=True))(run)
+    facts = plant_worker(run, 0, model_hash="f" * 16)
     edit_json(run / "run.json", lambda content: content["workers"].append(facts))
 
 
