@@ -12,7 +12,7 @@ import pytest
 
 from adadecode.runs.parquet import MAX_UNPACKED
 from tests.planting import edit_json
-from tests.strangers import BOMBS, SMALL
+from tests.strangers import BOMBS, SLOW_BOMBS, SMALL
 
 MAX_ADDRESS_SPACE = 8 * 2**30  # bytes, most of which are never touched
 MAX_KIB = (MAX_UNPACKED + 2**29) // 2**10  # of memory that was: a table, and the program
@@ -63,9 +63,10 @@ def test_a_strangers_file_is_one_line_wherever_it_stands(run, cli, stranger):
     assert not list(run.rglob("executed"))
 
 
-def test_bombs_take_bounded_memory_and_are_one_line(run, tmp_path):
+@pytest.mark.parametrize("bombs", [BOMBS, pytest.param(SLOW_BOMBS, marks=pytest.mark.slow)], ids=["few", "more"])
+def test_bombs_take_bounded_memory_and_are_one_line(run, tmp_path, bombs):
     runs = []
-    for bomb in BOMBS:
+    for bomb in bombs:
         bomb(tmp_path / f"{bomb.__name__}.parquet")
         content = (tmp_path / f"{bomb.__name__}.parquet").read_bytes()
         for place in ("plan", "shard"):
