@@ -43,15 +43,17 @@ def drafts(columns: Columns) -> Iterator[Wrong]:
 
 
 def exit_layers(columns: Columns) -> Iterator[Wrong]:
-    """Exits are layers from 1 to L - 1 of a model of L; before the first, at 0, only n-grams and draft models draft."""
+    """Exits are layers from 1 to L - 1 of a model of L; none that drafts at layers alone has exit 0."""
     exits, of_row = columns.values("exits")
     disorder = (np.diff(exits) <= 0) & (np.diff(of_row) == 0)
     yield (
         "exits do not increase from 0 on",
         any_value(np.append(disorder, False)[: len(exits)] | (exits < 0), of_row, columns),
     )
-    early = columns.among("method", [name for name, of in METHODS.items() if of.ngrams or of.draft_model])
-    yield "exit 0 is of a method that drafts at layers", any_value((exits == 0) & ~early[of_row], of_row, columns)
+    late = columns.among(
+        "method", [name for name, of in METHODS.items() if (of.exits or of.one_exit) and not of.ngrams]
+    )
+    yield "exit 0 is of a method that drafts at layers", any_value((exits == 0) & late[of_row], of_row, columns)
     last = model_layers(columns)[of_row]
     yield "exits are not below the model's last layer", any_value(exits >= last, of_row, columns)
 
