@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 from adadecode.version import __version__
 
 if TYPE_CHECKING:
-    from adadecode.api import certify, evaluate, run_bench, score, train_heads, tune
+    from adadecode.api import certify, evaluate, recompute, run_bench, score, train_heads, tune
     from adadecode.bench.result import BenchResult
     from adadecode.certify.result import CertifyResult
     from adadecode.errors import AdaDecodeError, UsageError
     from adadecode.evaluation.observer import Observer, Quiet
+    from adadecode.evaluation.recompute import Recomputed
     from adadecode.evaluation.stop import StopRequest
     from adadecode.language_model import LanguageModel, Output, load
     from adadecode.methods import METHODS, Method
@@ -32,12 +33,13 @@ if TYPE_CHECKING:
 
 # Where each public name is; its module is imported when the name is first used.
 _HOMES = {
-    "adadecode.api": ("certify", "evaluate", "run_bench", "score", "train_heads", "tune"),
+    "adadecode.api": ("certify", "evaluate", "recompute", "run_bench", "score", "train_heads", "tune"),
     "adadecode.language_model": ("LanguageModel", "Output", "load"),
     "adadecode.errors": ("AdaDecodeError", "UsageError"),
     "adadecode.bench.result": ("BenchResult",),
     "adadecode.certify.result": ("CertifyResult",),
     "adadecode.evaluation.observer": ("Observer", "Quiet"),
+    "adadecode.evaluation.recompute": ("Recomputed",),
     "adadecode.evaluation.stop": ("StopRequest",),
     "adadecode.runs.result": ("RunResult",),
     "adadecode.runs.scores": ("RunScores",),
@@ -73,6 +75,7 @@ __all__ = [
     "Observer",
     "Output",
     "Quiet",
+    "Recomputed",
     "RunResult",
     "RunScores",
     "Sandbox",
@@ -85,6 +88,7 @@ __all__ = [
     "certify",
     "evaluate",
     "load",
+    "recompute",
     "run_bench",
     "score",
     "train_heads",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from adadecode.bench.result import BenchResult, BenchRow
     from adadecode.certify.result import CertifyResult
     from adadecode.evaluation.progress import RunProgress
+    from adadecode.evaluation.recompute import Recomputed
     from adadecode.evaluation.shelf import ModelShelf
     from adadecode.model.head_files import HeadFacts
     from adadecode.records import Say
@@ -161,6 +162,17 @@ def score(run: str | Path, sandbox: Sandbox | None = None) -> RunScores:
     if sandbox is not None:
         sandbox.check()
     return score_run(run, None if sandbox is None else sandbox.run)
+
+
+def recompute(run: str | Path, num_rows: int, seed: int = 0, *, say: Say = silent) -> Recomputed:
+    """Decodes `num_rows` rows of the run at the folder or URL `run` again, drawn by `seed`, and compares ids and digests.
+
+    Its model is loaded and writes nothing. `say` gets lines of progress. Raises UsageError where the model or the heads
+    are others than those of the run, and RunFolderError where there is no run with rows.
+    """
+    from adadecode.evaluation.recompute import recompute
+
+    return recompute(run, num_rows, seed, say)
 
 
 def train_heads(settings: TrainConfig, out: str | Path, *, say: Say = silent) -> HeadFacts:

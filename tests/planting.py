@@ -30,14 +30,40 @@ def plant(run: Path, change: Callable[[list[Row]], object], *, fits: bool = True
     tables = {file: pq.ParquetFile(run / commit["file"]).read() for file, commit in commits.items()}
     rows = {file: table.to_pylist() for file, table in tables.items()}
     change([row for of_shard in rows.values() for row in of_shard])
-    for file, commit in commits.items():
-        optional = pa.schema([field.with_nullable(True) for field in tables[file].schema])
-        table = pa.Table.from_pylist(rows[file], schema=optional)
-        pq.write_table(table, run / commit["file"])
-        commit["sha256"] = hashlib.sha256((run / commit["file"]).read_bytes()).hexdigest()
-        if fits:
-            commit |= {"num_rows": table.num_rows, "outcome": dataclasses.asdict(outcome_of(table))}
-        file.write_text(json.dumps(commit))
+    for file in commits:
+        forge(run, file, rows[file], tables[file].schema, fits=fits)
+
+
+def plant_in_first(run: Path, change: Callable[[list[Row]], object]) -> None:
+    """Lets `change` edit the list of the rows of the first shard, so that it may add some and take some out."""
+    file = min((run / "commits").iterdir())
+    table = pq.ParquetFile(run / json.loads(file.read_text())["file"]).read()
+    rows = table.to_pylist()
+    change(rows)
+    forge(run, file, rows, table.schema)
+
+
+def plant_worker(run: Path, shard_idx: int, **facts: Any) -> dict[str, Any]:
+    """Has the commit of one shard, and its data file, say that their worker was another; returns its facts."""
+    file = run / "commits" / f"{shard_idx:05d}.json"
+    edit_json(file, lambda commit: commit["worker"].update(facts))
+    commit = json.loads(file.read_text())
+    table = pq.ParquetFile(run / commit["file"]).read()
+    worker = {b"worker": json.dumps(commit["worker"], sort_keys=True).encode()}
+    forge(run, file, table.to_pylist(), table.schema.with_metadata((table.schema.metadata or {}) | worker))
+    return commit["worker"]
+
+
+def forge(run: Path, commit_file: Path, rows: list[Row], schema: pa.Schema, *, fits: bool = True) -> None:
+    """Replaces the rows of a shard, and makes its commit fit."""
+    commit = json.loads(commit_file.read_text())
+    optional = pa.schema([field.with_nullable(True) for field in schema], schema.metadata)
+    table = pa.Table.from_pylist(rows, schema=optional)
+    pq.write_table(table, run / commit["file"])
+    commit["sha256"] = hashlib.sha256((run / commit["file"]).read_bytes()).hexdigest()
+    if fits:
+        commit |= {"num_rows": table.num_rows, "outcome": dataclasses.asdict(outcome_of(table))}
+    commit_file.write_text(json.dumps(commit))
 
 
 def close_again(run: Path) -> None:

@@ -1,4 +1,4 @@
-"""`eval`, `plan`, `report` and `verify`: runs, what they would take, what they came to."""
+"""`eval`, `plan` and `report`: runs, what they would take, what they came to."""
 
 import sys
 from pathlib import Path
@@ -14,6 +14,8 @@ from adadecode.evaluation.stop import StopRequest
 from adadecode.settings import MAX_WORKERS, EvalConfig, build_settings
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from adadecode.evaluation.shelf import ModelShelf
     from adadecode.runs.result import RunResult
 
@@ -122,8 +124,7 @@ def report_command(run: str) -> None:
     """Print a run's settings and its tables, recomputed and judged as `verify` does; or list the runs in a folder."""
     from adadecode.certify.result import is_certification, read_certification
     from adadecode.cli.certify import print_certification
-    from adadecode.report.tables import provenance_lines, summary_table
-    from adadecode.runs.engines import published_engine_lines
+    from adadecode.report.tables import provenance_lines
     from adadecode.runs.folder import read_run
     from adadecode.runs.lease import driver_status
     from adadecode.runs.listing import listing_table, read_published, runs_below
@@ -142,17 +143,9 @@ def report_command(run: str) -> None:
             say(line)
         sys.exit(print_certification(read_certification(run)))
     if (published := read_published(run)) is not None:
-        summary, lines = published
         for line in (*provenance_lines(facts), *start_lines(facts)):
             say(line)
-        console().print(summary_table(summary))
-        for line in (
-            *lines,
-            *published_engine_lines(facts),
-            "its rows are not here: the table is as it was published, nothing was recomputed",
-        ):
-            say(line)
-        sys.exit(EXIT_MISMATCH if lines else EXIT_OK)
+        sys.exit(print_published(facts, *published))
     result = read_result(run)
     status = facts["status"] if result.status == "running" else result.status
     for line in (*provenance_lines(facts | {"status": status}), *start_lines(facts)):
@@ -161,15 +154,16 @@ def report_command(run: str) -> None:
     sys.exit(result.exit_code)
 
 
-@click.command("verify")
-@click.argument("run", callback=some_text)
-def verify_command(run: str) -> None:
-    """Recompute a run from its tables alone: parity, and whether rows, plan, settings and tables contradict each other."""
-    from adadecode.certify.result import is_certification, read_certification
-    from adadecode.cli.certify import print_certification
-    from adadecode.runs.folder import read_run
-    from adadecode.runs.result import read_result
+def print_published(run: dict[str, Any], summary: "pa.Table", lines: list[str]) -> int:
+    """Prints a run that was published without its rows, and what contradicts it; returns the exit code."""
+    from adadecode.report.tables import summary_table
+    from adadecode.runs.engines import published_engine_lines
 
-    if is_certification(read_run(run)):
-        sys.exit(print_certification(read_certification(run)))
-    sys.exit(report_result(read_result(run)))
+    console().print(summary_table(summary))
+    for line in (
+        *lines,
+        *published_engine_lines(run),
+        "its rows are not here: the table is as it was published, nothing was recomputed",
+    ):
+        say(line)
+    return EXIT_MISMATCH if lines else EXIT_OK

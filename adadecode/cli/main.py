@@ -11,7 +11,7 @@ import click
 from adadecode.cli.certify import certify_command
 from adadecode.cli.compare import compare_command
 from adadecode.cli.console import escape_what_cannot_be_shown, model_notes_on_stderr, say_on_stderr
-from adadecode.cli.evaluate import eval_command, plan_command, report_command, verify_command
+from adadecode.cli.evaluate import eval_command, plan_command, report_command
 from adadecode.cli.export import export_command
 from adadecode.cli.generate import bench_command, generate_command
 from adadecode.cli.heads import train_heads_command, tune_command
@@ -19,6 +19,7 @@ from adadecode.cli.score import score_command
 from adadecode.cli.submit import submit_command
 from adadecode.cli.sweep import sweep_command
 from adadecode.cli.tasks import tasks_command
+from adadecode.cli.verify import verify_command
 from adadecode.errors import AdaDecodeError, UsageError
 from adadecode.printable import is_unicode, printable
 from adadecode.version import __version__

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from adadecode.errors import RunFolderError, UsageError
 from adadecode.records import Shard
 from adadecode.report.row_checks import impossible_times
 from adadecode.runs.engines import num_engines
 from adadecode.runs.folder import read_commits, read_run, read_samples
+from adadecode.runs.parquet import read_parquet
 from adadecode.runs.plan import longest_first
 from adadecode.runs.storage import open_storage
 from adadecode.settings import EvalConfig, in_full
@@ -100,8 +100,8 @@ def read_rates(location: str | Path) -> Rates:
     """
     run = read_run(location)
     try:
-        prompt_hash = prompt_hashes(pq.read_table(pa.BufferReader(open_storage(location).read("plan.parquet"))))
-    except (OSError, pa.ArrowException, KeyError) as error:  # KeyError: it lacks a column
+        prompt_hash = prompt_hashes(read_parquet(open_storage(location).read("plan.parquet")))
+    except (OSError, ValueError, KeyError) as error:  # KeyError: it lacks a column
         raise RunFolderError(f"--rates {str(location)!r}: its plan.parquet cannot be read; give another run") from error
     samples = read_samples(location)
     possible = samples.filter(pa.array(~impossible_times(samples)))

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -58,12 +59,14 @@ class Worker:
     draft: DecoderModel | None = None
     medusa: dict[str, MedusaHeads] = field(default_factory=dict[str, MedusaHeads])  # per task
     checked: set[int] = field(default_factory=set[int])  # S of the steps in which rows were found to be independent
+    ready_at: datetime | None = None  # when it was warm; None before
 
     def facts(self) -> dict[str, Any]:
         """What only the worker knows of where and with what it ran; stored with every commit."""
         gpu = torch.cuda.get_device_name() if self.config.device == "cuda" else None
         return {
             "worker_id": self.worker_id,
+            "ready_at": None if self.ready_at is None else self.ready_at.isoformat(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "cpu": cpu_name(),
@@ -79,6 +82,9 @@ class Worker:
             "torch": torch.__version__,
             "width": self.width,
             "model_hash": self.model.model_hash,
+            "num_layers": self.model.num_layers,
+            "context_len": self.model.context_len,
+            "eos_token_ids": sorted(self.model.eos_token_ids),
             "model_notes": list(self.model.notes),  # what was odd about its files
             "model_commit": _hub_commit(self.model),
             **self._draft_facts(),
@@ -162,7 +168,7 @@ def load_worker(
     )
     for line in worker.notes():
         log.info(line)
-    return worker
+    return replace(worker, ready_at=datetime.now(UTC))
 
 
 def _warm_up(worker: Worker, task: str, method: str) -> None:

@@ -1,50 +1,73 @@
 """A row's rounds, drafts and layers against its tokens: what the engine counts of them must fit together."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from adadecode.methods import METHODS, REFERENCE
-from adadecode.report.findings import RTOL, Columns, Mask, Wrong, any_value, differs
+from adadecode.report.checks import Rules
+from adadecode.report.findings import RTOL, Columns, Mask, Wrong, any_value, differs, spread
 
 DRAFTING = ("num_drafted", "num_accepted", "exits", "drafted_per_exit", "accepted_per_exit", "draft_depths")
 
 
-def draft_findings(columns: Columns, most_drafts: Mapping[str, int | None]) -> Iterator[Wrong]:
-    """What is wrong in single rows, each kind with a mask of its rows; `most_drafts` of a round by method, where known."""
-    yield from _rounds(columns, most_drafts)
-    yield from _drafts(columns)
-    yield from _layers(columns)
-
-
-def _rounds(columns: Columns, most_drafts: Mapping[str, int | None]) -> Iterator[Wrong]:
+def rounds(columns: Columns, rules: Rules) -> Iterator[Wrong]:
+    """Rounds against tokens: each gives one, and what was accepted comes on top."""
     num_rounds, num_accepted = columns.numbers("num_rounds"), np.nan_to_num(columns.numbers("num_accepted"))
-    given = num_rounds + num_accepted
+    num_later = columns.numbers("output_len") - 1
+    yield "there are more rounds than tokens after the first", columns.is_ok & (num_rounds > num_later)
     yield (
         "num_rounds + num_accepted are not the tokens after the first",
-        columns.is_ok & differs(columns.numbers("output_len") - 1, given),
+        columns.is_ok & differs(num_later, num_rounds + num_accepted),
     )
-    most = np.array([most_drafts.get(name) for name in columns.table["method"].to_pylist()], float)
+    most = np.array([rules.most_drafts.get(name) for name in columns.table["method"].to_pylist()], float)
     yield "more drafts were accepted than max_drafts a round", num_accepted > num_rounds * most
 
 
-def _drafts(columns: Columns) -> Iterator[Wrong]:
+def drafts(columns: Columns) -> Iterator[Wrong]:
+    """Drafts against what was accepted of them, exit by exit."""
     is_ok, has = columns.is_ok, {name: columns.has(name) for name in DRAFTING}
-    drafts = columns.among("method", [name for name, method in METHODS.items() if method.drafts])
-    yield "a method that drafts has no counts of drafts", is_ok & drafts & ~np.all(list(has.values()), axis=0)
-    yield "a method that drafts nothing has counts of drafts", is_ok & ~drafts & np.any(list(has.values()), axis=0)
-    counted = is_ok & np.all(list(has.values()), axis=0)
+    drafting = columns.among("method", [name for name, method in METHODS.items() if method.drafts])
+    yield "a method that drafts has no counts of drafts", is_ok & drafting & ~np.all(list(has.values()), axis=0)
+    yield "a method that drafts nothing has counts of drafts", is_ok & ~drafting & np.any(list(has.values()), axis=0)
+    counted = _counted(columns)
     num_drafted, num_accepted = columns.numbers("num_drafted"), columns.numbers("num_accepted")
     yield "num_accepted is more than num_drafted", counted & ~(num_accepted <= num_drafted)
     for name, per_exit in (("num_drafted", "drafted_per_exit"), ("num_accepted", "accepted_per_exit")):
         yield f"{name} is not the sum of {per_exit}", counted & differs(columns.numbers(name), columns.sums(per_exit))
-    num_exits = columns.lengths("exits")
-    unlike = differs(num_exits, columns.lengths("drafted_per_exit"))
-    unlike |= differs(num_exits, columns.lengths("accepted_per_exit"))
+    unlike = _unlike_exits(columns)
     yield "exits, drafted_per_exit and accepted_per_exit are not of one length", counted & unlike
     yield from _per_exit(columns, counted & ~unlike)
+
+
+def exit_layers(columns: Columns) -> Iterator[Wrong]:
+    """Exits are layers from 1 to L - 1 of a model of L; none that drafts at layers alone has exit 0."""
+    exits, of_row = columns.values("exits")
+    disorder = (np.diff(exits) <= 0) & (np.diff(of_row) == 0)
+    yield (
+        "exits do not increase from 0 on",
+        any_value(np.append(disorder, False)[: len(exits)] | (exits < 0), of_row, columns),
+    )
+    late = columns.among(
+        "method", [name for name, of in METHODS.items() if (of.exits or of.one_exit) and not of.ngrams]
+    )
+    yield "exit 0 is of a method that drafts at layers", any_value((exits == 0) & late[of_row], of_row, columns)
+    last = model_layers(columns)[of_row]
+    yield "exits are not below the model's last layer", any_value(exits >= last, of_row, columns)
+
+
+def _counted(columns: Columns) -> Mask:
+    """The ok rows that have all that is known of drafts."""
+    return columns.is_ok & np.all([columns.has(name) for name in DRAFTING], axis=0)
+
+
+def _unlike_exits(columns: Columns) -> Mask:
+    """Where the lists per exit have not one value each."""
+    num_exits = columns.lengths("exits")
+    unlike = differs(num_exits, columns.lengths("drafted_per_exit"))
+    return unlike | differs(num_exits, columns.lengths("accepted_per_exit"))
 
 
 def _per_exit(columns: Columns, counted: Mask) -> Iterator[Wrong]:
@@ -56,27 +79,22 @@ def _per_exit(columns: Columns, counted: Mask) -> Iterator[Wrong]:
     drafted, accepted = some.values("drafted_per_exit")[0], some.values("accepted_per_exit")[0]
     yield (
         "accepted_per_exit has more than drafted_per_exit, or less than none",
-        _spread(any_value(~((accepted <= drafted) & (accepted >= 0)), of_row, some), counted),
-    )
-    disorder = (np.diff(exits) <= 0) & (np.diff(of_row) == 0)
-    yield (
-        "exits do not increase from 0 on",
-        _spread(any_value(np.append(disorder, False)[: len(exits)] | (exits < 0), of_row, some), counted),
+        spread(any_value(~((accepted <= drafted) & (accepted >= 0)), of_row, some), counted),
     )
     depths, of_token = some.values("draft_depths")
     found = _counts_beside(of_token, depths, of_row, exits)
     yield (
         "accepted_per_exit is not how often draft_depths has each exit",
-        _spread(any_value(found != accepted, of_row, some), counted),
+        spread(any_value(found != accepted, of_row, some), counted),
     )
     by_the_model = np.bincount(of_token[depths == model_layers(some)[of_token]], minlength=some.table.num_rows)
     yield (
         "draft_depths has other depths than exits and the model's last layer",
-        _spread(by_the_model != some.numbers("num_rounds") + 1, counted),
+        spread(by_the_model != some.numbers("num_rounds") + 1, counted),
     )
 
 
-def _layers(columns: Columns) -> Iterator[Wrong]:
+def layers(columns: Columns) -> Iterator[Wrong]:
     """The model has L layers: what vanilla runs per token, and what the first token of any output ran."""
     per_token, num_later = columns.numbers("layers_per_token"), columns.numbers("output_len") - 1
     yield (
@@ -111,13 +129,6 @@ def model_layers(columns: Columns) -> NDArray[np.float64]:
     per_token = columns.numbers("layers_per_token")[columns.is_ok & columns.equal("method", REFERENCE)]
     usual = _commonest(per_token[~np.isnan(per_token)])
     return np.where(np.isnan(own), np.nan if usual is None else usual, own)
-
-
-def _spread(of_some: Mask, some: Mask) -> Mask:
-    """A mask over all rows from one over those in `some`."""
-    spread = np.zeros(len(some), bool)
-    spread[np.flatnonzero(some)] = of_some
-    return spread
 
 
 def _counts_beside(rows: NDArray, values: NDArray, of_rows: NDArray, of_values: NDArray) -> NDArray[np.int64]:

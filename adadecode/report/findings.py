@@ -27,11 +27,11 @@ class Findings:
         if count:
             self._of_kind[kind] = (before + count, unit, earlier)
 
-    def add_rows(self, found: Iterable[Wrong], samples: pa.Table) -> None:
-        """Counts the rows of `samples` that the masks of `found` name."""
+    def add_rows(self, check: str, found: Iterable[Wrong], samples: pa.Table) -> None:
+        """Counts the rows of `samples` that the masks of `found` name, as what the `check` of that name found."""
         for kind, wrong in found:
             if wrong.any():
-                self.add(kind, int(wrong.sum()), row_name(samples, int(np.argmax(wrong))))
+                self.add(f"{check}: {kind}", int(wrong.sum()), row_name(samples, int(np.argmax(wrong))))
 
     def lines(self) -> list[str]:
         """One line for each kind."""
@@ -129,3 +129,10 @@ def first_of_group(groups: NDArray[np.int64], is_there: Mask) -> NDArray[np.int6
     candidates = np.flatnonzero(is_there)[::-1]
     first[groups[candidates]] = candidates
     return first[groups]
+
+
+def spread(of_some: Mask, some: Mask) -> Mask:
+    """A mask over all rows from one over those in `some`."""
+    found = np.zeros(len(some), bool)
+    found[np.flatnonzero(some)] = of_some
+    return found

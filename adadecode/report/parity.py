@@ -6,7 +6,6 @@ a *mismatch*. Neither is `exact`; for a method under the parity contract both ar
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from operator import eq
 from typing import Any
 
 import numpy as np
@@ -81,15 +80,45 @@ def recompute_parity(samples: pa.Table) -> pa.Table:
     rows, partners = _pair_with_vanilla(samples)
     vanilla = samples.select(["output_token_ids", "finish_reason", "logits_digest"]).take(partners)
     stored = samples.select([*CLAIMS, *vanilla.column_names]).take(rows)
+    finish_equal = pc.equal(stored["finish_reason"], vanilla["finish_reason"])
+    logits_equal = pc.equal(stored["logits_digest"], vanilla["logits_digest"])
+    plain = _plainly_exact(stored, vanilla, finish_equal, logits_equal)
+    exact = _exact_rows(stored, logits_equal).filter(pa.array(plain))
+    others = pa.array(np.flatnonzero(~plain))
     judged = map(
         _judge,
-        stored.select(CLAIMS).to_pylist(),
-        _id_arrays(stored),
-        _id_arrays(vanilla),
-        map(eq, stored["finish_reason"].to_pylist(), vanilla["finish_reason"].to_pylist()),
-        pc.equal(stored["logits_digest"], vanilla["logits_digest"]).to_pylist(),
+        stored.select(CLAIMS).take(others).to_pylist(),
+        _id_arrays(stored.select(["output_token_ids"]).take(others)),
+        _id_arrays(vanilla.select(["output_token_ids"]).take(others)),
+        finish_equal.take(others).to_pylist(),
+        logits_equal.take(others).to_pylist(),
     )
-    return pa.Table.from_pylist(list(judged), schema=VERIFY)
+    told = pa.concat_tables([exact, pa.Table.from_pylist(list(judged), schema=VERIFY)])
+    order = np.argsort(np.concatenate([np.flatnonzero(plain), np.flatnonzero(~plain)]))
+    return told.take(pa.array(order)).combine_chunks()
+
+
+def _plainly_exact(
+    stored: pa.Table, vanilla: pa.Table, finish_equal: pa.ChunkedArray, logits_equal: pa.ChunkedArray
+) -> NDArray[np.bool_]:
+    """The pairs of equal outputs that claim nothing else: nearly all, and judged together."""
+    pairs = zip(_id_arrays(stored), _id_arrays(vanilla), strict=True)
+    same = [a is not None and b is not None and len(a) == len(b) and a.tobytes() == b.tobytes() for a, b in pairs]
+    claims = [
+        finish_equal,
+        pc.equal(pc.fill_null(stored["parity"], "exact"), "exact"),
+        pc.or_kleene(pc.equal(stored["logits_equal"], logits_equal), pc.is_null(logits_equal)),
+    ]
+    return np.array(same, bool) & np.all([pc.fill_null(claim, False).to_numpy() for claim in claims], axis=0)
+
+
+def _exact_rows(stored: pa.Table, logits_equal: pa.ChunkedArray) -> pa.Table:
+    """A VERIFY table of `stored` rows that equal vanilla's."""
+    known = {name: stored[name] for name in (*KEY, "category")}
+    known |= {"logits_equal": logits_equal, "parity": pa.array(["exact"] * stored.num_rows, pa.string())}
+    known |= {"consistency": pa.array(np.ones(stored.num_rows))}
+    columns = [known.get(field.name, pa.nulls(stored.num_rows, field.type)) for field in VERIFY]
+    return pa.table(columns, VERIFY)
 
 
 def stored_disagreements(samples: pa.Table, verify: pa.Table) -> list[str]:
@@ -177,6 +206,12 @@ def _id_arrays(samples: pa.Table) -> Iterator[NDArray | None]:
         ids, offsets = chunk.values.to_numpy(), chunk.offsets.to_numpy()
         for start, stop, valid in zip(offsets[:-1], offsets[1:], chunk.is_valid().to_pylist(), strict=True):
             yield ids[start:stop] if valid else None
+
+
+def once_each(rows: pa.Table) -> pa.Table:
+    """`rows`, which have the columns of KEY, without those whose key was there before."""
+    first = np.unique(_combined_codes(rows, KEY), return_index=True)[1]
+    return rows if len(first) == rows.num_rows else rows.take(pa.array(np.sort(first)))
 
 
 def reject_duplicates(samples: pa.Table) -> None:

@@ -1,12 +1,10 @@
-"""Each committed row against itself: lengths, sums, times, rounds, drafts, layers, how it ended, what it may claim.
+"""Each committed row against itself: lengths, sums, times, how it ended, what it may claim.
 
 What `engine/tally.py` counts and `evaluation/rows.py` stores holds by construction, so a row in which it does not was
 altered or written by something else. No model is needed, and no row alone can show that all of it was altered alike.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +12,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from adadecode.methods import METHODS, REFERENCE
-from adadecode.report.draft_checks import DRAFTING, draft_findings
+from adadecode.report.checks import Rules
+from adadecode.report.draft_checks import DRAFTING
 from adadecode.report.findings import RTOL, Columns, Mask, Wrong, any_value, differs
 from adadecode.report.parity import NEAR_TIE_MARGIN
 
@@ -26,39 +25,8 @@ MEASURED = (
     *DRAFTING,
     *("layers_per_token", "parity", "logits_equal", "first_diff_idx", "logits_digest"),
 )  # null in a row with an error
+CLAIMED = ("parity", "logits_equal", "first_diff_idx", "vanilla_token_id", "method_token_id")
 PARITIES = ("exact", "near_tie", "mismatch")
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What a run's settings say of its rows; None: not known."""
-
-    max_new_tokens: int | None = None
-    most_drafts: Mapping[str, int | None] = field(default_factory=dict[str, "int | None"])  # of a round, by method
-    dtype: str | None = None
-    check_logits: bool | None = None
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "Rules":
-        """Those of the `config` in a run.json of any version."""
-        decode = config.get("decode")
-        decode = decode if isinstance(decode, dict) else {}
-        return cls(
-            max_new_tokens=_typed(decode.get("max_new_tokens"), int),
-            most_drafts={name: method.most_drafts(decode) for name, method in METHODS.items()},
-            dtype=_typed(config.get("dtype"), str),
-            check_logits=_typed(config.get("check_logits"), bool),
-        )
-
-
-def row_findings(columns: Columns, rules: Rules) -> Iterator[Wrong]:
-    """What is wrong in single rows, each kind with a mask of its rows."""
-    yield from _labels(columns)
-    yield from _lengths(columns)
-    yield from _times(columns)
-    yield from _endings(columns, rules)
-    yield from _claims(columns, rules)
-    yield from draft_findings(columns, rules.most_drafts)
 
 
 def impossible_times(samples: pa.Table) -> Mask:
@@ -82,7 +50,8 @@ def without_impossible_times(samples: pa.Table) -> pa.Table:
     return samples
 
 
-def _labels(columns: Columns) -> Iterator[Wrong]:
+def labels(columns: Columns) -> Iterator[Wrong]:
+    """Status, method, errors and `lossy` against each other."""
     is_ok, is_error = columns.is_ok, columns.equal("status", "error")
     yield "status is neither ok nor error", ~is_ok & ~is_error
     yield "method is none that is known", ~columns.among("method", METHODS)
@@ -94,7 +63,8 @@ def _labels(columns: Columns) -> Iterator[Wrong]:
     yield "lossy is not what the method is", columns.has("lossy") & (columns.equal("lossy", True) != lossy)
 
 
-def _lengths(columns: Columns) -> Iterator[Wrong]:
+def counts(columns: Columns) -> Iterator[Wrong]:
+    """Counts against the ids and lists that are stored."""
     output_len = columns.numbers("output_len")
     yield "status is ok, but there is no output", columns.is_ok & ~(output_len > 0)
     yield "status is ok, but there is no prompt", columns.is_ok & ~(columns.numbers("prompt_len") > 0)
@@ -110,7 +80,8 @@ def _lengths(columns: Columns) -> Iterator[Wrong]:
     )
 
 
-def _times(columns: Columns) -> Iterator[Wrong]:
+def times(columns: Columns) -> Iterator[Wrong]:
+    """Times against the clock and each other."""
     is_ok, num_later = columns.is_ok, columns.numbers("output_len") - 1
     ttft_s, decode_s, e2e_s, tpot_s = (columns.numbers(name) for name in TIMES)
     has_later = num_later > 0
@@ -127,6 +98,7 @@ def _times(columns: Columns) -> Iterator[Wrong]:
         is_ok & any_value(~(np.isfinite(gaps) & (gaps >= 0)), of_row, columns),
     )
     real = is_ok & _is_positive(e2e_s) & np.isfinite(ttft_s) & np.isfinite(decode_s)
+    yield "ttft_s is past e2e_s", real & (ttft_s > e2e_s * (1 + RTOL))
     yield "e2e_s is not ttft_s + decode_s", real & differs(e2e_s, ttft_s + decode_s, RTOL)
     sums = columns.sums("step_gaps_s")
     yield "decode_s is not the sum of step_gaps_s", real & np.isfinite(sums) & differs(decode_s, sums, GAPS_RTOL)
@@ -135,7 +107,8 @@ def _times(columns: Columns) -> Iterator[Wrong]:
     yield "tpot_s is not decode_s / (output_len - 1)", real & has_later & differs(tpot_s, quotient, RTOL)
 
 
-def _endings(columns: Columns, rules: Rules) -> Iterator[Wrong]:
+def endings(columns: Columns) -> Iterator[Wrong]:
+    """How outputs ended: a token that ends one of them ends all."""
     is_ok = columns.is_ok
     is_eos, is_length = columns.equal("finish_reason", "eos"), columns.equal("finish_reason", "length")
     is_stop = columns.equal("finish_reason", "stop")
@@ -155,22 +128,28 @@ def _endings(columns: Columns, rules: Rules) -> Iterator[Wrong]:
     )
     inside = any_value(np.isin(ids, eos_ids) & ~is_last, of_token, columns)
     yield "the output goes on after a token that ends others", is_ok & inside
+
+
+def limits(columns: Columns, rules: Rules) -> Iterator[Wrong]:
+    """Lengths of outputs against `max_new_tokens` and the context."""
+    if rules.max_new_tokens is None:
+        return
+    is_ok, is_length = columns.is_ok, columns.equal("finish_reason", "length")
     output_len, prompt_len = columns.numbers("output_len"), columns.numbers("prompt_len")
-    if rules.max_new_tokens is not None:
-        yield "the output is longer than max_new_tokens", is_ok & (output_len > rules.max_new_tokens)
-        total = output_len + prompt_len
-        is_cut = is_ok & is_length & (output_len < rules.max_new_tokens)
-        if is_cut.any():  # by the end of the context then, which no row is past, and which is the same for all
-            yield (
-                "finish_reason is length, but neither max_new_tokens nor the context is reached",
-                is_cut & (total < np.nanmax(total[is_ok])),
-            )
+    yield "the output is longer than max_new_tokens", is_ok & (output_len > rules.max_new_tokens)
+    total = output_len + prompt_len
+    is_cut = is_ok & is_length & (output_len < rules.max_new_tokens)
+    if is_cut.any():  # by the end of the context then, which no row is past, and which is the same for all
+        yield (
+            "finish_reason is length, but neither max_new_tokens nor the context is reached",
+            is_cut & (total < np.nanmax(total[is_ok])),
+        )
 
 
-def _claims(columns: Columns, rules: Rules) -> Iterator[Wrong]:
+def claims(columns: Columns, rules: Rules) -> Iterator[Wrong]:
+    """What a row says of its parity with vanilla, by its form: classes, digests, margins."""
     is_vanilla = columns.equal("method", REFERENCE)
-    claims = ("parity", "logits_equal", "first_diff_idx", "vanilla_token_id", "method_token_id")
-    claimed = np.any([columns.has(name) for name in claims], axis=0)
+    claimed = np.any([columns.has(name) for name in CLAIMED], axis=0)
     yield "vanilla claims parity with itself", is_vanilla & claimed
     yield from _margins(columns, rules)
     yield "parity is none of exact, near_tie and mismatch", columns.has("parity") & ~columns.among("parity", PARITIES)
@@ -205,7 +184,3 @@ def _margins(columns: Columns, rules: Rules) -> Iterator[Wrong]:
 
 def _is_positive(numbers: NDArray) -> Mask:
     return np.isfinite(numbers) & (numbers > 0)
-
-
-def _typed(value: Any, kind: type) -> Any:
-    return value if isinstance(value, kind) else None

@@ -9,33 +9,38 @@ from adadecode.methods import REFERENCE
 from adadecode.report.findings import Columns, Mask, Wrong, first_of_group
 
 
-def sample_findings(columns: Columns) -> Iterator[Wrong]:
-    """What is wrong between rows, each kind with a mask of its rows; all rows of a sample are in the table."""
+def workers(columns: Columns) -> Iterator[Wrong]:
+    """Every method of a sample and repeat ran where vanilla did, so that their times may be compared."""
+    pairs, names = columns.codes("task", "sample_id", "turn", "repeat"), columns.codes("worker_id")
+    unlike = _unlike(names, pairs, columns.is_ok, columns.equal("method", REFERENCE))
+    yield "worker_id is not that of vanilla's row, over which it is timed", unlike
+
+
+def prompts(columns: Columns) -> Iterator[Wrong]:
+    """All rows of a sample have one prompt, reference and category."""
     samples, is_vanilla = columns.codes("task", "sample_id", "turn"), columns.equal("method", REFERENCE)
-    prompts, references = columns.list_codes("prompt_token_ids"), columns.codes("reference")
-    outputs = np.where(columns.is_ok, columns.list_codes("output_token_ids"), -1)
-    texts, same_output = columns.codes("output_text"), _joint(samples, outputs)
+    given, references = columns.list_codes("prompt_token_ids"), columns.codes("reference")
     everywhere = np.ones(len(samples), bool)
-    yield (
-        "prompt_token_ids are not those of the sample's other rows",
-        _unlike(prompts, samples, prompts >= 0, is_vanilla),
-    )
+    yield "prompt_token_ids are not those of the sample's other rows", _unlike(given, samples, given >= 0, is_vanilla)
     yield "reference is not that of the sample's other rows", _unlike(references, samples, everywhere, is_vanilla)
     of_turns, categories = columns.codes("task", "sample_id"), columns.codes("category")
     yield "category is not that of the sample's other rows", _unlike(categories, of_turns, everywhere, is_vanilla)
+
+
+def outputs(columns: Columns) -> Iterator[Wrong]:
+    """One output has one text, and vanilla one output in all repeats."""
+    samples, is_vanilla = columns.codes("task", "sample_id", "turn"), columns.equal("method", REFERENCE)
+    given = np.where(columns.is_ok, columns.list_codes("output_token_ids"), -1)
+    texts, same_output = columns.codes("output_text"), _joint(samples, given)
     yield (
         "output_text is not that of the same output in another row",
-        _unlike(texts, same_output, outputs >= 0, is_vanilla),
+        _unlike(texts, same_output, given >= 0, is_vanilla),
     )
-    yield (
-        "vanilla's output is not that of its other repeats",
-        _unlike(outputs, samples, is_vanilla & (outputs >= 0), is_vanilla),
-    )
-    yield from _turns(columns)
-    yield from _owed(columns)
+    is_there = is_vanilla & (given >= 0)
+    yield "vanilla's output is not that of its other repeats", _unlike(given, samples, is_there, is_vanilla)
 
 
-def _turns(columns: Columns) -> Iterator[Wrong]:
+def turns(columns: Columns) -> Iterator[Wrong]:
     """Every method of a sample and repeat has a place of its own among the turns."""
     pairs, place = columns.codes("task", "sample_id", "turn", "repeat"), columns.numbers("order_idx")
     in_order = np.lexsort((place, pairs))
@@ -44,7 +49,7 @@ def _turns(columns: Columns) -> Iterator[Wrong]:
     yield "order_idx is missing or that of another method", taken | ~(place >= 0)
 
 
-def _owed(columns: Columns) -> Iterator[Wrong]:
+def owed(columns: Columns) -> Iterator[Wrong]:
     """What must be claimed of a row beside an ok one of vanilla, and must not without."""
     pairs = columns.codes("task", "sample_id", "turn", "repeat")
     is_vanilla = columns.equal("method", REFERENCE)

@@ -77,12 +77,12 @@ def score_findings(scores: pa.Table, verify: pa.Table) -> list[str]:
     first = pa.TableGroupBy(codes, list(KEY), use_threads=False).aggregate([("row", "min")])["row_min"].to_numpy()
     again = np.ones(scores.num_rows, bool)
     again[first] = False
-    findings.add_rows([("a score is there twice", again)], scores)
+    findings.add_rows("scores.parquet", [("a score is there twice", again)], scores)
     pairs = _beside_vanilla(scores, verify)
     ours, theirs = (pairs[name].to_numpy(zero_copy_only=False) for name in ("score", "score_vanilla"))
     unequal = ~((ours == theirs) | (np.isnan(ours) & np.isnan(theirs)))
-    findings.add_rows([("a score is not vanilla's, though the tokens are", unequal)], pairs)
-    return [f"scores.parquet: {line}" for line in findings.lines()]
+    findings.add_rows("scores.parquet", [("a score is not vanilla's, though the tokens are", unequal)], pairs)
+    return findings.lines()
 
 
 def _beside_vanilla(scores: pa.Table, verify: pa.Table) -> pa.Table:

@@ -5,8 +5,9 @@ A marker or file that is not what was written raises DamagedError; what cannot b
 
 import hashlib
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -113,5 +114,14 @@ def each(storage: Storage, function: Callable[[T], U], arguments: Sequence[T]) -
         yield from map(function, arguments)
         return
     with ThreadPoolExecutor(storage.num_parallel) as pool:
-        for start in range(0, len(arguments), storage.num_parallel):
-            yield from pool.map(function, arguments[start : start + storage.num_parallel])
+        ahead: deque[Future[U]] = deque()
+        try:
+            for argument in arguments:
+                ahead.append(pool.submit(function, argument))
+                if len(ahead) > 2 * storage.num_parallel:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:  # who reads no further waits for nothing that was not begun
+            for future in ahead:
+                future.cancel()

@@ -37,7 +37,7 @@ class LocalStorage:
     Temporary files lie in the folder itself, hidden, so that below it there are whole files only.
     """
 
-    num_parallel = 1
+    num_parallel = 2  # reading and unpacking one file while another is looked at
 
     def __init__(self, path: Path) -> None:
         self.location, self._path = str(path), path

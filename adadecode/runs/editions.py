@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from adadecode.files import from_json
 from adadecode.report.schema import SCHEMA_VERSION
 from adadecode.runs.outcome import outcome_of
+from adadecode.runs.parquet import read_parquet
 
 WITHDRAWN = "withdrawn"  # the entry of a commit that counts no more: why
 
@@ -90,11 +91,11 @@ def data_bytes(table: pa.Table, facts: Mapping[str, str], attempt: str, worker: 
 def commit_of(edition: Edition, content: bytes, fingerprint: str) -> dict[str, Any]:
     """The commit of the data file `content`; a withdrawn one when that is not a file of this shard and run."""
     try:
-        table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
+        table = read_parquet(content, checksums=True)
         facts = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         attempt, worker = facts["attempt"], from_json(facts["worker"])
         shards, tasks = (table[name].unique().to_pylist() for name in ("shard", "task"))
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+    except (KeyError, ValueError) as error:
         return withdrawn(edition, f"{edition.data}: damaged before its commit ({type(error).__name__})")
     if facts.get("fingerprint") != fingerprint or shards != [edition.shard_idx] or len(tasks) != 1:
         return withdrawn(edition, f"{edition.data}: not a file of this run and shard")

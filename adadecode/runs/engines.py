@@ -51,7 +51,10 @@ def worker_facts(commits: Commits) -> list[Facts]:
 
     Not by process: in containers two of them often have one host and one number.
     """
-    found = [facts for commit in commits.values() for facts in _of_commit(commit)]
+    shared = {
+        id(commit["worker"]): commit for commit in commits.values()
+    }  # as commits are read, equal facts are one object
+    found = [facts for commit in shared.values() for facts in _of_commit(commit)]
     return list({json.dumps(facts, sort_keys=True): facts for facts in found}.values())
 
 

@@ -18,8 +18,9 @@ from adadecode.report.cells import ABSENT, cell, fraction_text
 from adadecode.report.schema import SUMMARY, VERIFY
 from adadecode.report.summary import parity_line, whole_tasks
 from adadecode.report.tables import speedup_text
+from adadecode.runs.folder_checks import table_facts
 from adadecode.runs.lease import is_driven
-from adadecode.runs.run_file import RUN_FILE
+from adadecode.runs.run_file import RUN_FILE, run_in
 from adadecode.runs.storage import Storage, join, open_storage
 from adadecode.runs.table_checks import published_lines
 from adadecode.runs.typed import typed_table
@@ -90,13 +91,14 @@ def read_published(location: str | Path) -> tuple[pa.Table, list[str]] | None:
     summary = None if has_rows else stored_summary(storage)
     if summary is None:
         return None
+    lines = [f"fingerprint: {line}" for line in table_facts(storage, run_in(storage))]
     try:
-        verify = typed_table(storage.read("verify.parquet"), VERIFY)
+        lines += published_lines(summary, typed_table(storage.read("verify.parquet"), VERIFY))
     except FileNotFoundError:
-        return summary, []
+        pass
     except ValueError as error:
-        return summary, [f"verify.parquet: it cannot be read ({error})"]
-    return summary, published_lines(summary, verify)
+        lines.append(f"verify.parquet: it cannot be read ({error})")
+    return summary, lines
 
 
 def listing_table(runs: list[ListedRun]) -> Table:

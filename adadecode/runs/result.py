@@ -1,7 +1,6 @@
 """What a run comes to, judged from its committed rows alone: tables, lines for a person, an exit code."""
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,31 +8,32 @@ from typing import Any
 import pyarrow as pa
 
 from adadecode.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_MISMATCH, EXIT_OK, RunFolderError
-from adadecode.printable import on_one_line
+from adadecode.report.checks import Check
 from adadecode.report.parity import (
     broken_contract,
     num_checked,
+    once_each,
     recompute_parity,
-    reject_duplicates,
     stored_disagreements,
 )
 from adadecode.report.row_checks import without_impossible_times
 from adadecode.report.schema import PLAN, SAMPLES, VERIFY, filled
-from adadecode.report.scores import score_findings, score_lines
+from adadecode.report.scores import score_lines
 from adadecode.report.summary import ERROR_COLUMNS, NARROW, error_lines, num_owed, summarise, whole_tasks
 from adadecode.report.tables import finding_lines
+from adadecode.runs.audit import CHECKS
 from adadecode.runs.commits import commit_names
-from adadecode.runs.engines import engine_lines, mixed_experiments, num_engines, worker_facts
+from adadecode.runs.engines import engine_lines, num_engines
 from adadecode.runs.folder import committed_tables, read_commits, read_run
-from adadecode.runs.plan import num_missing, num_unplanned
-from adadecode.runs.run_checks import RunChecks, folder_lines
+from adadecode.runs.folder_checks import CLAIM_CHECKS, RUN_CHECKS, SCORES_CHECK, Committed, JudgedRun
+from adadecode.runs.plan import num_missing
+from adadecode.runs.run_checks import RunChecks, RunContext
 from adadecode.runs.scores import stored_scores
 from adadecode.runs.storage import Storage, open_storage
-from adadecode.runs.table_checks import are_of_before, closed_lines, stray_lines
+from adadecode.runs.table_checks import are_of_before
 from adadecode.runs.typed import typed_table
 
-STATUSES = ("running", "incomplete", "complete")  # of a run.json
-SHARDS_AT_A_TIME = 64  # whose token ids are in memory together
+BATCH_BYTES = 2**23  # of rows whose token ids are in memory together
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,21 @@ class RunResult:
         """What stands under the table of the summary: what was found, and where the tables are."""
         return [*self.findings(), f"tables: {self.folder}"]
 
+    def audited(self) -> list[str]:
+        """The same with how many checks hold, and the names of those that do not."""
+        *found, tables = self.lines()
+        broken = self.broken_checks()
+        told = (
+            f"{len(CHECKS) - len(broken)} of {len(CHECKS)} checks hold" if broken else f"{len(CHECKS)} checks, all hold"
+        )
+        return [*found, f"audit: {told}" + (f"; not: {', '.join(broken)}" if broken else ""), tables]
+
+    def broken_checks(self) -> list[str]:
+        """The names of the checks that found something, in the order of the table."""
+        found = {line.partition(": ")[0] for line in (*self.disagreements, *self.contradictions)}
+        found |= {"rows"} if self.num_missing else set()
+        return [check.name for check in CHECKS if check.name in found]
+
     def findings(self) -> list[str]:
         """Parity, errors, scores, what differs and what computed the rows."""
         found = finding_lines(self.summary, self.verify, self.errors)
@@ -64,7 +79,8 @@ class RunResult:
 
     def with_scores(self, scores: pa.Table, notes: Sequence[str] = ()) -> "RunResult":
         """The same with a SCORES table of its rows, and what of it contradicts them."""
-        contradictions = [*self.contradictions, *score_findings(scores, self.verify)]
+        found = [f"{SCORES_CHECK.name}: {line}" for line in SCORES_CHECK.find(scores, self.verify)]
+        contradictions = [*self.contradictions, *found]
         return replace(self, scores=scores, score_notes=notes, contradictions=contradictions)
 
     def problem_lines(self, resume: str | None = None) -> list[str]:
@@ -130,51 +146,50 @@ def read_result(location: str | Path) -> RunResult:
             if commit_names(storage)
             else "its rows are not here; run its command to have them"
         )
-        raise RunFolderError(f"{str(location)!r}: plan.parquet cannot be read; {how}") from error
+        why = "" if isinstance(error, FileNotFoundError) else f" ({error})"
+        raise RunFolderError(f"{str(location)!r}: plan.parquet cannot be read{why}; {how}") from error
     return judge_run(location, read_commits(location), plan)
 
 
 def judge_run(location: str | Path, commits: Mapping[int, dict[str, Any]], plan: pa.Table) -> RunResult:
     """Summary, parity, contradictions and missing rows of `commits`, which are those at `location`.
 
-    Raises RunFolderError when a row is stored twice or was never planned, and when run.json has no settings.
+    Raises RunFolderError when a committed file cannot be read, and when run.json has no settings.
     """
-    run = _run_with_settings(location)
-    methods, repeats = run["config"]["methods"], run["config"]["repeats"]
-    checks = RunChecks(run, plan)
+    run, storage = _run_with_settings(location), open_storage(location)
+    checks = RunChecks(RunContext.of(run, plan))
     committed = read_committed(location, commits, checks)
-    unplanned = num_unplanned(plan, committed.narrow, methods, repeats)
-    if unplanned:
-        raise RunFolderError(
-            f"{str(location)!r}: {unplanned} committed rows are not in its plan, so it cannot be complete: choose "
-            "another --out"
-        )
-    missing, status = num_missing(plan, committed.narrow, methods, repeats), run.get("status", "unknown")
+    missing = num_missing(plan, committed.narrow, run["config"]["methods"], run["config"]["repeats"])
+    status = run.get("status", "unknown")
+    judged = JudgedRun(
+        storage=storage,
+        run=run,
+        commits=commits,
+        plan=plan,
+        committed=committed,
+        summary=summarise(committed.narrow, committed.verify, num_engines(commits)),
+        num_missing=missing,
+        is_closed=_is_closed(storage, status, missing, committed.narrow.num_rows),
+    )
     result = RunResult(
         folder=str(location),
-        summary=summarise(committed.narrow, committed.verify, num_engines(commits)),
+        summary=judged.summary,
         verify=committed.verify,
-        disagreements=mixed_experiments(commits) + committed.disagreements,
+        disagreements=_found(CLAIM_CHECKS, judged),
         errors=error_lines(committed.narrow),
         num_missing=missing,
-        contradictions=folder_lines(run, commits, plan) + checks.lines(),
+        contradictions=[*checks.lines(), *_found(RUN_CHECKS, judged)],
         engines=engine_lines(commits),
         status="incomplete, though run.json says complete" if missing and status == "complete" else str(status),
     )
-    lines = (
-        []
-        if status in STATUSES
-        else [f"run.json: its status is {on_one_line(repr(status))}, none of {', '.join(STATUSES)}"]
-    )
-    storage = open_storage(location)
-    is_closed = _is_closed(storage, status, missing, committed.narrow.num_rows)
-    if is_closed:
-        lines += closed_lines(storage, run, worker_facts(commits), result.summary, result.verify)
-    if not missing and status == "complete":
-        lines += stray_lines(storage, {commit["file"] for commit in commits.values()})
-    result = replace(result, contradictions=[*result.contradictions, *lines])
-    scores = stored_scores(storage) if is_closed else None  # one that cannot be read is made again by `adadecode score`
+    # one that cannot be read is made again by `adadecode score`
+    scores = stored_scores(storage) if judged.is_closed else None
     return result if scores is None else result.with_scores(scores)
+
+
+def _found(checks: Iterable[Check[[JudgedRun], str]], judged: JudgedRun) -> list[str]:
+    """What `checks` find of a run, the name of the check first in each line."""
+    return [f"{check.name}: {line}" for check in checks for line in check.find(judged)]
 
 
 def _is_closed(storage: Storage, status: Any, missing: int, num_rows: int) -> bool:
@@ -202,34 +217,40 @@ def _run_with_settings(location: str | Path) -> dict[str, Any]:
     return run
 
 
-@dataclass(frozen=True)
-class Committed:
-    """The committed rows without their token ids, and what those ids say of parity."""
-
-    narrow: pa.Table
-    verify: pa.Table
-    disagreements: list[str]
-
-
 def read_committed(location: str | Path, commits: Mapping[int, dict[str, Any]], checks: RunChecks) -> Committed:
     """The rows of `commits`, a few shards' files at a time: a sample's methods are all in one, so parity needs no others.
 
-    `checks` see all of them. Of times that no clock can have shown none is left in the rows that are returned.
-    Raises RunFolderError when a committed file is missing or altered, and when a row is stored twice.
+    `checks` see all of them. Of times that no clock can have shown none is left in the rows that are returned, nor a row
+    that is there again. Raises RunFolderError when a committed file is missing or altered.
     """
     columns = list(dict.fromkeys([*NARROW, *ERROR_COLUMNS, "shard"]))
     narrow = [SAMPLES.empty_table().select(columns)]
-    verify, disagreements = [VERIFY.empty_table()], []
+    verify, wrong_claims = [VERIFY.empty_table()], []
     tables = zip(commits.values(), committed_tables(location, commits), strict=True)
-    while some := list(itertools.islice(tables, SHARDS_AT_A_TIME)):
-        for commit, shard_rows in some:
-            checks.see_shard(commit, shard_rows)
+    num_read = 0
+    for some in _batches(tables):
         samples = pa.concat_tables([rows for _, rows in some], promote_options="default").combine_chunks()
+        checks.see_shards(some, samples)
+        num_read += samples.num_rows
+        samples = once_each(samples)
         checks.see_samples(samples)
         parity = recompute_parity(samples)
-        disagreements += stored_disagreements(samples, parity)
+        wrong_claims += stored_disagreements(samples, parity)
         narrow.append(without_impossible_times(samples.select(columns)))
         verify.append(parity)
-    rows = pa.concat_tables(narrow).combine_chunks()
-    reject_duplicates(rows)
-    return Committed(rows, pa.concat_tables(verify).combine_chunks(), disagreements)
+    rows, verified = (once_each(pa.concat_tables(parts)).combine_chunks() for parts in (narrow, verify))
+    return Committed(rows, verified, wrong_claims, num_read - rows.num_rows)
+
+
+def _batches(shards: Iterable[tuple[dict[str, Any], pa.Table]]) -> Iterator[list[tuple[dict[str, Any], pa.Table]]]:
+    """`shards` some at a time: as many as are together some BATCH_BYTES in memory."""
+    some: list[tuple[dict[str, Any], pa.Table]] = []
+    num_bytes = 0
+    for shard in shards:
+        some.append(shard)
+        num_bytes += shard[1].nbytes
+        if num_bytes >= BATCH_BYTES:
+            yield some
+            some, num_bytes = [], 0
+    if some:
+        yield some

@@ -5,12 +5,12 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from adadecode.methods import baselines
 from adadecode.report.findings import RTOL
 from adadecode.report.parity import KEY
 from adadecode.report.schema import SCHEMA_VERSION, SUMMARY, VERIFY, filled
+from adadecode.runs.parquet import metadata_of
 from adadecode.runs.storage import Storage
 from adadecode.runs.typed import typed_table
 
@@ -30,10 +30,8 @@ OF_TURNS = 4  # the schema version since which rows have a turn and a category
 INTERVAL_RTOL = 1e-6  # they come of differences
 
 
-def closed_lines(
-    storage: Storage, run: Mapping[str, Any], workers: list[dict[str, Any]], summary: pa.Table, verify: pa.Table
-) -> list[str]:
-    """Where what a closed run keeps beside its rows is not what they give: its tables, and the workers in its run.json."""
+def closed_lines(storage: Storage, run: Mapping[str, Any], summary: pa.Table, verify: pa.Table) -> list[str]:
+    """Where the tables that a closed run keeps beside its rows are not what they give."""
     lines: list[str] = []
     for file, compare, found in (
         ("summary.parquet", summary_lines, summary),
@@ -48,10 +46,15 @@ def closed_lines(
             lines.append(f"{file}: it is missing, though run.json says {run.get('status')}")
         except ValueError as error:
             lines.append(f"{file}: it cannot be read ({error})")
+    return lines
+
+
+def worker_lines(run: Mapping[str, Any], workers: list[dict[str, Any]]) -> list[str]:
+    """A line where the workers in a closed run's run.json are not those of its commits."""
     stored = run.get("workers", [] if "starts" in run else workers)  # older versions have neither
     if not isinstance(stored, list) or sorted(map(_shown, stored)) != sorted(map(_shown, workers)):
-        lines.append("run.json: its workers are not those of the commits")
-    return lines
+        return ["run.json: its workers are not those of the commits"]
+    return []
 
 
 def _of_now(stored: pa.Table, version: int | None) -> pa.Table:
@@ -78,7 +81,7 @@ def are_of_before(storage: Storage, num_rows: int) -> bool:
 
 def schema_version(content: bytes) -> int | None:
     """The schema version that the Parquet file `content` names; None where it names none."""
-    version = (pq.read_schema(pa.BufferReader(content)).metadata or {}).get(b"schema_version", b"")
+    version = metadata_of(content).get(b"schema_version", b"")
     return int(version) if version.isdigit() and len(version) < 10 else None
 
 

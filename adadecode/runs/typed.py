@@ -2,24 +2,36 @@
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from adadecode.printable import on_one_line
+from adadecode.runs.parquet import read_parquet
 
 
 def typed_table(content: bytes, schema: pa.Schema) -> pa.Table:
-    """The Parquet table in `content` with the columns of `schema` and their types, then what else is there.
+    """The Parquet table in `content` with the columns of `schema` and their types, then what else is there once.
 
     A column that may be null and is missing, as in files of older versions, is null. Raises ValueError, which says why in
     one line, when the bytes are no such table.
     """
     try:
-        table = pq.read_table(pa.BufferReader(content)).replace_schema_metadata(None)
+        table = read_parquet(content)
+        if table.schema.equals(schema):
+            _check_values(table)
+            return table
         columns = [_column(table, field) for field in schema]
     except (pa.ArrowException, OSError) as error:
         raise ValueError(on_one_line(error)) from error
-    others = [field for field in table.schema if field.name not in schema.names]
-    return pa.table(columns + [table[field.name] for field in others], pa.schema([*schema, *others]))
+    names = table.schema.names
+    others = [field for field in table.schema if field.name not in schema.names and names.count(field.name) == 1]
+    of_now = pa.schema([*schema, *others], table.schema.metadata)
+    return pa.table(columns + [table[field.name] for field in others], of_now)
+
+
+def _check_values(table: pa.Table) -> None:
+    """Raises ValueError where a column of a table with the right types lacks values that it must hold."""
+    for field in table.schema:
+        if not field.nullable or pa.types.is_list(field.type):
+            _column(table, field)
 
 
 def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:

@@ -34,7 +34,14 @@ from adadecode.settings.groups import (
     allowed_errors,
 )
 from adadecode.settings.policy import read_policy, tuned_for
-from adadecode.settings.reading import build_settings, checked_decode, given_flags, read_settings, settings_of
+from adadecode.settings.reading import (
+    build_settings,
+    checked_decode,
+    given_flags,
+    read_settings,
+    settings_of,
+    settings_of_run,
+)
 from adadecode.settings.rivals import (
     MAX_DRAFTS,
     RivalSettings,
@@ -96,6 +103,7 @@ __all__ = [
     "read_policy",
     "read_settings",
     "settings_of",
+    "settings_of_run",
     "skip_layers_missing",
     "tuned_for",
 ]

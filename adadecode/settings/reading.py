@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from adadecode.errors import UsageError
-from adadecode.settings.fields import Settings
+from adadecode.settings.fields import Settings, is_mapping
 from adadecode.settings.files import FileSettings, read_mapping
 from adadecode.settings.groups import DecodeSettings, PlacementSettings, ThreadSettings
 from adadecode.settings.policy import PolicyError, with_policy
@@ -101,6 +101,13 @@ def settings_of(kind: type[SettingsT], *layers: Mapping[str, Any]) -> SettingsT:
         raise UsageError(f"{error}" if place is None else f"{place}: {str(error).removeprefix('--')}") from None
     except ValidationError as error:
         raise UsageError(bad_values_line(kind, error, places)) from None
+
+
+def settings_of_run(kind: type[SettingsT], config: Mapping[str, Any]) -> SettingsT:
+    """`kind` from the `config` in a run.json of any version; a bad value becomes one line."""
+    decode = config.get("decode")
+    inner = {"decode": FileSettings(decode, {})} if is_mapping(decode) else {}
+    return settings_of(kind, FileSettings({**config, **inner}, {}, of_run=True))
 
 
 def _flat(layer: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -27,6 +27,7 @@ STEPS = (*KERNELS, "tests/unit/kernels/test_kv_cache.py", "tests/unit/engine/tes
 REPORT = ("tests/unit/report",)
 COMPARISON = ("tests/unit/comparison",)
 RAY = ("tests/unit/ray_jobs",)
+AUDIT = ("tests/unit/runs/test_audit.py",)
 RUNS = ("tests/unit/runs/test_faults.py", "tests/unit/runs/test_lease.py", "tests/unit/runs/test_storage.py")
 BAD_PLACES = ("tests/unit/ray_jobs/test_bad_places.py",)
 
@@ -421,6 +422,34 @@ MUTATIONS = (
         'return sum(vanilla.get(row["task"], 0) for row in rows',
         'return sum(min(row["n"], vanilla.get(row["task"], 0)) for row in rows',
         REPORT,
+    ),
+    Mutation(
+        "a method may be timed on another worker than vanilla",
+        "adadecode/report/sample_checks.py",
+        "unlike = _unlike(names, pairs, columns.is_ok,",
+        "unlike = _unlike(names, names, columns.is_ok,",
+        AUDIT,
+    ),
+    Mutation(
+        "an exit may be the last layer",
+        "adadecode/report/draft_checks.py",
+        "any_value(exits >= last, of_row, columns)",
+        "any_value(exits > last, of_row, columns)",
+        AUDIT,
+    ),
+    Mutation(
+        "the draw bounds too few false rows",
+        "adadecode/report/proof.py",
+        "> 1 - confidence:",
+        "> confidence:",
+        AUDIT,
+    ),
+    Mutation(
+        "a bomb is unpacked",
+        "adadecode/runs/parquet.py",
+        "    if num_bytes > MAX_UNPACKED:",
+        "    if num_bytes > 2**20 * MAX_UNPACKED:",
+        ("tests/unit/runs/test_strangers.py",),
     ),
     Mutation(
         "times may be zero",

@@ -1,7 +1,6 @@
 """A second copy of a shard, in a process of its own, that is done when the run was closed; and readers of the folder."""
 
 import os
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -133,14 +132,3 @@ def test_any_reader_of_the_folder_sees_each_row_once(samples, reader):
     rows = read_samples(samples.parent).to_pylist()
     assert found == Counter((row["task"], row["sample_id"], row["method"], row["shard"]) for row in rows)
     assert len(found) == 5 * 3
-
-
-def test_the_queries_of_the_results_page_run_as_they_stand(samples, capsys):
-    page = (ROOT / "results" / "README.md").read_text(encoding="utf-8").replace("results/my-run", str(samples.parent))
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    exec(compile(code, "results/README.md", "exec"), {})
-    assert "output_len_sum" in capsys.readouterr().out
-    (queries,) = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
-    with duckdb.connect() as connection:
-        found = [connection.execute(query).fetchall() for query in queries.split(";") if query.strip()]
-    assert [len(rows) > 0 for rows in found] == [False, True, True], "a view gives no rows, a query does"

@@ -19,7 +19,7 @@ from adadecode.runs.storage import open_storage
 from adadecode.settings import EvalConfig
 from tests.folders import undo_shard
 from tests.models import needs_compiler, tiny_model
-from tests.planting import edit_json
+from tests.planting import edit_json, plant_worker
 
 NO_COMPILER = "/nowhere/no-such-g++ cannot compile the native kernels ([Errno 2] No such file or directory: "
 
@@ -205,7 +205,7 @@ def test_every_command_that_decodes_says_why_kernels_are_slow(command, tiny, cli
 
 def plant(out: Path, **facts: object) -> None:
     """Has one commit say that its worker was another, of a run that was not yet closed."""
-    edit_json(out / "commits" / "00001.json", lambda commit: commit["worker"].update(facts))
+    plant_worker(out, 1, **facts)
     edit_json(out / "run.json", lambda run: run.update(status="running"))
 
 
@@ -229,8 +229,8 @@ def test_shards_of_two_experiments_make_verify_exit_3(fact, what, copied, cli):
     plant(copied, **fact)
     result = cli("verify", copied)
     assert result.exit_code == 3
-    assert f"\nshards were computed with different {what}: " in result.stdout
-    assert f"\nshards were computed with different {what}: " in cli("report", copied).stdout
+    assert f"\nengines: shards were computed with different {what}: " in result.stdout
+    assert f"\nengines: shards were computed with different {what}: " in cli("report", copied).stdout
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_shards_taken_out_of_commits_and_plan_together_are_missed(run, cli):
     assert result.exit_code == 3
     stored = read_run(run)["provenance"]["hashes"]["plan"]
     assert any(
-        line.startswith("plan.parquet: its hash is ") and line.endswith(f"that of the run's plan {stored}")
+        line.startswith("plan: plan.parquet: its hash is ") and line.endswith(f"that of the run's plan {stored}")
         for line in result.stdout.splitlines()
     )
     edit_json(run / "run.json", lambda content: content["provenance"]["hashes"].pop("plan"))
@@ -117,7 +117,7 @@ def test_a_data_file_that_no_commit_names_is_told_with_its_rows(run, cli, name):
     shutil.copy(first, run / "samples" / name)
     result = cli("verify", run)
     assert result.exit_code == 3
-    assert f"samples/{name}: 6 rows that no commit names; delete it" in result.stdout.splitlines()
+    assert f"files: samples/{name}: 6 rows that no commit names; delete it" in result.stdout.splitlines()
     table = pq.ParquetFile(first).read()
     pq.write_table(table.slice(0, 0), run / "samples" / name)
     assert cli("verify", run).exit_code == 0, "the file of a withdrawn edition has no rows"
@@ -207,9 +207,11 @@ def test_a_commit_of_a_shard_that_no_table_can_hold_is_one_line(run, usage_error
         assert "99999999999.json: the commit is damaged; run the same command again" in usage_error(command, run)
 
 
-def test_a_repeat_before_the_first_is_no_planned_row(run, usage_error):
+def test_a_repeat_before_the_first_is_no_planned_row(run, cli):
     plant(run, lambda rows: [row.update(repeat=-1) for row in rows if row["repeat"] == 0])
-    assert "18 committed rows are not in its plan" in usage_error("verify", run)
+    result = cli("verify", run)
+    assert result.exit_code == 3
+    assert "rows: 18 committed rows are not in the plan; choose another --out" in result.stdout.splitlines()
 
 
 @pytest.mark.parametrize(

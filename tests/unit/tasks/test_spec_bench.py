@@ -182,7 +182,7 @@ def test_a_turn_taken_from_the_rows_is_missing_and_one_too_many_is_refused(run):
     ("changed", "exit_code", "said"),
     [
         ({"turn": None}, 2, "column turn has rows without a value"),
-        ({"turn": 7}, 2, "1 committed rows are not in its plan"),
+        ({"turn": 7}, 3, "rows: 1 committed rows are not in the plan"),
         (
             {"category": "poetry"},
             3,

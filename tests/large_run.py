@@ -1,0 +1,91 @@
+"""A run of any size, grown from a small one of today: its rows again and again under new names, everything else fitting."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from adadecode.methods import in_turn
+from adadecode.report.schema import PLAN
+from adadecode.runs.editions import Edition, data_bytes
+from adadecode.runs.fingerprint import recomputed_fingerprint
+from adadecode.runs.folder import RunFolder, read_samples
+from adadecode.runs.outcome import outcome_of
+from adadecode.runs.plan import plan_hash
+from adadecode.runs.result import read_result
+from adadecode.runs.scores import score_run
+
+ATTEMPT = "a" * 12
+
+
+def grow(small: Path, large: Path, num_samples: int, shard_size: int) -> Path:
+    """A finished run of `num_samples` samples at `large`, each of them the first of the run at `small`; returns `large`."""
+    run = json.loads((small / "run.json").read_text())
+    commit = json.loads((small / "commits" / "00000.json").read_text())
+    base = read_samples(small)
+    base = base.filter(pc.equal(base["sample_id"], base["sample_id"][0])).combine_chunks()
+    task, methods = base["task"][0].as_py(), tuple(run["config"]["methods"])
+    ids = [f"sample-{idx:06d}" for idx in range(num_samples)]
+    plan = pa.table(
+        {
+            "task": [task] * num_samples,
+            "sample_id": ids,
+            "shard": [idx // shard_size for idx in range(num_samples)],
+            "prompt_hash": ["0" * 16] * num_samples,
+            "num_turns": [1] * num_samples,
+        },
+        PLAN,
+    )
+    run["config"] |= {"limit": num_samples, "shard_size": shard_size}
+    run["provenance"]["hashes"]["plan"] = plan_hash(plan)
+    run |= {"run_id": large.name, "fingerprint": recomputed_fingerprint(run)}
+    run |= {"workers": [commit["worker"]], "status": "complete"}
+    for name in ("samples", "commits"):
+        (large / name).mkdir(parents=True)
+    (large / "run.json").write_text(json.dumps(run))
+    folder = RunFolder(large)
+    folder.write_table("plan.parquet", plan)
+    orders = [{name: idx for idx, name in enumerate(in_turn(methods, turn))} for turn in range(2 * len(methods))]
+    for shard_idx, start in enumerate(range(0, num_samples, shard_size)):
+        of_shard = ids[start : start + shard_size]
+        rows = pa.concat_tables([base] * len(of_shard)).combine_chunks()
+        names = [name for name in of_shard for _ in range(base.num_rows)]
+        places = [idx for idx in range(len(of_shard)) for _ in range(base.num_rows)]
+        turns = zip(places, rows["repeat"].to_pylist(), rows["method"].to_pylist(), strict=True)
+        changed = {
+            "sample_id": names,
+            "shard": [shard_idx] * rows.num_rows,
+            "run_id": [large.name] * rows.num_rows,
+            "attempt": [ATTEMPT] * rows.num_rows,
+            "order_idx": [orders[(shard_idx + at + repeat) % len(orders)][method] for at, repeat, method in turns],
+        }
+        for name, values in changed.items():
+            idx = rows.schema.get_field_index(name)
+            rows = rows.set_column(idx, rows.schema.field(idx), pa.array(values, rows.schema.field(idx).type))
+        _commit(large, run, Edition(shard_idx), rows, commit)
+    result = read_result(large)
+    folder.write_table("verify.parquet", result.verify)
+    folder.write_table("summary.parquet", result.summary)
+    score_run(large)
+    return large
+
+
+def _commit(large: Path, run: dict[str, Any], edition: Edition, rows: pa.Table, like: dict[str, Any]) -> None:
+    """Writes a shard's file and its commit, without the flush to disk that a run takes care of."""
+    facts = {"run_id": run["run_id"], "fingerprint": run["fingerprint"], "git_sha": run["provenance"]["git_sha"] or ""}
+    content = data_bytes(rows, facts, ATTEMPT, like["worker"])
+    (large / edition.data).write_bytes(content)
+    commit = like | {
+        "shard": edition.shard_idx,
+        "file": edition.data,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "num_rows": rows.num_rows,
+        "fingerprint": run["fingerprint"],
+        "attempt": ATTEMPT,
+        "outcome": dataclasses.asdict(outcome_of(rows)),
+    }
+    (large / edition.commit).write_text(json.dumps(commit))
