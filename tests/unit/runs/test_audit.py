@@ -213,6 +213,17 @@ def test_a_run_that_nobody_altered_holds_in_all_checks(good, cli):
     assert f"audit: {len(CHECKS)} checks, all hold" in result.stdout.splitlines()
 
 
+def test_drafts_from_before_the_first_layer_and_stop_strings_raise_no_false_alarm(cli, tmp_path):
+    methods = ("--methods", "vanilla,adadecode,ngram,layerskip,speculative,medusa,layer-skipping,hf-assisted")
+    rivals = ("--draft-model", "demo-draft", "--medusa-heads", "demo", "--skip-layers", "4,5", "--stop-strings", "####")
+    flags = ("--task", "demo-math", "--limit", 2, "--max-new-tokens", 64, "--local", "--threads", 1, "--out", tmp_path)
+    assert cli("eval", *methods, *rivals, *flags).exit_code == 0
+    result = cli("verify", tmp_path, "--recompute", 16)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert f"audit: {len(CHECKS)} checks, all hold" in result.stdout.splitlines()
+    assert result.stdout.splitlines()[-1] == f"recompute: {proof_sentence(16, 16, 0)}"
+
+
 @pytest.mark.parametrize("name", ["run-0.1.0/complete", "run-schema-4"])
 def test_a_run_of_any_schema_version_holds_in_all_checks(name, cli):
     result = cli("verify", ROOT / "tests" / "golden" / name)
