@@ -186,6 +186,7 @@ def test_text_that_refers_to_itself_again_and_again_is_read_in_no_time(tmp_path)
     assert len(line) < 1000
 
 
+@pytest.mark.slow
 def test_a_policy_that_refers_to_itself_again_and_again_is_a_short_line(tmp_path):
     links = f"[{', '.join(['*x'] * 9)}]"
     for _ in range(5):
