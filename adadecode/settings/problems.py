@@ -8,7 +8,7 @@ from typing import cast
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from adadecode.printable import without_password
+from adadecode.printable import printable, without_password
 from adadecode.settings.fields import Settings, flag_name
 from adadecode.settings.files import quoted
 from adadecode.settings.groups import DecodeSettings
@@ -40,7 +40,7 @@ def bad_values_line(kind: type[Settings], error: ValidationError, places: Mappin
             where = flag_name(name, fields[name]) if place is None else f"{place}: {name}"
             value = "" if problem["type"] == "missing" else f" {shown_value(problem['input'])}"
             lines.setdefault(name, f"{where}{value}: {message}")
-    return "; ".join(lines.values())
+    return printable("; ".join(lines.values()))  # a message may quote a file's text as it stands
 
 
 def _places_of(message: str, fields: Mapping[str, FieldInfo], places: Mapping[str, str | None]) -> str:

@@ -170,6 +170,7 @@ def test_an_address_that_asks_for_another_token_is_one_line_that_says_so(head, t
     assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_job_is_followed_across_a_lost_connection_and_its_log_is_there_once(head, model_folder, tmp_path):
     wire = Wire(int(head.address.rpartition(":")[2]))
     submit = ["submit", "--address", f"http://127.0.0.1:{wire.port}", "eval", "--model", str(model_folder)]
@@ -194,6 +195,7 @@ def test_a_job_is_followed_across_a_lost_connection_and_its_log_is_there_once(he
     assert output.count(f"tables: {tmp_path / 'job'}") == 1, output
 
 
+@pytest.mark.slow
 def test_a_working_folder_is_sent_without_what_may_be_secret(head, model_folder, prompts_file, tmp_path):
     folder = tmp_path / "work"
     folder.mkdir()

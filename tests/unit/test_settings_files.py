@@ -186,6 +186,7 @@ def test_text_that_refers_to_itself_again_and_again_is_read_in_no_time(tmp_path)
     assert len(line) < 1000
 
 
+@pytest.mark.slow
 def test_a_policy_that_refers_to_itself_again_and_again_is_a_short_line(tmp_path):
     links = f"[{', '.join(['*x'] * 9)}]"
     for _ in range(5):
@@ -386,3 +387,20 @@ def test_a_json_file_of_settings_is_read_too_and_as_strictly(tmp_path):
         file = written(tmp_path, text, "bad.json")
         assert refusal(file).startswith(f"{file}: ")
         assert message in refusal(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ('shots_file: "a\\nb"', r"--shots-file a\nb: without --num-shots none of it is shown"),
+        ('draft_model: "\\e[2J"', r"--draft-model \x1b[2J: none of --methods reads it"),
+        ('methods: ["vanilla", "a\\r"]', r"a\r"),
+    ],
+)
+def test_a_message_that_quotes_control_characters_is_one_escaped_line(tmp_path, text, shown):
+    file = tmp_path / "settings.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError) as refused:
+        build_settings(EvalConfig, file, {})
+    assert shown in str(refused.value)
+    assert str(refused.value).isprintable()

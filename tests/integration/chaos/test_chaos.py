@@ -280,6 +280,7 @@ def test_of_two_drivers_at_once_one_runs_and_the_other_names_it(nodes, config, o
     assert read_run(out)["status"] == "complete"
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("seed", seeds(3))
 def test_a_poison_sample_is_an_error_row_and_every_other_row_is_there(nodes, config, undisturbed, out, seed):
     limits = Limits(max_deaths=1 + seed)

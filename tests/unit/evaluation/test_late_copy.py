@@ -61,7 +61,7 @@ def config(tiny, cli, tmp_path_factory) -> EvalConfig:
 
 
 @pytest.mark.parametrize("before", ["samples/", "commits/"])
-@pytest.mark.parametrize("is_killed", [False, True])
+@pytest.mark.parametrize("is_killed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_copy_that_is_done_after_the_run_was_closed_changes_nothing(config, tmp_path, before, is_killed):
     out = tmp_path / "run"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in (str(ROOT), *sys.path) if path)}

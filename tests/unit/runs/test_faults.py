@@ -222,7 +222,7 @@ def refusing(monkeypatch, status: int, code: str) -> Generator[list[str]]:
     ("status", "code", "asks_again", "says"),
     [
         (409, "ConditionalRequestConflict", True, "at 4 tries"),
-        (503, "SlowDown", True, "at 4 tries"),
+        pytest.param(503, "SlowDown", True, "at 4 tries", marks=pytest.mark.slow),
         (500, "InternalError", True, "at 4 tries"),
         (429, "TooManyRequests", True, "at 4 tries"),
         (408, "RequestTimeout", True, "at 4 tries"),

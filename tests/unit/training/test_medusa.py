@@ -147,6 +147,7 @@ def test_the_files_are_those_of_the_facts_and_the_same_command_trains_nothing_ag
     assert any("trained before" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_a_killed_training_ends_in_the_same_bits(trained, tmp_path):
     """SIGKILL after a checkpoint, then the same command."""
     whole, _, _ = trained

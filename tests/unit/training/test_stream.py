@@ -116,6 +116,7 @@ def peak_of_training(num_prompts: int, out: Path) -> str:
     return f"{most['prompts']} {most['outputs']}"
 
 
+@pytest.mark.slow
 def test_as_many_prompts_and_outputs_are_in_memory_for_120_prompts_as_for_72(tmp_path):
     peaks = []
     for num_prompts in (72, 120):
