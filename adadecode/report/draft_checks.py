@@ -7,7 +7,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from adadecode.methods import METHODS, REFERENCE
-from adadecode.report.findings import RTOL, Columns, Mask, Wrong, any_value, differs
+from adadecode.report.findings import RTOL, Columns, Mask, Wrong, any_value, counts_beside, differs
 
 DRAFTING = ("num_drafted", "num_accepted", "exits", "drafted_per_exit", "accepted_per_exit", "draft_depths")
 
@@ -64,7 +64,7 @@ def _per_exit(columns: Columns, counted: Mask) -> Iterator[Wrong]:
         _spread(any_value(np.append(disorder, False)[: len(exits)] | (exits < 0), of_row, some), counted),
     )
     depths, of_token = some.values("draft_depths")
-    found = _counts_beside(of_token, depths, of_row, exits)
+    found = counts_beside(of_token, depths, of_row, exits)
     yield (
         "accepted_per_exit is not how often draft_depths has each exit",
         _spread(any_value(found != accepted, of_row, some), counted),
@@ -118,18 +118,6 @@ def _spread(of_some: Mask, some: Mask) -> Mask:
     spread = np.zeros(len(some), bool)
     spread[np.flatnonzero(some)] = of_some
     return spread
-
-
-def _counts_beside(rows: NDArray, values: NDArray, of_rows: NDArray, of_values: NDArray) -> NDArray[np.int64]:
-    """How often each pair (`of_rows[i]`, `of_values[i]`) is among the pairs of `rows` and `values`."""
-    codes = np.unique(np.concatenate([values, of_values]), return_inverse=True)[1]
-    base = codes.max(initial=0) + 1
-    keys, counts = np.unique(rows * base + codes[: len(values)], return_counts=True)
-    wanted = of_rows * base + codes[len(values) :]
-    if not len(keys):
-        return np.zeros(len(wanted), np.int64)
-    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[places] == wanted, counts[places], 0)
 
 
 def _commonest(values: NDArray) -> float | None:

@@ -17,6 +17,7 @@ from adadecode.methods import METHODS, REFERENCE
 from adadecode.report.draft_checks import DRAFTING, draft_findings
 from adadecode.report.findings import RTOL, Columns, Mask, Wrong, any_value, differs
 from adadecode.report.parity import NEAR_TIE_MARGIN
+from adadecode.report.rejected_checks import rejected_findings
 
 GAPS_RTOL = 1e-5  # of the sum of step_gaps_s, which are float32
 
@@ -24,7 +25,7 @@ TIMES = ("ttft_s", "decode_s", "e2e_s", "tpot_s")
 MEASURED = (
     *("output_len", "output_token_ids", "output_text", "correct", *TIMES, "step_gaps_s", "num_rounds"),
     *DRAFTING,
-    *("layers_per_token", "parity", "logits_equal", "first_diff_idx", "logits_digest"),
+    *("rejected", "layers_per_token", "parity", "logits_equal", "first_diff_idx", "logits_digest"),
 )  # null in a row with an error
 PARITIES = ("exact", "near_tie", "mismatch")
 
@@ -59,6 +60,7 @@ def row_findings(columns: Columns, rules: Rules) -> Iterator[Wrong]:
     yield from _endings(columns, rules)
     yield from _claims(columns, rules)
     yield from draft_findings(columns, rules.most_drafts)
+    yield from rejected_findings(columns)
 
 
 def impossible_times(samples: pa.Table) -> Mask:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from adadecode import scoring
-from adadecode.report.schema import PLAN, SAMPLES, SCORES, SUMMARY, SWEEP, VERIFY
+from adadecode.report.schema import PLAN, REJECTED, SAMPLES, SCORES, SUMMARY, SWEEP, VERIFY
 from adadecode.tasks import TASKS
 
 README = Path(__file__).parents[3] / "results" / "README.md"
@@ -29,7 +29,12 @@ def test_results_readme_documents_every_column_in_order(section, schema):
 def test_results_readme_names_each_columns_type(section, schema):
     text = README.read_text(encoding="utf-8").split(f"\n## {section}\n")[1].split("\n## ")[0]
     documented = dict(re.findall(r"^\| `(\w+)` \| (\S+) \|", text.split("\n| scorer |")[0], flags=re.MULTILINE))
-    short = {"double": "float64", "list<item: int32>": "list&lt;int32&gt;", "list<item: float>": "list&lt;float32&gt;"}
+    short = {
+        str(REJECTED): "list&lt;struct&gt;",
+        "double": "float64",
+        "list<item: int32>": "list&lt;int32&gt;",
+        "list<item: float>": "list&lt;float32&gt;",
+    }
     assert documented == {field.name: short.get(str(field.type), str(field.type).partition("[")[0]) for field in schema}
 
 
