@@ -25,8 +25,8 @@ Floats = NDArray[np.float64]
 class Measured:
     """The rows of one task and method: times in seconds, counts of drafts by exit and place, rounds by tokens given.
 
-    `accepted_at[k]` counts rounds that accepted their draft at place k, from 0; `rejected_at[k]` those rejected there, of which
-    early rejection may leave several in one round. It is None where a row does not tell.
+    `accepted_at[k]` counts rounds that accepted their draft at place k, from 0; `rejected_at[k]` drafts that were rejected
+    there, several in one round where a deeper head rejects early. It is None where a row does not tell.
     """
 
     ttft_s: list[Floats] = field(default_factory=list[Floats])
