@@ -175,8 +175,12 @@ def report_command(run: str, html: bool, out: Path | None) -> None:
 
 def write_page(run: str, out: Path | None) -> None:
     """Writes the page of the run or the sweep at `run` and says where it is."""
-    from adadecode.page.build import report_page
+    from adadecode.certify.result import is_certification
+    from adadecode.page.build import is_sweep, report_page
+    from adadecode.runs.folder import read_run
 
+    if not is_sweep(run) and is_certification(read_run(run)):
+        raise UsageError(f"{run!r} --html: a page is of a run or a sweep, and this is a certification; drop --html")
     page = report_page(run)
     file = out or (Path("report.html") if "://" in run else Path(run) / "report.html")
     try:

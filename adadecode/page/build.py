@@ -31,9 +31,13 @@ Row = Mapping[str, Any]
 
 def report_page(location: str | Path) -> str:
     """The page of the run or the sweep at `location`; writes nothing. Raises RunFolderError where there is neither."""
-    storage = open_storage(location)
-    content = _read(storage, SWEEP_FILE)
+    content = _read(open_storage(location), SWEEP_FILE)
     return run_page(location) if content is None else sweep_page(str(location), content)
+
+
+def is_sweep(location: str | Path) -> bool:
+    """Whether there is a sweep's file at `location`."""
+    return _read(open_storage(location), SWEEP_FILE) is not None
 
 
 def run_page(location: str | Path) -> str:

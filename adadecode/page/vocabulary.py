@@ -1,6 +1,5 @@
 """What each token id is as text, where the run's tokenizer is at hand: no network, and only if it gives the run's texts."""
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,11 +16,14 @@ def decoder(run: Mapping[str, Any]) -> Decode | None:
     model, revision = (config.get(name) for name in ("model", "revision")) if isinstance(config, dict) else (None, None)
     if not isinstance(model, str) or not isinstance(revision, str | None):
         return None
-    os.environ["HF_HUB_OFFLINE"] = "1"  # before what reads it is imported: a report asks no hub
+    from adadecode.model.files import on_this_machine
     from adadecode.model.load import load_tokenizer
 
+    source = on_this_machine(model, revision)
+    if source is None:
+        return None
     try:
-        _, tokenizer = load_tokenizer(model, revision)
+        _, tokenizer = load_tokenizer(source)
     except AdaDecodeError:
         return None
 
