@@ -36,8 +36,7 @@ def run_charts(summary: Sequence[Row], by: By, bars: Sequence[tuple[str, str, fl
 
 
 def _spec(values: list[dict[str, Any]], height: int | dict[str, int], **parts: Any) -> dict[str, Any]:
-    sized = {"width": "container", "height": height, "autosize": {"type": "fit-x", "contains": "padding"}}
-    return {"$schema": SCHEMA, "data": {"values": values}, **sized, **parts}
+    return {"$schema": SCHEMA, "data": {"values": values}, "width": "container", "height": height, **parts}
 
 
 def _of(task: str, method: str) -> str:

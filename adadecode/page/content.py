@@ -49,7 +49,7 @@ def sentence(summary: Sequence[Row], parity: str, model: str, engines: Sequence[
         f"<strong>{_times(row)}</strong> on {esc(row['task'])} {_interval(row)}" for row in told[:MOST_IN_SENTENCE]
     ]
     more = f" and {len(told) - MOST_IN_SENTENCE} more tasks" if len(told) > MOST_IN_SENTENCE else ""
-    return f"{esc(shown)} decodes {', '.join(parts)}{more}, as fast as the faster vanilla; {esc(parity)}; {on}."
+    return f"Speed of {esc(shown)} over the faster vanilla: {', '.join(parts)}{more}; {esc(parity)}; {on}."
 
 
 def shown_method(rows: Sequence[Row]) -> str | None:
