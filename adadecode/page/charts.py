@@ -35,8 +35,13 @@ def run_charts(summary: Sequence[Row], by: By, bars: Sequence[tuple[str, str, fl
     yield from _bars(bars)
 
 
-def _spec(values: list[dict[str, Any]], height: int | dict[str, int], **parts: Any) -> dict[str, Any]:
+def _spec(values: list[dict[str, Any]], height: int, **parts: Any) -> dict[str, Any]:
     return {"$schema": SCHEMA, "data": {"values": values}, "width": "container", "height": height, **parts}
+
+
+def _tall(values: list[dict[str, Any]], field: str, step: int) -> int:
+    """Pixels for a band of `step` for each value of `field`; a height in steps does not fit a width in the container's."""
+    return step * len({value[field] for value in values})
 
 
 def _of(task: str, method: str) -> str:
@@ -76,7 +81,7 @@ def _speedups(rows: list[Row]) -> Iterator[Chart]:
     at_one = {"data": {"values": [{"one": 1}]}, "mark": {"type": "rule", "strokeDash": [4, 4], "color": "currentColor"}}
     spec = _spec(
         values,
-        {"step": 26},
+        _tall(values, "of", 26),
         layer=[
             at_one | {"encoding": {"x": {"field": "one", "type": "quantitative"}}},
             {
@@ -241,7 +246,7 @@ def _time(by: By) -> Iterator[Chart]:
     order = ["prefill", *(f"rounds of {tokens_label(idx + 1)}" for idx in range(MOST_TOKENS))]
     spec = _spec(
         values,
-        {"step": 26},
+        _tall(values, "of", 26),
         mark={"type": "bar", "tooltip": True},
         encoding={
             "y": {"field": "of", "type": "nominal", "sort": None, "axis": {"title": None, "labelLimit": 150}},
@@ -273,7 +278,7 @@ def _bars(bars: Sequence[tuple[str, str, float]]) -> Iterator[Chart]:
         values = [{"of": of, "what": what, "speedup": speedup} for of, what, speedup in bars]
         spec = _spec(
             values,
-            {"step": 18},
+            _tall(values, "of", 54),
             mark={"type": "bar", "tooltip": True},
             encoding={
                 "y": {"field": "of", "type": "nominal", "sort": None, "axis": {"title": None, "labelLimit": 150}},
@@ -307,7 +312,7 @@ def sweep_charts(rows: Sequence[Row]) -> Iterator[Chart]:
     text = {"mark": {"type": "text", "fontWeight": "bold", "stroke": "black", "strokeWidth": 0.4, "fill": "white"}}
     spec = _spec(
         values,
-        {"step": 26},
+        _tall(values, "cell", 26),
         encoding={"y": y, "x": x},
         layer=[
             {"mark": {"type": "rect", "tooltip": True}, "encoding": {"color": fill}},
