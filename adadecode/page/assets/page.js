@@ -30,6 +30,7 @@
       const compiled = vegaLite.compile({ ...spec, config }).spec;
       const view = new vega.View(vega.parse(compiled, null, { ast: true }), { expr: vega.expressionInterpreter, renderer: "svg", container: at("chart-" + key), logLevel: vega.Error });
       await view.runAsync();
+      at("chart-" + key).firstElementChild.setAttribute("aria-hidden", "true"); // the label and the table are for who listens
     }
   }
 
