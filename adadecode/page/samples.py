@@ -98,14 +98,16 @@ class Browser:
         names = ("method", "finish_reason", "parity", "first_diff_idx", "correct", "output_len", "num_rounds")
         names += ("ttft_s", "tpot_s", "e2e_s", "num_drafted", "num_accepted", "layers_per_token", "error_type")
         ids = list(row["output_token_ids"] or [])[:MOST_IDS]
-        rejected = (row["rejected"] or [])[:MOST_IDS]
+        kept = row["rejected"]
         return {
             **{name: row[name] for name in names},
             "error_message": _cut(row["error_message"]),
             "text": _cut(row["output_text"]) if self.decode is None else None,
             "output": outputs.index(ids),
             "depths": None if row["draft_depths"] is None else list(row["draft_depths"])[:MOST_IDS],
-            "rejected": [[d["position"], d["token_id"], d["exit"], d["round_idx"]] for d in rejected],
+            "rejected": None
+            if kept is None
+            else [[d["position"], d["token_id"], d["exit"], d["round_idx"]] for d in kept[:MOST_IDS]],
         }
 
 

@@ -127,14 +127,14 @@
   }
 
   function output(row, sample) {
-    const ids = sample.outputs[row.output];
-    const layers = row.depths ? [...new Set([...row.depths, ...row.rejected.map((draft) => draft[2])])].sort((a, b) => a - b) : [];
+    const ids = sample.outputs[row.output], rejected = row.rejected || [];
+    const layers = row.depths ? [...new Set([...row.depths, ...rejected.map((draft) => draft[2])])].sort((a, b) => a - b) : [];
     const full = row.depths ? row.depths[0] : null;
     const drafted = layers.filter((layer) => layer !== full);
     const classOf = (layer) => "e" + (drafted.indexOf(layer) % 8);
     const nameOf = (layer) => (layer === 0 ? "n-grams or draft model" : "layer " + layer);
     const wrong = new Map();
-    for (const draft of row.rejected) {
+    for (const draft of rejected) {
       if (draft[1] === ids[draft[0]]) continue; // right, but past the end or rejected early
       if (!wrong.has(draft[0])) wrong.set(draft[0], []);
       wrong.get(draft[0]).push(draft);
@@ -165,7 +165,7 @@
     if (row.depths) {
       key.append(make("li", "", `full model: ${row.depths.filter((depth) => depth === full).length}`));
       const item = make("li");
-      item.append(make("del", "", `rejected: ${row.rejected.length}`));
+      item.append(make("del", "", `rejected: ${row.num_drafted - row.num_accepted}${row.rejected ? "" : ", which is not stored"}`));
       key.append(item);
     }
     return [...(row.depths ? [key] : []), box("out", parts, `Output of ${row.method}`)];
