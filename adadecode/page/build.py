@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from adadecode.errors import RunFolderError
-from adadecode.page.charts import Chart, run_charts, sweep_charts
+from adadecode.page.charts import Chart, run_charts
 from adadecode.page.content import TERMS, chart, definitions, esc, lines, sentence, shown_method, summary_table
 from adadecode.page.document import document
 from adadecode.page.measures import Measured, add_rows
 from adadecode.page.samples import MOST_SAMPLES, PER_BLOCK, Browser, compressed
+from adadecode.page.sweep_charts import sweep_charts
 from adadecode.page.vocabulary import Decode, decoder, fits
 from adadecode.printable import printable
 from adadecode.report.row_checks import without_impossible_times

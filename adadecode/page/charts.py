@@ -35,24 +35,24 @@ def run_charts(summary: Sequence[Row], by: By, bars: Sequence[tuple[str, str, fl
     yield from _bars(bars)
 
 
-def _spec(values: list[dict[str, Any]], height: int, **parts: Any) -> dict[str, Any]:
+def spec_of(values: list[dict[str, Any]], height: int, **parts: Any) -> dict[str, Any]:
     return {"$schema": SCHEMA, "data": {"values": values}, "width": "container", "height": height, **parts}
 
 
-def _tall(values: list[dict[str, Any]], field: str, step: int) -> int:
+def tall(values: list[dict[str, Any]], field: str, step: int) -> int:
     """Pixels for a band of `step` for each value of `field`; a height in steps does not fit a width in the container's."""
     return step * len({value[field] for value in values})
 
 
-def _of(task: str, method: str) -> str:
+def name_of(task: str, method: str) -> str:
     return f"{task} / {method}"
 
 
-def _color(field: str = "method") -> dict[str, Any]:
+def color_by(field: str = "method") -> dict[str, Any]:
     return {"field": field, "type": "nominal", "legend": {"orient": "top", "title": None, "columns": 2}}
 
 
-def _axis(title: str, **more: Any) -> dict[str, Any]:
+def axis(title: str, **more: Any) -> dict[str, Any]:
     return {"title": title, **more}
 
 
@@ -62,7 +62,7 @@ def _speedups(rows: list[Row]) -> Iterator[Chart]:
         return
     values = [
         {
-            "of": _of(row["task"], row["method"]),
+            "of": name_of(row["task"], row["method"]),
             "method": row["method"],
             "speedup": row["speedup_geomean"],
             "low": row["speedup_geomean_low"],
@@ -76,12 +76,12 @@ def _speedups(rows: list[Row]) -> Iterator[Chart]:
         "field": "speedup",
         "type": "quantitative",
         "scale": {"zero": False},
-        "axis": _axis("times the baseline's speed"),
+        "axis": axis("times the baseline's speed"),
     }
     at_one = {"data": {"values": [{"one": 1}]}, "mark": {"type": "rule", "strokeDash": [4, 4], "color": "currentColor"}}
-    spec = _spec(
+    spec = spec_of(
         values,
-        _tall(values, "of", 26),
+        tall(values, "of", 26),
         layer=[
             at_one | {"encoding": {"x": {"field": "one", "type": "quantitative"}}},
             {
@@ -91,12 +91,12 @@ def _speedups(rows: list[Row]) -> Iterator[Chart]:
                     "y": y,
                     "x": x | {"field": "low"},
                     "x2": {"field": "high"},
-                    "color": _color() | {"legend": None},
+                    "color": color_by() | {"legend": None},
                 },
             },
             {
                 "mark": {"type": "point", "filled": True, "size": 90, "tooltip": True},
-                "encoding": {"y": y, "x": x, "color": _color() | {"legend": None}},
+                "encoding": {"y": y, "x": x, "color": color_by() | {"legend": None}},
             },
         ],
     )
@@ -128,7 +128,7 @@ def _distributions(by: By) -> Iterator[Chart]:
         if not values:
             continue
         dash = {"strokeDash": {"field": "task", "type": "nominal", "legend": {"orient": "top", "title": None}}}
-        spec = _spec(
+        spec = spec_of(
             values,
             240,
             mark={"type": "line", "interpolate": "step-after", "strokeWidth": 2},
@@ -137,15 +137,15 @@ def _distributions(by: By) -> Iterator[Chart]:
                     "field": "ms",
                     "type": "quantitative",
                     "scale": {"type": "log", "nice": False},
-                    "axis": _axis("ms"),
+                    "axis": axis("ms"),
                 },
-                "y": {"field": "share", "type": "quantitative", "axis": _axis("share of samples", format="%")},
-                "color": _color(),
+                "y": {"field": "share", "type": "quantitative", "axis": axis("share of samples", format="%")},
+                "color": color_by(),
                 **(dash if several else {}),
             },
         )
         quantiles = [
-            (_of(task, method), *(_quantile(points, q) for q in (0.1, 0.5, 0.9)))
+            (name_of(task, method), *(_quantile(points, q) for q in (0.1, 0.5, 0.9)))
             for (task, method), found in by.items()
             if (points := ecdf(getattr(found, name)))
         ]
@@ -158,7 +158,7 @@ def _quantile(points: list[tuple[float, float]], share: float) -> float:
 
 def _by_exit(by: By) -> Iterator[Chart]:
     values = [
-        {"of": _of(*of), "exit": exit_layer, "drafted": drafted, "accepted": accepted, "rate": accepted / drafted}
+        {"of": name_of(*of), "exit": exit_layer, "drafted": drafted, "accepted": accepted, "rate": accepted / drafted}
         for of, found in by.items()
         for exit_layer, (drafted, accepted) in sorted(found.exits.items())
         if drafted
@@ -176,15 +176,15 @@ def _by_exit(by: By) -> Iterator[Chart]:
 
 def _grouped(values: list[dict[str, Any]], x: str, x_title: str, y: str, y_title: str) -> dict[str, Any]:
     """Bars of `y` for each `x`, those of one task and method in one colour beside each other."""
-    return _spec(
+    return spec_of(
         values,
         240,
         mark={"type": "bar", "tooltip": True},
         encoding={
-            "x": {"field": x, "type": "ordinal", "axis": _axis(x_title, labelAngle=0)},
+            "x": {"field": x, "type": "ordinal", "axis": axis(x_title, labelAngle=0)},
             "xOffset": {"field": "of", "type": "nominal"},
-            "y": {"field": y, "type": "quantitative", "axis": _axis(y_title, format="%")},
-            "color": _color("of"),
+            "y": {"field": y, "type": "quantitative", "axis": axis(y_title, format="%")},
+            "color": color_by("of"),
         },
     )
 
@@ -196,7 +196,9 @@ def _by_place(by: By) -> Iterator[Chart]:
         for place, accepted in sorted(found.accepted_at.items()):
             made = None if drafted is None else drafted[place]
             share = accepted / num_rounds
-            values.append({"of": _of(*of), "place": place + 1, "drafted": made, "accepted": accepted, "share": share})
+            values.append(
+                {"of": name_of(*of), "place": place + 1, "drafted": made, "accepted": accepted, "share": share}
+            )
     if values:
         yield Chart(
             "places",
@@ -215,7 +217,12 @@ def tokens_label(tokens: int) -> str:
 
 def _tokens_per_round(by: By) -> Iterator[Chart]:
     values = [
-        {"of": _of(*of), "tokens": tokens_label(idx + 1), "rounds": int(count), "share": count / found.num_rounds.sum()}
+        {
+            "of": name_of(*of),
+            "tokens": tokens_label(idx + 1),
+            "rounds": int(count),
+            "share": count / found.num_rounds.sum(),
+        }
         for of, found in by.items()
         if found.exits
         for idx, count in enumerate(found.num_rounds)
@@ -237,20 +244,20 @@ def _time(by: By) -> Iterator[Chart]:
         parts = [("prefill", found.prefill_s)]
         parts += [(f"rounds of {tokens_label(idx + 1)}", float(s)) for idx, s in enumerate(found.rounds_s)]
         values += [
-            {"of": _of(*of), "part": part, "order": idx, "ms": 1000 * seconds / found.num_rows}
+            {"of": name_of(*of), "part": part, "order": idx, "ms": 1000 * seconds / found.num_rows}
             for idx, (part, seconds) in enumerate(parts)
             if seconds
         ]
     if not values:
         return
     order = ["prefill", *(f"rounds of {tokens_label(idx + 1)}" for idx in range(MOST_TOKENS))]
-    spec = _spec(
+    spec = spec_of(
         values,
-        _tall(values, "of", 26),
+        tall(values, "of", 26),
         mark={"type": "bar", "tooltip": True},
         encoding={
             "y": {"field": "of", "type": "nominal", "sort": None, "axis": {"title": None, "labelLimit": 150}},
-            "x": {"field": "ms", "type": "quantitative", "axis": _axis("ms a sample")},
+            "x": {"field": "ms", "type": "quantitative", "axis": axis("ms a sample")},
             "color": {
                 "field": "part",
                 "type": "ordinal",
@@ -276,15 +283,15 @@ def _time(by: By) -> Iterator[Chart]:
 def _bars(bars: Sequence[tuple[str, str, float]]) -> Iterator[Chart]:
     if bars:
         values = [{"of": of, "what": what, "speedup": speedup} for of, what, speedup in bars]
-        spec = _spec(
+        spec = spec_of(
             values,
-            _tall(values, "of", 54),
+            tall(values, "of", 54),
             mark={"type": "bar", "tooltip": True},
             encoding={
                 "y": {"field": "of", "type": "nominal", "sort": None, "axis": {"title": None, "labelLimit": 150}},
                 "yOffset": {"field": "what", "type": "nominal", "sort": None},
-                "x": {"field": "speedup", "type": "quantitative", "axis": _axis("times the baseline's speed")},
-                "color": _color("what"),
+                "x": {"field": "speedup", "type": "quantitative", "axis": axis("times the baseline's speed")},
+                "color": color_by("what"),
             },
         )
         yield Chart(
@@ -295,84 +302,3 @@ def _bars(bars: Sequence[tuple[str, str, float]]) -> Iterator[Chart]:
             ("task and method", "what", "speedup"),
             [tuple(bar) for bar in bars],
         )
-
-
-def sweep_charts(rows: Sequence[Row]) -> Iterator[Chart]:
-    """The charts of SWEEP rows: a heat map of speedups over cells and tasks, and speed against time to first token."""
-    told = [row for row in rows if row["category"] is None and row["method"] != row["baseline"]]
-    told = [row for row in told if row["speedup_geomean"] is not None]
-    if not told:
-        return
-    values = [
-        {"cell": row["cell"], "of": _of(row["task"], row["method"]), "speedup": row["speedup_geomean"]} for row in told
-    ]
-    y = {"field": "cell", "type": "nominal", "sort": None, "axis": {"title": None, "labelLimit": 150}}
-    x = {"field": "of", "type": "nominal", "sort": None, "axis": {"title": None, "labelLimit": 120, "orient": "top"}}
-    fill = {"field": "speedup", "type": "quantitative", "scale": {"scheme": "viridis"}, "legend": {"title": "speedup"}}
-    text = {"mark": {"type": "text", "fontWeight": "bold", "stroke": "black", "strokeWidth": 0.4, "fill": "white"}}
-    spec = _spec(
-        values,
-        _tall(values, "cell", 26),
-        encoding={"y": y, "x": x},
-        layer=[
-            {"mark": {"type": "rect", "tooltip": True}, "encoding": {"color": fill}},
-            text | {"encoding": {"text": {"field": "speedup", "type": "quantitative", "format": ".2f"}}},
-        ],
-    )
-    yield Chart(
-        "heat",
-        "Speedup by cell",
-        "Speedup of each cell of the sweep on each task, over that cell's faster vanilla.",
-        spec,
-        ("cell", "task and method", "speedup"),
-        [tuple(value.values()) for value in values],
-    )
-    points = [
-        (row, row["ttft_p50_s"], row["tokens_per_s"]) for row in told if row["ttft_p50_s"] and row["tokens_per_s"]
-    ]
-    if points:
-        yield _pareto(points)
-
-
-def _pareto(points: list[tuple[Row, float, float]]) -> Chart:
-    values = [
-        {
-            "cell": row["cell"],
-            "of": _of(row["task"], row["method"]),
-            "ms": 1000 * ttft,
-            "speed": speed,
-            "on front": not any(
-                other["task"] == row["task"] and a <= ttft and b >= speed and (a, b) != (ttft, speed)
-                for other, a, b in points
-            ),
-        }
-        for row, ttft, speed in points
-    ]
-    x = {
-        "field": "ms",
-        "type": "quantitative",
-        "scale": {"zero": False},
-        "axis": _axis("median time to first token, ms"),
-    }
-    y = {"field": "speed", "type": "quantitative", "scale": {"zero": False}, "axis": _axis("tokens/s")}
-    line = {"transform": [{"filter": "datum['on front']"}], "mark": {"type": "line", "interpolate": "step-after"}}
-    spec = _spec(
-        values,
-        280,
-        encoding={"x": x, "y": y, "color": _color("of")},
-        layer=[
-            line,
-            {
-                "mark": {"type": "point", "filled": True, "size": 80, "tooltip": True},
-                "encoding": {"opacity": {"condition": {"test": "datum['on front']", "value": 1}, "value": 0.35}},
-            },
-        ],
-    )
-    return Chart(
-        "pareto",
-        "Speed against time to first token",
-        "Each cell; on the line are those that no other cell of the task beats in both.",
-        spec,
-        ("cell", "task and method", "first token, ms", "tokens/s", "on the front"),
-        [tuple(value.values()) for value in values],
-    )
