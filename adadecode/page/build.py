@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from adadecode.errors import RunFolderError
-from adadecode.page.charts import Chart, run_charts
+from adadecode.page.chart import Chart
+from adadecode.page.charts import run_charts
 from adadecode.page.content import TERMS, chart, definitions, esc, lines, sentence, shown_method, summary_table
 from adadecode.page.document import document
 from adadecode.page.measures import Measured, add_rows

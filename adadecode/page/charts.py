@@ -1,26 +1,13 @@
 """Charts as Vega-Lite specifications, each with a title, a sentence for who does not see it, and its figures as a table."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from adadecode.page.chart import Chart, axis, color_by, name_of, spec_of, tall
 from adadecode.page.measures import MOST_TOKENS, Measured, ecdf
 
-SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 By = Mapping[tuple[str, str], Measured]
 Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A specification, what is said of it, and the rows of figures under `columns` that it draws."""
-
-    key: str
-    title: str
-    says: str
-    spec: dict[str, Any]
-    columns: tuple[str, ...]
-    rows: list[tuple[Any, ...]]
 
 
 def run_charts(summary: Sequence[Row], by: By, bars: Sequence[tuple[str, str, float]]) -> Iterator[Chart]:
@@ -33,27 +20,6 @@ def run_charts(summary: Sequence[Row], by: By, bars: Sequence[tuple[str, str, fl
     yield from _tokens_per_round(by)
     yield from _time(by)
     yield from _bars(bars)
-
-
-def spec_of(values: list[dict[str, Any]], height: int, **parts: Any) -> dict[str, Any]:
-    return {"$schema": SCHEMA, "data": {"values": values}, "width": "container", "height": height, **parts}
-
-
-def tall(values: list[dict[str, Any]], field: str, step: int) -> int:
-    """Pixels for a band of `step` for each value of `field`; a height in steps does not fit a width in the container's."""
-    return step * len({value[field] for value in values})
-
-
-def name_of(task: str, method: str) -> str:
-    return f"{task} / {method}"
-
-
-def color_by(field: str = "method") -> dict[str, Any]:
-    return {"field": field, "type": "nominal", "legend": {"orient": "top", "title": None, "columns": 2}}
-
-
-def axis(title: str, **more: Any) -> dict[str, Any]:
-    return {"title": title, **more}
 
 
 def _speedups(rows: list[Row]) -> Iterator[Chart]:

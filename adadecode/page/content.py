@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from adadecode.methods import OURS, names_that_owe
-from adadecode.page.charts import Chart
+from adadecode.page.chart import Chart
 from adadecode.printable import printable
 from adadecode.report.tables import parity_text, speedup_text
 

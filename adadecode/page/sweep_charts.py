@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from adadecode.page.charts import Chart, Row, axis, color_by, name_of, spec_of, tall
+from adadecode.page.chart import Chart, axis, color_by, name_of, spec_of, tall
+from adadecode.page.charts import Row
 
 
 def sweep_charts(rows: Sequence[Row]) -> Iterator[Chart]:
