@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Say = Callable[[str], None]  # takes a line of progress
 
@@ -77,6 +77,19 @@ class ShardOutcome:
     num_owed: int
 
 
+class Rejected(NamedTuple):
+    """A draft that was not accepted: the round it was made in, from 0, and where in the output it would have stood.
+
+    `exit` is the exit layer that proposed it. Beside drafts that were wrong, early or at the end of the round, there are
+    those after a wrong one, and right ones past the place at which the output ended.
+    """
+
+    round_idx: int
+    position: int
+    token_id: int
+    exit: int
+
+
 @dataclass(frozen=True)
 class Generation:
     """What one greedy generation gave and cost.
@@ -84,7 +97,8 @@ class Generation:
     The first token comes from the prefill; rounds, drafts and layers count the tokens after it. Times are seconds.
     `decode_s` is e2e minus TTFT; `step_gaps_s` holds one gap per round. `draft_depths` has one entry per output token:
     the exit layer it was drafted at, or L when the full model gave it. `layers_run` counts batched layer executions: a
-    segment of 4 layers run once for 3 rows counts 4.
+    segment of 4 layers run once for 3 rows counts 4. `rejected` are the drafts that were not accepted, round after round;
+    None where nobody saw which they were.
     """
 
     output_token_ids: tuple[int, ...]
@@ -98,6 +112,7 @@ class Generation:
     drafted_per_exit: tuple[int, ...]
     accepted_per_exit: tuple[int, ...]
     draft_depths: tuple[int, ...]
+    rejected: tuple[Rejected, ...] | None = None
 
     @property
     def num_drafted(self) -> int:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adadecode.cli.console import console, resume_command, say, say_on_stderr
-from adadecode.cli.options import integers, settings_options, some_text
+from adadecode.cli.options import integers, settings_options, some_path, some_text
 from adadecode.cli.watch import Watcher
-from adadecode.errors import EXIT_MISMATCH, EXIT_OK, AdaDecodeError, StoppedError, UsageError
+from adadecode.errors import EXIT_MISMATCH, EXIT_OK, AdaDecodeError, RunFolderError, StoppedError, UsageError
 from adadecode.evaluation.stop import StopRequest
+from adadecode.files import whole_file
 from adadecode.settings import MAX_WORKERS, EvalConfig, build_settings
 
 if TYPE_CHECKING:
@@ -120,8 +121,19 @@ def plan_command(config_file: Path | None, rates: str | None, gpus: tuple[int, .
 
 @click.command("report")
 @click.argument("run", callback=some_text)
-def report_command(run: str) -> None:
+@click.option("--html", is_flag=True, help="Write a page of a run or a sweep instead: one file that needs no network.")
+@click.option(
+    "--out",
+    callback=some_path,
+    help="With --html: file to write.  [default: report.html in RUN, or here if RUN is a URL]",
+)
+def report_command(run: str, html: bool, out: Path | None) -> None:
     """Print a run's settings and its tables, recomputed and judged as `verify` does; or list the runs in a folder."""
+    if html:
+        write_page(run, out)
+        return
+    if out is not None:
+        raise UsageError(f"--out {str(out)!r} without --html: report prints, and writes a page with --html alone")
     from adadecode.certify.result import is_certification, read_certification
     from adadecode.cli.certify import print_certification
     from adadecode.report.tables import provenance_lines
@@ -152,6 +164,26 @@ def report_command(run: str) -> None:
         say(line)
     print_result(result, result.findings())
     sys.exit(result.exit_code)
+
+
+def write_page(run: str, out: Path | None) -> None:
+    """Writes the page of the run or the sweep at `run` and says where it is."""
+    from adadecode.certify.result import is_certification
+    from adadecode.page.build import is_sweep, report_page
+    from adadecode.runs.folder import read_run
+
+    if not is_sweep(run) and is_certification(read_run(run)):
+        raise UsageError(f"{run!r} --html: a page is of a run or a sweep, and this is a certification; drop --html")
+    page = report_page(run)
+    file = out or (Path("report.html") if "://" in run else Path(run) / "report.html")
+    try:
+        with whole_file(file) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise RunFolderError(
+            f"--out {str(file)!r} cannot be written: {error.strerror or error}; give another file"
+        ) from error
+    say(f"page: {file} ({len(page) / 1e6:.1f} MB)")
 
 
 def print_published(run: dict[str, Any], summary: "pa.Table", lines: list[str]) -> int:

@@ -23,9 +23,9 @@ class Round:
         layers_run    8   4   4   0          1 and 2 join it when it passes layer 4
 
     `draft_exits[i]` is the exit layer that proposed the token of slot i + 1, 0 for one before layer 1; there are never
-    more than `max_drafts`. `confidences[i]` is how sure that draft is, given that those before it hold. `dropped` holds the
-    exit layers of drafts that a deeper head rejected early. `layers_passed` counts the layers of all segments so far, each
-    once for all of its slots.
+    more than `max_drafts`. `confidences[i]` is how sure that draft is, given that those before it hold. `dropped` holds
+    what a deeper head rejected early: each draft's place, 0 for the one after slot 0, its token and its exit layer.
+    `layers_passed` counts the layers of all segments so far, each once for all of its slots.
     """
 
     first_position: int
@@ -34,7 +34,7 @@ class Round:
     layers_run: list[int]
     draft_exits: list[int] = field(default_factory=list[int])
     confidences: list[float] = field(default_factory=list[float])
-    dropped: list[int] = field(default_factory=list[int])
+    dropped: list[tuple[int, int, int]] = field(default_factory=list[tuple[int, int, int]])
     layers_passed: int = 0
 
     def check(self) -> None:
@@ -105,7 +105,8 @@ def add_drafts(step: DecodeStep, round_: Round, drafts: Proposals, exit_layer: i
 
 def reject_after(round_: Round, slot: int) -> None:
     """Drops the drafts after `slot`, which becomes current."""
-    round_.dropped += round_.draft_exits[slot:]
+    places = range(slot, round_.num_drafts)
+    round_.dropped += zip(places, round_.token_ids[slot + 1 :], round_.draft_exits[slot:], strict=True)
     del round_.token_ids[slot + 1 :], round_.layers_run[slot + 1 :]
     del round_.draft_exits[slot:], round_.confidences[slot:]
     round_.check()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adadecode.engine.round import Round
-from adadecode.records import Generation
+from adadecode.records import Generation, Rejected
 
 
 class Decoded(NamedTuple):
@@ -40,6 +40,7 @@ class Tally:
         self._device, self._num_layers, self._draft_exits = device, num_layers, draft_exits
         # whole numbers in flat lists: a round that is over leaves nothing for Python's collector to look through
         self._depths, self._drafted = list[int](), list[int]()
+        self._rejected: list[int] | None = []  # the values of each Rejected one after another; None: nobody saw them
         self._layers_run = 0
         self._logits: list[Tensor] | None = [] if record_logits else None
         self._still_ns = 0  # how long the clock stood still
@@ -60,7 +61,7 @@ class Tally:
         The first comes from the prefill. Each draft took the layers before its place.
         """
         self._read_clock()
-        boundary = next(iter(self._draft_exits), 0)
+        boundary, self._rejected = next(iter(self._draft_exits), 0), None
         self._layers_run += boundary * num_drafted
         self._drafted += [boundary] * num_drafted
         before = [boundary] * num_accepted
@@ -75,12 +76,23 @@ class Tally:
         last token, that is the full model's, which gave it too.
         """
         now = self._read_clock()
+        self._note_rejected(round_, num_accepted)
         self._layers_run += round_.layers_passed
         self._depths += round_.draft_exits[:num_accepted]
         self._depths.append(self._num_layers)
         self._drafted += round_.draft_exits
-        self._drafted += round_.dropped
+        self._drafted += [exit_layer for _, _, exit_layer in round_.dropped]
         self._keep(logits[: num_accepted + 1], now)
+
+    def _note_rejected(self, round_: Round, num_accepted: int) -> None:
+        """Keeps the drafts of `round_` beyond the first `num_accepted`, and before them those rejected early."""
+        if self._rejected is None:
+            return
+        round_idx, start = len(self._clocks) - 3, len(self._depths)
+        for place, token_id, exit_layer in round_.dropped:
+            self._rejected += (round_idx, start + place, token_id, exit_layer)
+        for place in range(num_accepted, round_.num_drafts):
+            self._rejected += (round_idx, start + place, round_.token_ids[place + 1], round_.draft_exits[place])
 
     def _read_clock(self) -> int:
         """Notes the time; returns what the clock of the device showed."""
@@ -109,6 +121,9 @@ class Tally:
             drafted_per_exit=tuple(map(self._drafted.count, self._draft_exits)),
             accepted_per_exit=tuple(map(self._depths.count, self._draft_exits)),
             draft_depths=tuple(self._depths),
+            rejected=None
+            if self._rejected is None
+            else tuple(map(Rejected, *(self._rejected[at::4] for at in range(4)))),
         )
         return Decoded(generation, None if self._logits is None else torch.cat(self._logits))
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from adadecode.methods import METHODS, REFERENCE, in_turn
 from adadecode.printable import printable
-from adadecode.records import Example, Generation, Shard, ShardOutcome
+from adadecode.records import Example, Generation, Rejected, Shard, ShardOutcome
 from adadecode.report.parity import sample_name
 from adadecode.report.schema import LOST_BY
 from adadecode.runs.folder import RunFolder, new_attempt
@@ -62,6 +62,7 @@ class SampleRow:
     drafted_per_exit: Sequence[int] | None = None
     accepted_per_exit: Sequence[int] | None = None
     draft_depths: Sequence[int] | None = None
+    rejected: Sequence[Rejected] | None = None
     layers_per_token: float | None = None
 
     parity: str | None = None
@@ -135,6 +136,7 @@ class Turn:
             "drafted_per_exit": generation.drafted_per_exit,
             "accepted_per_exit": generation.accepted_per_exit,
             "draft_depths": generation.draft_depths,
+            "rejected": generation.rejected,
         }
         return SampleRow(
             **self._identity(),

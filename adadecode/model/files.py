@@ -140,6 +140,21 @@ def find_model(model: str, revision: str | None = None, flag: str = "--model") -
     return files
 
 
+def on_this_machine(model: str, revision: str | None = None) -> str | None:
+    """The folder or GGUF file of `model`, that of the hub's cache where it is a hub id; None where it is not here.
+
+    The hub is not asked.
+    """
+    source = resolve_model(model)
+    if os.path.exists(source):  # noqa: PTH110  # any text may be given
+        return source
+    try:
+        cached = try_to_load_from_cache(source, CONFIG, revision=revision)
+    except HFValidationError:
+        return None
+    return str(Path(cached).parent) if isinstance(cached, str) else None
+
+
 def _ask_hub(files: ModelFiles) -> None:
     try:
         HfApi().model_info(files.source, revision=files.revision, timeout=HUB_TIMEOUT_S)

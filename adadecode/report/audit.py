@@ -1,6 +1,6 @@
 """The checks of rows, a table: each row with itself, and the rows of one sample with each other. None needs a model."""
 
-from adadecode.report import draft_checks, row_checks, sample_checks
+from adadecode.report import draft_checks, rejected_checks, row_checks, sample_checks
 from adadecode.report.checks import Check, Rules
 from adadecode.report.findings import Columns, Wrong
 
@@ -30,6 +30,12 @@ ROW_CHECKS: tuple[Check[[Columns], Wrong], ...] = (
         "exits",
         "exits increase and lie in 1..L-1 of a model of L layers; 0 is of n-grams, draft models and Medusa heads",
         draft_checks.exit_layers,
+    ),
+    Check(
+        "rejected",
+        "`rejected` has the drafts that were not accepted, of each exit, each within its round, and all rows of a method "
+        "have it or none",
+        rejected_checks.rejected,
     ),
     Check("layers", "`layers_per_token` is what so many rounds and drafts can have run", draft_checks.layers),
     Check("worker", "every method was timed on the worker of the vanilla it is timed over", sample_checks.workers),

@@ -54,6 +54,11 @@ SAMPLES_COLUMNS: dict[str, Meaning] = {
     "drafted_per_exit": Meaning("`num_drafted` by exit layer", "tokens"),
     "accepted_per_exit": Meaning("`num_accepted` by exit layer", "tokens"),
     "draft_depths": Meaning("per output token: the exit layer it was drafted at, or L for the full model", "layers"),
+    "rejected": Meaning(
+        "`num_drafted - num_accepted` drafts that were not accepted, in the order of their rounds: `round_idx`, from 0; "
+        "`position`, at which the draft would have stood in the output; its `token_id`; the `exit` layer it came from; "
+        "also right ones past the end of the output. Null in files before schema version 5 and for transformers' own drafts",
+    ),
     "layers_per_token": Meaning(
         "batched layer executions of the model per token after the first; L for vanilla; null below two tokens",
         "layers",
@@ -216,6 +221,8 @@ def type_text(type_: pa.DataType) -> str:
     """The type of a column as the page has it."""
     if isinstance(type_, pa.ListType):
         return f"list of {type_text(type_.value_type)}"
+    if isinstance(type_, pa.StructType):
+        return f"struct ({', '.join(f'{of.name} {type_text(of.type)}' for of in type_)})"
     if isinstance(type_, pa.TimestampType):
         return f"timestamp ({type_.unit}, {type_.tz})"
     return SHORT.get(str(type_), str(type_))

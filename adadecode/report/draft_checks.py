@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from adadecode.methods import METHODS, REFERENCE
 from adadecode.report.checks import Rules
-from adadecode.report.findings import RTOL, Columns, Mask, Wrong, any_value, differs, spread
+from adadecode.report.findings import RTOL, Columns, Mask, Wrong, any_value, counts_beside, differs, spread
 
 DRAFTING = ("num_drafted", "num_accepted", "exits", "drafted_per_exit", "accepted_per_exit", "draft_depths")
 
@@ -82,7 +82,7 @@ def _per_exit(columns: Columns, counted: Mask) -> Iterator[Wrong]:
         spread(any_value(~((accepted <= drafted) & (accepted >= 0)), of_row, some), counted),
     )
     depths, of_token = some.values("draft_depths")
-    found = _counts_beside(of_token, depths, of_row, exits)
+    found = counts_beside(of_token, depths, of_row, exits)
     yield (
         "accepted_per_exit is not how often draft_depths has each exit",
         spread(any_value(found != accepted, of_row, some), counted),
@@ -129,18 +129,6 @@ def model_layers(columns: Columns) -> NDArray[np.float64]:
     per_token = columns.numbers("layers_per_token")[columns.is_ok & columns.equal("method", REFERENCE)]
     usual = _commonest(per_token[~np.isnan(per_token)])
     return np.where(np.isnan(own), np.nan if usual is None else usual, own)
-
-
-def _counts_beside(rows: NDArray, values: NDArray, of_rows: NDArray, of_values: NDArray) -> NDArray[np.int64]:
-    """How often each pair (`of_rows[i]`, `of_values[i]`) is among the pairs of `rows` and `values`."""
-    codes = np.unique(np.concatenate([values, of_values]), return_inverse=True)[1]
-    base = codes.max(initial=0) + 1
-    keys, counts = np.unique(rows * base + codes[: len(values)], return_counts=True)
-    wanted = of_rows * base + codes[len(values) :]
-    if not len(keys):
-        return np.zeros(len(wanted), np.int64)
-    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[places] == wanted, counts[places], 0)
 
 
 def _commonest(values: NDArray) -> float | None:

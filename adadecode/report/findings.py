@@ -66,12 +66,15 @@ class Columns:
         sums = np.bincount(rows, weights=values, minlength=self.table.num_rows)
         return np.where(self.has(name), sums, np.nan)
 
-    def values(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """The values of all lists of a column one after another, NaN for null, and the row of each."""
+    def values(self, name: str, part: str | None = None) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """The values of all lists of a column one after another, NaN for null, and the row of each.
+
+        `part` names one field of lists of structs.
+        """
         column = self.table[name].combine_chunks()
-        return pc.list_flatten(column).cast(pa.float64()).to_numpy(zero_copy_only=False), pc.list_parent_indices(
-            column
-        ).to_numpy()
+        flat = pc.list_flatten(column)
+        numbers = (flat if part is None else pc.struct_field(flat, part)).cast(pa.float64())
+        return numbers.to_numpy(zero_copy_only=False), pc.list_parent_indices(column).to_numpy()
 
     def lists(self, name: str) -> Iterator[NDArray | None]:
         """Each row's list as a view into the column, None where there is none."""
@@ -121,6 +124,18 @@ def any_value(wrong: Mask, of_row: NDArray[np.int64], columns: Columns) -> Mask:
     found = np.zeros(columns.table.num_rows, bool)
     found[of_row[wrong]] = True
     return found
+
+
+def counts_beside(rows: NDArray, values: NDArray, of_rows: NDArray, of_values: NDArray) -> NDArray[np.int64]:
+    """How often each pair (`of_rows[i]`, `of_values[i]`) is among the pairs of `rows` and `values`."""
+    codes = np.unique(np.concatenate([values, of_values]), return_inverse=True)[1]
+    base = codes.max(initial=0) + 1
+    keys, counts = np.unique(rows * base + codes[: len(values)], return_counts=True)
+    wanted = of_rows * base + codes[len(values) :]
+    if not len(keys):
+        return np.zeros(len(wanted), np.int64)
+    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[places] == wanted, counts[places], 0)
 
 
 def first_of_group(groups: NDArray[np.int64], is_there: Mask) -> NDArray[np.int64]:

@@ -23,7 +23,7 @@ TIMES = ("ttft_s", "decode_s", "e2e_s", "tpot_s")
 MEASURED = (
     *("output_len", "output_token_ids", "output_text", "correct", *TIMES, "step_gaps_s", "num_rounds"),
     *DRAFTING,
-    *("layers_per_token", "parity", "logits_equal", "first_diff_idx", "logits_digest"),
+    *("rejected", "layers_per_token", "parity", "logits_equal", "first_diff_idx", "logits_digest"),
 )  # null in a row with an error
 CLAIMED = ("parity", "logits_equal", "first_diff_idx", "vanilla_token_id", "method_token_id")
 PARITIES = ("exact", "near_tie", "mismatch")

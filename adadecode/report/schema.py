@@ -5,9 +5,11 @@ import pyarrow.compute as pc
 
 # 2: lossy and consistency. 3: a baseline for each speedup, num_engines, and intervals as stats.py draws them. Older tables
 # are read, with null in what they lack. 4: turns and categories; a row of before is of turn 0, a plan's of one turn.
-SCHEMA_VERSION = 4
+# 5: which drafts were rejected.
+SCHEMA_VERSION = 5
 
 TOKEN_IDS = pa.list_(pa.int32())
+REJECTED = pa.list_(pa.struct([(name, pa.int32()) for name in ("round_idx", "position", "token_id", "exit")]))
 
 SAMPLES = pa.schema(
     [
@@ -43,6 +45,7 @@ SAMPLES = pa.schema(
         pa.field("drafted_per_exit", TOKEN_IDS),
         pa.field("accepted_per_exit", TOKEN_IDS),
         pa.field("draft_depths", TOKEN_IDS),
+        pa.field("rejected", REJECTED),  # null before version 5, and where nobody saw them
         pa.field("layers_per_token", pa.float64()),
         # parity with the method `vanilla` of the same sample and repeat; all null for `vanilla` itself
         pa.field("parity", pa.string()),  # exact | near_tie | mismatch

@@ -42,6 +42,12 @@ def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
     column = table[field.name] if num_found else pa.chunked_array([pa.nulls(table.num_rows, field.type)])
     if column.null_count and not field.nullable:
         raise ValueError(f"column {field.name} has rows without a value")
-    if pa.types.is_list(column.type) and pc.list_flatten(column).null_count:
+    if pa.types.is_list(column.type) and _lacks_values(pc.list_flatten(column)):
         raise ValueError(f"column {field.name} has lists in which a value is missing")
     return column if column.type.equals(field.type) else column.cast(field.type)
+
+
+def _lacks_values(values: pa.ChunkedArray) -> bool:
+    """Whether a value is missing among those of lists, or a part of one."""
+    parts = values.combine_chunks().flatten() if pa.types.is_struct(values.type) else []
+    return bool(values.null_count or any(part.null_count for part in parts))

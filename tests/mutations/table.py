@@ -43,8 +43,8 @@ MUTATIONS = (
     Mutation(
         "early rejections are forgotten in the counts",
         "adadecode/engine/round.py",
-        "round_.dropped += round_.draft_exits[slot:]",
-        "round_.dropped += round_.draft_exits[slot + 1 :]",
+        "places = range(slot, round_.num_drafts)",
+        "places = range(slot + 1, round_.num_drafts)",
         DRAFTS,
     ),
     Mutation(
@@ -106,7 +106,7 @@ MUTATIONS = (
     Mutation(
         "rejected drafts are not drafted",
         "adadecode/engine/tally.py",
-        "        self._drafted += round_.dropped\n",
+        "        self._drafted += [exit_layer for _, _, exit_layer in round_.dropped]\n",
         "",
         DRAFTS,
     ),

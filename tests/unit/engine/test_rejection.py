@@ -45,10 +45,10 @@ def test_rejecting_drops_every_draft_after_the_slot_and_makes_it_current():
     round_ = parked()
     reject_after(round_, 1)
     assert (round_.token_ids, round_.layers_run, round_.draft_exits) == ([6, 7], [4, 4], [1])
-    assert round_.dropped == [2, 2]
+    assert round_.dropped == [(1, 8, 2), (2, 9, 2)]
     assert (round_.confidences, round_.current) == ([0.9], 1)
     reject_after(round_, 0)
-    assert (round_.token_ids, round_.dropped) == ([6], [2, 2, 1])
+    assert (round_.token_ids, round_.dropped) == ([6], [(1, 8, 2), (2, 9, 2), (0, 7, 1)])
 
 
 @pytest.fixture(scope="module", params=KERNELS)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import types
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -15,7 +16,7 @@ import pytest
 from adadecode.evaluation.compare import Comparison
 from adadecode.evaluation.rows import LOST, MAX_MESSAGE_LEN, SampleRow, commit_rows, lost_rows, turns
 from adadecode.methods import METHODS, in_turn
-from adadecode.records import Example, Generation, Shard
+from adadecode.records import Example, Generation, Rejected, Shard
 from adadecode.report.schema import LOST_BY, SAMPLES
 from adadecode.runs.folder import RunFolder, read_commits, read_samples
 from adadecode.settings import EvalConfig
@@ -24,6 +25,9 @@ ADDED_BY_THE_COMMIT = {"run_id", "attempt"}
 SHARD = Shard(3, "jsonl", (Example("s0", "w5", "w5"), Example("s1", "w6 w7", "w6 w7", "42")))
 ARROW_OF = {str: [pa.string()], bool: [pa.bool_()], int: [pa.int32()], float: [pa.float64()]}
 ARROW_OF |= {datetime: [pa.timestamp("us", "UTC")]}
+ARROW_OF |= {
+    Sequence[Rejected]: [pa.list_(pa.struct([(name, *ARROW_OF[of]) for name, of in get_type_hints(Rejected).items()]))]
+}
 
 GENERATION = Generation(
     output_token_ids=(5, 6, 7),

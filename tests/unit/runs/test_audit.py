@@ -150,6 +150,10 @@ PLANTED: dict[str, tuple[Fault, str]] = {
         "limits",
     ),
     "more accepted than drafted": (rows(each(OURS, num_accepted=lambda r: r["num_drafted"] + 1)), "drafts"),
+    "a rejected draft made up": (
+        of_ours(lambda r: r["rejected"].append({"round_idx": 0, "position": 1, "token_id": 7, "exit": r["exits"][0]})),
+        "rejected",
+    ),
     "an exit at the last layer": (of_ours(lambda r: r.update(exits=[*r["exits"][:-1], 16])), "exits"),
     "an exit below the first": (of_ours(lambda r: r.update(exits=[-1, *r["exits"][1:]])), "exits"),
     "too few layers": (rows(each(OURS, layers_per_token=lambda r: 0.5)), "layers"),

@@ -1,0 +1,270 @@
+"""Charts as Vega-Lite specifications, each with a title, a sentence for who does not see it, and its figures as a table."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from adadecode.page.chart import Chart, axis, color_by, name_of, spec_of, tall
+from adadecode.page.measures import MOST_TOKENS, Measured, ecdf
+
+By = Mapping[tuple[str, str], Measured]
+Row = Mapping[str, Any]
+
+
+def run_charts(summary: Sequence[Row], by: By, bars: Sequence[tuple[str, str, float]]) -> Iterator[Chart]:
+    """The charts of a run: of its SUMMARY rows, of what was measured, and of `bars`: (task and method, what, speedup)."""
+    rows = [row for row in summary if row["category"] is None]
+    yield from _speedups(rows)
+    yield from _distributions(by)
+    yield from _by_exit(by)
+    yield from _by_place(by)
+    yield from _tokens_per_round(by)
+    yield from _time(by)
+    yield from _bars(bars)
+
+
+def _speedups(rows: list[Row]) -> Iterator[Chart]:
+    told = [row for row in rows if row["speedup_geomean"] is not None and row["method"] != row["baseline"]]
+    if not told:
+        return
+    values = [
+        {
+            "of": name_of(row["task"], row["method"]),
+            "method": row["method"],
+            "speedup": row["speedup_geomean"],
+            "low": row["speedup_geomean_low"],
+            "high": row["speedup_geomean_high"],
+            "prompts": row["num_prompts"],
+        }
+        for row in told
+    ]
+    y = {"field": "of", "type": "nominal", "sort": None, "axis": {"title": None, "labelLimit": 150}}
+    x = {
+        "field": "speedup",
+        "type": "quantitative",
+        "scale": {"zero": False},
+        "axis": axis("times the baseline's speed"),
+    }
+    at_one = {"data": {"values": [{"one": 1}]}, "mark": {"type": "rule", "strokeDash": [4, 4], "color": "currentColor"}}
+    spec = spec_of(
+        values,
+        tall(values, "of", 26),
+        layer=[
+            at_one | {"encoding": {"x": {"field": "one", "type": "quantitative"}}},
+            {
+                "transform": [{"filter": "isValid(datum.low)"}],
+                "mark": {"type": "rule", "strokeWidth": 3},
+                "encoding": {
+                    "y": y,
+                    "x": x | {"field": "low"},
+                    "x2": {"field": "high"},
+                    "color": color_by() | {"legend": None},
+                },
+            },
+            {
+                "mark": {"type": "point", "filled": True, "size": 90, "tooltip": True},
+                "encoding": {"y": y, "x": x, "color": color_by() | {"legend": None}},
+            },
+        ],
+    )
+    yield Chart(
+        "speedups",
+        "Speedup by task and method",
+        "Geometric mean over prompts of the ratio of end-to-end times, over the faster vanilla, with its 95 % interval.",
+        spec,
+        ("task and method", "speedup", "low", "high", "prompts"),
+        [(v["of"], v["speedup"], v["low"], v["high"], v["prompts"]) for v in values],
+    )
+
+
+def _distributions(by: By) -> Iterator[Chart]:
+    several = len({task for task, _ in by}) > 1
+    for name, title, says in (
+        ("ttft_s", "Time to first token", "Share of samples whose first token came within a time."),
+        (
+            "tpot_s",
+            "Time per output token",
+            "Share of samples whose mean time per token after the first is within a time.",
+        ),
+    ):
+        values = [
+            {"task": task, "method": method, "ms": 1000 * at, "share": share}
+            for (task, method), found in by.items()
+            for at, share in ecdf(getattr(found, name))
+        ]
+        if not values:
+            continue
+        dash = {"strokeDash": {"field": "task", "type": "nominal", "legend": {"orient": "top", "title": None}}}
+        spec = spec_of(
+            values,
+            240,
+            mark={"type": "line", "interpolate": "step-after", "strokeWidth": 2},
+            encoding={
+                "x": {
+                    "field": "ms",
+                    "type": "quantitative",
+                    "scale": {"type": "log", "nice": False},
+                    "axis": axis("ms"),
+                },
+                "y": {"field": "share", "type": "quantitative", "axis": axis("share of samples", format="%")},
+                "color": color_by(),
+                **(dash if several else {}),
+            },
+        )
+        quantiles = [
+            (name_of(task, method), *(_quantile(points, q) for q in (0.1, 0.5, 0.9)))
+            for (task, method), found in by.items()
+            if (points := ecdf(getattr(found, name)))
+        ]
+        yield Chart(name, title, says, spec, ("task and method", "10 %, ms", "half, ms", "90 %, ms"), quantiles)
+
+
+def _quantile(points: list[tuple[float, float]], share: float) -> float:
+    return 1000 * next(at for at, reached in points if reached >= share)
+
+
+def _by_exit(by: By) -> Iterator[Chart]:
+    values = [
+        {"of": name_of(*of), "exit": exit_layer, "drafted": drafted, "accepted": accepted, "rate": accepted / drafted}
+        for of, found in by.items()
+        for exit_layer, (drafted, accepted) in sorted(found.exits.items())
+        if drafted
+    ]
+    if values:
+        yield Chart(
+            "exits",
+            "Acceptance by exit",
+            "Share of the drafts of each exit layer that verification kept; layer 0 stands for n-grams and draft models.",
+            _grouped(values, "exit", "exit layer", "rate", "share accepted"),
+            ("task and method", "exit layer", "drafted", "accepted", "rate"),
+            [tuple(value.values()) for value in values],
+        )
+
+
+def _grouped(values: list[dict[str, Any]], x: str, x_title: str, y: str, y_title: str) -> dict[str, Any]:
+    """Bars of `y` for each `x`, those of one task and method in one colour beside each other."""
+    return spec_of(
+        values,
+        240,
+        mark={"type": "bar", "tooltip": True},
+        encoding={
+            "x": {"field": x, "type": "ordinal", "axis": axis(x_title, labelAngle=0)},
+            "xOffset": {"field": "of", "type": "nominal"},
+            "y": {"field": y, "type": "quantitative", "axis": axis(y_title, format="%")},
+            "color": color_by("of"),
+        },
+    )
+
+
+def _by_place(by: By) -> Iterator[Chart]:
+    values: list[dict[str, Any]] = []
+    for of, found in by.items():
+        num_rounds, drafted = int(found.num_rounds.sum()), found.drafted_by_place()
+        for place, accepted in sorted(found.accepted_at.items()):
+            made = None if drafted is None else drafted[place]
+            share = accepted / num_rounds
+            values.append(
+                {"of": name_of(*of), "place": place + 1, "drafted": made, "accepted": accepted, "share": share}
+            )
+    if values:
+        yield Chart(
+            "places",
+            "Acceptance by position in the round",
+            "Share of all rounds that accepted their first draft, their second and so on.",
+            _grouped(values, "place", "position in the round", "share", "share of rounds"),
+            ("task and method", "position", "drafted there", "accepted there", "share of rounds"),
+            [tuple(value.values()) for value in values],
+        )
+
+
+def tokens_label(tokens: int) -> str:
+    """How a page names rounds that gave `tokens`."""
+    return f"{tokens}" if tokens < MOST_TOKENS else f"{MOST_TOKENS} or more"
+
+
+def _tokens_per_round(by: By) -> Iterator[Chart]:
+    values = [
+        {
+            "of": name_of(*of),
+            "tokens": tokens_label(idx + 1),
+            "rounds": int(count),
+            "share": count / found.num_rounds.sum(),
+        }
+        for of, found in by.items()
+        if found.exits
+        for idx, count in enumerate(found.num_rounds)
+    ]
+    if values:
+        yield Chart(
+            "tokens",
+            "Tokens per round",
+            "Share of rounds that gave one token, two and so on; a round without an accepted draft gives one.",
+            _grouped(values, "tokens", "tokens that a round gave", "share", "share of rounds"),
+            ("task and method", "tokens", "rounds", "share of rounds"),
+            [tuple(value.values()) for value in values],
+        )
+
+
+def _time(by: By) -> Iterator[Chart]:
+    values: list[dict[str, Any]] = []
+    for of, found in by.items():
+        parts = [("prefill", found.prefill_s)]
+        parts += [(f"rounds of {tokens_label(idx + 1)}", float(s)) for idx, s in enumerate(found.rounds_s)]
+        values += [
+            {"of": name_of(*of), "part": part, "order": idx, "ms": 1000 * seconds / found.num_rows}
+            for idx, (part, seconds) in enumerate(parts)
+            if seconds
+        ]
+    if not values:
+        return
+    order = ["prefill", *(f"rounds of {tokens_label(idx + 1)}" for idx in range(MOST_TOKENS))]
+    spec = spec_of(
+        values,
+        tall(values, "of", 26),
+        mark={"type": "bar", "tooltip": True},
+        encoding={
+            "y": {"field": "of", "type": "nominal", "sort": None, "axis": {"title": None, "labelLimit": 150}},
+            "x": {"field": "ms", "type": "quantitative", "axis": axis("ms a sample")},
+            "color": {
+                "field": "part",
+                "type": "ordinal",
+                "scale": {
+                    "domain": [name for name in order if any(v["part"] == name for v in values)],
+                    "scheme": "viridis",
+                },
+                "legend": {"orient": "top", "title": None, "columns": 2},
+            },
+            "order": {"field": "order", "type": "quantitative"},
+        },
+    )
+    yield Chart(
+        "time",
+        "Where the time goes",
+        "Mean time a sample spends in the prefill, and in rounds by how many tokens they gave.",
+        spec,
+        ("task and method", "part", "ms a sample"),
+        [(v["of"], v["part"], v["ms"]) for v in values],
+    )
+
+
+def _bars(bars: Sequence[tuple[str, str, float]]) -> Iterator[Chart]:
+    if bars:
+        values = [{"of": of, "what": what, "speedup": speedup} for of, what, speedup in bars]
+        spec = spec_of(
+            values,
+            tall(values, "of", 54),
+            mark={"type": "bar", "tooltip": True},
+            encoding={
+                "y": {"field": "of", "type": "nominal", "sort": None, "axis": {"title": None, "labelLimit": 150}},
+                "yOffset": {"field": "what", "type": "nominal", "sort": None},
+                "x": {"field": "speedup", "type": "quantitative", "axis": axis("times the baseline's speed")},
+                "color": color_by("what"),
+            },
+        )
+        yield Chart(
+            "ceiling",
+            "Measured, predicted and possible",
+            "What was measured beside what a tuning predicted, a perfect policy over the same heads, and the layers alone.",
+            spec,
+            ("task and method", "what", "speedup"),
+            [tuple(bar) for bar in bars],
+        )

@@ -1,0 +1,153 @@
+"""What a page says: the first sentence, the tables, the terms; all text escaped."""
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from adadecode.methods import OURS, names_that_owe
+from adadecode.page.chart import Chart
+from adadecode.printable import printable
+from adadecode.report.tables import parity_text, speedup_text
+
+Row = Mapping[str, Any]
+MOST_IN_SENTENCE = 3  # tasks
+
+TERMS = {
+    "vanilla": "Greedy decoding by the full model, one token a pass; vanilla-w1 is the same at width 1.",
+    "baseline": "The faster of the vanillas on a task: what speedups are over.",
+    "speedup": "Geometric mean over n prompts of the ratio of end-to-end times. In brackets its 95 % interval.",
+    "parity": "Outputs that equal vanilla's token for token, of those that owe it.",
+    "TTFT": "Time to first token: from the start of the prefill.",
+    "TPOT": "Mean time per output token after the first.",
+    "exit": "A layer at which a small head proposes the next token; 0 stands for n-grams and draft models.",
+    "draft": "A token that was proposed before the full model ran; the full model then accepts or rejects it.",
+    "acceptance": "Drafts that the full model kept, of all that were made.",
+    "round": "What ends with one pass to the last layer: the drafts it accepts, and one token of the full model.",
+    "rejected": "A draft that was not accepted, struck through where it would have stood.",
+    "layers a token": "Layers run for each token after the first; vanilla runs all of them.",
+    "layers alone": "The speedup if time were layers run and nothing else: a ceiling for these drafts.",
+    "oracle": "What a perfect policy over the same heads would reach, as a tuning predicts it.",
+    "near tie": "An output that differs where vanilla's two best logits are closer than rounding.",
+}
+
+
+def esc(value: object) -> str:
+    """`value` as text of a page: nothing in it is markup, a line, or a change of direction."""
+    return html.escape(printable("-" if value is None else str(value)), quote=True)
+
+
+def sentence(summary: Sequence[Row], parity: str, model: str, engines: Sequence[str]) -> str:
+    """How much faster, how sure, whether exact, on what: the first that a person reads, escaped."""
+    rows = [row for row in summary if row["category"] is None]
+    shown = shown_method(rows)
+    told = [row for row in rows if row["method"] == shown and row["speedup_geomean"] is not None]
+    machine = "; ".join(line.partition(": ")[2] or line for line in engines[:1]) or "unknown"
+    on = f"model {esc(model)}; {esc(machine)}"
+    if shown is None or not told:
+        return f"No speedup was measured; {esc(parity)}; {on}."
+    parts = [
+        f"<strong>{_times(row)}</strong> on {esc(row['task'])} {_interval(row)}" for row in told[:MOST_IN_SENTENCE]
+    ]
+    more = f" and {len(told) - MOST_IN_SENTENCE} more tasks" if len(told) > MOST_IN_SENTENCE else ""
+    return f"Speed of {esc(shown)} over the faster vanilla: {', '.join(parts)}{more}; {esc(parity)}; {on}."
+
+
+def shown_method(rows: Sequence[Row]) -> str | None:
+    """The method a page is about: AdaDecode where it ran, else the first exact one that is no baseline."""
+    names = [row["method"] for row in rows if row["method"] != row["baseline"]]
+    exact = [name for name in names if name in names_that_owe("exact")]
+    return OURS if OURS in names else next(iter(exact or names), None)
+
+
+def _times(row: Row) -> str:
+    return f"{row['speedup_geomean']:.2f}x"
+
+
+def _interval(row: Row) -> str:
+    low, high = row["speedup_geomean_low"], row["speedup_geomean_high"]
+    sure = "no interval" if low is None or high is None else f"95 % interval {low:.2f}-{high:.2f}"
+    return f"({sure}, n = {row['num_prompts']})"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str) -> str:
+    """An HTML table in a box that scrolls by itself, its first column as heads of rows."""
+    head = "".join(f'<th scope="col">{esc(name)}</th>' for name in columns)
+    body = "".join(f"<tr>{''.join(_cell(idx, value) for idx, value in enumerate(row))}</tr>" for row in rows)
+    label = esc(caption)
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table><caption>{label}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cell(idx: int, value: Any) -> str:
+    if idx == 0:
+        return f'<th scope="row">{esc(value)}</th>'
+    if isinstance(value, float):
+        return f"<td>{value:.4g}</td>"
+    return f"<td>{esc(value)}</td>"
+
+
+def summary_table(summary: Sequence[Row], of_cells: bool = False) -> str:
+    """The figures of SUMMARY rows, or SWEEP rows, as the terminal shows them."""
+    num_vanilla = {
+        (row.get("cell"), row["task"], row["category"]): row["n"] for row in summary if row["method"] == "vanilla"
+    }
+    columns = (
+        "task",
+        "method",
+        "n",
+        "errors",
+        "tokens/s",
+        "TPOT ms p50",
+        "TTFT ms p50",
+        "acceptance",
+        "tokens a round",
+    )
+    columns += ("layers a token", "speedup (95 % interval)", "parity", "correct")
+    rows = [
+        (
+            *((row["cell"],) if of_cells else ()),
+            row["task"] if row["category"] is None else f"{row['task']} / {row['category']}",
+            row["method"],
+            row["n"],
+            row["num_errors"],
+            _number(row["tokens_per_s"], ".1f"),
+            _number(row["tpot_p50_s"], ".2f", 1000),
+            _number(row["ttft_p50_s"], ".1f", 1000),
+            _number(row["acceptance_rate"], ".1%"),
+            _number(row["tokens_per_round"], ".2f"),
+            _number(row["layers_per_token"], ".2f"),
+            speedup_text(dict(row)),
+            parity_text(dict(row), num_vanilla.get((row.get("cell"), row["task"], row["category"]))),
+            None if row["num_scored"] is None else f"{row['num_correct']}/{row['num_scored']}",
+        )
+        for row in summary
+    ]
+    return table(("cell", *columns) if of_cells else columns, rows, "All figures, as the summary has them")
+
+
+def _number(value: float | None, form: str, scale: float = 1) -> str | None:
+    return None if value is None else format(value * scale, form)
+
+
+def chart(of: Chart) -> str:
+    """A figure: title, what it shows, a place for the drawing, and its figures as a table."""
+    title = esc(of.title)
+    return (
+        f'<figure class="card"><figcaption><h3>{title}</h3><p>{esc(of.says)}</p></figcaption>'
+        f'<div class="chart" id="chart-{of.key}" role="img" aria-label="{title}; the table below has its figures"></div>'
+        f"<details><summary>Figures of: {title}</summary>{table(of.columns, of.rows, of.title)}</details></figure>"
+    )
+
+
+def definitions(terms: Iterable[tuple[str, str]], name: str) -> str:
+    """Names and values."""
+    return (
+        f'<dl class="{name}">' + "".join(f"<div><dt>{esc(k)}</dt><dd>{esc(v)}</dd></div>" for k, v in terms) + "</dl>"
+    )
+
+
+def lines(texts: Iterable[str]) -> str:
+    """A list of lines."""
+    return "<ul>" + "".join(f"<li>{esc(text)}</li>" for text in texts) + "</ul>"

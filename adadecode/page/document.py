@@ -1,0 +1,51 @@
+"""The document: one file whose Content-Security-Policy names its own scripts and styles by hash and allows no others."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+from adadecode.page.content import esc
+
+SCRIPTS = ("vendor/vega.min.js", "vendor/vega-lite.min.js", "vendor/vega-interpreter.js", "assets/page.js")
+STYLE = "assets/page.css"
+
+
+def document(title: str, body: str, data: dict[str, Any], blocks: Sequence[str]) -> str:
+    """The page `body` with `data` and `blocks` of samples, which its script reads."""
+    scripts = [_asset(name) for name in SCRIPTS]
+    style = _asset(STYLE)
+    policy = (
+        f"default-src 'none'; script-src {' '.join(map(_source, scripts))}; style-src {_source(style)}; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    held = "".join(f'<script type="text/plain" class="block">{block}</script>\n' for block in blocks)
+    code = "".join(f"<script>{script}</script>\n" for script in scripts)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
+        f'<title>{esc(title)}</title>\n<link rel="icon" href="data:,">\n<style>{style}</style>\n</head>\n<body>\n{body}\n'
+        f'<script type="application/json" id="data">{_json(data)}</script>\n{held}{code}</body>\n</html>\n'
+    )
+
+
+def _asset(name: str) -> str:
+    """A file of this package that goes into an element as it is."""
+    text = resources.files("adadecode.page").joinpath(name).read_text(encoding="utf-8")
+    assert "</script" not in text.lower(), name
+    assert "</style" not in text.lower(), name
+    return text
+
+
+def _source(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _json(value: Any) -> str:
+    """JSON that ends no element and begins none, in ASCII."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
