@@ -57,7 +57,7 @@ SAMPLES_COLUMNS: dict[str, Meaning] = {
     "rejected": Meaning(
         "`num_drafted - num_accepted` drafts that were not accepted, in the order of their rounds: `round_idx`, from 0; "
         "`position`, at which the draft would have stood in the output; its `token_id`; the `exit` layer it came from; "
-        "also right ones past the end of the output. Null in files before schema version 5 and for transformers' own drafts",
+        "also right ones past the end of the output. Null in files before schema version 5 and those of transformers",
     ),
     "layers_per_token": Meaning(
         "batched layer executions of the model per token after the first; L for vanilla; null below two tokens",
