@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from adadecode.errors import RunFolderError
-from adadecode.page.chart import Chart
+from adadecode.methods import names_that_owe
+from adadecode.page.chart import Chart, same_colors
 from adadecode.page.charts import run_charts
 from adadecode.page.content import TERMS, chart, definitions, esc, lines, sentence, shown_method, summary_table
 from adadecode.page.document import document
@@ -47,7 +48,7 @@ def run_page(location: str | Path) -> str:
     run, result = read_run(location), read_result(location)
     summary = result.summary.to_pylist()
     by, browser = _read_rows(location, run, summary)
-    charts = list(run_charts(summary, by, _bars(open_storage(location), summary)))
+    charts = same_colors(list(run_charts(summary, by, _bars(open_storage(location), summary))))
     model = (run.get("config") or {}).get("model", "unknown")
     told = sentence(summary, parity_line(result.summary), str(model), result.engines)
     body = _body(
@@ -65,6 +66,7 @@ def run_page(location: str | Path) -> str:
         "words": compressed(browser.vocabulary()),
         "hasWords": browser.decode is not None,
         "perBlock": PER_BLOCK,
+        "layers": sorted(browser.layers),
     }
     return document(f"AdaDecode report: {run['run_id']}", body, data, browser.blocks)
 
@@ -77,8 +79,9 @@ def sweep_page(location: str, content: bytes) -> str:
         raise RunFolderError(f"{location!r}: {SWEEP_FILE} cannot be read ({error}); sweep again to have it") from error
     rows = table.to_pylist()
     charts = list(sweep_charts(rows))
+    told = [row for row in rows if row["category"] is None and row["speedup_geomean"] is not None]
     best = max(
-        (row for row in rows if row["category"] is None and row["speedup_geomean"] is not None),
+        [row for row in told if row["method"] in names_that_owe("exact")] or told,
         key=lambda row: row["speedup_geomean"],
         default=None,
     )
@@ -179,6 +182,7 @@ def _browser_html(browser: Browser, summary: Sequence[Row]) -> str:
     options = "".join(f'<option value="{esc(task)}">{esc(task)}</option>' for task in tasks)
     out = f" The first {MOST_SAMPLES:,}; {browser.num_left_out:,} are left out." if browser.num_left_out else ""
     words = "" if browser.decode else " The model's tokenizer is not here, so tokens are shown as numbers."
+    words += " Tokens have the colour of the layer they were drafted at; rejected drafts are struck through."
     return f"""
 <section aria-labelledby="h-samples" id="samples"><h2 id="h-samples">Samples</h2>
 <p>{len(browser.index):,} samples.{out}{words}</p>
@@ -196,7 +200,7 @@ def _browser_html(browser: Browser, summary: Sequence[Row]) -> str:
 <p id="count" role="status"></p>
 <div class="browser">
 <div id="list" class="list" role="listbox" tabindex="0" aria-label="Samples; arrow keys choose one"></div>
-<div id="detail" class="detail" tabindex="0" role="region" aria-label="The chosen sample" aria-live="polite"></div>
+<div id="detail" class="detail" tabindex="0" role="region" aria-label="The chosen sample"></div>
 </div>
 </section>"""
 

@@ -17,13 +17,14 @@ MODULE = re.compile(r"import \{(.*?)\} from 'vega-util';\n(.*)export \{ (\w+) as
 
 
 def document(title: str, body: str, data: dict[str, Any], blocks: Sequence[str]) -> str:
-    """The page `body` with `data` and `blocks` of samples, which its script reads."""
+    """The page `body` with `data` and `blocks` of samples, which its script reads, and the licences of its scripts."""
     scripts = [_script(name) for name in SCRIPTS]
     style = _element(STYLE, _file(STYLE))
     policy = (
         f"default-src 'none'; script-src {' '.join(map(_source, scripts))}; style-src {_source(style)}; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
+    terms = esc(licences(), keep="\n")
     held = "".join(f'<script type="text/plain" class="block">{block}</script>\n' for block in blocks)
     code = "".join(f"<script>{script}</script>\n" for script in scripts)
     return (
@@ -32,6 +33,8 @@ def document(title: str, body: str, data: dict[str, Any], blocks: Sequence[str])
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
         f'<title>{esc(title)}</title>\n<link rel="icon" href="data:,">\n<style>{style}</style>\n</head>\n<body>\n{body}\n'
+        f"<footer><details><summary>Licences of the chart library, Vega-Lite</summary><pre>{terms}</pre>"
+        "</details></footer>\n"
         f'<script type="application/json" id="data">{_json(data)}</script>\n{held}{code}</body>\n</html>\n'
     )
 

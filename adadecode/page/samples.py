@@ -32,6 +32,7 @@ class Browser:
     index: list[list[Any]] = field(default_factory=list[list[Any]])
     blocks: list[str] = field(default_factory=list[str])
     ids: dict[int, None] = field(default_factory=dict[int, None])
+    layers: set[int] = field(default_factory=set[int])  # that tokens and rejected drafts come from
     _block: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     _pieces: dict[int, str] = field(default_factory=dict[int, str])
 
@@ -98,16 +99,18 @@ class Browser:
         names = ("method", "finish_reason", "parity", "first_diff_idx", "correct", "output_len", "num_rounds")
         names += ("ttft_s", "tpot_s", "e2e_s", "num_drafted", "num_accepted", "layers_per_token", "error_type")
         ids = list(row["output_token_ids"] or [])[:MOST_IDS]
-        kept = row["rejected"]
+        depths = None if row["draft_depths"] is None else list(row["draft_depths"])[:MOST_IDS]
+        rejected = None if row["rejected"] is None else list(row["rejected"])[:MOST_IDS]
+        self.layers.update(depths or (), (draft["exit"] for draft in rejected or ()))
         return {
             **{name: row[name] for name in names},
             "error_message": _cut(row["error_message"]),
             "text": _cut(row["output_text"]) if self.decode is None else None,
             "output": outputs.index(ids),
-            "depths": None if row["draft_depths"] is None else list(row["draft_depths"])[:MOST_IDS],
+            "depths": depths,
             "rejected": None
-            if kept is None
-            else [[d["position"], d["token_id"], d["exit"], d["round_idx"]] for d in kept[:MOST_IDS]],
+            if rejected is None
+            else [[d["position"], d["token_id"], d["exit"], d["round_idx"]] for d in rejected],
         }
 
 
