@@ -40,7 +40,8 @@ class Tally:
         self._device, self._num_layers, self._draft_exits = device, num_layers, draft_exits
         # whole numbers in flat lists: a round that is over leaves nothing for Python's collector to look through
         self._depths, self._drafted = list[int](), list[int]()
-        self._rejected: list[int] | None = []  # the values of each Rejected one after another; None: nobody saw them
+        # those of each Rejected field; None: nobody saw them
+        self._rejected: tuple[list[int], list[int], list[int], list[int]] | None = ([], [], [], [])
         self._layers_run = 0
         self._logits: list[Tensor] | None = [] if record_logits else None
         self._still_ns = 0  # how long the clock stood still
@@ -53,7 +54,7 @@ class Tally:
             self._layers_run += self._num_layers
         self._depths.append(self._num_layers)
         if logits is not None:
-            self._keep(logits[None], now)
+            self._keep(logits[None], 1, now)
 
     def add_pass(self, num_drafted: int, num_accepted: int) -> None:
         """Notes the time, and a pass of the full model that kept so many of the drafts, all of one place, and its token.
@@ -76,23 +77,29 @@ class Tally:
         last token, that is the full model's, which gave it too.
         """
         now = self._read_clock()
-        self._note_rejected(round_, num_accepted)
+        if round_.dropped or num_accepted < len(round_.draft_exits):  # most rounds reject nothing
+            self._note_rejected(round_, num_accepted)
         self._layers_run += round_.layers_passed
         self._depths += round_.draft_exits[:num_accepted]
         self._depths.append(self._num_layers)
         self._drafted += round_.draft_exits
         self._drafted += [exit_layer for _, _, exit_layer in round_.dropped]
-        self._keep(logits[: num_accepted + 1], now)
+        self._keep(logits, num_accepted + 1, now)
 
     def _note_rejected(self, round_: Round, num_accepted: int) -> None:
         """Keeps the drafts of `round_` beyond the first `num_accepted`, and before them those rejected early."""
         if self._rejected is None:
             return
-        round_idx, start = len(self._clocks) - 3, len(self._depths)
+        rounds, positions, token_ids, exits = self._rejected
+        start = len(self._depths)
         for place, token_id, exit_layer in round_.dropped:
-            self._rejected += (round_idx, start + place, token_id, exit_layer)
-        for place in range(num_accepted, round_.num_drafts):
-            self._rejected += (round_idx, start + place, round_.token_ids[place + 1], round_.draft_exits[place])
+            positions.append(start + place)
+            token_ids.append(token_id)
+            exits.append(exit_layer)
+        positions += range(start + num_accepted, start + round_.num_drafts)
+        token_ids += round_.token_ids[num_accepted + 1 :]
+        exits += round_.draft_exits[num_accepted:]
+        rounds += [len(self._clocks) - 3] * (len(exits) - len(rounds))
 
     def _read_clock(self) -> int:
         """Notes the time; returns what the clock of the device showed."""
@@ -100,10 +107,13 @@ class Tally:
         self._clocks.append(now - self._still_ns)
         return now
 
-    def _keep(self, logits: Tensor, now: int) -> None:
-        """Copies `logits` `[n, V]` to the host, where they are wanted; the clock stands still from `now` to its end."""
+    def _keep(self, logits: Tensor, num_rows: int, now: int) -> None:
+        """Copies so many first rows of `logits` `[W, V]` to the host, where they are wanted; meanwhile the clock stands still.
+
+        It does so from `now` on.
+        """
         if self._logits is not None:
-            self._logits.append(logits.to("cpu", copy=True))
+            self._logits.append(logits[:num_rows].to("cpu", copy=True))
             self._still_ns += clock_ns(self._device) - now
 
     def decoded(self, output: list[int], eos_token_ids: Collection[int], *, is_stopped: bool = False) -> Decoded:
@@ -121,9 +131,7 @@ class Tally:
             drafted_per_exit=tuple(map(self._drafted.count, self._draft_exits)),
             accepted_per_exit=tuple(map(self._depths.count, self._draft_exits)),
             draft_depths=tuple(self._depths),
-            rejected=None
-            if self._rejected is None
-            else tuple(map(Rejected, *(self._rejected[at::4] for at in range(4)))),
+            rejected=None if self._rejected is None else tuple(map(Rejected, *self._rejected)),
         )
         return Decoded(generation, None if self._logits is None else torch.cat(self._logits))
 
