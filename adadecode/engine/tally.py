@@ -40,8 +40,7 @@ class Tally:
         self._device, self._num_layers, self._draft_exits = device, num_layers, draft_exits
         # whole numbers in flat lists: a round that is over leaves nothing for Python's collector to look through
         self._depths, self._drafted = list[int](), list[int]()
-        # those of each Rejected field; None: nobody saw them
-        self._rejected: tuple[list[int], list[int], list[int], list[int]] | None = ([], [], [], [])
+        self._rejected: list[int] | None = []  # the values of each Rejected one after another; None: nobody saw them
         self._layers_run = 0
         self._logits: list[Tensor] | None = [] if record_logits else None
         self._still_ns = 0  # how long the clock stood still
@@ -90,16 +89,11 @@ class Tally:
         """Keeps the drafts of `round_` beyond the first `num_accepted`, and before them those rejected early."""
         if self._rejected is None:
             return
-        rounds, positions, token_ids, exits = self._rejected
-        start = len(self._depths)
+        round_idx, start = len(self._clocks) - 3, len(self._depths)
         for place, token_id, exit_layer in round_.dropped:
-            positions.append(start + place)
-            token_ids.append(token_id)
-            exits.append(exit_layer)
-        positions += range(start + num_accepted, start + round_.num_drafts)
-        token_ids += round_.token_ids[num_accepted + 1 :]
-        exits += round_.draft_exits[num_accepted:]
-        rounds += [len(self._clocks) - 3] * (len(exits) - len(rounds))
+            self._rejected += (round_idx, start + place, token_id, exit_layer)
+        for place in range(num_accepted, round_.num_drafts):
+            self._rejected += (round_idx, start + place, round_.token_ids[place + 1], round_.draft_exits[place])
 
     def _read_clock(self) -> int:
         """Notes the time; returns what the clock of the device showed."""
@@ -131,7 +125,9 @@ class Tally:
             drafted_per_exit=tuple(map(self._drafted.count, self._draft_exits)),
             accepted_per_exit=tuple(map(self._depths.count, self._draft_exits)),
             draft_depths=tuple(self._depths),
-            rejected=None if self._rejected is None else tuple(map(Rejected, *self._rejected)),
+            rejected=None
+            if self._rejected is None
+            else tuple(map(Rejected, *(self._rejected[at::4] for at in range(4)))),
         )
         return Decoded(generation, None if self._logits is None else torch.cat(self._logits))
 
