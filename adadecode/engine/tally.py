@@ -102,10 +102,7 @@ class Tally:
         return now
 
     def _keep(self, logits: Tensor, num_rows: int, now: int) -> None:
-        """Copies so many first rows of `logits` `[W, V]` to the host, where they are wanted; meanwhile the clock stands still.
-
-        It does so from `now` on.
-        """
+        """Copies the first rows of `logits` `[W, V]` to the host, where they are wanted; the clock stands from `now` on."""
         if self._logits is not None:
             self._logits.append(logits[:num_rows].to("cpu", copy=True))
             self._still_ns += clock_ns(self._device) - now

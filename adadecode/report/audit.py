@@ -35,10 +35,12 @@ ROW_CHECKS: tuple[Check[[Columns], Wrong], ...] = (
     Check("prompts", "all rows of a sample have one prompt, reference and category", sample_checks.prompts),
     Check(
         "outputs",
-        "equal ids have one `output_text`; vanilla's output is the same in all repeats",
+        "equal ids have one `output_text`, and equal digests are of equal ids; vanilla's output and digest are the same in "
+        "all repeats",
         sample_checks.outputs,
     ),
     Check("turns", "every method had a turn of its own at the sample", sample_checks.turns),
+    Check("clock", "a worker's rows were decoded one after the other, in their order", sample_checks.clock),
     Check("owed", "parity and digests are claimed where two outputs are there, and nowhere else", sample_checks.owed),
 )
 
