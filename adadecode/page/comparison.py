@@ -17,7 +17,7 @@ from adadecode.comparison.tables import (
     side_lines,
 )
 from adadecode.page.chart import Chart, bars_beside, intervals, name_of
-from adadecode.page.content import MOST_IN_SENTENCE, TERMS, Markup, esc, headline, lines, table
+from adadecode.page.content import MOST_IN_SENTENCE, TERMS, Markup, esc, headline, lines, table, titled
 from adadecode.page.layout import Part, laid_out
 from adadecode.page.provenance import commands, difference_names, differences
 from adadecode.page.vocabulary import Decode, fitting, words
@@ -27,8 +27,8 @@ from adadecode.report.summary import parity_line
 from adadecode.runs.folder import committed_tables, read_commits
 
 TERMS_OF_COMPARISON = {
-    "A, B": "The two runs. Rows are held against each other where task, sample, turn, method, repeat and prompt are the same.",
-    "speed B/A": "Geometric mean over n prompts of A's end-to-end time by B's: above 1, B is faster. In brackets its 95 % interval.",
+    "A, B": "The two runs. Their rows pair by task, sample, turn, method and repeat, with the same prompt.",
+    "speed B/A": "Geometric mean over n prompts of A's end-to-end time by B's, with its interval; above 1, B is faster.",
     "over vanilla": "The same of each run's speedup over its own vanilla: 1 where all of B's machine was slower.",
     "change": "Of the acceptance rate, in percentage points.",
     "tokens/round": "Tokens by rounds, those of the prefill aside.",
@@ -177,12 +177,16 @@ def _figures(compared: Sequence[Compared], cells: list[str]) -> str:
     times = rows(lambda of: detail_rows(of, repeat_names=True))
     scores = rows(_score_rows)
     spread = [line for each in compared for line in each.comparison.spread]
-    parts = [table((*cells, *MARKDOWN_HEADS), changes, "What changed, by task and method")]
-    parts += (
-        [table((*cells, *SCORE_COLUMNS), scores, "Scores in A and in B, of the same outputs' rows")] if scores else []
-    )
-    parts += [table((*cells, *DETAIL_COLUMNS), times, f"Percentiles of times {DETAIL_CAPTION}")] if times else []
-    return "".join(parts) + (f"<h3>Between workers and repeats</h3>{lines(spread)}" if spread else "")
+    parts = [titled("What changed", table((*cells, *MARKDOWN_HEADS), changes, "What changed, by task and method"))]
+    if scores:
+        parts.append(titled("Scores", table((*cells, *SCORE_COLUMNS), scores, "Scores in A and in B, of the pairs")))
+    if times:
+        parts.append(
+            titled("Percentiles", table((*cells, *DETAIL_COLUMNS), times, f"Percentiles of times {DETAIL_CAPTION}"))
+        )
+    if spread:
+        parts.append(titled("Between workers and repeats", lines(spread)))
+    return "".join(parts)
 
 
 SCORE_COLUMNS = ("task", "metric", "method", "n", "A", "B", "difference (95 % interval)", "gained", "lost", "p", "test")
@@ -205,7 +209,7 @@ def _outputs(compared: Compared) -> str:
     if outputs is None:
         return _under(compared, "<p>Rows are not there, so no outputs are compared.</p>")
     if not outputs.num_different:
-        return _under(compared, f"<p>{esc(outputs.lines()[0])}.</p>")
+        return _under(compared, f"<p>All {outputs.num_pairs:,} are equal, token for token.</p>")
     sides = (compared.comparison.a, compared.comparison.b)
     decoders = [_decoder(side) for side in sides]
     rows = [
@@ -240,8 +244,9 @@ def _decoder(side: Side) -> Decode | None:
 
 
 def _not_compared(compared: Sequence[Compared], notes: Sequence[str]) -> str:
+    cells = [] if compared[0].cell is None else ["cell"]
     found = [
-        (each.cell or "-", why, method, count)
+        (*([each.cell] if cells else []), why, method, count)
         for each in compared
         for (why, method), count in each.comparison.left_out.items()
     ]
@@ -250,14 +255,14 @@ def _not_compared(compared: Sequence[Compared], notes: Sequence[str]) -> str:
         for each in compared
         for line in each.comparison.notes
     ]
-    counts = table(("cell", "rows that are", "method", "rows"), found, "Rows without another") if found else ""
+    counts = table((*cells, "rows that are", "method", "rows"), found, "Rows without another") if found else ""
     return lines([*notes, *told] or ["Every row of both runs is compared."]) + counts
 
 
 def _provenance(compared: Compared) -> str:
     comparison = compared.comparison
     made = "".join(
-        f"<h3>{esc(line)}</h3>{commands(side.run)}"
+        titled(line, commands(side.run))
         for line, side in zip(side_lines(comparison), (comparison.a, comparison.b), strict=True)
     )
     return _under(compared, made + differences(("A", "B"), comparison.provenance))
@@ -265,4 +270,4 @@ def _provenance(compared: Compared) -> str:
 
 def _under(compared: Compared, content: str) -> str:
     """`content` under the name of its cell, where it has one."""
-    return content if compared.cell is None else f"<h3>Cell {esc(compared.cell)}</h3>{content}"
+    return content if compared.cell is None else titled(f"Cell {compared.cell}", content)

@@ -33,7 +33,7 @@ TERMS = {
     "layers alone": "The speedup if time were layers run and nothing else: a ceiling for these drafts.",
     "oracle": "What a perfect policy over the same heads would reach, as a tuning predicts it.",
     "p50, p90, p99": "Half, 90 % and 99 % of the values are not larger. p99 is shown from 100 values on.",
-    "between workers": "Standard deviation of what workers add to log TPOT, as a share: 2 % says that they are some 2 % apart.",
+    "between workers": "Standard deviation of what workers add to the logarithm of TPOT; 2 % says some 2 % apart.",
     "between repeats": "The same of end-to-end times of the same prompts, decoded again.",
     "near tie": "An output that differs where vanilla's two best logits are closer than rounding.",
 }
@@ -108,6 +108,11 @@ def chart(of: Chart) -> str:
         f'<div class="chart" id="chart-{of.key}" role="img" aria-label="{title}; the table below has its figures"></div>'
         f"<details><summary>Figures of: {title}</summary>{table(of.columns, of.rows, of.title)}</details></figure>"
     )
+
+
+def titled(title: str, content: str) -> str:
+    """`content`, which is markup, under a heading within its part of the page."""
+    return f"<h3>{esc(title)}</h3>{content}"
 
 
 def definitions(terms: Iterable[tuple[str, str]], name: str) -> str:

@@ -100,8 +100,10 @@ def stored_percentiles_table(summary: Sequence[Row]) -> str:
 def scores_table(scores: pa.Table) -> str:
     """The mean score of each metric, of a SCORES table."""
     rows = [
-        (row["task"], row["metric"], row["method"], row["n"], number_text(row["score"], ".3f"), row["without"])
-        + (f"{row['scorer']} {row['scorer_version']}",)
+        (
+            *(row["task"], row["metric"], row["method"], row["n"], number_text(row["score"], ".3f"), row["without"]),
+            f"{row['scorer']} {row['scorer_version']}",
+        )
         for row in mean_scores(scores)
     ]
     columns = ("task", "metric", "method", "n", "mean score", "without a score", "scorer")

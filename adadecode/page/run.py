@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from adadecode.errors import EXIT_MISMATCH, EXIT_OK
 from adadecode.page.charts import run_charts
-from adadecode.page.content import TERMS, esc, lines, sentence, shown_method
+from adadecode.page.content import TERMS, esc, lines, sentence, shown_method, titled
 from adadecode.page.figures import (
     percentiles_table,
     scores_table,
@@ -55,9 +55,11 @@ def run_page(location: str | Path) -> Page:
     summary, whole = result.summary.to_pylist(), _whole(result.summary)
     by, browser, times = _read_rows(location, run, whole)
     spread = list(spread_rows(times, by))
-    figures = [summary_table(summary), percentiles_table(by)]
-    figures += [scores_table(result.scores)] if result.scores is not None and result.scores.num_rows else []
-    figures += [spread_table(spread)] if spread else []
+    figures = [titled("Summary", summary_table(summary)), titled("Percentiles", percentiles_table(by))]
+    if result.scores is not None and result.scores.num_rows:
+        figures.append(titled("Scores", scores_table(result.scores)))
+    if spread:
+        figures.append(titled("Between workers and repeats", spread_table(spread)))
     checks = [*result.findings(), *result.problem_lines()]
     parts = [
         Part("figures", "Figures", "".join(figures) + _checked(checks)),
@@ -87,7 +89,11 @@ def _published_page(location: str | Path, run: dict[str, Any], table: pa.Table, 
     """The page of a run that was published as its SUMMARY `table` alone, with what contradicts it."""
     summary, whole, engines = table.to_pylist(), _whole(table), published_engine_lines(run)
     note = "its rows are not here: the table is as it was published, nothing was recomputed"
-    figures = [summary_table(summary), stored_percentiles_table(whole), _checked([*problems, *engines, note])]
+    figures = [
+        titled("Summary", summary_table(summary)),
+        titled("Percentiles", stored_percentiles_table(whole)),
+        _checked([*problems, *engines, note]),
+    ]
     html = laid_out(
         title=_title(run),
         told=f"{sentence(whole, parity_line(table), _model(run), engines)} Its rows are not here.",
@@ -117,7 +123,7 @@ def _whole(summary: pa.Table) -> list[Row]:
 
 
 def _checked(found: Sequence[str]) -> str:
-    return f"<h3>What was checked</h3>{lines(found or ['nothing to tell'])}"
+    return titled("What was checked", lines(found or ["nothing to tell"]))
 
 
 def _read_rows(location: str | Path, run: Row, whole: Sequence[Row]) -> tuple[By, Browser, pa.Table]:

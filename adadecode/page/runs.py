@@ -19,13 +19,10 @@ from adadecode.page.provenance import difference_names, differences, provenance
 from adadecode.report.summary import parity_line, whole_tasks
 
 MOST_RUNS = 24
-TERMS_OF_RUNS = {
-    name: TERMS[name]
-    for name in ("vanilla", "baseline", "speedup", "parity", "TTFT", "TPOT", "draft", "acceptance", "round")
-    + ("layers a token", "p50, p90, p99", "between workers", "between repeats")
-} | {
-    "between runs": "The same of end-to-end times of what all runs decoded. Where settings or machines differ, that is in it: "
-    "vanilla's own line shows the machines."
+KNOWN = ("vanilla", "baseline", "speedup", "parity", "TTFT", "TPOT", "draft", "acceptance", "round", "layers a token")
+TERMS_OF_RUNS = {name: TERMS[name] for name in (*KNOWN, "between workers", "between repeats")} | {
+    "between runs": "The same of end-to-end times of what all runs decoded, whatever differs between them; vanilla's own "
+    "line shows what their machines do."
 }
 Row = Mapping[str, Any]
 
@@ -112,7 +109,7 @@ def _charts(rows: Sequence[Row]) -> Iterator[Chart]:
         yield Chart(
             "speedups",
             "Speedup by run",
-            "Geometric mean over prompts of the ratio of end-to-end times, over the faster vanilla of the same run, with its "
+            "Geometric mean over prompts of the ratio of end-to-end times, over the run's own faster vanilla, with its "
             "95 % interval.",
             intervals(speeds, "speedup", "times the baseline's speed", color="run", beside="run"),
             ("task and method", "run", "speedup", "low", "high"),

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from adadecode.errors import EXIT_FAILED, EXIT_MISMATCH, EXIT_OK, RunFolderError
 from adadecode.methods import names_that_owe
-from adadecode.page.content import TERMS, definitions, esc, interval, lines
+from adadecode.page.content import TERMS, definitions, esc, interval, lines, titled
 from adadecode.page.figures import summary_table
 from adadecode.page.layout import Page, Part, laid_out
 from adadecode.page.sweep_charts import sweep_charts
@@ -32,15 +32,14 @@ def sweep_page(location: str, content: bytes) -> Page:
     }
     problems, exit_code = _judged(cells)
     parity = [f"{name}: {parity_line(of)}" for name, of in cells.items()]
-    each = f"each cell has a page of its own: adadecode report {location}/CELL --html"
+    own = f"each cell has a page of its own: adadecode report {location}/CELL --html"
+    figures = titled("Summary", summary_table(rows, "cell")) + titled("What was checked", lines([*parity, own]))
     html = laid_out(
         title="AdaDecode: sweep",
         told=_sentence(rows, len(cells), problems),
         charts=list(sweep_charts(rows)),
         parts=[
-            Part(
-                "figures", "Figures", f"{summary_table(rows, 'cell')}<h3>What was checked</h3>{lines([*parity, each])}"
-            ),
+            Part("figures", "Figures", figures),
             Part("provenance", "Provenance", definitions([("sweep", location)], "facts")),
         ],
         terms=TERMS,
