@@ -181,9 +181,7 @@ def _figures(compared: Sequence[Compared], cells: list[str]) -> str:
     if scores:
         parts.append(titled("Scores", table((*cells, *SCORE_COLUMNS), scores, "Scores in A and in B, of the pairs")))
     if times:
-        parts.append(
-            titled("Percentiles", table((*cells, *DETAIL_COLUMNS), times, f"Percentiles of times {DETAIL_CAPTION}"))
-        )
+        parts.append(titled("Percentiles", table((*cells, *DETAIL_COLUMNS), times, f"Times {DETAIL_CAPTION}")))
     if spread:
         parts.append(titled("Between workers and repeats", lines(spread)))
     return "".join(parts)

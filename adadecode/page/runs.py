@@ -12,7 +12,7 @@ from adadecode.comparison.result import Side, read_side
 from adadecode.comparison.spread import between_runs
 from adadecode.errors import UsageError, worst_code
 from adadecode.page.chart import Chart, bars_beside, intervals, name_of
-from adadecode.page.content import MOST_IN_SENTENCE, TERMS, esc, interval, lines, shown_method
+from adadecode.page.content import MOST_IN_SENTENCE, TERMS, esc, interval, lines, shown_method, titled
 from adadecode.page.figures import spread_rows, spread_table, spread_texts, summary_table
 from adadecode.page.layout import Page, Part, laid_out
 from adadecode.page.provenance import difference_names, differences, provenance
@@ -50,11 +50,8 @@ def runs_page(locations: Sequence[str]) -> Page:
         f"{run.name}: its rows are not here, the table is as it was published" for run in runs if run.side.rows is None
     ]
     own = f"samples are on each run's own page: adadecode report {runs[0].side.location} --html"
-    figures = [
-        summary_table(rows, "run"),
-        *_spread(runs),
-        f"<h3>What was checked</h3>{lines([*problems, *parity, own])}",
-    ]
+    figures = [titled("Summary", summary_table(rows, "run")), *_spread(runs)]
+    figures.append(titled("What was checked", lines([*problems, *parity, own])))
     html = laid_out(
         title=f"AdaDecode: {len(runs)} runs",
         told=f"{_sentence(runs)}; {difference_names(found)}.",
@@ -88,15 +85,16 @@ def _sentence(runs: Sequence[Named]) -> str:
         for task in tasks[:MOST_IN_SENTENCE]
     ]
     more = [f"{len(tasks) - MOST_IN_SENTENCE} more tasks"] if len(tasks) > MOST_IN_SENTENCE else []
-    speeds = "; ".join([*of_tasks, *more]) or "no speedup was measured"
+    methods = " and ".join(esc(method) for method in dict.fromkeys(row["method"] for _, row in told))
+    speeds = f"speed of {methods} over each run's own faster vanilla {'; '.join([*of_tasks, *more])}"
     parity = ", ".join(f"{esc(run.name)} {esc(parity_line(run.side.summary).removeprefix('parity '))}" for run in runs)
-    return f"{len(runs)} runs, each over its own faster vanilla: {speeds}; parity: {parity}"
+    return f"{len(runs)} runs; {speeds if told else 'no speedup was measured'}; parity: {parity}"
 
 
 def _speed(run: Named, row: Row) -> str:
     if row["speedup_geomean"] is None:
         return f"{esc(run.name)} not measured"
-    return f"{esc(run.name)} {esc(row['method'])} <strong>{row['speedup_geomean']:.2f}x</strong> {interval(row)}"
+    return f"{esc(run.name)} <strong>{row['speedup_geomean']:.2f}x</strong> {interval(row)}"
 
 
 def _charts(rows: Sequence[Row]) -> Iterator[Chart]:
@@ -146,7 +144,7 @@ def _spread(runs: Sequence[Named]) -> Iterator[str]:
         if len(tables) > 1 and (spread := between_runs(tables)) is not None:
             between.append((task, method, "runs", "e2e", *spread_texts(spread)))
     if between:
-        yield spread_table(between)
+        yield titled("Between runs", spread_table(between))
     within = [
         (run.name, *row)
         for run in runs
@@ -154,7 +152,7 @@ def _spread(runs: Sequence[Named]) -> Iterator[str]:
         for row in spread_rows(run.side.rows.filter(pc.field("status") == "ok"), named)
     ]
     if within:
-        yield spread_table(within, "run")
+        yield titled("Between workers and repeats", spread_table(within, "run"))
 
 
 def _provenance(runs: Sequence[Named], found: list[tuple[str, ...]]) -> str:
