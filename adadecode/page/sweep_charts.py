@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from adadecode.methods import baselines
-from adadecode.page.chart import Chart, axis, color_by, name_of, spec_of, tall
+from adadecode.page.chart import Chart, axis, color_by, name_of, names_axis, spec_of, tall
 from adadecode.page.charts import Row
 
 
@@ -25,11 +25,13 @@ def _heat(told: Sequence[Row]) -> Chart:
         {"cell": row["cell"], "of": name_of(row["task"], row["method"]), "speedup": row["speedup_geomean"]}
         for row in told
     ]
-    y = {"field": "cell", "type": "nominal", "sort": None, "axis": {"title": None, "labelLimit": 150}}
-    x = {"field": "of", "type": "nominal", "sort": None, "axis": {"title": None, "labelLimit": 160, "orient": "top"}}
-    x["axis"] |= {"labelAngle": 0 if len({value["of"] for value in values}) <= 2 else -40}
+    y = {"field": "cell", "type": "nominal", "sort": None, "axis": names_axis()}
+    upright = len({value["of"] for value in values}) <= 2
+    names = {"title": None, "labelLimit": 160, "orient": "top", "labelAngle": 0 if upright else -40}
+    x = {"field": "of", "type": "nominal", "sort": None, "axis": names}
     fill = {"field": "speedup", "type": "quantitative", "scale": {"scheme": "viridis"}, "legend": None}
-    middle = sum(f(value["speedup"] for value in values) for f in (min, max)) / 2
+    speedups = [row["speedup_geomean"] for row in told]
+    middle = (min(speedups) + max(speedups)) / 2  # viridis is dark below it
     ink = {"condition": {"test": f"datum.speedup > {middle}", "value": "black"}, "value": "white"}
     figure = {"text": {"field": "speedup", "type": "quantitative", "format": ".2f"}, "color": ink}
     spec = spec_of(
