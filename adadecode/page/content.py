@@ -16,8 +16,10 @@ class Markup(str):
 
 
 MOST_IN_SENTENCE = 3  # tasks
-WORDS = {"cell", "run", "task", "method", "methods", "metric", "scorer", "time", "part", "what", "between", "in"}
-WORDS |= {"task and method", "rows that are", "test", "A", "B"}  # columns whose values begin at the left
+NAMES = ("cell", "run", "task", "method", "methods", "task and method", "metric", "scorer", "test", "time")
+WORDS = frozenset(
+    (*NAMES, "part", "what", "between", "in", "rows that are", "A", "B")
+)  # columns that begin at the left
 
 TERMS = {
     "vanilla": "Greedy decoding by the full model, one token a pass; vanilla-w1 is the same at width 1.",

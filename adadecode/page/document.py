@@ -33,7 +33,8 @@ def document(title: str, body: str, data: dict[str, Any], blocks: Sequence[str])
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
         f'<title>{esc(title)}</title>\n<link rel="icon" href="data:,">\n<style>{style}</style>\n</head>\n<body>\n{body}\n'
-        f"<footer><details><summary>Licences of the chart library, Vega-Lite</summary><pre>{terms}</pre>"
+        f"<footer><details><summary>Licences of the chart library, Vega-Lite</summary>"
+        f'<pre tabindex="0" role="group" aria-label="Licences">{terms}</pre>'
         "</details></footer>\n"
         f'<script type="application/json" id="data">{_json(data)}</script>\n{held}{code}</body>\n</html>\n'
     )

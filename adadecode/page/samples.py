@@ -22,10 +22,14 @@ WORST = ("error", "mismatch", "near_tie", "exact")  # of a sample's rows the fir
 
 KEY = ("task", "sample_id", "turn", "repeat")  # of a sample; of all its rows
 # Columns that stand in a page as they are, and all that it reads
-SHOWN = ("method", "finish_reason", "parity", "first_diff_idx", "correct", "output_len", "num_rounds")
-SHOWN += ("ttft_s", "tpot_s", "e2e_s", "num_drafted", "num_accepted", "error_type")
-COLUMNS = (*KEY, *SHOWN, "status", "category", "reference", "prompt_token_ids", "output_token_ids", "output_text")
-COLUMNS += ("draft_depths", "rejected", "error_message")
+SHOWN = (
+    *("method", "finish_reason", "parity", "first_diff_idx", "correct", "output_len", "num_rounds", "num_drafted"),
+    *("num_accepted", "ttft_s", "tpot_s", "e2e_s", "error_type"),
+)
+COLUMNS = (
+    *(*KEY, *SHOWN, "status", "category", "reference", "prompt_token_ids", "output_token_ids", "output_text"),
+    *("draft_depths", "rejected", "error_message"),
+)
 
 Row = Mapping[str, Any]
 
