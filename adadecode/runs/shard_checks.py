@@ -182,7 +182,7 @@ COMMIT_CHECKS: tuple[Check[[CommittedRows], tuple[str, int]], ...] = (
         "schema version has",
         file_facts,
     ),
-    Check("settings", "a commit's worker has the dtype, kernels and exits that run.json names", settings),
+    Check("settings", "a commit's worker has the device, dtype, kernels and exits that run.json names", settings),
 )
 
 
