@@ -28,7 +28,9 @@ WORST_FIRST = (EXIT_MISMATCH, EXIT_REGRESSION, EXIT_INCOMPLETE, EXIT_FAILED)
     is_flag=True,
     help="Let --fail-if-slower judge speedups over vanilla of the same run, in which a slower machine does not count.",
 )
-@click.option("--detail", is_flag=True, help="Percentiles of times too, and how far workers and repeats are apart.")
+@click.option(
+    "--detail", is_flag=True, help="Show rates and times of each run too, and how far workers and repeats are apart."
+)
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print Markdown, as for a pull request.")
 def compare_command(
     a: str,
@@ -46,7 +48,7 @@ def compare_command(
     from adadecode.comparison.gates import Limits, share_of
     from adadecode.comparison.result import Comparison, compare_runs
     from adadecode.comparison.sweeps import match
-    from adadecode.comparison.tables import comparison_lines, comparison_table, detail_table, markdown, side_lines
+    from adadecode.comparison.tables import comparison_lines, comparison_table, detail_tables, markdown, side_lines
 
     flags = {"--fail-if-slower": fail_if_slower, "--fail-if-acceptance-drops": fail_if_acceptance_drops}
     slower, drops = (None if text is None else share_of(flag, text) for flag, text in flags.items())
@@ -59,8 +61,8 @@ def compare_command(
         for line in side_lines(comparison) if cell is None else [f"cell {cell}", *side_lines(comparison)]:
             say(line)
         console().print(comparison_table(comparison))
-        if detail and any(change.latencies for change in comparison.changes):
-            console().print(detail_table(comparison))
+        for table in detail_tables(comparison) if detail else []:
+            console().print(table)
         for line in [*comparison_lines(comparison), *(comparison.spread if detail else [])]:
             say(line)
 

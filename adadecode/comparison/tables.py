@@ -2,16 +2,19 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from rich.table import Table
 
 from adadecode.comparison.changes import MetricChange
+from adadecode.comparison.pairs import SIDES
 from adadecode.comparison.provenance import difference_lines
 from adadecode.comparison.result import Comparison
 from adadecode.printable import printable
 from adadecode.report.cells import ABSENT, cell, number_text, p_text
+from adadecode.report.detail import TIMES_COLUMNS, Latency, percentile_texts, times_table
 from adadecode.report.paired import ScoreChange
-from adadecode.report.stats import Estimate, Percentiles
+from adadecode.report.stats import Estimate
 from adadecode.report.tables import figures_table
 
 COLUMNS = (
@@ -19,41 +22,37 @@ COLUMNS = (
     "method",
     "n",
     "speed B/A\n(95 % CI)",
-    "over vanilla\nB/A (95 % CI)",
-    "accept\nA",
-    "rate\nB",
-    "change\n(95 % CI)",
-    "tokens\n/round A",
-    "\nB",
+    "over vanilla\n(95 % CI)",
+    "accept B-A\n(95 % CI)",
     "parity\nA",
     "\nB",
 )
 CAPTION = (
-    "speed B/A: geometric mean over n prompts of A's e2e by B's, above 1 where B is faster; over vanilla: the same of each "
-    "run's speedup over its own vanilla; change: in percentage points"
+    "speed B/A: geometric mean over n prompts of B's tokens/s by A's, above 1 where B is faster; over vanilla: the same of "
+    "each run's speedup over its own vanilla; accept B-A: in percentage points"
 )
 MARKDOWN_HEADS = (
     *("task", "method", "n", "speed B/A (95 % CI)", "over vanilla B/A (95 % CI)", "accept rate A", "accept rate B"),
     *("change (95 % CI)", "tokens/round A", "tokens/round B", "parity A", "parity B"),
 )
-DETAIL_COLUMNS = ("task", "method", "time", "run", "n", "p50 ms", "p90 ms", "p99 ms")
-DETAIL_CAPTION = "of the pairs; p99 from 100 values on"
+RATES_COLUMNS = ("task", "method", "accept\nrate A", "\nB", "tokens\n/round A", "\nB")
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """A rich table with a line for each task and method that is in both runs. It wants up to 120 columns."""
+    """A rich table with a line for each task and method that is in both runs, in 80 columns."""
     table = figures_table(COLUMNS, num_names=2, caption=CAPTION)
-    for cells in _rows(comparison):
-        table.add_row(*map(cell, cells))
+    for row in _rows(comparison):
+        table.add_row(*map(cell, (*row.names, *row.changes, *row.parity)))
     return table
 
 
-def detail_table(comparison: Comparison) -> Table:
-    """A rich table of the percentiles of TTFT, TPOT and e2e in each run."""
-    table = figures_table(DETAIL_COLUMNS, num_names=4, caption=DETAIL_CAPTION)
-    for cells in _detail_rows(comparison):
-        table.add_row(*map(cell, cells))
-    return table
+def detail_tables(comparison: Comparison) -> list[Table]:
+    """Rich tables of the rates of each run, and of the percentiles of its times where rows are there."""
+    rates = figures_table(RATES_COLUMNS, num_names=2, caption=None)
+    for row in _rows(comparison):
+        rates.add_row(*map(cell, (*row.names, *row.acceptance, *row.per_round)))
+    found = list(_latencies(comparison))
+    return [rates, times_table(found)] if found else [rates]
 
 
 def comparison_lines(comparison: Comparison) -> list[str]:
@@ -75,51 +74,54 @@ def side_lines(comparison: Comparison) -> list[str]:
 def markdown(comparison: Comparison, detail: bool, heading: str | None = None) -> str:
     """The same as Markdown. What comes from elsewhere stands as code, so that none of it links, mentions or is HTML."""
     blocks = [f"### {_code(heading)}"] if heading is not None else []
-    blocks += [_list(side_lines(comparison)), _table(MARKDOWN_HEADS, _rows(comparison, repeat_task=True), num_names=2)]
-    if detail:
-        blocks.append(_table(DETAIL_COLUMNS, _detail_rows(comparison, repeat_names=True), num_names=4))
+    rows = (row.in_full() for row in _rows(comparison, repeat_task=True))
+    blocks += [_list(side_lines(comparison)), _table(MARKDOWN_HEADS, rows, num_names=2)]
+    if detail and (found := list(_latencies(comparison))):
+        times = ((line.task, line.method, line.time, line.run or "", *percentile_texts(line.found)) for line in found)
+        blocks.append(_table((*TIMES_COLUMNS[:3], "run", *TIMES_COLUMNS[3:]), times, num_names=4))
     blocks.append(_list(comparison_lines(comparison) + (comparison.spread if detail else [])))
     if problems := comparison.problem_lines():
         blocks += ["**Not as it should be**", _list(problems)]
     return "\n\n".join([*blocks, f"*{CAPTION}*"]) + "\n"
 
 
-def _rows(comparison: Comparison, repeat_task: bool = False) -> Iterator[Sequence[str]]:
+@dataclass(frozen=True)
+class _Row:
+    """The texts of one Change."""
+
+    names: tuple[str, str]  # task and method
+    changes: tuple[str, str, str, str]  # n, speed, speed over vanilla, acceptance
+    acceptance: tuple[str, str]  # A's and B's, as those below
+    per_round: tuple[str, str]
+    parity: tuple[str, str]
+
+    def in_full(self) -> tuple[str, ...]:
+        """By MARKDOWN_HEADS."""
+        *speeds, points = self.changes
+        return (*self.names, *speeds, *self.acceptance, points, *self.per_round, *self.parity)
+
+
+def _rows(comparison: Comparison, repeat_task: bool = False) -> Iterator[_Row]:
     shown = None
     for change in comparison.changes:
         task = "" if change.task == shown and not repeat_task else change.task
         shown = change.task
-        accepted, per_round = change.acceptance, change.tokens_per_round
-        yield (
-            task,
-            change.method,
-            ABSENT if change.speed is None else str(change.speed.num_prompts),
-            ratio_text(change.speed),
-            ratio_text(change.over_vanilla),
-            number_text(accepted.before, ".1%"),
-            number_text(accepted.after, ".1%"),
-            points_text(accepted.change),
-            number_text(per_round.before, ".2f"),
-            number_text(per_round.after, ".2f"),
-            *(side.parity(change.task, change.method) for side in (comparison.a, comparison.b)),
+        num_prompts = ABSENT if change.speed is None else str(change.speed.num_prompts)
+        accepted, per_round, sides = change.acceptance, change.tokens_per_round, (comparison.a, comparison.b)
+        yield _Row(
+            (task, change.method),
+            (num_prompts, ratio_text(change.speed), ratio_text(change.over_vanilla), points_text(accepted.change)),
+            (number_text(accepted.before, ".1%"), number_text(accepted.after, ".1%")),
+            (number_text(per_round.before, ".2f"), number_text(per_round.after, ".2f")),
+            (sides[0].parity(change.task, change.method), sides[1].parity(change.task, change.method)),
         )
 
 
-def _detail_rows(comparison: Comparison, repeat_names: bool = False) -> Iterator[Sequence[str]]:
+def _latencies(comparison: Comparison) -> Iterator[Latency]:
     for change in comparison.changes:
-        names = (change.task, change.method)
         for column, sides in change.latencies.items():
-            for side, found in zip(("A", "B"), sides, strict=True):
-                yield (*names, column.removesuffix("_s"), side, str(found.n), *_percentile_texts(found))
-                names = names if repeat_names else ("", "")
-
-
-def _percentile_texts(found: Percentiles) -> tuple[str, str, str]:
-    return (
-        number_text(found.p50, ".2f", scale=1000),
-        number_text(found.p90, ".2f", scale=1000),
-        number_text(found.p99, ".2f", scale=1000),
-    )
+            for side, found in zip(SIDES, sides, strict=True):
+                yield Latency(change.task, change.method, column.removesuffix("_s"), found, side)
 
 
 def ratio_text(estimate: Estimate | None) -> str:
@@ -132,12 +134,12 @@ def ratio_text(estimate: Estimate | None) -> str:
 
 
 def points_text(estimate: Estimate | None) -> str:
-    """`-2.2 (-3.1, -1.3)`, a difference of shares in percentage points."""
+    """`-2.2 (-3.1,-1.3)`, a difference of shares in percentage points."""
     if estimate is None:
         return ABSENT
     if estimate.low is None or estimate.high is None:
         return f"{100 * estimate.value:+.1f} (no interval)"
-    return f"{100 * estimate.value:+.1f} ({100 * estimate.low:+.1f}, {100 * estimate.high:+.1f})"
+    return f"{100 * estimate.value:+.1f} ({100 * estimate.low:+.1f},{100 * estimate.high:+.1f})"
 
 
 def _score_lines(found: Sequence[MetricChange]) -> list[str]:
