@@ -1,7 +1,7 @@
 """Two runs compared, from their tables alone: what changed, what differs, what fails a limit, an exit code."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,12 +10,12 @@ import pyarrow as pa
 from adadecode.certify.result import is_certification
 from adadecode.comparison.changes import Change, MetricChange, changes, score_changes, summary_changes
 from adadecode.comparison.gates import Judged, Limits, judged
-from adadecode.comparison.outputs import MAX_SHOWN, difference_lines
+from adadecode.comparison.outputs import MAX_SHOWN, Outputs, compare_outputs
 from adadecode.comparison.pairs import SIDES, left_out_lines, pair_rows, read_rows
 from adadecode.comparison.provenance import provenance_differences
+from adadecode.comparison.spread import spread_lines
 from adadecode.errors import EXIT_MISMATCH, EXIT_OK, EXIT_REGRESSION, RunFolderError
 from adadecode.methods import REFERENCE
-from adadecode.report.detail import spread_lines
 from adadecode.report.parity import broken_contract
 from adadecode.report.summary import whole_tasks
 from adadecode.report.tables import mismatch_lines, parity_text
@@ -27,7 +27,10 @@ from adadecode.runs.run_file import part_of
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two runs as it is judged alone; `rows` are None of a run that was published without them."""
+    """One of the two runs as it is judged alone.
+
+    `rows` are None of a run that was published without them, and once they are compared: those of a sweep take much memory.
+    """
 
     location: str
     run: Mapping[str, Any]
@@ -52,11 +55,12 @@ class Comparison:
     b: Side
     changes: list[Change]
     scores: list[MetricChange]
-    provenance: list[tuple[str, str, str]]
+    provenance: list[tuple[str, ...]]  # name, A's and B's value
     notes: list[str]  # what was not compared, and why
-    outputs: list[str]  # how many differ, and the first of them
+    outputs: Outputs | None  # None where rows are not there
     spread: list[str]  # between workers and repeats of each
     limits: Limits
+    left_out: Mapping[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])  # by reason and method
 
     @cached_property
     def judged(self) -> Judged:
@@ -104,7 +108,7 @@ def compare_runs(a: str, b: str, limits: Limits) -> Comparison:
         notes = [f"rows of {bare} are not here: summaries are compared, so there are no intervals and no outputs"]
         if any(name == "provenance.hashes.plan" for name, *_ in provenance):
             notes.append("the plans are not the same: these are speeds of other prompts")
-        comparison = Comparison(first, second, found, [], provenance, notes, [], [], limits)
+        comparison = Comparison(first, second, found, [], provenance, notes, None, [], limits)
     else:
         pairs = pair_rows(first.rows, second.rows, one_limit=_limit(first.run) == _limit(second.run))
         left_out = left_out_lines(pairs)
@@ -113,15 +117,16 @@ def compare_runs(a: str, b: str, limits: Limits) -> Comparison:
             raise RunFolderError(f"{a!r} and {b!r} cannot be paired: {'; '.join(told)}; give runs of the same prompts")
         scores, not_scored = score_changes(pairs, first.scores, second.scores)
         comparison = Comparison(
-            first,
-            second,
+            replace(first, rows=None),
+            replace(second, rows=None),
             changes(pairs),
             scores,
             provenance,
             [*left_out, *not_scored],
-            difference_lines(pairs),
-            [f"{name}: {line}" for name, rows in zip(SIDES, pairs.sides, strict=True) for line in spread_lines(rows)],
+            compare_outputs(pairs),
+            spread_lines(pairs),
             limits,
+            pairs.left_out,
         )
     return comparison
 

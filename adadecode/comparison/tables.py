@@ -2,17 +2,15 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from rich.table import Table
 
 from adadecode.comparison.changes import MetricChange
-from adadecode.comparison.pairs import SIDES
 from adadecode.comparison.provenance import difference_lines
 from adadecode.comparison.result import Comparison
 from adadecode.printable import printable
 from adadecode.report.cells import ABSENT, cell, number_text, p_text
-from adadecode.report.detail import TIMES_COLUMNS, Latency, percentile_texts, times_table
+from adadecode.report.detail import percentile_texts
 from adadecode.report.paired import ScoreChange
 from adadecode.report.stats import Estimate
 from adadecode.report.tables import figures_table
@@ -27,6 +25,7 @@ COLUMNS = (
     "parity\nA",
     "\nB",
 )
+RATES_COLUMNS = ("task", "method", "accept\nrate A", "\nB", "tokens\n/round A", "\nB")
 CAPTION = (
     "speed B/A: geometric mean over n prompts of B's tokens/s by A's, above 1 where B is faster; over vanilla: the same of "
     "each run's speedup over its own vanilla; accept B-A: in percentage points"
@@ -35,31 +34,39 @@ MARKDOWN_HEADS = (
     *("task", "method", "n", "speed B/A (95 % CI)", "over vanilla B/A (95 % CI)", "accept rate A", "accept rate B"),
     *("change (95 % CI)", "tokens/round A", "tokens/round B", "parity A", "parity B"),
 )
-RATES_COLUMNS = ("task", "method", "accept\nrate A", "\nB", "tokens\n/round A", "\nB")
+DETAIL_COLUMNS = ("task", "method", "time", "run", "n", "p50 ms", "p90 ms", "p99 ms")
+DETAIL_CAPTION = "of the pairs; p99 from 100 values on"
 
 
 def comparison_table(comparison: Comparison) -> Table:
     """A rich table with a line for each task and method that is in both runs, in 80 columns."""
     table = figures_table(COLUMNS, num_names=2, caption=CAPTION)
-    for row in _rows(comparison):
-        table.add_row(*map(cell, (*row.names, *row.changes, *row.parity)))
+    for task, method, n, speed, over_vanilla, _, _, points, _, _, *parity in comparison_rows(comparison):
+        table.add_row(*map(cell, (task, method, n, speed, over_vanilla, points, *parity)))
     return table
 
 
-def detail_tables(comparison: Comparison) -> list[Table]:
-    """Rich tables of the rates of each run, and of the percentiles of its times where rows are there."""
-    rates = figures_table(RATES_COLUMNS, num_names=2, caption=None)
-    for row in _rows(comparison):
-        rates.add_row(*map(cell, (*row.names, *row.acceptance, *row.per_round)))
-    found = list(_latencies(comparison))
-    return [rates, times_table(found)] if found else [rates]
+def rates_table(comparison: Comparison) -> Table:
+    """A rich table of acceptance and tokens per round in each run."""
+    table = figures_table(RATES_COLUMNS, num_names=2, caption=None)
+    for task, method, _, _, _, *accepted, _, before, after, _, _ in comparison_rows(comparison):
+        table.add_row(*map(cell, (task, method, *accepted, before, after)))
+    return table
+
+
+def detail_table(comparison: Comparison) -> Table:
+    """A rich table of the percentiles of TTFT, TPOT and e2e in each run."""
+    table = figures_table(DETAIL_COLUMNS, num_names=4, caption=DETAIL_CAPTION)
+    for cells in detail_rows(comparison):
+        table.add_row(*map(cell, cells))
+    return table
 
 
 def comparison_lines(comparison: Comparison) -> list[str]:
     """What stands under the table: scores, outputs, what was not compared, every difference of provenance."""
     return [
         *_score_lines(comparison.scores),
-        *comparison.outputs,
+        *([] if comparison.outputs is None else comparison.outputs.lines()),
         *comparison.notes,
         *difference_lines(comparison.provenance),
     ]
@@ -74,54 +81,48 @@ def side_lines(comparison: Comparison) -> list[str]:
 def markdown(comparison: Comparison, detail: bool, heading: str | None = None) -> str:
     """The same as Markdown. What comes from elsewhere stands as code, so that none of it links, mentions or is HTML."""
     blocks = [f"### {_code(heading)}"] if heading is not None else []
-    rows = (row.in_full() for row in _rows(comparison, repeat_task=True))
-    blocks += [_list(side_lines(comparison)), _table(MARKDOWN_HEADS, rows, num_names=2)]
-    if detail and (found := list(_latencies(comparison))):
-        times = ((line.task, line.method, line.time, line.run or "", *percentile_texts(line.found)) for line in found)
-        blocks.append(_table((*TIMES_COLUMNS[:3], "run", *TIMES_COLUMNS[3:]), times, num_names=4))
+    blocks += [
+        _list(side_lines(comparison)),
+        _table(MARKDOWN_HEADS, comparison_rows(comparison, repeat_task=True), num_names=2),
+    ]
+    if detail:
+        blocks.append(_table(DETAIL_COLUMNS, detail_rows(comparison, repeat_names=True), num_names=4))
     blocks.append(_list(comparison_lines(comparison) + (comparison.spread if detail else [])))
     if problems := comparison.problem_lines():
         blocks += ["**Not as it should be**", _list(problems)]
     return "\n\n".join([*blocks, f"*{CAPTION}*"]) + "\n"
 
 
-@dataclass(frozen=True)
-class _Row:
-    """The texts of one Change."""
-
-    names: tuple[str, str]  # task and method
-    changes: tuple[str, str, str, str]  # n, speed, speed over vanilla, acceptance
-    acceptance: tuple[str, str]  # A's and B's, as those below
-    per_round: tuple[str, str]
-    parity: tuple[str, str]
-
-    def in_full(self) -> tuple[str, ...]:
-        """By MARKDOWN_HEADS."""
-        *speeds, points = self.changes
-        return (*self.names, *speeds, *self.acceptance, points, *self.per_round, *self.parity)
-
-
-def _rows(comparison: Comparison, repeat_task: bool = False) -> Iterator[_Row]:
+def comparison_rows(comparison: Comparison, repeat_task: bool = False) -> Iterator[Sequence[str]]:
+    """A row of texts under MARKDOWN_HEADS for each task and method; its task is empty where the row before has it."""
     shown = None
     for change in comparison.changes:
         task = "" if change.task == shown and not repeat_task else change.task
         shown = change.task
-        num_prompts = ABSENT if change.speed is None else str(change.speed.num_prompts)
-        accepted, per_round, sides = change.acceptance, change.tokens_per_round, (comparison.a, comparison.b)
-        yield _Row(
-            (task, change.method),
-            (num_prompts, ratio_text(change.speed), ratio_text(change.over_vanilla), points_text(accepted.change)),
-            (number_text(accepted.before, ".1%"), number_text(accepted.after, ".1%")),
-            (number_text(per_round.before, ".2f"), number_text(per_round.after, ".2f")),
-            (sides[0].parity(change.task, change.method), sides[1].parity(change.task, change.method)),
+        accepted, per_round = change.acceptance, change.tokens_per_round
+        yield (
+            task,
+            change.method,
+            ABSENT if change.speed is None else str(change.speed.num_prompts),
+            ratio_text(change.speed),
+            ratio_text(change.over_vanilla),
+            number_text(accepted.before, ".1%"),
+            number_text(accepted.after, ".1%"),
+            points_text(accepted.change),
+            number_text(per_round.before, ".2f"),
+            number_text(per_round.after, ".2f"),
+            *(side.parity(change.task, change.method) for side in (comparison.a, comparison.b)),
         )
 
 
-def _latencies(comparison: Comparison) -> Iterator[Latency]:
+def detail_rows(comparison: Comparison, repeat_names: bool = False) -> Iterator[Sequence[str]]:
+    """A row of texts under DETAIL_COLUMNS for each time of each run; names are empty where the row before has them."""
     for change in comparison.changes:
+        names = (change.task, change.method)
         for column, sides in change.latencies.items():
-            for side, found in zip(SIDES, sides, strict=True):
-                yield Latency(change.task, change.method, column.removesuffix("_s"), found, side)
+            for side, found in zip(("A", "B"), sides, strict=True):
+                yield (*names, column.removesuffix("_s"), side, *percentile_texts(found))
+                names = names if repeat_names else ("", "")
 
 
 def ratio_text(estimate: Estimate | None) -> str:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 from rich.table import Table
 
@@ -12,7 +11,7 @@ from adadecode.report.findings import Columns
 from adadecode.report.stats import Percentiles, percentiles
 from adadecode.report.summary import whole_tasks
 from adadecode.report.tables import by_task, figures_table
-from adadecode.report.variation import Variation, variation
+from adadecode.report.variation import Variation, between_repeats, between_workers
 
 LATENCIES = ("ttft_s", "tpot_s", "e2e_s")
 COLUMNS = (
@@ -33,13 +32,12 @@ TIMES_CAPTION = "p99 from 100 values on"
 
 
 class Latency(NamedTuple):
-    """The percentiles of one time, `ttft`, `tpot` or `e2e`, of a method on a task, and of which run where there are two."""
+    """The percentiles of one time, `ttft`, `tpot` or `e2e`, of a method on a task."""
 
     task: str
     method: str
     time: str
     found: Percentiles
-    run: str | None = None
 
 
 def detail_table(summary: pa.Table) -> Table:
@@ -73,18 +71,13 @@ def latencies(summary: pa.Table, rows: pa.Table | None) -> Iterator[Latency]:
 
 
 def times_table(found: Iterable[Latency]) -> Table:
-    """A rich table with a line for each of `found`, with a column of runs where they are of several."""
-    lines = list(found)
-    of_runs = any(line.run is not None for line in lines)
-    heads = [*TIMES_COLUMNS[:3], *(["run"] if of_runs else []), *TIMES_COLUMNS[3:]]
-    table = figures_table(heads, num_names=4 if of_runs else 3, caption=TIMES_CAPTION)
+    """A rich table with a line for each of `found`."""
+    table = figures_table(TIMES_COLUMNS, num_names=3, caption=TIMES_CAPTION)
     shown = None
-    for line in lines:
-        names = ("", "") if (line.task, line.method) == shown else (line.task, line.method)
-        shown = (line.task, line.method)
-        table.add_row(
-            *map(cell, (*names, line.time, *([line.run or ""] if of_runs else []), *percentile_texts(line.found)))
-        )
+    for task, method, time, of in found:
+        names = ("", "") if (task, method) == shown else (task, method)
+        shown = (task, method)
+        table.add_row(*map(cell, (*names, time, *percentile_texts(of))))
     return table
 
 
@@ -98,22 +91,16 @@ def spread_lines(rows: pa.Table) -> list[str]:
     columns, lines = Columns(rows), list[str]()
     for of in rows.group_by(["task", "method"], use_threads=False).aggregate([]).to_pylist():
         mask = columns.is_ok & columns.equal("task", of["task"]) & columns.equal("method", of["method"])
-        parts = list(_spread(Columns(rows.filter(pa.array(mask)))))
+        parts = list(_spread(rows.filter(pa.array(mask))))
         if parts:
             lines.append(f"{of['method']} on {of['task']} varies {' and '.join(parts)}")
     return lines
 
 
-def _spread(columns: Columns) -> Iterator[str]:
-    """The time per token between workers, which decode other prompts; e2e between repeats, which decode the same."""
-    tpot_s, e2e_s = columns.numbers("tpot_s"), columns.numbers("e2e_s")
-    measured = np.isfinite(tpot_s)
-    of_workers = variation(columns.codes("worker_id")[measured], tpot_s[measured])
+def _spread(rows: pa.Table) -> Iterator[str]:
+    of_workers, of_repeats = between_workers(rows), between_repeats(rows)
     if of_workers is not None:
         yield _text("TPOT", "workers", of_workers)
-    measured = np.isfinite(e2e_s)
-    prompts = columns.codes("task", "sample_id", "turn")[measured]
-    of_repeats = variation(columns.codes("repeat")[measured], e2e_s[measured], prompts)
     if of_repeats is not None:
         yield _text("e2e", "repeats", of_repeats)
 
