@@ -17,7 +17,7 @@ from adadecode.comparison.tables import (
     side_lines,
 )
 from adadecode.page.chart import Chart, bars_beside, intervals, name_of
-from adadecode.page.content import MOST_IN_SENTENCE, TERMS, Markup, esc, headline, lines, table, titled
+from adadecode.page.content import MOST_IN_SENTENCE, TERMS, Markup, definitions, esc, headline, lines, table, titled
 from adadecode.page.layout import Part, laid_out
 from adadecode.page.provenance import commands, difference_names, differences
 from adadecode.page.vocabulary import Decode, fitting, words
@@ -260,7 +260,7 @@ def _not_compared(compared: Sequence[Compared], notes: Sequence[str]) -> str:
 def _provenance(compared: Compared) -> str:
     comparison = compared.comparison
     made = "".join(
-        titled(line, commands(side.run))
+        definitions([line.split(": ", 1)], "facts") + commands(side.run)
         for line, side in zip(side_lines(comparison), (comparison.a, comparison.b), strict=True)
     )
     return _under(compared, made + differences(("A", "B"), comparison.provenance))

@@ -2,7 +2,6 @@
 
 import base64
 import gzip
-import html
 import json
 import re
 from pathlib import Path
@@ -21,6 +20,7 @@ from adadecode.report.tables import speedup_text
 from adadecode.runs.editions import parquet_bytes
 from adadecode.runs.result import read_result
 from tests.browser import CHROMIUM, browser
+from tests.pages import data_of, text_of
 from tests.planting import OURS, Row, plant
 
 
@@ -28,21 +28,9 @@ def unpacked(text: str) -> Any:
     return json.loads(gzip.decompress(base64.b64decode(text)))
 
 
-def data_of(page: str) -> dict[str, Any]:
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
-    assert found is not None
-    return json.loads(found[1])
-
-
 def samples_of(page: str) -> list[dict[str, Any]]:
     blocks = re.findall(r'<script type="text/plain" class="block">(.*?)</script>', page, re.S)
     return [sample for block in blocks for sample in unpacked(block)]
-
-
-def text_of(page: str) -> str:
-    """What a person reads of it without scripts."""
-    shown = re.sub(r"<(script|style).*?</\1>", "", page, flags=re.S)
-    return html.unescape(re.sub(r"<[^>]+>", " ", shown))
 
 
 def rows_of(run: Path) -> list[Row]:
