@@ -197,6 +197,7 @@ def test_sweeps_and_published_runs_have_a_page_of_their_comparison(cli, made, ot
     assert "cannot be written" in cli("compare", made, made, "--html", tmp_path / "no" / "x.html").stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_in_a_browser_both_draw_all_their_charts_and_say_nothing(cli, made, other, tmp_path):
     page_of(cli, tmp_path, made, other, PUBLISHED)
