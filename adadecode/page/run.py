@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adadecode.comparison.result import problems_of
 from adadecode.errors import EXIT_MISMATCH, EXIT_OK
 from adadecode.page.charts import run_charts
 from adadecode.page.content import TERMS, esc, lines, sentence, shown_method, titled
@@ -60,9 +61,9 @@ def run_page(location: str | Path) -> Page:
         figures.append(titled("Scores", scores_table(result.scores)))
     if spread:
         figures.append(titled("Between workers and repeats", spread_table(spread)))
-    checks = [*result.findings(), *result.problem_lines()]
+    problems = problems_of(result)
     parts = [
-        Part("figures", "Figures", "".join(figures) + _checked(checks)),
+        Part("figures", "Figures", "".join(figures) + _checked(result.findings())),
         *([Part("samples", "Samples", _browser(browser, whole))] if browser.index else []),
         Part("provenance", "Provenance and command", provenance(run), "Provenance"),
     ]
@@ -78,11 +79,11 @@ def run_page(location: str | Path) -> Page:
         charts=list(run_charts(summary, by, _bars(open_storage(location), whole))),
         parts=parts,
         terms=TERMS,
-        problems=result.problem_lines(),
+        problems=problems,
         samples=samples if browser.index else None,
         blocks=browser.blocks,
     )
-    return Page(html, result.exit_code, result.problem_lines())
+    return Page(html, result.exit_code, problems)
 
 
 def _published_page(location: str | Path, run: dict[str, Any], table: pa.Table, problems: list[str]) -> Page:
