@@ -72,6 +72,7 @@ def run_page(location: str | Path) -> Page:
         "words": compressed(browser.vocabulary()),
         "hasWords": browser.decode is not None,
         "perBlock": PER_BLOCK,
+        "layers": sorted(browser.layers),
     }
     html = laid_out(
         title=_title(run),
@@ -181,6 +182,7 @@ def _browser(browser: Browser, summary: Sequence[Row]) -> str:
     options = "".join(f'<option value="{esc(task)}">{esc(task)}</option>' for task in tasks)
     out = f" The first {MOST_SAMPLES:,}; {browser.num_left_out:,} are left out." if browser.num_left_out else ""
     words = "" if browser.decode else " The model's tokenizer is not here, so tokens are shown as numbers."
+    words += " Tokens have the colour of the layer they were drafted at; rejected drafts are struck through."
     return f"""<p>{len(browser.index):,} samples.{out}{words}</p>
 <form class="filters" id="filters">
 <label>Task <select id="f-task"><option value="">all</option>{options}</select></label>
@@ -196,5 +198,5 @@ def _browser(browser: Browser, summary: Sequence[Row]) -> str:
 <p id="count" role="status"></p>
 <div class="browser">
 <div id="list" class="list" role="listbox" tabindex="0" aria-label="Samples; arrow keys choose one"></div>
-<div id="detail" class="detail" tabindex="0" role="region" aria-label="The chosen sample" aria-live="polite"></div>
+<div id="detail" class="detail" tabindex="0" role="region" aria-label="The chosen sample"></div>
 </div>"""
