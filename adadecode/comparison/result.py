@@ -1,7 +1,7 @@
 """Two runs compared, from their tables alone: what changed, what differs, what fails a limit, an exit code."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 from adadecode.certify.result import is_certification
 from adadecode.comparison.changes import Change, MetricChange, changes, score_changes, summary_changes
 from adadecode.comparison.gates import Judged, Limits, judged
-from adadecode.comparison.outputs import MAX_SHOWN, difference_lines
+from adadecode.comparison.outputs import MAX_SHOWN, Outputs, compare_outputs
 from adadecode.comparison.pairs import left_out_lines, pair_rows, read_rows
 from adadecode.comparison.provenance import provenance_differences
 from adadecode.comparison.spread import spread_lines
@@ -26,7 +26,10 @@ from adadecode.runs.result import read_result
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two runs as it is judged alone; `rows` are None of a run that was published without them."""
+    """One of the two runs as it is judged alone.
+
+    `rows` are None of a run that was published without them, and once they are compared: those of a sweep take much memory.
+    """
 
     location: str
     run: Mapping[str, Any]
@@ -51,11 +54,12 @@ class Comparison:
     b: Side
     changes: list[Change]
     scores: list[MetricChange]
-    provenance: list[tuple[str, str, str]]
+    provenance: list[tuple[str, ...]]  # name, A's and B's value
     notes: list[str]  # what was not compared, and why
-    outputs: list[str]  # how many differ, and the first of them
+    outputs: Outputs | None  # None where rows are not there
     spread: list[str]  # between workers and repeats of each
     limits: Limits
+    left_out: Mapping[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])  # by reason and method
 
     @cached_property
     def judged(self) -> Judged:
@@ -92,7 +96,7 @@ def compare_runs(a: str, b: str, limits: Limits) -> Comparison:
             raise RunFolderError(f"{a!r} and {b!r} cannot be paired: no method on a task is in both")
         side = "A" if first.rows is None else "B"
         notes = [f"{side} has no rows here: summaries are compared, so there are no intervals and no outputs"]
-        comparison = Comparison(first, second, found, [], provenance, notes, [], [], limits)
+        comparison = Comparison(first, second, found, [], provenance, notes, None, [], limits)
     else:
         pairs = pair_rows(first.rows, second.rows)
         left_out = left_out_lines(pairs)
@@ -101,15 +105,16 @@ def compare_runs(a: str, b: str, limits: Limits) -> Comparison:
             raise RunFolderError(f"{a!r} and {b!r} cannot be paired: {'; '.join(told)}; give runs of the same prompts")
         scores, not_scored = score_changes(pairs, first.scores, second.scores)
         comparison = Comparison(
-            first,
-            second,
+            replace(first, rows=None),
+            replace(second, rows=None),
             changes(pairs),
             scores,
             provenance,
             [*left_out, *not_scored],
-            difference_lines(pairs),
+            compare_outputs(pairs),
             spread_lines(pairs),
             limits,
+            pairs.left_out,
         )
     return comparison
 

@@ -1,14 +1,14 @@
-"""What an interval over the prompts of one run does not hold: how far workers and repeats of a run are apart."""
+"""What an interval over the prompts of one run does not hold: how far workers, repeats and runs are apart."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 
-from adadecode.comparison.pairs import Pairs
+from adadecode.comparison.pairs import PROMPT, Pairs
 from adadecode.report.cells import p_text
 from adadecode.report.findings import Columns
-from adadecode.report.variation import Variation, variation
+from adadecode.report.variation import Variation, between_repeats, between_workers, variation
 
 
 def spread_lines(pairs: Pairs) -> list[str]:
@@ -24,17 +24,24 @@ def spread_lines(pairs: Pairs) -> list[str]:
     return lines
 
 
+def between_runs(tables: Sequence[pa.Table]) -> Variation | None:
+    """The variation of e2e between runs, whose rows of one task and method (`compared_columns`) are `tables`.
+
+    Over the samples, turns and repeats that all of them measured with the same prompt; None where these are too few.
+    """
+    stacked = pa.concat_tables(tables).combine_chunks()
+    runs = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
+    columns = Columns(stacked)
+    times, rows = columns.numbers("e2e_s"), columns.codes("sample_id", "turn", "repeat", PROMPT)
+    measured = np.isfinite(times) & columns.is_ok
+    kept = measured & (np.bincount(rows[measured], minlength=len(rows))[rows] == len(tables))
+    return variation(runs[kept], times[kept], columns.codes("sample_id", "turn", PROMPT)[kept])
+
+
 def _parts(rows: pa.Table) -> Iterator[str]:
-    """The time per token between workers, which decode other prompts; e2e between repeats, which decode the same."""
-    columns = Columns(rows)
-    tpot_s, e2e_s = columns.numbers("tpot_s"), columns.numbers("e2e_s")
-    measured = np.isfinite(tpot_s)
-    of_workers = variation(columns.codes("worker_id")[measured], tpot_s[measured])
+    of_workers, of_repeats = between_workers(rows), between_repeats(rows)
     if of_workers is not None:
         yield _text("TPOT", "workers", of_workers)
-    measured = np.isfinite(e2e_s)
-    prompts = columns.codes("task", "sample_id", "turn")[measured]
-    of_repeats = variation(columns.codes("repeat")[measured], e2e_s[measured], prompts)
     if of_repeats is not None:
         yield _text("e2e", "repeats", of_repeats)
 

@@ -43,7 +43,7 @@ DETAIL_CAPTION = "of the pairs; p99 from 100 values on"
 def comparison_table(comparison: Comparison) -> Table:
     """A rich table with a line for each task and method that is in both runs. It wants up to 120 columns."""
     table = figures_table(COLUMNS, num_names=2, caption=CAPTION)
-    for cells in _rows(comparison):
+    for cells in comparison_rows(comparison):
         table.add_row(*map(cell, cells))
     return table
 
@@ -51,7 +51,7 @@ def comparison_table(comparison: Comparison) -> Table:
 def detail_table(comparison: Comparison) -> Table:
     """A rich table of the percentiles of TTFT, TPOT and e2e in each run."""
     table = figures_table(DETAIL_COLUMNS, num_names=4, caption=DETAIL_CAPTION)
-    for cells in _detail_rows(comparison):
+    for cells in detail_rows(comparison):
         table.add_row(*map(cell, cells))
     return table
 
@@ -60,7 +60,7 @@ def comparison_lines(comparison: Comparison) -> list[str]:
     """What stands under the table: scores, outputs, what was not compared, every difference of provenance."""
     return [
         *_score_lines(comparison.scores),
-        *comparison.outputs,
+        *([] if comparison.outputs is None else comparison.outputs.lines()),
         *comparison.notes,
         *difference_lines(comparison.provenance),
     ]
@@ -75,16 +75,20 @@ def side_lines(comparison: Comparison) -> list[str]:
 def markdown(comparison: Comparison, detail: bool, heading: str | None = None) -> str:
     """The same as Markdown. What comes from elsewhere stands as code, so that none of it links, mentions or is HTML."""
     blocks = [f"### {_code(heading)}"] if heading is not None else []
-    blocks += [_list(side_lines(comparison)), _table(MARKDOWN_HEADS, _rows(comparison, repeat_task=True), num_names=2)]
+    blocks += [
+        _list(side_lines(comparison)),
+        _table(MARKDOWN_HEADS, comparison_rows(comparison, repeat_task=True), num_names=2),
+    ]
     if detail:
-        blocks.append(_table(DETAIL_COLUMNS, _detail_rows(comparison, repeat_names=True), num_names=4))
+        blocks.append(_table(DETAIL_COLUMNS, detail_rows(comparison, repeat_names=True), num_names=4))
     blocks.append(_list(comparison_lines(comparison) + (comparison.spread if detail else [])))
     if problems := comparison.problem_lines():
         blocks += ["**Not as it should be**", _list(problems)]
     return "\n\n".join([*blocks, f"*{CAPTION}*"]) + "\n"
 
 
-def _rows(comparison: Comparison, repeat_task: bool = False) -> Iterator[Sequence[str]]:
+def comparison_rows(comparison: Comparison, repeat_task: bool = False) -> Iterator[Sequence[str]]:
+    """A row of texts under MARKDOWN_HEADS for each task and method; its task is empty where the row before has it."""
     shown = None
     for change in comparison.changes:
         task = "" if change.task == shown and not repeat_task else change.task
@@ -105,7 +109,8 @@ def _rows(comparison: Comparison, repeat_task: bool = False) -> Iterator[Sequenc
         )
 
 
-def _detail_rows(comparison: Comparison, repeat_names: bool = False) -> Iterator[Sequence[str]]:
+def detail_rows(comparison: Comparison, repeat_names: bool = False) -> Iterator[Sequence[str]]:
+    """A row of texts under DETAIL_COLUMNS for each time of each run; names are empty where the row before has them."""
     for change in comparison.changes:
         names = (change.task, change.method)
         for column, sides in change.latencies.items():

@@ -41,3 +41,57 @@ def color_by(field: str = "method") -> dict[str, Any]:
 def axis(title: str, **more: Any) -> dict[str, Any]:
     """An axis with a title."""
     return {"title": title, **more}
+
+
+def intervals(
+    values: list[dict[str, Any]], field: str, x_title: str, *, color: str = "method", beside: str | None = None
+) -> dict[str, Any]:
+    """A chart of points `field` with lines from `low` to `high`, one below another by `of`, and a dashed line at 1.
+
+    Those of one `of` stand beside each other by the field `beside`, which has a legend then.
+    """
+    y: dict[str, Any] = {"y": {"field": "of", "type": "nominal", "sort": None, "axis": names_axis()}}
+    if beside is not None:
+        y["yOffset"] = {"field": beside, "type": "nominal", "sort": None}
+    paint = color_by(color) | ({} if beside is not None else {"legend": None})
+    x = {"field": field, "type": "quantitative", "scale": {"zero": False}, "axis": axis(x_title)}
+    at_one = {"data": {"values": [{"one": 1}]}, "mark": {"type": "rule", "strokeDash": [4, 4], "color": "currentColor"}}
+    step = 26 if beside is None else max(26, 14 * len({value[beside] for value in values}))
+    return spec_of(
+        values,
+        tall(values, "of", step),
+        layer=[
+            at_one | {"encoding": {"x": {"field": "one", "type": "quantitative"}}},
+            {
+                "transform": [{"filter": "isValid(datum.low)"}],
+                "mark": {"type": "rule", "strokeWidth": 3},
+                "encoding": {**y, "x": x | {"field": "low"}, "x2": {"field": "high"}, "color": paint},
+            },
+            {
+                "mark": {"type": "point", "filled": True, "size": 90, "tooltip": True},
+                "encoding": {**y, "x": x, "color": paint},
+            },
+        ],
+    )
+
+
+def bars_beside(
+    values: list[dict[str, Any]], field: str, x_title: str, beside: str, step: int = 18, **x_axis: Any
+) -> dict[str, Any]:
+    """A chart of bars `field`, one below another by `of`, and within it by the field `beside`, which colours them."""
+    return spec_of(
+        values,
+        tall(values, "of", max(26, step * len({value[beside] for value in values}))),
+        mark={"type": "bar", "tooltip": True},
+        encoding={
+            "y": {"field": "of", "type": "nominal", "sort": None, "axis": names_axis()},
+            "yOffset": {"field": beside, "type": "nominal", "sort": None},
+            "x": {"field": field, "type": "quantitative", "axis": axis(x_title, **x_axis)},
+            "color": color_by(beside),
+        },
+    )
+
+
+def names_axis() -> dict[str, Any]:
+    """The axis of a chart whose rows are named."""
+    return {"title": None, "labelLimit": 150}

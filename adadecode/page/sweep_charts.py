@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from adadecode.page.chart import Chart, axis, color_by, name_of, spec_of, tall
+from adadecode.page.chart import Chart, axis, color_by, name_of, names_axis, spec_of, tall
 from adadecode.page.charts import Row
 
 
@@ -16,7 +16,7 @@ def sweep_charts(rows: Sequence[Row]) -> Iterator[Chart]:
         {"cell": row["cell"], "of": name_of(row["task"], row["method"]), "speedup": row["speedup_geomean"]}
         for row in told
     ]
-    y = {"field": "cell", "type": "nominal", "sort": None, "axis": {"title": None, "labelLimit": 150}}
+    y = {"field": "cell", "type": "nominal", "sort": None, "axis": names_axis()}
     x = {"field": "of", "type": "nominal", "sort": None, "axis": {"title": None, "labelLimit": 120, "orient": "top"}}
     fill = {"field": "speedup", "type": "quantitative", "scale": {"scheme": "viridis"}, "legend": {"title": "speedup"}}
     text = {"mark": {"type": "text", "fontWeight": "bold", "stroke": "black", "strokeWidth": 0.4, "fill": "white"}}

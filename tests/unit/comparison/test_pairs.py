@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from adadecode.comparison.changes import changes
-from adadecode.comparison.outputs import difference_lines
+from adadecode.comparison.outputs import compare_outputs
 from adadecode.comparison.pairs import compared_columns, left_out_lines, pair_rows
 from adadecode.comparison.spread import spread_lines
 from adadecode.comparison.tables import _code, _table
@@ -71,9 +71,9 @@ def test_a_lossy_method_has_no_acceptance(row, paired):
 
 
 def test_the_first_divergence_is_the_end_of_the_shorter_output(row, paired):
-    (first, second) = difference_lines(
-        paired([row("vanilla")], [row("vanilla", output_token_ids=[5, 6], num_rounds=1)])
-    )
+    found = compare_outputs(paired([row("vanilla")], [row("vanilla", output_token_ids=[5, 6], num_rounds=1)]))
+    (first, second) = found.lines()
+    assert [(one.at, one.start, one.ids) for one in found.divergences] == [(2, 0, ((5, 6, 7), (5, 6)))]
     assert first == "outputs: 1 of 1 differ"
     assert second == "demo/s0 repeat 0: differs at output position 2: A token 7, B ended (vanilla)"
 
@@ -81,7 +81,7 @@ def test_the_first_divergence_is_the_end_of_the_shorter_output(row, paired):
 def test_many_differences_are_counted_and_the_first_listed(row, paired):
     a = [row("vanilla", f"s{n:02d}") for n in range(14)]
     b = [row("vanilla", f"s{n:02d}", output_token_ids=[5, 6, 8]) for n in range(14)]
-    lines = difference_lines(paired(a, b))
+    lines = compare_outputs(paired(a, b)).lines()
     assert (lines[0], lines[-1], len(lines)) == ("outputs: 14 of 14 differ", "and 4 more places", 12)
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from adadecode.page import build
+from adadecode.page import vocabulary
 from adadecode.page.build import report_page
 from adadecode.page.samples import MOST_CHARACTERS, compressed
 from adadecode.report.schema import SWEEP
@@ -51,7 +51,7 @@ def rows_of(run: Path) -> list[Row]:
 
 @pytest.fixture(scope="module")
 def page(made) -> str:
-    return report_page(made)
+    return report_page(made).html
 
 
 def test_the_figures_are_the_summarys(made, page):
@@ -135,8 +135,8 @@ def test_the_browser_has_every_sample_with_outputs_depths_and_rejected_drafts(ma
 
 
 def test_without_the_models_tokenizer_the_stored_text_stands_there(made, page, monkeypatch):
-    monkeypatch.setattr(build, "decoder", lambda run: lambda ids: "other words")  # that of another model
-    other = report_page(made)
+    monkeypatch.setattr(vocabulary, "decoder", lambda run: lambda ids: "other words")  # that of another model
+    other = report_page(made).html
     assert not data_of(other)["hasWords"]
     assert data_of(page)["hasWords"]
     assert samples_of(other)[0]["rows"][0]["text"] == rows_of(made)[0]["output_text"]
@@ -164,7 +164,7 @@ def test_no_text_of_a_model_or_a_data_set_is_markup(run, text):
     ids = pa.array([text + name for name in plan["sample_id"].to_pylist()])
     idx = plan.schema.get_field_index("sample_id")
     pq.write_table(plan.set_column(idx, plan.schema.field(idx), ids), run / "plan.parquet")
-    page = report_page(run)
+    page = report_page(run).html
     assert page.count("<script") == page.count("</script>") == 6
     shown = page.split("<body>")[1].split("<script>")[0]
     assert "<img" not in shown
@@ -177,7 +177,7 @@ def test_a_line_of_a_megabyte_is_cut_and_says_so(run):
         rows[0]["reference"] = "x" * 1_000_000
 
     plant(run, alter, fits=False)
-    reference = samples_of(report_page(run))[0]["reference"]
+    reference = samples_of(report_page(run).html)[0]["reference"]
     assert reference.startswith("x" * MOST_CHARACTERS + " ... (1,000,000 characters")
     assert len(reference) < MOST_CHARACTERS + 100
 
@@ -198,7 +198,7 @@ def test_the_page_asks_for_nothing_and_its_policy_allows_its_own_scripts_alone(p
 
 def test_a_run_before_version_5_has_a_page(tmp_path):
     golden = Path(__file__).parents[2] / "golden" / "run-0.1.0" / "complete"
-    page = report_page(golden)
+    page = report_page(golden).html
     assert {v["drafted"] for v in data_of(page)["charts"]["places"]["data"]["values"]} == {None}
     assert all(row["rejected"] is None for sample in samples_of(page) for row in sample["rows"])
 
@@ -213,7 +213,7 @@ def sweep_folder(made: Path, folder: Path) -> Path:
 
 
 def test_a_sweep_has_a_heat_map_and_a_front(made, tmp_path):
-    page = report_page(sweep_folder(made, tmp_path / "sweep"))
+    page = report_page(sweep_folder(made, tmp_path / "sweep")).html
     charts = data_of(page)["charts"]
     assert {v["cell"] for v in charts["heat"]["data"]["values"]} == {"gamma-0.5", "gamma-0.9"}
     assert any(v["on front"] for v in charts["pareto"]["data"]["values"])
@@ -242,7 +242,7 @@ def test_in_a_browser_nothing_is_said_nothing_runs_over_and_text_is_text(run, ma
     plant(run, alter, fits=False)
     files = [tmp_path / "run.html", tmp_path / "sweep.html"]
     for file, folder in zip(files, (run, sweep_folder(made, tmp_path / "sweep")), strict=True):
-        file.write_text(report_page(folder), encoding="utf-8")
+        file.write_text(report_page(folder).html, encoding="utf-8")
     with browser() as tab:
         for file in files:
             for width in (1280, 390):
