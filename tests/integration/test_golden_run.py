@@ -24,7 +24,11 @@ POLICY_OF_THEN = ["--exits", "4,10", "--gamma", "0.6,0.5", "--stop", "token", "-
 FINGERPRINT = "b93d261f3521951c"
 OF_BITS = ["logits_digest", "vanilla_margin", "method_margin"]  # another processor may add in another order
 OF_DRAFTS = ["num_rounds", "num_drafted", "num_accepted", "drafted_per_exit", "accepted_per_exit"]
-OF_DRAFTS += ["draft_depths", "layers_per_token", "rejected"]  # n-gram drafts are other ones since, tokens and bits are not
+OF_DRAFTS += [
+    "draft_depths",
+    "layers_per_token",
+    "rejected",
+]  # n-gram drafts are other ones since, tokens and bits are not
 
 
 def contents(folder: Path) -> dict[str, bytes]:
