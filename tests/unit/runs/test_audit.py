@@ -409,6 +409,21 @@ def test_rows_that_all_tables_tell_alike_and_no_model_made_are_found_by_decoding
     assert told[-1].startswith("recompute: 2 of 30 rows were decoded again and 2 differ: ")
 
 
+def test_a_text_that_is_not_what_its_ids_mean_is_found_by_decoding_again(run, cli):
+    plant(run, each(output_text=lambda r: "four pens"))
+    assert cli("verify", run).exit_code == 0, "the tables alone cannot tell"
+    result = cli("verify", run, "--recompute", 1)
+    assert result.exit_code == 3
+    assert ": output_text is not what its ids mean" in result.stdout
+
+
+def test_a_row_that_no_model_can_decode_is_a_false_one_and_ends_nothing(run, cli):
+    plant(run, each(prompt_token_ids=lambda r: [10**6] * r["prompt_len"]))
+    result = cli("verify", run, "--recompute", 2)
+    assert result.exit_code == 3
+    assert result.stdout.count("it cannot be decoded again: the prompt has token ids 1000000 to 1000000") == 2
+
+
 def test_bits_that_differ_on_another_engine_prove_nothing_and_are_told(run, cli):
     plant(run, each(logits_digest=lambda r: "0" * 32))
     of_then = {"torch": "1.0.0", "code_hash": "0" * 16}
