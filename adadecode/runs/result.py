@@ -1,6 +1,6 @@
 """What a run comes to, judged from its committed rows alone: tables, lines for a person, an exit code."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ from adadecode.runs.scores import stored_scores
 from adadecode.runs.storage import Storage, open_storage
 from adadecode.runs.table_checks import are_of_before
 from adadecode.runs.typed import typed_table
+
+SeeRows = Callable[[pa.Table], object]  # what is done with some rows
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,11 @@ class RunResult:
         return [f"{row['method']} on {row['task']}" for row in whole_tasks(self.summary).to_pylist() if row["n"] == 0]
 
 
-def read_result(location: str | Path) -> RunResult:
-    """What the run at `location` comes to, recomputed from its tables alone; writes nothing."""
+def read_result(location: str | Path, see: SeeRows | None = None) -> RunResult:
+    """What the run at `location` comes to, recomputed from its tables alone; writes nothing.
+
+    `see` is given its rows, those of some shards at a time, so that who needs more of them reads no file again.
+    """
     storage = open_storage(location)
     read_run(location)  # raises where there is none
     try:
@@ -147,17 +152,19 @@ def read_result(location: str | Path) -> RunResult:
         )
         why = "" if isinstance(error, FileNotFoundError) else f" ({error})"
         raise RunFolderError(f"{str(location)!r}: plan.parquet cannot be read{why}; {how}") from error
-    return judge_run(location, read_commits(location), plan)
+    return judge_run(location, read_commits(location), plan, see)
 
 
-def judge_run(location: str | Path, commits: Mapping[int, dict[str, Any]], plan: pa.Table) -> RunResult:
+def judge_run(
+    location: str | Path, commits: Mapping[int, dict[str, Any]], plan: pa.Table, see: SeeRows | None = None
+) -> RunResult:
     """Summary, parity, contradictions and missing rows of `commits`, which are those at `location`.
 
     Raises RunFolderError when a committed file cannot be read, and when run.json has no settings.
     """
     run, storage = _run_with_settings(location), open_storage(location)
     checks = RunChecks(RunContext.of(run, plan))
-    committed = read_committed(location, commits, checks)
+    committed = read_committed(location, commits, checks, see)
     missing = num_missing(plan, committed.narrow, run["config"]["methods"], run["config"]["repeats"])
     status = run.get("status", "unknown")
     judged = JudgedRun(
@@ -217,11 +224,13 @@ def _run_with_settings(location: str | Path) -> dict[str, Any]:
     return run
 
 
-def read_committed(location: str | Path, commits: Mapping[int, dict[str, Any]], checks: RunChecks) -> Committed:
+def read_committed(
+    location: str | Path, commits: Mapping[int, dict[str, Any]], checks: RunChecks, see: SeeRows | None = None
+) -> Committed:
     """The rows of `commits`, some shards at a time: a sample's methods are all in one, so parity needs no others.
 
-    `checks` see all of them. Of times that no clock can have shown none is left in the rows that are returned, nor a row
-    that is there again. Raises RunFolderError when a committed file is missing or altered.
+    `checks` see all of them, and so does `see`. Of times that no clock can have shown none is left in the rows that are
+    returned, nor a row that is there again. Raises RunFolderError when a committed file is missing or altered.
     """
     columns = list(dict.fromkeys([*NARROW, *ERROR_COLUMNS, "shard", "worker_id"]))
     narrow = [SAMPLES.empty_table().select(columns)]
@@ -232,6 +241,8 @@ def read_committed(location: str | Path, commits: Mapping[int, dict[str, Any]], 
         checks.see_shards(shards)
         num_read += samples.num_rows
         samples = once_each(samples)
+        if see is not None:
+            see(samples)
         checks.see_samples(samples)
         parity = recompute_parity(samples)
         wrong_claims += stored_disagreements(samples, parity)
