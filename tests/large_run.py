@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -76,6 +77,7 @@ def grow(small: Path, large: Path, num_samples: int, shard_size: int) -> Path:
 
 def _commit(large: Path, run: dict[str, Any], edition: Edition, rows: pa.Table, like: dict[str, Any]) -> None:
     """Writes a shard's file and its commit, without the flush to disk that a run takes care of."""
+    rows = _as_decoded(rows)
     facts = {"run_id": run["run_id"], "fingerprint": run["fingerprint"], "git_sha": run["provenance"]["git_sha"] or ""}
     content = data_bytes(rows, facts, ATTEMPT, like["worker"])
     (large / edition.data).write_bytes(content)
@@ -89,3 +91,26 @@ def _commit(large: Path, run: dict[str, Any], edition: Edition, rows: pa.Table, 
         "outcome": dataclasses.asdict(outcome_of(rows)),
     }
     (large / edition.commit).write_text(json.dumps(commit))
+
+
+def _as_decoded(rows: pa.Table) -> pa.Table:
+    """The `rows` of a shard, each begun a millisecond after the one before ended, with digests of its sample's own."""
+    samples = pc.dictionary_encode(rows["sample_id"].combine_chunks()).indices.to_numpy()
+    in_turn = np.lexsort([*(rows[name].to_numpy() for name in ("order_idx", "turn", "repeat")), samples])
+    took_us = (rows["e2e_s"].to_numpy()[in_turn] * 1e6).astype(np.int64) + 1000
+    started_us = np.empty(rows.num_rows, np.int64)
+    started_us[in_turn] = np.cumsum(took_us) - took_us + pc.min(rows["started_at"].cast(pa.int64())).as_py()
+    pairs = zip(rows["sample_id"].to_pylist(), rows["logits_digest"].to_pylist(), strict=True)
+    columns = {
+        "started_at": pa.array(started_us).cast(rows.schema.field("started_at").type),
+        "logits_digest": pa.array(
+            [
+                digest and hashlib.blake2b(f"{name} {digest}".encode(), digest_size=16).hexdigest()
+                for name, digest in pairs
+            ],
+            pa.string(),
+        ),
+    }
+    for name, column in columns.items():
+        rows = rows.set_column(rows.schema.get_field_index(name), rows.schema.field(name), column)
+    return rows

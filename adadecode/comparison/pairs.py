@@ -91,8 +91,11 @@ def compared_columns(samples: pa.Table) -> pa.Table:
     return samples.select(COLUMNS).append_column(PROMPT, pa.array(hashes, pa.binary(16)))
 
 
-def pair_rows(a: pa.Table, b: pa.Table) -> Pairs:
-    """The pairs of two tables of `compared_columns`, each without duplicates, in the order of `a`."""
+def pair_rows(a: pa.Table, b: pa.Table, *, one_limit: bool = True) -> Pairs:
+    """The pairs of two tables of `compared_columns`, each without duplicates, in the order of `a`.
+
+    Without `one_limit` of tokens, pairs of which it cut one output alone are left out: the other decoded on.
+    """
     at = _at(a).join(_at(b), list(KEY), join_type="full outer", right_suffix="_b")
     rows_a, rows_b = (pc.fill_null(at[name], -1).to_numpy() for name in ("at", "at_b"))
     left_out: Counter[tuple[str, str]] = Counter()
@@ -108,6 +111,16 @@ def pair_rows(a: pa.Table, b: pa.Table) -> Pairs:
     leave_out(~_both(Columns(a).is_ok, Columns(b).is_ok, rows_a, rows_b, np.logical_and), "an error in one or both")
     prompts_a, prompts_b = (table[PROMPT].to_numpy(zero_copy_only=False) for table in (a, b))
     leave_out(~_both(prompts_a, prompts_b, rows_a, rows_b, np.equal), "of another prompt")
+    if not one_limit:
+        sides = Columns(a), Columns(b)
+        lengths, is_cut = (
+            [of.numbers("output_len") for of in sides],
+            [of.equal("finish_reason", "length") for of in sides],
+        )
+        is_longer = _both(lengths[0], lengths[1], rows_a, rows_b, np.not_equal)
+        leave_out(
+            is_longer & _both(is_cut[0], is_cut[1], rows_a, rows_b, np.logical_or), "cut at another max_new_tokens"
+        )
     order = np.argsort(rows_a[keep])
     return Pairs(a.take(pa.array(rows_a[keep][order])), b.take(pa.array(rows_b[keep][order])), left_out)
 

@@ -28,7 +28,7 @@ from adadecode.runs.folder import committed_tables, read_commits
 
 TERMS_OF_COMPARISON = {
     "A, B": "The two runs. Their rows pair by task, sample, turn, method and repeat, with the same prompt.",
-    "speed B/A": "Geometric mean over n prompts of A's end-to-end time by B's, with its interval; above 1, B is faster.",
+    "speed B/A": "Geometric mean over n prompts of B's tokens per second by A's, with its interval; above 1, B is faster.",
     "over vanilla": "The same of each run's speedup over its own vanilla: 1 where all of B's machine was slower.",
     "change": "Of the acceptance rate, in percentage points.",
     "tokens/round": "Tokens by rounds, those of the prefill aside.",

@@ -51,6 +51,7 @@ class RunResult:
     status: str = "unknown"  # by run.json, unless rows are missing of what it calls complete
     scores: pa.Table | None = None  # None where no task has a scorer, or none was asked yet
     score_notes: Sequence[str] = ()  # what is not scored, and why
+    rows: pa.Table | None = None  # the committed rows without their token ids
 
     def lines(self) -> list[str]:
         """What stands under the table of the summary: what was found, and where the tables are."""
@@ -181,6 +182,7 @@ def judge_run(location: str | Path, commits: Mapping[int, dict[str, Any]], plan:
         contradictions=[*checks.lines(), *_found(RUN_CHECKS, judged)],
         engines=engine_lines(commits),
         status="incomplete, though run.json says complete" if missing and status == "complete" else str(status),
+        rows=committed.narrow,
     )
     # one that cannot be read is made again by `adadecode score`
     scores = stored_scores(storage) if judged.is_closed else None
@@ -223,7 +225,7 @@ def read_committed(location: str | Path, commits: Mapping[int, dict[str, Any]], 
     `checks` see all of them. Of times that no clock can have shown none is left in the rows that are returned, nor a row
     that is there again. Raises RunFolderError when a committed file is missing or altered.
     """
-    columns = list(dict.fromkeys([*NARROW, *ERROR_COLUMNS, "shard"]))
+    columns = list(dict.fromkeys([*NARROW, *ERROR_COLUMNS, "shard", "worker_id"]))
     narrow = [SAMPLES.empty_table().select(columns)]
     verify, wrong_claims = [VERIFY.empty_table()], []
     tables = zip(commits.values(), committed_tables(location, commits), strict=True)

@@ -92,12 +92,19 @@ class RunChecks:
 def stop_findings(samples: pa.Table, config: Mapping[str, Any]) -> Iterator[Wrong]:
     """What is wrong with how rows of a run with the settings `config` ended by its stop strings, a mask of rows each."""
     strings = own_stops(config)
-    if not strings and not config.get("task_stops"):
-        is_stop = pc.fill_null(pc.equal(samples["finish_reason"], "stop"), False).to_numpy()
-        yield "finish_reason is stop, but the run has no stop strings", is_stop
-    for string in strings:
-        goes_on = pc.fill_null(pc.match_substring(samples["output_text"], string), False).to_numpy()
-        yield "output_text goes on at a stop string", goes_on
+    texts, names = samples["output_text"], samples["task"].unique().to_pylist()
+    goes_on, no_stop = np.zeros(samples.num_rows, bool), np.zeros(samples.num_rows, bool)
+    for task in names:
+        of_task = pc.equal(samples["task"], task).to_numpy()
+        if config.get("task_stops") and task not in TASKS:
+            continue
+        stops = (*strings, *(TASKS[task].stops if config.get("task_stops") else ()))
+        no_stop |= of_task & (not stops)
+        for string in stops:
+            goes_on |= of_task & pc.fill_null(pc.match_substring(texts, string), False).to_numpy()
+    is_stop = pc.fill_null(pc.equal(samples["finish_reason"], "stop"), False).to_numpy()
+    yield "finish_reason is stop, but the run has no stop strings", no_stop & is_stop
+    yield "output_text goes on at a stop string", goes_on
 
 
 def other_score(samples: pa.Table) -> Mask:
