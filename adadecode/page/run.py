@@ -182,7 +182,7 @@ def _browser(browser: Browser, summary: Sequence[Row]) -> str:
     tasks = dict.fromkeys(row["task"] for row in summary)
     options = "".join(f'<option value="{esc(task)}">{esc(task)}</option>' for task in tasks)
     out = f" The first {MOST_SAMPLES:,}; {browser.num_left_out:,} are left out." if browser.num_left_out else ""
-    words = "" if browser.decode else " The model's tokenizer is not here, so tokens are shown as numbers."
+    words = "" if browser.decode else " No tokenizer here gives the run's texts, so tokens are shown as numbers."
     words += " Tokens have the colour of the layer they were drafted at; rejected drafts are struck through."
     return f"""<p>{len(browser.index):,} samples.{out}{words}</p>
 <form class="filters" id="filters">
