@@ -78,9 +78,9 @@ class RunResult:
         scores = [] if self.scores is None else score_lines(self.scores)
         return [*found, *scores, *self.score_notes, *self.disagreements, *self.contradictions, *self.engines]
 
-    def with_scores(self, scores: pa.Table, notes: Sequence[str] = ()) -> "RunResult":
-        """The same with a SCORES table of its rows, and what of it contradicts them."""
-        found = [f"{SCORES_CHECK.name}: {line}" for line in SCORES_CHECK.find(scores, self.verify)]
+    def with_scores(self, scores: pa.Table, notes: Sequence[str] = (), unlike: Sequence[str] = ()) -> "RunResult":
+        """The same with a SCORES table of its rows, and what of it contradicts them: what is `unlike` them, and itself."""
+        found = [f"{SCORES_CHECK.name}: {line}" for line in (*SCORES_CHECK.find(scores, self.verify), *unlike)]
         contradictions = [*self.contradictions, *found]
         return replace(self, scores=scores, score_notes=notes, contradictions=contradictions)
 
@@ -163,10 +163,12 @@ def judge_run(
     Raises RunFolderError when a committed file cannot be read, and when run.json has no settings.
     """
     run, storage = _run_with_settings(location), open_storage(location)
-    checks = RunChecks(RunContext.of(run, plan))
+    status = run.get("status", "unknown")
+    # one that cannot be read is made again by `adadecode score`
+    scores = None if status == "running" else stored_scores(storage)
+    checks = RunChecks(RunContext.of(run, plan, scores))
     committed = read_committed(location, commits, checks, see)
     missing = num_missing(plan, committed.narrow, run["config"]["methods"], run["config"]["repeats"])
-    status = run.get("status", "unknown")
     judged = JudgedRun(
         storage=storage,
         run=run,
@@ -189,9 +191,7 @@ def judge_run(
         status="incomplete, though run.json says complete" if missing and status == "complete" else str(status),
         rows=committed.narrow,
     )
-    # one that cannot be read is made again by `adadecode score`
-    scores = stored_scores(storage) if judged.is_closed else None
-    return result if scores is None else result.with_scores(scores)
+    return result if scores is None or not judged.is_closed else result.with_scores(scores, unlike=checks.score_lines())
 
 
 def _found(checks: Iterable[Check[[JudgedRun], str]], judged: JudgedRun) -> list[str]:
