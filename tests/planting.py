@@ -3,7 +3,9 @@
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +76,17 @@ def close_again(run: Path) -> None:
 
 
 def slowed(factor: Callable[[int], float], *methods: str) -> Callable[[list[Row]], None]:
-    """Lets the clocks of every row, or of those of `methods`, show `factor(idx)` times as much; `idx` counts rows."""
+    """Lets the clocks of every row, or of those of `methods`, show `factor(idx)` times as much; `idx` counts rows.
+
+    What a worker decodes afterwards starts as much later.
+    """
 
     def change(rows: list[Row]) -> None:
-        for idx, row in enumerate(rows):
+        later_s = Counter[str]()  # by worker
+        for idx, row in sorted(enumerate(rows), key=lambda one: one[1]["started_at"]):
+            row["started_at"] += timedelta(seconds=later_s[row["worker_id"]])
             if row["method"] in (methods or (row["method"],)):
+                later_s[row["worker_id"]] += max(0.0, row["e2e_s"] * (factor(idx) - 1))
                 row |= {name: row[name] * factor(idx) for name in ("ttft_s", "decode_s", "e2e_s", "tpot_s")}
                 row["step_gaps_s"] = [gap * factor(idx) for gap in row["step_gaps_s"]]
 
