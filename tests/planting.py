@@ -3,9 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -78,19 +76,23 @@ def close_again(run: Path) -> None:
 def slowed(factor: Callable[[int], float], *methods: str) -> Callable[[list[Row]], None]:
     """Lets the clocks of every row, or of those of `methods`, show `factor(idx)` times as much; `idx` counts rows.
 
-    What a worker decodes afterwards starts as much later.
+    All rows then begin so much later that none does before the one before it has ended.
     """
 
     def change(rows: list[Row]) -> None:
-        later_s = Counter[str]()  # by worker
-        for idx, row in sorted(enumerate(rows), key=lambda one: one[1]["started_at"]):
-            row["started_at"] += timedelta(seconds=later_s[row["worker_id"]])
+        most, began = max(1.0, *map(factor, range(len(rows)))), min(row["started_at"] for row in rows)
+        for idx, row in enumerate(rows):
+            row["started_at"] = began + (row["started_at"] - began) * most
             if row["method"] in (methods or (row["method"],)):
-                later_s[row["worker_id"]] += max(0.0, row["e2e_s"] * (factor(idx) - 1))
-                row |= {name: row[name] * factor(idx) for name in ("ttft_s", "decode_s", "e2e_s", "tpot_s")}
-                row["step_gaps_s"] = [gap * factor(idx) for gap in row["step_gaps_s"]]
+                scale_times(row, factor(idx))
 
     return change
+
+
+def scale_times(row: Row, factor: float) -> None:
+    """Lets the clocks of a row show `factor` times as much, each of them."""
+    row |= {name: row[name] * factor for name in ("ttft_s", "decode_s", "e2e_s", "tpot_s")}
+    row["step_gaps_s"] = [gap * factor for gap in row["step_gaps_s"]]
 
 
 def each(method: str | None = None, **columns: Callable[[Row], Any]) -> Callable[[list[Row]], None]:

@@ -145,7 +145,9 @@ def plan_command(config_file: Path | None, rates: str | None, gpus: tuple[int, .
 def report_command(runs: tuple[str, ...], detail: bool, html: bool, out: Path | None) -> None:
     """Print a run's settings and its tables, recomputed and judged as `verify` does; or list the runs in a folder.
 
-    Several RUNS are printed one after another, and with --html are one page beside each other; the exit code is the worst.
+    Several RUNS are printed one after another, and with --html are one page beside each other. The exit code is the worst
+    of theirs: 3 a parity mismatch or contradictory tables, 4 planned rows missing, 1 nothing measured. With --html it is
+    the same, after the page is written.
     """
     if html and detail:
         raise UsageError("--detail --html: the page has all figures; give one of the two")

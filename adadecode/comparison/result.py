@@ -21,7 +21,7 @@ from adadecode.report.summary import whole_tasks
 from adadecode.report.tables import mismatch_lines, parity_text
 from adadecode.runs.folder import read_run
 from adadecode.runs.listing import read_published
-from adadecode.runs.result import read_result
+from adadecode.runs.result import RunResult, read_result
 from adadecode.runs.run_file import part_of
 
 
@@ -140,10 +140,17 @@ def read_side(location: str) -> Side:
         summary, lines = published
         return Side(location, run, summary, None, None, EXIT_MISMATCH if lines else EXIT_OK, lines)
     result = read_result(location)
+    return Side(
+        location, run, result.summary, result.scores, read_rows(location), result.exit_code, problems_of(result)
+    )
+
+
+def problems_of(result: RunResult) -> list[str]:
+    """Why the exit code of a run is not 0: the first of what was found wrong, and what that comes to."""
     found = [*mismatch_lines(broken_contract(result.verify)), *result.disagreements, *result.contradictions]
-    more = [f"and {len(found) - MAX_SHOWN} more, in `adadecode report {location}`"] if len(found) > MAX_SHOWN else []
-    problems = [*found[:MAX_SHOWN], *more, *result.problem_lines()]
-    return Side(location, run, result.summary, result.scores, read_rows(location), result.exit_code, problems)
+    num_more = len(found) - MAX_SHOWN
+    more = [f"and {num_more} more, in `adadecode report {result.folder}`"] if num_more > 0 else []
+    return [*found[:MAX_SHOWN], *more, *result.problem_lines()]
 
 
 def _limit(run: Mapping[str, Any]) -> Any:

@@ -192,10 +192,7 @@ def _time(by: By) -> Iterator[Chart]:
             "color": {
                 "field": "part",
                 "type": "ordinal",
-                "scale": {
-                    "domain": [name for name in order if any(v["part"] == name for v in values)],
-                    "scheme": "viridis",
-                },
+                "scale": {"domain": [name for name in order if any(v["part"] == name for v in values)]},
                 "legend": {"orient": "top", "title": None, "columns": 2},
             },
             "order": {"field": "order", "type": "quantitative"},

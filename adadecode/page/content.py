@@ -16,6 +16,10 @@ class Markup(str):
 
 
 MOST_IN_SENTENCE = 3  # tasks
+NAMES = ("cell", "run", "task", "method", "methods", "task and method", "metric", "scorer", "test", "time")
+WORDS = frozenset(
+    (*NAMES, "part", "what", "between", "in", "rows that are", "A", "B")
+)  # columns that begin at the left
 
 TERMS = {
     "vanilla": "Greedy decoding by the full model, one token a pass; vanilla-w1 is the same at width 1.",
@@ -39,9 +43,9 @@ TERMS = {
 }
 
 
-def esc(value: object) -> str:
-    """`value` as text of a page: nothing in it is markup, a line, or a change of direction."""
-    return html.escape(printable("-" if value is None else str(value)), quote=True)
+def esc(value: object, keep: str = "") -> str:
+    """`value` as text of a page: nothing in it is markup, a line unless they are in `keep`, or a change of direction."""
+    return html.escape(printable("-" if value is None else str(value), keep), quote=True)
 
 
 def sentence(summary: Sequence[Row], parity: str, model: str, engines: Sequence[str]) -> str:
@@ -78,13 +82,15 @@ def interval(row: Row) -> str:
     """The interval of a SUMMARY row's speedup and the number of prompts, in brackets."""
     low, high = row["speedup_geomean_low"], row["speedup_geomean_high"]
     sure = "no interval" if low is None or high is None else f"95 % interval {low:.2f}-{high:.2f}"
-    return f"({sure}, n = {row['num_prompts']})"
+    return f'<span class="whole">({sure}, n = {row["num_prompts"]})</span>'
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str) -> str:
     """An HTML table in a box that scrolls by itself, its first column as heads of rows; what is no Markup is escaped."""
-    head = "".join(f'<th scope="col">{esc(name)}</th>' for name in columns)
-    body = "".join(f"<tr>{''.join(_cell(idx, value) for idx, value in enumerate(row))}</tr>" for row in rows)
+    words = {idx for idx, name in enumerate(columns) if name in WORDS}
+    sides = [' class="words"' if idx in words else "" for idx in range(len(columns))]
+    head = "".join(f'<th scope="col"{side}>{esc(name)}</th>' for name, side in zip(columns, sides, strict=True))
+    body = "".join(f"<tr>{''.join(map(_cell, range(len(row)), row, sides))}</tr>" for row in rows)
     label = esc(caption)
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table><caption>{label}</caption>'
@@ -92,12 +98,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str) -
     )
 
 
-def _cell(idx: int, value: Any) -> str:
+def _cell(idx: int, value: Any, side: str) -> str:
     if idx == 0:
         return f'<th scope="row">{esc(value)}</th>'
     if isinstance(value, float):
-        return f"<td>{value:.4g}</td>"
-    return f"<td>{value if isinstance(value, Markup) else esc(value)}</td>"
+        return f"<td{side}>{value:.4g}</td>"
+    return f"<td{side}>{value if isinstance(value, Markup) else esc(value)}</td>"
 
 
 def chart(of: Chart) -> str:
@@ -115,7 +121,7 @@ def titled(title: str, content: str) -> str:
     return f"<h3>{esc(title)}</h3>{content}"
 
 
-def definitions(terms: Iterable[tuple[str, str]], name: str) -> str:
+def definitions(terms: Iterable[Sequence[str]], name: str) -> str:
     """Names and values."""
     return (
         f'<dl class="{name}">' + "".join(f"<div><dt>{esc(k)}</dt><dd>{esc(v)}</dd></div>" for k, v in terms) + "</dl>"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adadecode.errors import EXIT_OK
-from adadecode.page.chart import Chart
+from adadecode.page.chart import Chart, give_same_colors
 from adadecode.page.content import chart, definitions, esc, lines
 from adadecode.page.document import document
 from adadecode.printable import printable
@@ -43,6 +43,7 @@ def laid_out(
     blocks: Sequence[str] = (),
 ) -> str:
     """The document: `told` is markup, `samples` and `blocks` are what the sample browser reads."""
+    give_same_colors(charts)
     drawn = f'<div class="charts">{"".join(map(chart, charts)) or "<p>Nothing to draw was measured.</p>"}</div>'
     legend = Part("legend", "Terms", definitions(terms.items(), "terms"))
     whole = [Part("charts", "Charts", drawn), *parts]

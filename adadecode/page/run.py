@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adadecode.comparison.result import problems_of
 from adadecode.errors import EXIT_MISMATCH, EXIT_OK
 from adadecode.page.charts import run_charts
 from adadecode.page.content import TERMS, esc, lines, sentence, shown_method, titled
@@ -60,9 +61,9 @@ def run_page(location: str | Path) -> Page:
         figures.append(titled("Scores", scores_table(result.scores)))
     if spread:
         figures.append(titled("Between workers and repeats", spread_table(spread)))
-    checks = [*result.findings(), *result.problem_lines()]
+    problems = problems_of(result)
     parts = [
-        Part("figures", "Figures", "".join(figures) + _checked(checks)),
+        Part("figures", "Figures", "".join(figures) + _checked(result.findings())),
         *([Part("samples", "Samples", _browser(browser, whole))] if browser.index else []),
         Part("provenance", "Provenance and command", provenance(run), "Provenance"),
     ]
@@ -71,6 +72,7 @@ def run_page(location: str | Path) -> Page:
         "words": compressed(browser.vocabulary()),
         "hasWords": browser.decode is not None,
         "perBlock": PER_BLOCK,
+        "layers": sorted(browser.layers),
     }
     html = laid_out(
         title=_title(run),
@@ -78,11 +80,11 @@ def run_page(location: str | Path) -> Page:
         charts=list(run_charts(summary, by, _bars(open_storage(location), whole))),
         parts=parts,
         terms=TERMS,
-        problems=result.problem_lines(),
+        problems=problems,
         samples=samples if browser.index else None,
         blocks=browser.blocks,
     )
-    return Page(html, result.exit_code, result.problem_lines())
+    return Page(html, result.exit_code, problems)
 
 
 def _published_page(location: str | Path, run: dict[str, Any], table: pa.Table, problems: list[str]) -> Page:
@@ -180,6 +182,7 @@ def _browser(browser: Browser, summary: Sequence[Row]) -> str:
     options = "".join(f'<option value="{esc(task)}">{esc(task)}</option>' for task in tasks)
     out = f" The first {MOST_SAMPLES:,}; {browser.num_left_out:,} are left out." if browser.num_left_out else ""
     words = "" if browser.decode else " The model's tokenizer is not here, so tokens are shown as numbers."
+    words += " Tokens have the colour of the layer they were drafted at; rejected drafts are struck through."
     return f"""<p>{len(browser.index):,} samples.{out}{words}</p>
 <form class="filters" id="filters">
 <label>Task <select id="f-task"><option value="">all</option>{options}</select></label>
@@ -195,5 +198,5 @@ def _browser(browser: Browser, summary: Sequence[Row]) -> str:
 <p id="count" role="status"></p>
 <div class="browser">
 <div id="list" class="list" role="listbox" tabindex="0" aria-label="Samples; arrow keys choose one"></div>
-<div id="detail" class="detail" tabindex="0" role="region" aria-label="The chosen sample" aria-live="polite"></div>
+<div id="detail" class="detail" tabindex="0" role="region" aria-label="The chosen sample"></div>
 </div>"""

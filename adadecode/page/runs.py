@@ -1,7 +1,7 @@
 """The page of several runs beside each other: figures, charts, what they differ in and how far they are apart."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -70,10 +70,15 @@ def _read(locations: Sequence[str]) -> list[Named]:
     """The runs by the names of their folders, or by their locations where two have one name."""
     if again := [location for idx, location in enumerate(locations) if location in locations[:idx]]:
         raise UsageError(f"{again[0]!r} is given twice: name each run once")
-    sides = [read_side(location) for location in locations]
+    sides = [_without_outputs(read_side(location)) for location in locations]
     short = [PurePath(location).name for location in locations]
     names = short if len(set(short)) == len(short) and all(short) else locations
     return [Named(name, side, whole_tasks(side.summary).to_pylist()) for name, side in zip(names, sides, strict=True)]
+
+
+def _without_outputs(side: Side) -> Side:
+    """The same run less the ids of its outputs, which take most of the memory."""
+    return side if side.rows is None else replace(side, rows=side.rows.drop_columns(["output_token_ids"]))
 
 
 def _sentence(runs: Sequence[Named]) -> str:

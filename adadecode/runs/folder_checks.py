@@ -95,6 +95,8 @@ def provenance(judged: JudgedRun) -> Iterator[str]:
     missing = [name for name in PROVENANCE if not isinstance(found, dict) or name not in found]
     if missing:
         yield f"run.json: its provenance lacks {', '.join(missing)}"
+    if judged.run.get("starts") == [] and judged.commits:
+        yield "run.json: it has no start, though there are commits"
     if judged.is_closed:
         yield from worker_lines(judged.run, worker_facts(judged.commits))
     status = judged.run.get("status", "unknown")

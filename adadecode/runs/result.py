@@ -1,6 +1,6 @@
 """What a run comes to, judged from its committed rows alone: tables, lines for a person, an exit code."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from adadecode.report.tables import finding_lines
 from adadecode.runs.audit import CHECKS
 from adadecode.runs.commits import commit_names
 from adadecode.runs.engines import engine_lines, num_engines
-from adadecode.runs.folder import committed_tables, read_commits, read_run
+from adadecode.runs.folder import read_commits, read_run, shards_of
 from adadecode.runs.folder_checks import CLAIM_CHECKS, RUN_CHECKS, SCORES_CHECK, Committed, JudgedRun
 from adadecode.runs.plan import num_missing
 from adadecode.runs.run_checks import RunChecks, RunContext
@@ -32,8 +32,6 @@ from adadecode.runs.scores import stored_scores
 from adadecode.runs.storage import Storage, open_storage
 from adadecode.runs.table_checks import are_of_before
 from adadecode.runs.typed import typed_table
-
-BATCH_BYTES = 2**23  # of rows whose token ids are in memory together
 
 
 @dataclass(frozen=True)
@@ -220,7 +218,7 @@ def _run_with_settings(location: str | Path) -> dict[str, Any]:
 
 
 def read_committed(location: str | Path, commits: Mapping[int, dict[str, Any]], checks: RunChecks) -> Committed:
-    """The rows of `commits`, a few shards' files at a time: a sample's methods are all in one, so parity needs no others.
+    """The rows of `commits`, some shards at a time: a sample's methods are all in one, so parity needs no others.
 
     `checks` see all of them. Of times that no clock can have shown none is left in the rows that are returned, nor a row
     that is there again. Raises RunFolderError when a committed file is missing or altered.
@@ -228,11 +226,10 @@ def read_committed(location: str | Path, commits: Mapping[int, dict[str, Any]], 
     columns = list(dict.fromkeys([*NARROW, *ERROR_COLUMNS, "shard", "worker_id"]))
     narrow = [SAMPLES.empty_table().select(columns)]
     verify, wrong_claims = [VERIFY.empty_table()], []
-    tables = zip(commits.values(), committed_tables(location, commits), strict=True)
     num_read = 0
-    for some in _batches(tables):
-        samples = pa.concat_tables([rows for _, rows in some], promote_options="default").combine_chunks()
-        checks.see_shards(some, samples)
+    for shards in shards_of(location, commits):
+        samples = shards.rows
+        checks.see_shards(shards)
         num_read += samples.num_rows
         samples = once_each(samples)
         checks.see_samples(samples)
@@ -242,17 +239,3 @@ def read_committed(location: str | Path, commits: Mapping[int, dict[str, Any]], 
         verify.append(parity)
     rows, verified = (once_each(pa.concat_tables(parts)).combine_chunks() for parts in (narrow, verify))
     return Committed(rows, verified, wrong_claims, num_read - rows.num_rows)
-
-
-def _batches(shards: Iterable[tuple[dict[str, Any], pa.Table]]) -> Iterator[list[tuple[dict[str, Any], pa.Table]]]:
-    """`shards` some at a time: as many as are together some BATCH_BYTES in memory."""
-    some: list[tuple[dict[str, Any], pa.Table]] = []
-    num_bytes = 0
-    for shard in shards:
-        some.append(shard)
-        num_bytes += shard[1].nbytes
-        if num_bytes >= BATCH_BYTES:
-            yield some
-            some, num_bytes = [], 0
-    if some:
-        yield some

@@ -4,7 +4,7 @@ Everything here needs the folder alone. What it finds are lines; what cannot be 
 version, has none.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from adadecode.methods import in_turn
 from adadecode.report.audit import ROW_CHECKS, RULED_CHECKS
 from adadecode.report.checks import Check, Rules
 from adadecode.report.findings import Columns, Findings, Mask, Wrong
+from adadecode.runs.commits import Shards
 from adadecode.runs.shard_checks import COMMIT_CHECKS, SHARD_CHECKS, CommittedRows
 from adadecode.settings import own_stops
 from adadecode.tasks import TASKS
@@ -65,9 +66,9 @@ class RunChecks:
         self._context = context
         self._findings = Findings()
 
-    def see_shards(self, shards: Sequence[tuple[Mapping[str, Any], pa.Table]], rows: pa.Table) -> None:
-        """Holds the `rows` of `shards` against their commits; their tables' schemas have the metadata of their files."""
-        found = CommittedRows.of(self._context.run, shards, rows)
+    def see_shards(self, shards: Shards) -> None:
+        """Holds the rows of `shards` against their commits and the metadata of their files."""
+        rows, found = shards.rows, CommittedRows.of(self._context.run, shards)
         for check in SHARD_CHECKS:
             self._findings.add_rows(check.name, check.find(found), rows)
         for check in COMMIT_CHECKS:

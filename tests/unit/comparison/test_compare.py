@@ -98,13 +98,8 @@ def test_a_lower_acceptance_is_found(cli, finished, other):
         for row in (row for row in rows if row["method"] == "adadecode" and row["num_accepted"]):
             row["num_drafted"] += 4
             row["drafted_per_exit"] = [row["drafted_per_exit"][0] + 4, *row["drafted_per_exit"][1:]]
-            first = {
-                "round_idx": 0,
-                "position": 1,
-                "token_id": 7,
-                "exit": row["exits"][0],
-            }  # which a deeper exit rejected
-            row["rejected"] = [*[first] * 4, *row["rejected"]]
+            first = {"round_idx": 0, "position": 1, "token_id": 7, "exit": row["exits"][0]}
+            row["rejected"] = [first] * 4 + row["rejected"]
 
     plant(other, drop)
     close_again(other)
