@@ -25,7 +25,8 @@ Row = Mapping[str, Any]
 
 OF_DRAFTS = ("mean_acceptance_length", "draft_acceptance_rate", "acceptance_histogram", "num_accepted_tokens_per_pos")
 _JSON = json.JSONEncoder(default=lambda at: at.isoformat(), allow_nan=False)
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # with which a spreadsheet takes text for something to compute
+# With which a spreadsheet takes text for something to compute; some take full-width signs for the same.
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def export_lines(location: str | Path, form: ExportForm, method: str | None = None) -> Iterator[str]:

@@ -221,6 +221,23 @@ def test_markdown_is_a_table_and_lists(cli, finished, other):
     assert not any("─" in line for line in lines)
 
 
+def test_tables_fit_a_terminal_of_eighty_columns(cli, finished, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for command in (("compare", finished, finished), ("report", finished), ("verify", finished)):
+        result = cli(*command, *(["--detail"] if command[0] != "verify" else []))
+        assert result.exit_code == 0, result.stderr
+        rules = [line for line in result.stdout.splitlines() if line.startswith("─")]
+        assert len(rules) == (1 if command[0] == "verify" else 3)
+        assert max(map(len, rules)) <= 80
+        assert "…" not in result.stdout
+
+
+def test_detail_is_of_one_run(usage_error, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "runs" / "one")
+    assert "it holds runs, and a detail is of one" in usage_error("report", tmp_path / "runs", "--detail")
+    assert "--detail --html: the page has all figures" in usage_error("report", finished, "--detail", "--html")
+
+
 def test_sweeps_are_compared_cell_by_cell(cli, finished, other, tmp_path):
     plant(other, slowed(lambda idx: 1.08))
     close_again(other)
