@@ -96,7 +96,8 @@ def test_columns_of_a_strangers_own_are_left_aside_in_whichever_shards_they_are(
         file = run / json.loads(commit.read_text())["file"]
         table = pq.ParquetFile(file).read()
         pq.write_table(table.append_column("note", note.take(pa.array([0] * table.num_rows))), file)
-        edit_json(commit, lambda of, sha=hashlib.sha256(file.read_bytes()).hexdigest(): of.update(sha256=sha))
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        edit_json(commit, functools.partial(dict.update, sha256=sha256))
     result = cli("verify", run)
     assert (result.exit_code, result.stderr) == (0, "")
 
