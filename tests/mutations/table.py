@@ -367,6 +367,20 @@ MUTATIONS = (
         COMPARISON,
     ),
     Mutation(
+        "an output that one limit cut is a pair of one that went on",
+        "adadecode/comparison/pairs.py",
+        "    if not one_limit:",
+        "    if one_limit is None:",
+        COMPARISON,
+    ),
+    Mutation(
+        "a longer output is a slower one",
+        "adadecode/comparison/changes.py",
+        "(e2e_s / length for",
+        "(e2e_s for",
+        COMPARISON,
+    ),
+    Mutation(
         "a speed over vanilla is over vanilla of the other run",
         "adadecode/comparison/pairs.py",
         "        return found[0], found[1]",
