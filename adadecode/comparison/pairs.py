@@ -2,10 +2,9 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from adadecode.report.parity import KEY, pair_codes
 from adadecode.report.row_checks import without_impossible_times
 from adadecode.report.schema import SAMPLES
 from adadecode.report.summary import NUMBERS
-from adadecode.runs.folder import committed_tables, read_commits
 
 COLUMNS = [*KEY, "status", "output_token_ids", "finish_reason", "worker_id", *NUMBERS]
 PROMPT = "prompt_hash"
@@ -74,14 +72,11 @@ class Pairs:
         return found[0], found[1]
 
 
-def read_rows(location: str | Path) -> pa.Table:
-    """What is compared of the committed rows of the run at `location`, no time that no clock can have shown among it.
-
-    Raises RunFolderError when a committed file is missing or altered.
-    """
-    tables = map(compared_columns, committed_tables(location, read_commits(location)))
-    rows = pa.concat_tables([compared_columns(SAMPLES.empty_table()), *tables]).combine_chunks()
-    return without_impossible_times(rows)
+def rows_together(parts: Sequence[pa.Table]) -> pa.Table:
+    """The rows of a run from `parts` that `compared_columns` made, without times that no clock can have shown."""
+    return without_impossible_times(
+        pa.concat_tables([compared_columns(SAMPLES.empty_table()), *parts]).combine_chunks()
+    )
 
 
 def compared_columns(samples: pa.Table) -> pa.Table:

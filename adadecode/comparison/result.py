@@ -11,7 +11,7 @@ from adadecode.certify.result import is_certification
 from adadecode.comparison.changes import Change, MetricChange, changes, score_changes, summary_changes
 from adadecode.comparison.gates import Judged, Limits, judged
 from adadecode.comparison.outputs import MAX_SHOWN, Outputs, compare_outputs
-from adadecode.comparison.pairs import SIDES, left_out_lines, pair_rows, read_rows
+from adadecode.comparison.pairs import SIDES, compared_columns, left_out_lines, pair_rows, rows_together
 from adadecode.comparison.provenance import provenance_differences
 from adadecode.comparison.spread import spread_lines
 from adadecode.errors import EXIT_MISMATCH, EXIT_OK, EXIT_REGRESSION, RunFolderError
@@ -139,9 +139,10 @@ def read_side(location: str) -> Side:
     if (published := read_published(location)) is not None:
         summary, lines = published
         return Side(location, run, summary, None, None, EXIT_MISMATCH if lines else EXIT_OK, lines)
-    result = read_result(location)
+    parts: list[pa.Table] = []
+    result = read_result(location, lambda rows: parts.append(compared_columns(rows)))
     return Side(
-        location, run, result.summary, result.scores, read_rows(location), result.exit_code, problems_of(result)
+        location, run, result.summary, result.scores, rows_together(parts), result.exit_code, problems_of(result)
     )
 
 

@@ -17,7 +17,18 @@ from adadecode.comparison.tables import (
     side_lines,
 )
 from adadecode.page.chart import Chart, bars_beside, intervals, name_of
-from adadecode.page.content import MOST_IN_SENTENCE, TERMS, Markup, definitions, esc, headline, lines, table, titled
+from adadecode.page.content import (
+    MOST_IN_SENTENCE,
+    TERMS,
+    WORDS,
+    Markup,
+    definitions,
+    esc,
+    headline,
+    lines,
+    table,
+    titled,
+)
 from adadecode.page.layout import Part, laid_out
 from adadecode.page.provenance import commands, difference_names, differences
 from adadecode.page.vocabulary import Decode, fitting, words
@@ -224,7 +235,8 @@ def _outputs(compared: Compared) -> str:
     shown = f", the first {len(rows)} of {outputs.num_places:,} places" if outputs.num_places > len(rows) else ""
     told = f"{outputs.num_different:,} of {outputs.num_pairs:,} outputs differ{shown}"
     columns = ("sample", "methods", "differs at position", "A", "B")
-    return _under(compared, table(columns, rows, f"{told}; the first token that is another is framed"))
+    caption = f"{told}; the first token that is another is framed"
+    return _under(compared, table(columns, rows, caption, {*WORDS, "sample", "A", "B"}))
 
 
 def _texts(one: Divergence, decoders: Sequence[Known]) -> tuple[Markup | str, ...]:

@@ -16,10 +16,9 @@ class Markup(str):
 
 
 MOST_IN_SENTENCE = 3  # tasks
+# Columns that begin at the left
 NAMES = ("cell", "run", "task", "method", "methods", "task and method", "metric", "scorer", "test", "time")
-WORDS = frozenset(
-    (*NAMES, "part", "what", "between", "in", "rows that are", "A", "B")
-)  # columns that begin at the left
+WORDS = frozenset((*NAMES, "part", "what", "between", "in", "rows that are"))
 
 TERMS = {
     "vanilla": "Greedy decoding by the full model, one token a pass; vanilla-w1 is the same at width 1.",
@@ -85,10 +84,13 @@ def interval(row: Row) -> str:
     return f'<span class="whole">({sure}, n = {row["num_prompts"]})</span>'
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str) -> str:
-    """An HTML table in a box that scrolls by itself, its first column as heads of rows; what is no Markup is escaped."""
-    words = {idx for idx, name in enumerate(columns) if name in WORDS}
-    sides = [' class="words"' if idx in words else "" for idx in range(len(columns))]
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str, words: Iterable[str] = WORDS) -> str:
+    """An HTML table in a box that scrolls by itself, its first column as heads of rows; what is no Markup is escaped.
+
+    The columns named in `words` begin at the left, the others, which are of figures, end at the right.
+    """
+    named = frozenset(words)
+    sides = [' class="words"' if name in named else "" for name in columns]
     head = "".join(f'<th scope="col"{side}>{esc(name)}</th>' for name, side in zip(columns, sides, strict=True))
     body = "".join(f"<tr>{''.join(map(_cell, range(len(row)), row, sides))}</tr>" for row in rows)
     label = esc(caption)

@@ -32,7 +32,8 @@ def differences(names: Sequence[str], found: Sequence[tuple[str, ...]]) -> str:
     """A table of everything in which runs differ by name, a column for each of `names`."""
     if not found:
         return "<p>No difference in settings, hashes, versions or machines.</p>"
-    return table(("what", *names), found, "What differs between the runs, by its name in run.json")
+    columns = ("what", *names)
+    return table(columns, found, "What differs between the runs, by its name in run.json", words=columns)
 
 
 def difference_names(found: Sequence[tuple[str, ...]], most: int = 4) -> str:

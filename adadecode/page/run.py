@@ -19,7 +19,6 @@ from adadecode.page.figures import (
     scores_table,
     spread_rows,
     spread_table,
-    stored_percentiles_table,
     summary_table,
 )
 from adadecode.page.layout import Page, Part, laid_out
@@ -28,6 +27,7 @@ from adadecode.page.provenance import provenance
 from adadecode.page.samples import MOST_SAMPLES, PER_BLOCK, Browser, compressed
 from adadecode.page.vocabulary import fitting
 from adadecode.printable import printable
+from adadecode.report.detail import LATENCIES, latencies
 from adadecode.report.parity import once_each
 from adadecode.report.row_checks import without_impossible_times
 from adadecode.report.schema import SAMPLES
@@ -40,7 +40,7 @@ from adadecode.runs.result import read_result
 from adadecode.runs.storage import Storage, open_storage
 
 TUNE_FILE = "tune.json"
-OF_SPREAD = ["task", "sample_id", "turn", "method", "repeat", "status", "worker_id", "tpot_s", "e2e_s"]
+TIMED = ["task", "sample_id", "turn", "method", "repeat", "status", "worker_id", *LATENCIES]
 By = dict[tuple[str, str], Measured]
 Row = Mapping[str, Any]
 
@@ -54,9 +54,9 @@ def run_page(location: str | Path) -> Page:
     running = result.status == "running"
     run |= {"status": driver_status(open_storage(location)) if running else result.status}
     summary, whole = result.summary.to_pylist(), _whole(result.summary)
-    by, browser, times = _read_rows(location, run, whole)
-    spread = list(spread_rows(times, by))
-    figures = [titled("Summary", summary_table(summary)), titled("Percentiles", percentiles_table(by))]
+    by, browser, rows = _read_rows(location, run, whole)
+    times, spread = list(latencies(result.summary, rows)), list(spread_rows(rows, by))
+    figures = [titled("Summary", summary_table(summary)), titled("Percentiles", percentiles_table(times))]
     if result.scores is not None and result.scores.num_rows:
         figures.append(titled("Scores", scores_table(result.scores)))
     if spread:
@@ -77,7 +77,7 @@ def run_page(location: str | Path) -> Page:
     html = laid_out(
         title=_title(run),
         told=sentence(whole, parity_line(result.summary), _model(run), result.engines),
-        charts=list(run_charts(summary, by, _bars(open_storage(location), whole))),
+        charts=list(run_charts(summary, by, times, _bars(open_storage(location), whole))),
         parts=parts,
         terms=TERMS,
         problems=problems,
@@ -90,16 +90,17 @@ def run_page(location: str | Path) -> Page:
 def _published_page(location: str | Path, run: dict[str, Any], table: pa.Table, problems: list[str]) -> Page:
     """The page of a run that was published as its SUMMARY `table` alone, with what contradicts it."""
     summary, whole, engines = table.to_pylist(), _whole(table), published_engine_lines(run)
+    times = list(latencies(table, None))
     note = "its rows are not here: the table is as it was published, nothing was recomputed"
     figures = [
         titled("Summary", summary_table(summary)),
-        titled("Percentiles", stored_percentiles_table(whole)),
+        titled("Percentiles", percentiles_table(times)),
         _checked([*problems, *engines, note]),
     ]
     html = laid_out(
         title=_title(run),
         told=f"{sentence(whole, parity_line(table), _model(run), engines)} Its rows are not here.",
-        charts=list(run_charts(summary, {}, _bars(open_storage(location), whole))),
+        charts=list(run_charts(summary, {}, times, _bars(open_storage(location), whole))),
         parts=[
             Part("figures", "Figures", "".join(figures)),
             Part("provenance", "Provenance and command", provenance(run), "Provenance"),
@@ -129,17 +130,17 @@ def _checked(found: Sequence[str]) -> str:
 
 
 def _read_rows(location: str | Path, run: Row, whole: Sequence[Row]) -> tuple[By, Browser, pa.Table]:
-    """What charts and the browser hold, in one pass over the committed rows, and the columns OF_SPREAD of the ok ones."""
+    """What charts and the browser hold, in one pass over the committed rows, and the columns TIMED of the ok ones."""
     browser = Browser({row["task"]: row["baseline"] for row in whole}, shown_method(whole))
     by: defaultdict[tuple[str, str], Measured] = defaultdict(Measured)
-    times = [SAMPLES.empty_table().select(OF_SPREAD)]
+    times = [SAMPLES.empty_table().select(TIMED)]
     for table in committed_tables(location, read_commits(location)):
         samples = once_each(without_impossible_times(table.select(SAMPLES.names)))
         if len(times) == 1:
             browser.decode = fitting(run, samples)
         add_rows(by, samples)
         browser.add(samples)
-        times.append(samples.select(OF_SPREAD).filter(pc.field("status") == "ok"))
+        times.append(samples.select(TIMED).filter(pc.field("status") == "ok"))
     browser.close()
     order = [(row["task"], row["method"]) for row in whole]
     return {of: by[of] for of in order if of in by}, browser, pa.concat_tables(times)
@@ -181,7 +182,7 @@ def _browser(browser: Browser, summary: Sequence[Row]) -> str:
     tasks = dict.fromkeys(row["task"] for row in summary)
     options = "".join(f'<option value="{esc(task)}">{esc(task)}</option>' for task in tasks)
     out = f" The first {MOST_SAMPLES:,}; {browser.num_left_out:,} are left out." if browser.num_left_out else ""
-    words = "" if browser.decode else " The model's tokenizer is not here, so tokens are shown as numbers."
+    words = "" if browser.decode else " No tokenizer here gives the run's texts, so tokens are shown as numbers."
     words += " Tokens have the colour of the layer they were drafted at; rejected drafts are struck through."
     return f"""<p>{len(browser.index):,} samples.{out}{words}</p>
 <form class="filters" id="filters">

@@ -146,5 +146,7 @@ CLAIM_CHECKS: tuple[Check[[JudgedRun], str], ...] = (
     Check("parity", "`parity`, `logits_equal` and first differences are what ids and digests give", parity),
 )
 SCORES_CHECK: Check[[pa.Table, pa.Table], str] = Check(
-    "scores", "a score is there once, and outputs with vanilla's tokens have vanilla's scores", score_findings
+    "scores",
+    "an output has each score once, the one that the scorer gives, and outputs with vanilla's tokens have vanilla's scores",
+    score_findings,
 )

@@ -92,7 +92,7 @@ def score_commits(
     kept = _kept(location) if run_program is None and any(s.is_unsafe for s in usable.values()) else {}
     tables, num_unscored = [SCORES.empty_table()], dict.fromkeys(usable, 0)
     for task, rows in _by_task(shards_of(location, scored)):
-        some = _SomeScores(usable[task], run_program, kept)
+        some = SomeScores(usable[task], run_program, kept)
         some.see(rows)
         tables.append(some.table())
         num_unscored[task] += some.num_unscored
@@ -144,7 +144,7 @@ def _changed_lines(before: pa.Table | None, now: pa.Table) -> list[str]:
 
 
 @dataclass
-class _SomeScores:
+class SomeScores:
     """The scores of the rows of some shards of a task, all repeats and methods of a sample among them."""
 
     scorer: Scorer
@@ -235,13 +235,15 @@ def _over_repeats(scorer: Scorer, of_repeats: Sequence[Mapping[str, Scored]]) ->
 def _kept(location: str) -> Kept:
     """The scores that the run keeps, by scorer, version and output."""
     table = stored_scores(open_storage(location))
-    return {} if table is None else dict(_kept_scores(table.filter(pc.is_valid(table["output_hash"]))))
+    return {} if table is None else kept_scores(table)
 
 
-def _kept_scores(table: pa.Table) -> Iterator[tuple[tuple[Any, ...], Scored]]:
+def kept_scores(table: pa.Table) -> Kept:
+    """The scores in a SCORES table, by scorer, version and output."""
     names = ("scorer", "scorer_version", "output_hash", "score", "reason")
-    for *key, score, reason in zip(*(table[name].to_pylist() for name in names), strict=True):
-        yield tuple(key), Scored(score, reason)
+    of_outputs = table.filter(pc.is_valid(table["output_hash"]))
+    rows = zip(*(of_outputs[name].to_pylist() for name in names), strict=True)
+    return {tuple(key): Scored(score, reason) for *key, score, reason in rows}
 
 
 def _kept_key(scorer: Scorer, output: str) -> tuple[Any, ...]:

@@ -114,17 +114,16 @@ def longer(row: dict[str, Any]) -> list[int]:
     return [*row["output_token_ids"], 7]
 
 
-def other_scores(run: Path) -> None:
-    found = pq.read_table(run / "scores.parquet")
-    told = found.to_pylist()
-    for row in told:
-        row["score"] = 1.0 if row["method"] == OURS else row["score"]
-    pq.write_table(pa.Table.from_pylist(told, schema=found.schema), run / "scores.parquet")
+def in_scores(change: Callable[[list[dict[str, Any]]], object]) -> Fault:
+    """A change of the list of the scores that a run keeps."""
 
+    def alter(run: Path) -> None:
+        found = pq.read_table(run / "scores.parquet")
+        told = found.to_pylist()
+        change(told)
+        pq.write_table(pa.Table.from_pylist(told, schema=found.schema), run / "scores.parquet")
 
-def scored_twice(run: Path) -> None:
-    found = pq.read_table(run / "scores.parquet")
-    pq.write_table(pa.concat_tables([found, found.slice(0, 1)]), run / "scores.parquet")
+    return alter
 
 
 def same_facts(**facts: Any) -> Fault:
@@ -323,8 +322,18 @@ PLANTED: dict[str, tuple[Fault, str]] = {
         lambda run: shutil.copy(run / "samples" / "part-00000.parquet", run / "samples" / "more.parquet"),
         "files",
     ),
-    "other scores of equal outputs": (other_scores, "scores"),
-    "a score twice": (scored_twice, "scores"),
+    "other scores of equal outputs": (
+        in_scores(lambda told: [row.update(score=1.0) for row in told if row["method"] == OURS]),
+        "scores",
+    ),
+    "a score twice": (in_scores(lambda told: told.append(told[0])), "scores"),
+    "all outputs scored as right": (in_scores(lambda told: [row.update(score=1.0) for row in told]), "scores"),
+    "a score missing": (in_scores(lambda told: told.pop()), "scores"),
+    "a score of no output": (in_scores(lambda told: told.append(told[0] | {"sample_id": "another"})), "scores"),
+    "scores of another output": (
+        in_scores(lambda told: [row.update(output_hash="0" * 16) for row in told if row["repeat"] == 0]),
+        "scores",
+    ),
 }
 
 
@@ -411,6 +420,8 @@ def test_rows_that_all_tables_tell_alike_and_no_model_made_are_found_by_decoding
 
 def test_a_text_that_is_not_what_its_ids_mean_is_found_by_decoding_again(run, cli):
     plant(run, each(output_text=lambda r: "four pens"))
+    assert broken(cli("verify", run).stdout) == ["scores"]
+    assert cli("score", run).exit_code == 0
     assert cli("verify", run).exit_code == 0, "the tables alone cannot tell"
     result = cli("verify", run, "--recompute", 1)
     assert result.exit_code == 3
