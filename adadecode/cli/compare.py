@@ -28,7 +28,9 @@ from adadecode.errors import worst_code
     is_flag=True,
     help="Let --fail-if-slower judge speedups over vanilla of the same run, in which a slower machine does not count.",
 )
-@click.option("--detail", is_flag=True, help="Percentiles of times too, and how far workers and repeats are apart.")
+@click.option(
+    "--detail", is_flag=True, help="Show rates and times of each run too, and how far workers and repeats are apart."
+)
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print Markdown, as for a pull request.")
 @click.option("--html", metavar="FILE", callback=some_path, help="Write a page of it too: one file, no network needed.")
 def compare_command(
@@ -48,7 +50,14 @@ def compare_command(
     from adadecode.comparison.gates import Limits, share_of
     from adadecode.comparison.result import Comparison, compare_runs
     from adadecode.comparison.sweeps import match
-    from adadecode.comparison.tables import comparison_lines, comparison_table, detail_table, markdown, side_lines
+    from adadecode.comparison.tables import (
+        comparison_lines,
+        comparison_table,
+        detail_table,
+        markdown,
+        rates_table,
+        side_lines,
+    )
     from adadecode.page.comparison import Compared, comparison_page
 
     flags = {"--fail-if-slower": fail_if_slower, "--fail-if-acceptance-drops": fail_if_acceptance_drops}
@@ -62,6 +71,8 @@ def compare_command(
         for line in side_lines(comparison) if cell is None else [f"cell {cell}", *side_lines(comparison)]:
             say(line)
         console().print(comparison_table(comparison))
+        if detail:
+            console().print(rates_table(comparison))
         if detail and any(change.latencies for change in comparison.changes):
             console().print(detail_table(comparison))
         for line in [*comparison_lines(comparison), *(comparison.spread if detail else [])]:

@@ -40,13 +40,8 @@ def _facts(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from ((name, " and ".join(sorted(found))) for name, found in values.items())
 
 
-PROCESS = (
-    "pid",
-    "worker_id",
-    "ready_at",
-    "others",
-    "model_notes",
-)  # of a worker: no facts of its rows, or told elsewhere
+# Of a worker: what is no fact of its rows, or told elsewhere.
+PROCESS = ("pid", "worker_id", "ready_at", "others", "model_notes")
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -25,21 +25,25 @@ def report_page(*locations: str | Path) -> Page:
             return sweep_page(str(location), content)
         below = runs_below(location)
         if below is None:
-            return run_page(_run(location))
-        locations = tuple(join(location, listed.name) for listed in below)
-    if len(locations) > MOST_RUNS:
-        raise UsageError(
-            f"{len(locations)} runs --html: a page shows at most {MOST_RUNS} beside each other; name fewer"
-        )
-    return runs_page([_run(location) for location in locations])
+            return run_page(_no_certification(location))
+        runs = [_no_certification(join(location, listed.name)) for listed in below]
+    else:
+        runs = list(map(_run, locations))
+    if len(runs) > MOST_RUNS:
+        raise UsageError(f"{len(runs)} runs --html: a page shows at most {MOST_RUNS} beside each other; name fewer")
+    return runs_page(runs)
 
 
 def _run(location: str | Path) -> str:
-    """`location`, where a run is of which a page can be made."""
+    """`location`, where one run is of which a page can be made."""
     if _sweep_file(location) is not None or runs_below(location) is not None:
         raise UsageError(
             f"{str(location)!r} holds runs and is none: beside others a page shows single runs; name those"
         )
+    return _no_certification(location)
+
+
+def _no_certification(location: str | Path) -> str:
     if is_certification(read_run(location)):
         raise UsageError(
             f"{str(location)!r} --html: a page is of runs or a sweep, and this is a certification; drop --html"

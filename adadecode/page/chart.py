@@ -72,7 +72,7 @@ def intervals(
     if beside is not None:
         y["yOffset"] = {"field": beside, "type": "nominal", "sort": None}
     paint = color_by(color) | ({} if beside is not None else {"legend": None})
-    x = {"field": field, "type": "quantitative", "scale": {"zero": False}, "axis": axis(x_title)}
+    x = {"field": field, "type": "quantitative", "scale": {"zero": False}, "axis": axis(x_title, format=".3~f")}
     at_one = {"data": {"values": [{"one": 1}]}, "mark": {"type": "rule", "strokeDash": [4, 4], "color": "currentColor"}}
     step = 26 if beside is None else max(26, 14 * len({value[beside] for value in values}))
     return spec_of(

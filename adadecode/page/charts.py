@@ -4,18 +4,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from adadecode.page.chart import Chart, axis, bars_beside, color_by, intervals, name_of, names_axis, spec_of, tall
-from adadecode.page.figures import percentile_rows
+from adadecode.page.figures import latency_texts
 from adadecode.page.measures import MOST_TOKENS, Measured, ecdf
+from adadecode.report.detail import Latency
 
 By = Mapping[tuple[str, str], Measured]
 Row = Mapping[str, Any]
 
 
-def run_charts(summary: Sequence[Row], by: By, bars: Sequence[tuple[str, str, float]]) -> Iterator[Chart]:
-    """The charts of a run: of its SUMMARY rows, of what was measured, and of `bars`: (task and method, what, speedup)."""
+def run_charts(
+    summary: Sequence[Row], by: By, times: Sequence[Latency], bars: Sequence[tuple[str, str, float]]
+) -> Iterator[Chart]:
+    """The charts of a run: of its SUMMARY rows, of what was measured, and of `bars`: (task and method, what, speedup).
+
+    `times` are the percentiles beside the distributions.
+    """
     rows = [row for row in summary if row["category"] is None]
     yield from _speedups(rows)
-    yield from _distributions(by)
+    yield from _distributions(by, times)
     yield from _by_exit(by)
     yield from _by_place(by)
     yield from _tokens_per_round(by)
@@ -48,13 +54,12 @@ def _speedups(rows: list[Row]) -> Iterator[Chart]:
     )
 
 
-def _distributions(by: By) -> Iterator[Chart]:
+def _distributions(by: By, times: Sequence[Latency]) -> Iterator[Chart]:
     several = len({task for task, _ in by}) > 1
-    for name, shown, title, says in (
-        ("ttft_s", "TTFT", "Time to first token", "Share of samples whose first token came within a time."),
+    for name, title, says in (
+        ("ttft_s", "Time to first token", "Share of samples whose first token came within a time."),
         (
             "tpot_s",
-            "TPOT",
             "Time per output token",
             "Share of samples whose mean time per token after the first is within a time.",
         ),
@@ -83,7 +88,11 @@ def _distributions(by: By) -> Iterator[Chart]:
                 **(dash if several else {}),
             },
         )
-        rows = [(name_of(task, method), *texts) for task, method, of, *texts in percentile_rows(by) if of == shown]
+        rows = [
+            (name_of(task, method), *latency_texts(of))
+            for task, method, time, of in times
+            if name == f"{time}_s" and of.n
+        ]
         yield Chart(name, title, says, spec, ("task and method", "n", "p50, ms", "p90, ms", "p99, ms"), rows)
 
 

@@ -17,7 +17,18 @@ from adadecode.comparison.tables import (
     side_lines,
 )
 from adadecode.page.chart import Chart, bars_beside, intervals, name_of
-from adadecode.page.content import MOST_IN_SENTENCE, TERMS, WORDS, Markup, esc, headline, lines, table, titled
+from adadecode.page.content import (
+    MOST_IN_SENTENCE,
+    TERMS,
+    WORDS,
+    Markup,
+    definitions,
+    esc,
+    headline,
+    lines,
+    table,
+    titled,
+)
 from adadecode.page.layout import Part, laid_out
 from adadecode.page.provenance import commands, difference_names, differences
 from adadecode.page.vocabulary import Decode, fitting, words
@@ -28,7 +39,7 @@ from adadecode.runs.folder import committed_tables, read_commits
 
 TERMS_OF_COMPARISON = {
     "A, B": "The two runs. Their rows pair by task, sample, turn, method and repeat, with the same prompt.",
-    "speed B/A": "Geometric mean over n prompts of A's end-to-end time by B's, with its interval; above 1, B is faster.",
+    "speed B/A": "Geometric mean over n prompts of B's tokens per second by A's, with its interval; above 1, B is faster.",
     "over vanilla": "The same of each run's speedup over its own vanilla: 1 where all of B's machine was slower.",
     "change": "Of the acceptance rate, in percentage points.",
     "tokens/round": "Tokens by rounds, those of the prefill aside.",
@@ -36,6 +47,8 @@ TERMS_OF_COMPARISON = {
     "McNemar's exact test": "How likely as many gained and lost would be by chance, for scores of 0 and 1.",
     "paired bootstrap": "The interval of the mean difference of scores, from prompts drawn again (BCa).",
 } | {name: TERMS[name] for name in ("vanilla", "draft", "acceptance", "round", "TTFT", "TPOT", "p50, p90, p99")}
+
+Known = tuple[Decode | None, dict[int, str]]  # a run's tokenizer, and the texts that it gave so far
 
 
 @dataclass(frozen=True)
@@ -49,7 +62,11 @@ class Compared:
 def comparison_page(compared: Sequence[Compared], notes: Sequence[str] = ()) -> str:
     """The page of one comparison, or of one for each cell; `notes` are of cells without another."""
     cells = [] if compared[0].cell is None else ["cell"]
-    found = [one for each in compared for one in each.comparison.problem_lines()]
+    found = [
+        line if each.cell is None else f"cell {each.cell}: {line}"
+        for each in compared
+        for line in each.comparison.problem_lines()
+    ]
     return laid_out(
         title="AdaDecode: B beside A",
         told=_sentence(compared) if not cells else _sentence_of_cells(compared),
@@ -80,7 +97,8 @@ def _sentence(compared: Sequence[Compared]) -> str:
         f"{name} {esc(parity_line(side.summary).removeprefix('parity '))}"
         for name, side in (("A", comparison.a), ("B", comparison.b))
     )
-    return f"{speed}; parity {parity}; {_pairs(comparison)}; {difference_names(comparison.provenance)}."
+    named = f"A is {esc(comparison.a.location)}, B is {esc(comparison.b.location)}"
+    return f"{speed}; parity {parity}; {_pairs(comparison)}; {difference_names(comparison.provenance)}. {named}."
 
 
 def _sentence_of_cells(compared: Sequence[Compared]) -> str:
@@ -92,7 +110,7 @@ def _sentence_of_cells(compared: Sequence[Compared]) -> str:
         if change.speed is not None
     ]
     wrong = sum(bool(one.comparison.problem_lines()) for one in compared)
-    judged = f"{wrong} of them are not as they should be" if wrong else "all of them are as they should be"
+    judged = f"not as it should be: {wrong} of them" if wrong else "all of them are as they should be"
     if not told:
         return f"{len(compared)} cells; no speed could be compared; {judged}."
     ends = [choose(told, key=lambda one: one[2].value) for choose in (min, max)]
@@ -209,7 +227,7 @@ def _outputs(compared: Compared) -> str:
     if not outputs.num_different:
         return _under(compared, f"<p>All {outputs.num_pairs:,} are equal, token for token.</p>")
     sides = (compared.comparison.a, compared.comparison.b)
-    decoders = [_decoder(side) for side in sides]
+    decoders = [(_decoder(side), dict[int, str]()) for side in sides]
     rows = [
         (one.name, ", ".join(one.methods), "the end" if one.at is None else one.at, *_texts(one, decoders))
         for one in outputs.divergences
@@ -221,16 +239,16 @@ def _outputs(compared: Compared) -> str:
     return _under(compared, table(columns, rows, caption, {*WORDS, "sample", "A", "B"}))
 
 
-def _texts(one: Divergence, decoders: Sequence[Decode | None]) -> tuple[Markup | str, ...]:
-    """A's and B's tokens around the divergence as markup; `where` alone twice where only the ends differ."""
+def _texts(one: Divergence, decoders: Sequence[Known]) -> tuple[Markup | str, ...]:
+    """A's and B's tokens around the divergence as markup; `where` twice where only the ends differ."""
     if one.at is None:
         return one.where, one.where
-    return tuple(_text(ids, one.at - one.start, decode) for ids, decode in zip(one.ids, decoders, strict=True))
+    return tuple(_text(ids, one.at - one.start, *known) for ids, known in zip(one.ids, decoders, strict=True))
 
 
-def _text(ids: Sequence[int], at: int, decode: Decode | None) -> Markup:
+def _text(ids: Sequence[int], at: int, decode: Decode | None, known: dict[int, str]) -> Markup:
     """`ids` as text with the token at place `at` framed, their numbers where there is no tokenizer."""
-    texts = [f"{token_id} " for token_id in ids] if decode is None else words(decode, ids)
+    texts = [f"{token_id} " for token_id in ids] if decode is None else words(decode, ids, known)
     before, token, after = "".join(texts[:at]), "".join(texts[at : at + 1]), "".join(texts[at + 1 :])
     framed = esc(token) if at < len(ids) else "(ended)"
     return Markup(f'{esc(before)}<span class="tok diff">{framed}</span>{esc(after)}')
@@ -261,7 +279,7 @@ def _not_compared(compared: Sequence[Compared], notes: Sequence[str]) -> str:
 def _provenance(compared: Compared) -> str:
     comparison = compared.comparison
     made = "".join(
-        titled(line, commands(side.run))
+        definitions([line.split(": ", 1)], "facts") + commands(side.run)
         for line, side in zip(side_lines(comparison), (comparison.a, comparison.b), strict=True)
     )
     return _under(compared, made + differences(("A", "B"), comparison.provenance))

@@ -123,7 +123,7 @@ def titled(title: str, content: str) -> str:
     return f"<h3>{esc(title)}</h3>{content}"
 
 
-def definitions(terms: Iterable[tuple[str, str]], name: str) -> str:
+def definitions(terms: Iterable[Sequence[str]], name: str) -> str:
     """Names and values."""
     return (
         f'<dl class="{name}">' + "".join(f"<div><dt>{esc(k)}</dt><dd>{esc(v)}</dd></div>" for k, v in terms) + "</dl>"

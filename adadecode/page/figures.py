@@ -3,20 +3,19 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from adadecode.methods import REFERENCE
 from adadecode.page.content import table
-from adadecode.page.measures import Measured
 from adadecode.report.cells import fraction_text, number_text, p_text
+from adadecode.report.detail import Latency, percentile_texts
 from adadecode.report.scores import mean_scores
-from adadecode.report.stats import MIN_FOR_P99, Percentiles, percentiles
+from adadecode.report.stats import MIN_FOR_P99, Percentiles
 from adadecode.report.tables import parity_text, speedup_text
 from adadecode.report.variation import Variation, between_repeats, between_workers
 
-By = Mapping[tuple[str, str], Measured]
+TIMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "e2e"}  # as a page names them
 Row = Mapping[str, Any]
 
 
@@ -59,42 +58,19 @@ def summary_table(summary: Sequence[Row], first: str | None = None) -> str:
     return table(columns if first is None else (first, *columns), rows, "All figures, as the summary has them")
 
 
-def percentile_rows(by: By) -> Iterator[tuple[str, ...]]:
-    """Task, method, which time, n, and the 50th, 90th and 99th percentile in ms, of each time of each method."""
-    for (task, method), found in by.items():
-        for shown, parts in (("TTFT", found.ttft_s), ("TPOT", found.tpot_s), ("e2e", found.e2e_s)):
-            times = percentiles(np.concatenate(parts)) if parts else percentiles([])
-            yield task, method, shown, str(times.n), *percentile_texts(times)
-
-
-def percentile_texts(times: Percentiles) -> tuple[str, str, str]:
-    """The percentiles of times in ms; of fewer values than MIN_FOR_P99 the 99th is not shown, and that is said."""
-    p99 = f"n < {MIN_FOR_P99}" if times.p99 is None and times.n < MIN_FOR_P99 else number_text(times.p99, ".2f", 1000)
-    return number_text(times.p50, ".2f", 1000), number_text(times.p90, ".2f", 1000), p99
-
-
-def percentiles_table(by: By) -> str:
+def percentiles_table(found: Iterable[Latency]) -> str:
     """The percentiles of every time that was measured, with how many values they are of."""
+    rows = [(task, method, TIMES[time], *latency_texts(of)) for task, method, time, of in found]
     columns = ("task", "method", "time", "n", "p50, ms", "p90, ms", "p99, ms")
-    return table(columns, percentile_rows(by), f"Percentiles of times; p99 is shown from {MIN_FOR_P99} values on")
+    return table(columns, rows, f"Percentiles of times; p99 is shown from {MIN_FOR_P99} values on")
 
 
-def stored_percentiles_table(summary: Sequence[Row]) -> str:
-    """The same of a SUMMARY table alone, which has no 99th percentile."""
-    rows = [
-        (
-            row["task"],
-            row["method"],
-            shown,
-            row[n],
-            *(number_text(row[f"{of}_{p}_s"], ".2f", 1000) for p in ("p50", "p90")),
-        )
-        for row in summary
-        if row["category"] is None
-        for shown, of, n in (("TTFT", "ttft", "n"), ("TPOT", "tpot", "num_tpot"), ("e2e", "e2e", "n"))
-    ]
-    columns = ("task", "method", "time", "n", "p50, ms", "p90, ms")
-    return table(columns, rows, "Percentiles of times, as published; p99 needs the rows")
+def latency_texts(found: Percentiles) -> tuple[str, ...]:
+    """The number of values and the percentiles in ms; why there is no 99th, where there is none."""
+    *texts, p99 = percentile_texts(found)
+    if found.p99 is None:
+        p99 = f"n < {MIN_FOR_P99}" if found.n < MIN_FOR_P99 else "needs the rows"
+    return *texts, p99
 
 
 def scores_table(scores: pa.Table) -> str:

@@ -31,7 +31,6 @@ class Measured:
 
     ttft_s: list[Floats] = field(default_factory=list[Floats])
     tpot_s: list[Floats] = field(default_factory=list[Floats])
-    e2e_s: list[Floats] = field(default_factory=list[Floats])
     prefill_s: float = 0.0
     num_rows: int = 0
     exits: dict[int, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))  # drafted, accepted
@@ -44,7 +43,7 @@ class Measured:
         """Adds `rows`, all ok, of this task and method."""
         columns = Columns(rows)
         self.num_rows += rows.num_rows
-        for name, kept in (("ttft_s", self.ttft_s), ("tpot_s", self.tpot_s), ("e2e_s", self.e2e_s)):
+        for name, kept in (("ttft_s", self.ttft_s), ("tpot_s", self.tpot_s)):
             times = columns.numbers(name)
             kept.append(times[np.isfinite(times)])
         self.prefill_s += float(np.nansum(columns.numbers("ttft_s")))

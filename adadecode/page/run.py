@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adadecode.comparison.result import problems_of
 from adadecode.errors import EXIT_MISMATCH, EXIT_OK
 from adadecode.page.charts import run_charts
 from adadecode.page.content import TERMS, esc, lines, sentence, shown_method, titled
@@ -18,7 +19,6 @@ from adadecode.page.figures import (
     scores_table,
     spread_rows,
     spread_table,
-    stored_percentiles_table,
     summary_table,
 )
 from adadecode.page.layout import Page, Part, laid_out
@@ -27,6 +27,7 @@ from adadecode.page.provenance import provenance
 from adadecode.page.samples import MOST_SAMPLES, PER_BLOCK, Browser, compressed
 from adadecode.page.vocabulary import fitting
 from adadecode.printable import printable
+from adadecode.report.detail import LATENCIES, latencies
 from adadecode.report.parity import once_each
 from adadecode.report.row_checks import without_impossible_times
 from adadecode.report.schema import SAMPLES
@@ -39,7 +40,7 @@ from adadecode.runs.result import read_result
 from adadecode.runs.storage import Storage, open_storage
 
 TUNE_FILE = "tune.json"
-OF_SPREAD = ["task", "sample_id", "turn", "method", "repeat", "status", "worker_id", "tpot_s", "e2e_s"]
+TIMED = ["task", "sample_id", "turn", "method", "repeat", "status", "worker_id", *LATENCIES]
 By = dict[tuple[str, str], Measured]
 Row = Mapping[str, Any]
 
@@ -53,16 +54,16 @@ def run_page(location: str | Path) -> Page:
     running = result.status == "running"
     run |= {"status": driver_status(open_storage(location)) if running else result.status}
     summary, whole = result.summary.to_pylist(), _whole(result.summary)
-    by, browser, times = _read_rows(location, run, whole)
-    spread = list(spread_rows(times, by))
-    figures = [titled("Summary", summary_table(summary)), titled("Percentiles", percentiles_table(by))]
+    by, browser, rows = _read_rows(location, run, whole)
+    times, spread = list(latencies(result.summary, rows)), list(spread_rows(rows, by))
+    figures = [titled("Summary", summary_table(summary)), titled("Percentiles", percentiles_table(times))]
     if result.scores is not None and result.scores.num_rows:
         figures.append(titled("Scores", scores_table(result.scores)))
     if spread:
         figures.append(titled("Between workers and repeats", spread_table(spread)))
-    checks = [*result.findings(), *result.problem_lines()]
+    problems = problems_of(result)
     parts = [
-        Part("figures", "Figures", "".join(figures) + _checked(checks)),
+        Part("figures", "Figures", "".join(figures) + _checked(result.findings())),
         *([Part("samples", "Samples", _browser(browser, whole))] if browser.index else []),
         Part("provenance", "Provenance and command", provenance(run), "Provenance"),
     ]
@@ -76,29 +77,30 @@ def run_page(location: str | Path) -> Page:
     html = laid_out(
         title=_title(run),
         told=sentence(whole, parity_line(result.summary), _model(run), result.engines),
-        charts=list(run_charts(summary, by, _bars(open_storage(location), whole))),
+        charts=list(run_charts(summary, by, times, _bars(open_storage(location), whole))),
         parts=parts,
         terms=TERMS,
-        problems=result.problem_lines(),
+        problems=problems,
         samples=samples if browser.index else None,
         blocks=browser.blocks,
     )
-    return Page(html, result.exit_code, result.problem_lines())
+    return Page(html, result.exit_code, problems)
 
 
 def _published_page(location: str | Path, run: dict[str, Any], table: pa.Table, problems: list[str]) -> Page:
     """The page of a run that was published as its SUMMARY `table` alone, with what contradicts it."""
     summary, whole, engines = table.to_pylist(), _whole(table), published_engine_lines(run)
+    times = list(latencies(table, None))
     note = "its rows are not here: the table is as it was published, nothing was recomputed"
     figures = [
         titled("Summary", summary_table(summary)),
-        titled("Percentiles", stored_percentiles_table(whole)),
+        titled("Percentiles", percentiles_table(times)),
         _checked([*problems, *engines, note]),
     ]
     html = laid_out(
         title=_title(run),
         told=f"{sentence(whole, parity_line(table), _model(run), engines)} Its rows are not here.",
-        charts=list(run_charts(summary, {}, _bars(open_storage(location), whole))),
+        charts=list(run_charts(summary, {}, times, _bars(open_storage(location), whole))),
         parts=[
             Part("figures", "Figures", "".join(figures)),
             Part("provenance", "Provenance and command", provenance(run), "Provenance"),
@@ -128,17 +130,17 @@ def _checked(found: Sequence[str]) -> str:
 
 
 def _read_rows(location: str | Path, run: Row, whole: Sequence[Row]) -> tuple[By, Browser, pa.Table]:
-    """What charts and the browser hold, in one pass over the committed rows, and the columns OF_SPREAD of the ok ones."""
+    """What charts and the browser hold, in one pass over the committed rows, and the columns TIMED of the ok ones."""
     browser = Browser({row["task"]: row["baseline"] for row in whole}, shown_method(whole))
     by: defaultdict[tuple[str, str], Measured] = defaultdict(Measured)
-    times = [SAMPLES.empty_table().select(OF_SPREAD)]
+    times = [SAMPLES.empty_table().select(TIMED)]
     for table in committed_tables(location, read_commits(location)):
         samples = once_each(without_impossible_times(table.select(SAMPLES.names)))
         if len(times) == 1:
             browser.decode = fitting(run, samples)
         add_rows(by, samples)
         browser.add(samples)
-        times.append(samples.select(OF_SPREAD).filter(pc.field("status") == "ok"))
+        times.append(samples.select(TIMED).filter(pc.field("status") == "ok"))
     browser.close()
     order = [(row["task"], row["method"]) for row in whole]
     return {of: by[of] for of in order if of in by}, browser, pa.concat_tables(times)

@@ -56,7 +56,7 @@ def _sentence(rows: Sequence[Row], num_cells: int, problems: Sequence[str]) -> s
     best = max(exact or told, key=lambda row: row["speedup_geomean"], default=None)
     if best is None:
         return f"{num_cells} cells; no speedup was measured."
-    parity = f"{len(problems)} of them are not as they should be" if problems else "parity holds in all"
+    parity = f"not as it should be: {len(problems)} of them" if problems else "parity holds in all"
     return (
         f"{num_cells} cells; the fastest is <strong>{best['speedup_geomean']:.2f}x</strong>, {esc(best['cell'])} with "
         f"{esc(best['method'])} on {esc(best['task'])} {interval(best)}; {parity}."

@@ -84,8 +84,8 @@ def joined(decode: Decode, ids: Sequence[int], known: Mapping[int, str]) -> list
     return better
 
 
-def words(decode: Decode, ids: Sequence[int]) -> list[str]:
-    """The text of each of `ids` where it stands."""
-    known = pieces(decode, dict.fromkeys(ids))
+def words(decode: Decode, ids: Sequence[int], known: dict[int, str]) -> list[str]:
+    """The text of each of `ids` where it stands; those that are not yet `known` are added there."""
+    known.update(pieces(decode, dict.fromkeys(token_id for token_id in ids if token_id not in known)))
     better = dict(joined(decode, ids, known))
     return [better.get(place, known[token_id]) for place, token_id in enumerate(ids)]

@@ -18,6 +18,7 @@ from adadecode.records import ShardOutcome
 from adadecode.report.checks import Check
 from adadecode.report.findings import RTOL, Columns, Mask, Wrong, differs, spread
 from adadecode.report.schema import LOST_BY
+from adadecode.runs.commits import Shards
 from adadecode.runs.outcome import outcomes_of
 from adadecode.runs.worker_checks import Facts, against_model, other_settings
 
@@ -35,13 +36,10 @@ class CommittedRows:
     of_row: NDArray[np.int64]  # [rows], the position of each row's commit
 
     @classmethod
-    def of(
-        cls, run: Mapping[str, Any], shards: Sequence[tuple[Mapping[str, Any], pa.Table]], rows: pa.Table
-    ) -> "CommittedRows":
-        """Those of `shards`, commits and tables that have the metadata of their files, together `rows`."""
-        of_row = np.repeat(np.arange(len(shards)), [table.num_rows for _, table in shards])
-        metadata = [table.schema.metadata or {} for _, table in shards]
-        return cls(run, [commit for commit, _ in shards], metadata, rows, of_row)
+    def of(cls, run: Mapping[str, Any], shards: Shards) -> "CommittedRows":
+        """Those of `shards`."""
+        of_row = np.repeat(np.arange(len(shards.commits)), shards.num_rows)
+        return cls(run, shards.commits, shards.metadata, shards.rows, of_row)
 
     @cached_property
     def of_workers(self) -> list[tuple[Facts, Any, Mask]]:
@@ -182,7 +180,7 @@ COMMIT_CHECKS: tuple[Check[[CommittedRows], tuple[str, int]], ...] = (
         "schema version has",
         file_facts,
     ),
-    Check("settings", "a commit's worker has the dtype, kernels and exits that run.json names", settings),
+    Check("settings", "a commit's worker has the device, dtype, kernels and exits that run.json names", settings),
 )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from adadecode.report.draft_checks import model_layers
 from adadecode.report.findings import Columns, Wrong, any_value
 
 Facts = Mapping[str, Any]  # of a worker
@@ -14,7 +15,9 @@ def other_settings(facts: Facts, run: Mapping[str, Any], task: Any) -> list[str]
     """The settings in the run.json `run` that a worker did not have at `task`, of those that both store."""
     config, of_tasks = run["config"], facts.get("exits")
     kernels, exits = config.get("kernels"), _decode_settings(run).get("exits")
+    device = None if "gpu" not in facts else "cpu" if facts["gpu"] is None else "cuda"
     pairs = {
+        "device": (device, config.get("device")),
         "dtype": (facts.get("dtype"), config.get("dtype")),
         "kernels": (facts.get("kernels"), None if kernels == "auto" else kernels),
         "exits": (of_tasks.get(task) if isinstance(of_tasks, dict) else None, exits or None),
@@ -29,6 +32,8 @@ def against_model(facts: Facts, run: Mapping[str, Any], columns: Columns) -> Ite
         for name, most in (("exits", num_layers - 1), ("draft_depths", num_layers)):
             layers, of_row = columns.values(name)
             yield f"{name} are past the model's layers", any_value(layers > most, of_row, columns)
+        found = model_layers(columns)
+        yield "the layers of the rows' model are not those of the worker's", columns.is_ok & (found < num_layers)
     if isinstance(context_len, int):
         total = columns.numbers("prompt_len") + columns.numbers("output_len")
         yield "prompt and output are longer than the model's context", columns.is_ok & (total > context_len)

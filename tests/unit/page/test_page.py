@@ -3,9 +3,9 @@
 import base64
 import gzip
 import hashlib
-import html
 import json
 import re
+import shutil
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,28 +19,17 @@ from adadecode.page.samples import MOST_CHARACTERS, compressed
 from adadecode.report.summary import parity_line
 from adadecode.report.tables import speedup_text
 from adadecode.runs.result import read_result
-from tests.planting import OURS, VANILLA, W1, Row, plant
+from tests.pages import data_of, text_of
+from tests.planting import OURS, VANILLA, W1, Row, edit_table, plant
 
 
 def unpacked(text: str) -> Any:
     return json.loads(gzip.decompress(base64.b64decode(text)))
 
 
-def data_of(page: str) -> dict[str, Any]:
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
-    assert found is not None
-    return json.loads(found[1])
-
-
 def samples_of(page: str) -> list[dict[str, Any]]:
     blocks = re.findall(r'<script type="text/plain" class="block">(.*?)</script>', page, re.S)
     return [sample for block in blocks for sample in unpacked(block)]
-
-
-def text_of(page: str) -> str:
-    """What a person reads of it without scripts."""
-    shown = re.sub(r"<(script|style).*?</\1>", "", page, flags=re.S)
-    return html.unescape(re.sub(r"<[^>]+>", " ", shown))
 
 
 def rows_of(run: Path) -> list[Row]:
@@ -176,6 +165,22 @@ def test_a_sweep_has_a_heat_map_and_a_front(sweep):
     charts = data_of(page)["charts"]
     assert {v["cell"] for v in charts["heat"]["data"]["values"]} == {"gamma-0.5", "gamma-0.9"}
     assert any(v["on front"] for v in charts["pareto"]["data"]["values"])
+
+
+def test_a_sweep_with_a_cell_whose_parity_is_broken_is_exit_code_3(sweep, tmp_path, cli):
+    folder = Path(shutil.copytree(sweep, tmp_path / "sweep"))
+    assert cli("report", folder, "--html").exit_code == 0
+    seen = []
+
+    def broken(count: int | None) -> int | None:
+        seen.append(count)
+        return count if count is None or len(seen) > 3 else count - 1
+
+    edit_table(folder / "sweep.parquet", num_parity_exact=broken)
+    result = cli("report", folder, "--html")
+    assert result.exit_code == 3
+    assert result.stderr == "cell gamma-0.5: parity broken on 1 of 5 checked outputs\n"
+    assert "not as it should be: 1 of them" in text_of((folder / "report.html").read_text(encoding="utf-8"))
 
 
 def test_report_html_writes_the_page_into_the_run_and_says_where(run, cli, usage_error, tmp_path):
