@@ -190,8 +190,8 @@ MUTATIONS = (
     Mutation(
         "logits are those that the next round leaves",
         "adadecode/engine/tally.py",
-        'logits.to("cpu", copy=True)',
-        'logits.to("cpu")',
+        'logits[:num_rows].to("cpu", copy=True)',
+        'logits[:num_rows].to("cpu")',
         ("tests/unit/engine/test_tally.py",),
     ),
     Mutation(
