@@ -98,7 +98,7 @@ def _distributions(by: By, times: Sequence[Latency]) -> Iterator[Chart]:
 
 def _by_exit(by: By) -> Iterator[Chart]:
     values = [
-        {"of": name_of(*of), "exit": exit_layer, "drafted": drafted, "accepted": accepted, "rate": accepted / drafted}
+        {**_names(*of), "exit": exit_layer, "drafted": drafted, "accepted": accepted, "rate": accepted / drafted}
         for of, found in by.items()
         for exit_layer, (drafted, accepted) in sorted(found.exits.items())
         if drafted
@@ -110,23 +110,41 @@ def _by_exit(by: By) -> Iterator[Chart]:
             "Share of the drafts of each exit layer that verification kept; layer 0 stands for n-grams and draft models.",
             _grouped(values, "exit", "exit layer", "rate", "share accepted"),
             ("task and method", "exit layer", "drafted", "accepted", "rate"),
-            [tuple(value.values()) for value in values],
+            _figures(values),
         )
 
 
 def _grouped(values: list[dict[str, Any]], x: str, x_title: str, y: str, y_title: str) -> dict[str, Any]:
-    """Bars of `y` for each `x`, those of one task and method in one colour beside each other."""
+    """Bars of `y` for each `x`, beside each other: a method's in its colour, those of later tasks paler."""
+    tasks = list(dict.fromkeys(value["task"] for value in values))
+    paler = {
+        "field": "task",
+        "type": "ordinal",
+        "scale": {"domain": tasks, "range": [max(0.25, 1 - 0.3 * idx) for idx in range(len(tasks))]},
+        "legend": {"orient": "top", "title": None, "columns": 2},
+    }
     return spec_of(
         values,
         240,
         mark={"type": "bar", "tooltip": True},
         encoding={
             "x": {"field": x, "type": "ordinal", "axis": axis(x_title, labelAngle=0)},
-            "xOffset": {"field": "of", "type": "nominal"},
+            "xOffset": {"field": "of", "type": "nominal", "sort": None},
             "y": {"field": y, "type": "quantitative", "axis": axis(y_title, format="%")},
-            "color": color_by("of"),
+            "color": color_by(),
+            **({"opacity": paler} if len(tasks) > 1 else {}),
         },
     )
+
+
+def _names(task: str, method: str) -> dict[str, str]:
+    """What a bar is of: for its place, its shade and its colour."""
+    return {"of": name_of(task, method), "task": task, "method": method}
+
+
+def _figures(values: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """The rows under a chart of `_grouped`: everything of its values, named once."""
+    return [tuple(part for name, part in value.items() if name not in ("task", "method")) for value in values]
 
 
 def _by_place(by: By) -> Iterator[Chart]:
@@ -136,9 +154,7 @@ def _by_place(by: By) -> Iterator[Chart]:
         for place, accepted in sorted(found.accepted_at.items()):
             made = None if drafted is None else drafted[place]
             share = accepted / num_rounds
-            values.append(
-                {"of": name_of(*of), "place": place + 1, "drafted": made, "accepted": accepted, "share": share}
-            )
+            values.append({**_names(*of), "place": place + 1, "drafted": made, "accepted": accepted, "share": share})
     if values:
         yield Chart(
             "places",
@@ -146,7 +162,7 @@ def _by_place(by: By) -> Iterator[Chart]:
             "Share of all rounds that accepted their first draft, their second and so on.",
             _grouped(values, "place", "position in the round", "share", "share of rounds"),
             ("task and method", "position", "drafted there", "accepted there", "share of rounds"),
-            [tuple(value.values()) for value in values],
+            _figures(values),
         )
 
 
@@ -158,7 +174,7 @@ def tokens_label(tokens: int) -> str:
 def _tokens_per_round(by: By) -> Iterator[Chart]:
     values = [
         {
-            "of": name_of(*of),
+            **_names(*of),
             "tokens": tokens_label(idx + 1),
             "rounds": int(count),
             "share": count / found.num_rounds.sum(),
@@ -174,7 +190,7 @@ def _tokens_per_round(by: By) -> Iterator[Chart]:
             "Share of rounds that gave one token, two and so on; a round without an accepted draft gives one.",
             _grouped(values, "tokens", "tokens that a round gave", "share", "share of rounds"),
             ("task and method", "tokens", "rounds", "share of rounds"),
-            [tuple(value.values()) for value in values],
+            _figures(values),
         )
 
 
