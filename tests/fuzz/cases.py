@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-NUM_FEW, NUM_WHOLE = 60, 2000
+NUM_FEW, NUM_WHOLE = 40, 2000
 LONGEST_CASE_S = 30
 IS_WHOLE = os.environ.get("ADADECODE_FUZZ") == "whole"
 

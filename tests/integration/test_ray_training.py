@@ -54,6 +54,7 @@ def actor_pids(name: str) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_outputs_and_heads_of_a_training_without_ray(ray_cluster, config, tmp_path):
     train_from_config(config.model_copy(update={"workers": None}), tmp_path / "local", lambda line: None)
     out, lines = tmp_path / "ray", list[str]()
