@@ -164,11 +164,12 @@ def score(run: str | Path, sandbox: Sandbox | None = None) -> RunScores:
     return score_run(run, None if sandbox is None else sandbox.run)
 
 
-def recompute(run: str | Path, num_rows: int, seed: int = 0, *, say: Say = silent) -> Recomputed:
-    """Decodes `num_rows` rows of the run at the folder or URL `run` again, drawn by `seed`, and compares ids and digests.
+def recompute(run: str | Path, num_rows: int, seed: int | None = None, *, say: Say = silent) -> Recomputed:
+    """Decodes `num_rows` rows of the run at the folder or URL `run` again, drawn by `seed`, and compares what they gave.
 
-    Its model is loaded and writes nothing. `say` gets lines of progress. Raises UsageError where the model or the heads
-    are others than those of the run, and RunFolderError where there is no run with rows.
+    Its model is loaded, and nothing is written. Without `seed` nobody can know the draw before. `say` gets lines of
+    progress. Raises UsageError where the model or the heads are others than those of the run, and RunFolderError where
+    there is no run with rows.
     """
     from adadecode.evaluation.recompute import recompute
 

@@ -18,7 +18,8 @@ PLAIN_WIDTH = 120  # rich assumes 80 columns in a job log, too few for the table
 def console() -> Console:
     """A terminal's console, one as wide as COLUMNS says, or a plain one wide enough for the tables."""
     found = Console()
-    return found if found.is_terminal or os.environ.get("COLUMNS", "").isdigit() else Console(width=PLAIN_WIDTH)
+    is_told = os.environ.get("COLUMNS", "").strip("0").isdigit()
+    return found if found.is_terminal or is_told else Console(width=PLAIN_WIDTH)
 
 
 def say(line: str) -> None:

@@ -1,20 +1,19 @@
 """`verify`: whether a run is what it says it is, from its tables, and by decoding some of its rows again."""
 
 import sys
-from typing import Any
 
 import click
 
 from adadecode.cli.console import say, say_on_stderr
 from adadecode.cli.evaluate import print_published, print_result
 from adadecode.cli.options import some_text
-from adadecode.errors import UsageError
+from adadecode.errors import UsageError, worst_code
 
 
 @click.command("verify")
 @click.argument("run", callback=some_text)
 @click.option("--recompute", "num_rows", type=int, help="Rows to draw at random and decode again with the run's model.")
-@click.option("--seed", type=int, help="Of that draw.  [default: 0]")
+@click.option("--seed", type=int, help="Of that draw, to repeat one.  [default: a new one]")
 def verify_command(run: str, num_rows: int | None, seed: int | None) -> None:
     """Audit a run from its tables alone: whether rows, plan, settings and tables contradict each other, and parity.
 
@@ -43,12 +42,7 @@ def verify_command(run: str, num_rows: int | None, seed: int | None) -> None:
     print_result(result, result.audited())
     if num_rows is None:
         sys.exit(result.exit_code)
-    again = recompute(run, num_rows, 0 if seed is None else seed, say=say_on_stderr)
+    again = recompute(run, num_rows, seed, say=say_on_stderr)
     for line in again.lines():
         say(line)
-    sys.exit(max(result.exit_code, again.exit_code, key=_gravity))
-
-
-def _gravity(code: int) -> Any:
-    """3 comes before 4, and that before 1, as in every judgement of a run."""
-    return (0, 1, 4, 3).index(code)
+    sys.exit(worst_code((result.exit_code, again.exit_code)))

@@ -1,5 +1,6 @@
 """Rows of a finished run decoded again, drawn at random, with the run's own model: what no table can prove of itself."""
 
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,7 @@ class Recomputed:
     num_drawn: int
     differing: Sequence[str]
     other_engine: Sequence[str]  # what of this machine and version is not the run's
+    seed: int  # of the draw
 
     @property
     def exit_code(self) -> int:
@@ -74,17 +76,21 @@ class Recomputed:
         if self.differing and self.other_engine:
             num_equal = self.num_drawn - len(self.differing)
             return [*shown, f"recompute: {num_equal} of {self.num_drawn} rows are equal; the others prove nothing here"]
-        return [*shown, f"recompute: {proof_sentence(self.num_rows, self.num_drawn, len(self.differing))}"]
+        proof = proof_sentence(self.num_rows, self.num_drawn, len(self.differing))
+        return [*shown, f"recompute: {proof}; drawn by --seed {self.seed}"]
 
 
-def recompute(location: str | Path, num_rows: int, seed: int, say: Say) -> Recomputed:
+def recompute(location: str | Path, num_rows: int, seed: int | None, say: Say) -> Recomputed:
     """Decodes `num_rows` ok rows of the run at `location` again, all where it has fewer; writes nothing.
 
-    They are drawn without replacement, by `seed`. Raises UsageError where the model, heads or draft model are not those
+    They are drawn without replacement, by `seed`, or by one that nobody could know before, without which the draw proves
+    nothing to who does not trust the run's maker. Raises UsageError where the model, heads or draft model are not those
     of the run, by their hashes, or cannot be had, and RunFolderError where the run has no rows.
     """
     if num_rows < 1:
         raise UsageError(f"--recompute {num_rows}: give a number of rows from 1 on; 459 prove much")
+    if seed is None:
+        seed = secrets.randbits(32)
     if seed < 0:
         raise UsageError(f"--seed {seed}: give a whole number from 0 on")
     run, commits = read_run(location), read_commits(location)
@@ -104,7 +110,7 @@ def recompute(location: str | Path, num_rows: int, seed: int, say: Say) -> Recom
             say(f"decoding again: {idx} of {len(drawn.rows)} rows")
         differing += _differing(worker, row)
     others = {text for of in facts for text in _other(of, here)} | set(_other_packages(run))
-    return Recomputed(drawn.num_rows, len(drawn.rows), differing, sorted(others))
+    return Recomputed(drawn.num_rows, len(drawn.rows), differing, sorted(others), seed)
 
 
 class _Drawn(NamedTuple):

@@ -46,7 +46,10 @@ TERMS_OF_COMPARISON = {
     "parity": "Outputs that equal, token for token, vanilla's of the same run.",
     "McNemar's exact test": "How likely as many gained and lost would be by chance, for scores of 0 and 1.",
     "paired bootstrap": "The interval of the mean difference of scores, from prompts drawn again (BCa).",
-} | {name: TERMS[name] for name in ("vanilla", "draft", "acceptance", "round", "TTFT", "TPOT", "p50, p90, p99")}
+} | {
+    name: TERMS[name]
+    for name in ("vanilla", "interval", "n", "exit", "draft", "acceptance", "round", "TTFT", "TPOT", "p50, p90, p99")
+}
 
 Known = tuple[Decode | None, dict[int, str]]  # a run's tokenizer, and the texts that it gave so far
 

@@ -24,6 +24,8 @@ TERMS = {
     "vanilla": "Greedy decoding by the full model, one token a pass; vanilla-w1 is the same at width 1.",
     "baseline": "The faster of the vanillas on a task: what speedups are over.",
     "speedup": "Geometric mean over n prompts of the ratio of end-to-end times. In brackets its 95 % interval.",
+    "interval": "What holds the true value 95 times of 100, had other prompts of the kind been drawn; none below 8.",
+    "n": "How many prompts, or values, a figure is of.",
     "parity": "Outputs that equal vanilla's token for token, of those that owe it.",
     "TTFT": "Time to first token: from the start of the prefill.",
     "TPOT": "Mean time per output token after the first.",
@@ -38,6 +40,11 @@ TERMS = {
     "p50, p90, p99": "Half, 90 % and 99 % of the values are not larger. p99 is shown from 100 values on.",
     "between workers": "Standard deviation of what workers add to the logarithm of TPOT; 2 % says some 2 % apart.",
     "between repeats": "The same of end-to-end times of the same prompts, decoded again.",
+    "logits": "The model's scores of all tokens: equal logits are equal in every bit.",
+    "tokens a round": "Tokens after the first by rounds; vanilla has one.",
+    "correct": "Outputs with the answer that the data set gives, where it gives one.",
+    "apart by, within one": "What workers or repeats add, and what one of them varies by itself, both as shares of a time.",
+    "F test": "How likely workers or repeats would look as far apart by chance.",
     "near tie": "An output that differs where vanilla's two best logits are closer than rounding.",
 }
 

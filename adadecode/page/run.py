@@ -37,7 +37,8 @@ from adadecode.runs.folder import committed_tables, read_commits, read_run
 from adadecode.runs.lease import driver_status
 from adadecode.runs.listing import read_published
 from adadecode.runs.result import read_result
-from adadecode.runs.storage import Storage, open_storage
+from adadecode.runs.run_file import part_of
+from adadecode.runs.storage import open_storage
 
 TUNE_FILE = "tune.json"
 TIMED = ["task", "sample_id", "turn", "method", "repeat", "status", "worker_id", *LATENCIES]
@@ -77,7 +78,7 @@ def run_page(location: str | Path) -> Page:
     html = laid_out(
         title=_title(run),
         told=sentence(whole, parity_line(result.summary), _model(run), result.engines),
-        charts=list(run_charts(summary, by, times, _bars(open_storage(location), whole))),
+        charts=list(run_charts(summary, by, times, _bars(location, run, whole))),
         parts=parts,
         terms=TERMS,
         problems=problems,
@@ -100,7 +101,7 @@ def _published_page(location: str | Path, run: dict[str, Any], table: pa.Table, 
     html = laid_out(
         title=_title(run),
         told=f"{sentence(whole, parity_line(table), _model(run), engines)} Its rows are not here.",
-        charts=list(run_charts(summary, {}, times, _bars(open_storage(location), whole))),
+        charts=list(run_charts(summary, {}, times, _bars(location, run, whole))),
         parts=[
             Part("figures", "Figures", "".join(figures)),
             Part("provenance", "Provenance and command", provenance(run), "Provenance"),
@@ -146,7 +147,7 @@ def _read_rows(location: str | Path, run: Row, whole: Sequence[Row]) -> tuple[By
     return {of: by[of] for of in order if of in by}, browser, pa.concat_tables(times)
 
 
-def _bars(storage: Storage, whole: Sequence[Row]) -> list[tuple[str, str, float]]:
+def _bars(location: str | Path, run: Row, whole: Sequence[Row]) -> list[tuple[str, str, float]]:
     """What was measured beside what could be: the layers alone, and a tuning's figures where it is there."""
     rates = {(row["task"], row["method"]): row for row in whole}
     bars: list[tuple[str, str, float]] = []
@@ -161,14 +162,17 @@ def _bars(storage: Storage, whole: Sequence[Row]) -> list[tuple[str, str, float]
             bars.append((of, "measured, decoding alone", row["decode_tokens_per_s"] / base["decode_tokens_per_s"]))
         if row["layers_per_token"] and base["layers_per_token"]:
             bars.append((of, "layers alone (ceiling)", base["layers_per_token"] / row["layers_per_token"]))
-    return bars + list(_tuned(storage))
+    return bars + list(_tuned(location, run))
 
 
-def _tuned(storage: Storage) -> Iterator[tuple[str, str, float]]:
-    try:
-        tune = json.loads(storage.read(TUNE_FILE))
-    except (FileNotFoundError, ValueError, RecursionError):
-        return
+def _tuned(location: str | Path, run: Row) -> Iterator[tuple[str, str, float]]:
+    """What the tuning told that lies in the run's folder, or beside the policy file that the run decoded by."""
+    policy = part_of(part_of(run, "config"), "decode").get("policy")
+    places = [
+        str(location),
+        *([str(Path(policy).parent)] if isinstance(policy, str) and Path(policy).is_file() else []),
+    ]
+    tune = next((found for found in map(_tune_file, places) if found is not None), None)
     if not isinstance(tune, dict):
         return
     parts = {"predicted": tune.get("predicted"), "oracle": tune.get("oracle")}
@@ -176,6 +180,13 @@ def _tuned(storage: Storage) -> Iterator[tuple[str, str, float]]:
         for name, value in part.items() if isinstance(part, dict) else ():
             if isinstance(value, float) and math.isfinite(value):
                 yield "tuning", printable(name if of == "oracle" else f"{of}, {name.replace('_', ' ')}"), value
+
+
+def _tune_file(folder: str) -> Any:
+    try:
+        return json.loads(open_storage(folder).read(TUNE_FILE))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
 
 
 def _browser(browser: Browser, summary: Sequence[Row]) -> str:

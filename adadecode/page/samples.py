@@ -122,13 +122,16 @@ class Browser:
         ids = list(row["output_token_ids"] or [])[:MOST_IDS]
         depths = None if row["draft_depths"] is None else list(row["draft_depths"])[:MOST_IDS]
         rejected = None if row["rejected"] is None else list(row["rejected"])[:MOST_IDS]
-        self.layers.update(depths or (), (draft["exit"] for draft in rejected or ()))
+        full = max(row["draft_depths"] or (), default=None)  # which no draft has; transformers' may stand before it
+        self.layers.update(depth for depth in depths or () if depth != full)
+        self.layers.update(draft["exit"] for draft in rejected or ())
         return {
             **{name: row[name] for name in SHOWN},
             "error_message": _cut(row["error_message"]),
             "text": _cut(row["output_text"]) if self.decode is None else None,
             "output": outputs.index(ids),
             "depths": depths,
+            "full": full,
             "rejected": None
             if rejected is None
             else [[d["position"], d["token_id"], d["exit"], d["round_idx"]] for d in rejected],

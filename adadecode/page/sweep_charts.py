@@ -1,5 +1,6 @@
 """The charts of a sweep."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 from adadecode.methods import baselines
@@ -10,7 +11,7 @@ from adadecode.page.charts import Row
 def sweep_charts(rows: Sequence[Row]) -> Iterator[Chart]:
     """The charts of SWEEP rows: a heat map of speedups over cells and tasks, and speed against time to first token."""
     told = [row for row in rows if row["category"] is None and row["method"] != row["baseline"]]
-    told = [row for row in told if row["speedup_geomean"] is not None]
+    told = [row for row in told if row["speedup_geomean"] is not None and math.isfinite(row["speedup_geomean"])]
     if told:
         yield _heat([row for row in told if row["method"] not in baselines()] or told)
     points = [

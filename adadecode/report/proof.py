@@ -42,8 +42,8 @@ def proof_sentence(num_rows: int, num_drawn: int, num_found: int, confidence: fl
     )
     equal = "all are equal" if not num_found else f"{num_found} differ"
     return (
-        f"{of_rows} were decoded again and {equal}: with {100 * confidence:g} % confidence at most {most} rows of this "
-        f"run are false ({_percent(most / num_rows)}), and of a run of any length fewer than {_percent(share)}"
+        f"{of_rows} were decoded again and {equal}: with {100 * confidence:g} % confidence at most {most} of the "
+        f"rows of this run are false ({_percent(most / num_rows)}), and of a run of any length fewer than {_percent(share)}"
     )
 
 

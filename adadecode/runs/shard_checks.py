@@ -22,7 +22,7 @@ from adadecode.runs.commits import Shards
 from adadecode.runs.outcome import outcomes_of
 from adadecode.runs.worker_checks import Facts, against_model, other_settings
 
-OF_REJECTED = 5  # the schema version since which rows say what was rejected
+OF_REJECTED = OF_MAKERS = 5  # the schema version since which rows say what was rejected, and files who made them
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,13 @@ def file_facts(found: CommittedRows) -> Iterator[tuple[str, int]]:
     for commit, metadata, lacks in zip(found.commits, found.metadata, unseen.tolist(), strict=True):
         shard = commit["shard"]
         version = metadata.get(b"schema_version", b"")
-        if lacks and version.isdigit() and len(version) < 10 and int(version) >= OF_REJECTED:
+        number = int(version) if version.isdigit() and len(version) < 10 else None
+        if number is None:
+            yield "a data file has no schema_version", shard
+        elif lacks and number >= OF_REJECTED:
             yield "rejected is missing in rows of a schema version that has it", shard
+        elif number >= OF_MAKERS and not {b"worker", b"attempt"} <= metadata.keys():
+            yield "a data file does not have its worker and attempt", shard
         for name in other_facts(expected, metadata):
             yield f"{name} of a data file is not that of run.json", shard
         if metadata.get(b"worker", stored[id(commit["worker"])]) != stored[id(commit["worker"])]:

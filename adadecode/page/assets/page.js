@@ -26,17 +26,25 @@
     axis: { ...INK, titleFontWeight: "normal", domainColor: "currentColor", tickColor: "currentColor", gridColor: "currentColor", gridOpacity: 0.15 },
     axisQuantitative: { labelOverlap: "greedy", labelSeparation: 6, labelFlush: false },
     legend: { ...INK, labelLimit: 180, symbolOpacity: 1, layout: { top: { direction: "vertical", margin: 4 } } },
-    range: { category: ["#3b82c4", "#c96a1f", "#2f9e6e", "#b0569b", "#7f8526", "#c4514f", "#6f74d0", "#4a8d90"], ordinal: ["#8c959f", "#7466c4", "#4a7dbd", "#2f93a3", "#23a583", "#4cb866", "#8ec63f", "#b5b021", "#c99a1a"] },
+    range: { category: ["#3b82c4", "#c96a1f", "#2c9266", "#b0569b", "#7f8526", "#c4514f", "#6f74d0", "#4a8d90"], ordinal: ["#7d858d", "#7466c4", "#4a7dbd", "#2b8797", "#1f8a6d", "#3f8b4d", "#6b8a1f", "#8f7f12", "#a9761a"] },
     point: { opacity: 1 },
   };
   async function draw() {
     for (const [key, spec] of Object.entries(data.charts || {})) {
       await new Promise((done) => setTimeout(done)); // so that the samples can be read meanwhile
-      const compiled = vegaLite.compile({ ...spec, config: CONFIG }).spec;
-      const view = new vega.View(vega.parse(compiled, null, { ast: true }), { expr: vega.expressionInterpreter, renderer: "svg", container: at("chart-" + key), logLevel: vega.Error });
-      await view.runAsync();
-      at("chart-" + key).firstElementChild.setAttribute("aria-hidden", "true"); // the label and the table are for who listens
+      try {
+        await drawn(key, spec);
+      } catch (error) {
+        at("chart-" + key).textContent = "This chart could not be drawn; its figures are in the table.";
+        console.error(error);
+      }
     }
+  }
+  async function drawn(key, spec) {
+    const compiled = vegaLite.compile({ ...spec, config: CONFIG }).spec;
+    const view = new vega.View(vega.parse(compiled, null, { ast: true }), { expr: vega.expressionInterpreter, renderer: "svg", container: at("chart-" + key), logLevel: vega.Error });
+    await view.runAsync();
+    at("chart-" + key).firstElementChild.setAttribute("aria-hidden", "true"); // the label and the table are for who listens
   }
 
   const HEIGHT = 48;
@@ -163,20 +171,20 @@
       entry.append(make(name, className, text));
       key.append(entry);
     };
-    const rejected = row.rejected || [], full = row.depths[0];
+    const rejected = row.rejected || [];
     for (const layer of data.layers) {
-      const kept = layer === full ? 0 : row.depths.filter((depth) => depth === layer).length;
+      const kept = row.depths.filter((depth) => depth === layer).length;
       const lost = rejected.filter((draft) => draft[2] === layer).length;
       if (kept + lost) item("span", classOf(layer), `${nameOf(layer)}: ${kept}${row.rejected ? ` of ${kept + lost} kept` : ""}`);
     }
-    item("span", "", `full model: ${row.depths.filter((depth) => depth === full).length}`);
+    item("span", "", `full model: ${row.depths.filter((depth) => depth === row.full).length}`);
     item("del", "", `rejected: ${row.num_drafted - row.num_accepted}`);
     if (!row.rejected) item("span", "", "which drafts were rejected is not stored");
     return key;
   }
 
   function output(row, sample) {
-    const ids = sample.outputs[row.output], starts = runs(row.rejected || []), full = row.depths ? row.depths[0] : null;
+    const ids = sample.outputs[row.output], starts = runs(row.rejected || []), full = row.full;
     const parts = [];
     tokens(ids, sample.joins[row.output + 1], (element, place) => {
       const depth = row.depths ? row.depths[place] : full;

@@ -36,8 +36,9 @@ def test_nothing_runs_over_on_a_screen_a_phone_or_paper_and_the_console_is_empty
     files = [written(made, tmp_path / "run.html"), written(sweep, tmp_path / "sweep.html")]
     with browser() as tab:
         for file in files:
-            for width, media in ((1280, ""), (390, ""), (A4, "print")):
-                tab.call("Emulation.setEmulatedMedia", media=media)
+            for width, media, scheme in ((1280, "", "light"), (390, "", "dark"), (A4, "print", "light")):
+                features = [{"name": "prefers-color-scheme", "value": scheme}]
+                tab.call("Emulation.setEmulatedMedia", media=media, features=features)
                 tab.open(file, width)
                 assert tab.evaluate(OVER) == 0, (file, width)
                 drawn = "[...document.querySelectorAll('.chart')].filter(chart => chart.querySelector('svg')).length"
@@ -65,7 +66,7 @@ def test_keys_choose_samples_and_drafts_have_the_colour_of_their_layer_or_are_st
 
 @pytest.mark.slow
 def test_a_page_of_10_000_samples_opens_within_3_seconds(cli, tmp_path):
-    small, flags = tmp_path / "small", ("--task", "demo-math", "--limit", 1, "--max-new-tokens", 64, "--threads", 1)
+    small, flags = tmp_path / "small", ("--task", "demo-math", "--limit", 8, "--max-new-tokens", 250, "--threads", 1)
     assert cli("eval", *flags, "--local", "--out", small).exit_code == 0
     file = written(grow(small, tmp_path / "large", NUM_SAMPLES, shard_size=64), tmp_path / "page.html")
     took = []
@@ -75,4 +76,4 @@ def test_a_page_of_10_000_samples_opens_within_3_seconds(cli, tmp_path):
             assert tab.evaluate("document.getElementById('count').textContent") == "10000 of 10000 samples"
             tab.evaluate("document.getElementById('list').focus()")
             assert press(tab, "End").endswith(f"sample-{NUM_SAMPLES - 1:06d}")
-    assert min(took) < MOST_MS
+    assert sorted(took)[1] < MOST_MS

@@ -121,6 +121,23 @@ def test_the_browser_has_every_sample_with_outputs_depths_and_rejected_drafts(ma
         assert entry[4] == "exact"
 
 
+def test_the_full_models_tokens_are_told_where_drafts_come_before_its_first(run):
+    """As of transformers, which may draft before its first pass."""
+
+    def alter(rows: list[Row]) -> None:
+        for row in rows:
+            if row["method"] == OURS:
+                row["draft_depths"] = sorted(row["draft_depths"])
+
+    plant(run, alter)
+    last = max(max(row["draft_depths"]) for row in rows_of(run) if row["method"] == OURS)
+    page = report_page(run).html
+    shown = [row for sample in samples_of(page) for row in sample["rows"] if row["method"] == OURS]
+    assert any(row["depths"][0] < last for row in shown)
+    assert {row["full"] for row in shown} == {last}
+    assert last not in data_of(page)["layers"]
+
+
 def test_without_the_models_tokenizer_the_stored_text_stands_there(made, page, monkeypatch):
     monkeypatch.setattr(vocabulary, "decoder", lambda run: lambda ids: "other words")  # that of another model
     other = report_page(made).html

@@ -1,5 +1,6 @@
 """A run's page and everything else that tells its numbers agree; a run that is not as it should be has a page too."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -52,6 +53,20 @@ def test_the_stored_summary_a_query_of_the_rows_the_terminal_and_the_page_say_th
             assert five["speedup (95 % interval)"].startswith(f"{query['speedup_geomean']:.2f}x (")
             assert drawn[method]["speedup"] == pytest.approx(query["speedup_geomean"])
     assert f"{asked[OURS]['speedup_geomean']:.2f}x" in lead_of(page)
+
+
+def test_what_a_tuning_told_of_the_runs_policy_stands_beside_what_was_measured(tmp_path):
+    run = Path(shutil.copytree(SCORED, tmp_path / "run"))
+    policy = shutil.copytree(PUBLISHED / "tune-demo", tmp_path / "tuned") / "policy.yaml"
+    edit_json(run / "run.json", lambda of: of["config"]["decode"].update(policy=str(policy)))
+    told = json.loads((policy.parent / "tune.json").read_text())
+    bars = {
+        value["what"]: value["speedup"]
+        for value in data_of(report_page(run).html)["charts"]["ceiling"]["data"]["values"]
+    }
+    assert bars["oracle"] == told["oracle"]["oracle"]
+    assert bars["predicted, cross validated"] == told["predicted"]["cross_validated"]
+    assert "measured, end to end" in bars
 
 
 def test_percentiles_have_their_number_and_p99_only_from_a_hundred_values_on(page):
