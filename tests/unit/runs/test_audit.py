@@ -419,7 +419,7 @@ def test_rows_that_all_tables_tell_alike_and_no_model_made_are_found_by_decoding
     plant(run, each(logits_digest=digest_of))
     result = cli("verify", run)
     assert result.exit_code == 0, "the tables alone cannot tell"
-    result = cli("verify", run, "--recompute", 2)
+    result = cli("verify", run, "--recompute", 2, "--seed", 0)
     assert result.exit_code == 3
     told = [line for line in result.stdout.splitlines() if line.startswith("recompute: ")]
     assert len(told) == 3
@@ -432,14 +432,14 @@ def test_a_text_that_is_not_what_its_ids_mean_is_found_by_decoding_again(run, cl
     assert broken(cli("verify", run).stdout) == ["scores"]
     assert cli("score", run).exit_code == 0
     assert cli("verify", run).exit_code == 0, "the tables alone cannot tell"
-    result = cli("verify", run, "--recompute", 1)
+    result = cli("verify", run, "--recompute", 1, "--seed", 0)
     assert result.exit_code == 3
     assert ": output_text is not what its ids mean" in result.stdout
 
 
 def test_a_row_that_no_model_can_decode_is_a_false_one_and_ends_nothing(run, cli):
     plant(run, each(prompt_token_ids=lambda r: [10**6] * r["prompt_len"]))
-    result = cli("verify", run, "--recompute", 2)
+    result = cli("verify", run, "--recompute", 2, "--seed", 0)
     assert result.exit_code == 3
     assert result.stdout.count("it cannot be decoded again: the prompt has token ids 1000000 to 1000000") == 2
 
@@ -449,7 +449,7 @@ def test_bits_that_differ_on_another_engine_prove_nothing_and_are_told(run, cli)
     of_then = {"torch": "1.0.0", "code_hash": "0" * 16}
     for file in (run / "commits").iterdir():
         edit_json(file, lambda commit: commit["worker"].update(of_then))
-    result = cli("verify", run, "--recompute", 1)
+    result = cli("verify", run, "--recompute", 1, "--seed", 0)
     lines = result.stdout.splitlines()
     assert any("on another engine than the run's" in line and ", there 1.0.0" in line for line in lines)
     assert lines[-1] == "recompute: 0 of 1 rows are equal; the others prove nothing here"
@@ -467,7 +467,7 @@ def test_bits_that_differ_on_another_engine_prove_nothing_and_are_told(run, cli)
 )
 def test_a_model_or_heads_other_than_the_runs_are_refused_by_their_hash(run, cli, edit, said):
     edit_json(run / "run.json", edit)
-    result = cli("verify", run, "--recompute", 1)
+    result = cli("verify", run, "--recompute", 1, "--seed", 0)
     assert result.exit_code == 2
     assert said in result.stderr
 
@@ -475,7 +475,7 @@ def test_a_model_or_heads_other_than_the_runs_are_refused_by_their_hash(run, cli
 def test_weights_other_than_those_of_the_rows_are_refused_by_their_hash(run, cli):
     for file in (run / "commits").iterdir():
         edit_json(file, lambda commit: commit["worker"].update(model_hash="0" * 16))
-    result = cli("verify", run, "--recompute", 1)
+    result = cli("verify", run, "--recompute", 1, "--seed", 0)
     assert result.exit_code == 2
     assert "the run has weights 0000000000000000, and what is loaded " in result.stderr
 
@@ -495,14 +495,14 @@ def test_flags_of_recompute_that_cannot_be_used_are_one_line(good, cli, flags, s
 
 
 def test_a_published_run_has_no_rows_to_decode_again(usage_error):
-    assert "has no rows that this program decoded" in usage_error("verify", PUBLISHED[0], "--recompute", 1)
+    assert "has no rows that this program decoded" in usage_error("verify", PUBLISHED[0], "--recompute", 1, "--seed", 0)
 
 
 def test_459_equal_rows_prove_with_99_percent_that_fewer_than_1_percent_are_false():
     assert largest_false_share(459, 0) < 0.01 < largest_false_share(458, 0)
     assert most_false(100_000, 459, 0) < 1000
     assert proof_sentence(100_000, 459, 0) == (
-        "459 of 100000 rows were decoded again and all are equal: with 99 % confidence at most 996 rows of this run are "
+        "459 of 100000 rows were decoded again and all are equal: with 99 % confidence at most 996 of the rows of this run are "
         "false (1.00 %), and of a run of any length fewer than 1.00 %"
     )
 
