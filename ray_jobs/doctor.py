@@ -45,12 +45,12 @@ def check_before_run(prepared: PreparedRun, say: Say) -> None:
 def examine_on_ray(config: EvalConfig, location: str) -> Iterator[Finding]:
     """What a run of `config` with its folder at `location` would meet on the cluster that it would join or start."""
     subject = Subject(config, location, num_workers=config.workers if isinstance(config.workers, int) else 1)
+    yield from examine(subject, OF_DRIVER)
     yield from token_findings(os.environ)
     if is_ours(config.address):
         yield from own_cluster(config)
-        yield from examine(subject)
+        yield from examine(subject, OF_WORKER)
         return
-    yield from examine(subject, OF_DRIVER)
     try:
         yield from joined_cluster(subject)
     except AdaDecodeError as error:
@@ -137,7 +137,7 @@ def examine_nodes(subject: Subject, nodes: Sequence[Node]) -> dict[str, list[Fin
     config = subject.config
     resources, threads = actor_resources(config, nodes)
     environment = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
-    remote = ray.remote(max_retries=0, max_calls=1)(look_here).options(runtime_env=environment, **resources)
+    remote = ray.remote(max_retries=0, max_calls=1, runtime_env=environment, **resources)(look_here)
     there = with_absolute_paths(config).model_copy(update={"threads": threads})
     asked = {}
     for node in nodes_for_workers(config, nodes):
