@@ -137,7 +137,8 @@ def examine_nodes(subject: Subject, nodes: Sequence[Node]) -> dict[str, list[Fin
     config = subject.config
     resources, threads = actor_resources(config, nodes)
     environment = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
-    remote = ray.remote(max_retries=0, max_calls=1, runtime_env=environment, **resources)(look_here)
+    options: dict[str, Any] = {"max_retries": 0, "max_calls": 1, "runtime_env": environment, **resources}
+    remote = ray.remote(**options)(look_here)
     there = with_absolute_paths(config).model_copy(update={"threads": threads})
     asked = {}
     for node in nodes_for_workers(config, nodes):

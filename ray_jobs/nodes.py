@@ -1,4 +1,4 @@
-"""The nodes of a cluster asked before a run: do they see its folder, have its versions, and tell the same time?"""
+"""The nodes of a cluster, asked before a run whether they see its folder, have its versions, and tell the same time."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -142,7 +142,7 @@ def _folder_problem(answer: Answer, location: str) -> str | None:
 
 
 def _by_reason(check: str, problems: Mapping[str, str], num_asked: int, remedy: str) -> Iterator[Finding]:
-    """A finding for each kind of problem: it will fail where all nodes that were asked have one, else others do the work."""
+    """A finding for each kind of problem: a run will fail where all that were asked have one, else others do its work."""
     for problem in dict.fromkeys(problems.values()):
         where = _listed([node for node, found in problems.items() if found == problem])
         if len(problems) == num_asked:

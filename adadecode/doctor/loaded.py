@@ -1,7 +1,9 @@
 """What only the loaded model tells: rows that are independent, equal logits, heads of these weights, graphs, tokens."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,11 +16,16 @@ from adadecode.engine.drafters import drafters_of
 from adadecode.engine.generate import Request
 from adadecode.engine.invariance import NUM_POSITIONS, check_every_count, check_rows_independent, check_ties
 from adadecode.engine.policy import Policy, make_policy
-from adadecode.engine.tally import Decoded
 from adadecode.evaluation.compare import compare
+from adadecode.kernels.step import Segment
+from adadecode.kernels.weights import ExitTest
 from adadecode.methods import METHODS, REFERENCE
+from adadecode.model.decoder import DecoderModel
 from adadecode.model.load import use_threads
 from adadecode.model.memory import out_of_memory_named
+
+if TYPE_CHECKING:
+    from adadecode.engine.tally import Decoded
 
 OUTPUT_LEN, PROMPT_LEN = 16, 8  # tokens of the generation that is tried
 
@@ -82,20 +89,30 @@ def graphs(subject: Subject) -> Iterator[Finding]:
     for task in subject.tasks:
         policy, exit_heads = _policy(subject, task), subject.heads(task)
         tests = [test for drafter in drafters_of(policy, exit_heads) for test in drafter.tests]
-        with torch.inference_mode(), out_of_memory_named():
-            step = loaded.new_step(policy.width, subject.num_positions)
-            boundaries = (*policy.exits, loaded.num_layers)
-            step.prepare(boundaries, tests)
-            step.prefill(_prompt(loaded.vocab_size, loaded.context_len))
-            step.put(0, [1])
-            start = 0
-            for stop in boundaries:
-                step.run(0, 1, start, stop)
-                start = stop
-            step.verify(0, 1)
+        with out_of_memory_named():
+            one_round(loaded, policy, tests, subject.num_positions)
     torch.cuda.synchronize()
     reserved = torch.cuda.max_memory_reserved()
     yield Finding.ok("graphs", f"captured and replayed; {gb(reserved)} reserved with model and cache")
+
+
+@torch.inference_mode()
+def one_round(loaded: DecoderModel, policy: Policy, tests: Sequence[ExitTest], num_positions: int) -> None:
+    """One row through every segment, test and verification of a round of `policy`; on CUDA each becomes a graph."""
+    step = loaded.new_step(policy.width, num_positions)
+    boundaries = (*policy.exits, loaded.num_layers)
+    step.prepare(boundaries, tests)
+    prompt_ids = _prompt(loaded.vocab_size, loaded.context_len)
+    step.prefill(prompt_ids)
+    step.begin(len(prompt_ids))
+    step.put(0, [0])
+    at_exit = dict(zip(policy.exits, tests, strict=True))
+    for start, stop in pairwise((0, *boundaries)):
+        if stop in at_exit:
+            step.run_to_exit(Segment(0, 1, start, stop), at_exit[stop], 0)
+        else:
+            step.run(0, 1, start, stop)
+    step.verify(0, 1)
 
 
 def methods(subject: Subject) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ from adadecode.model.head_files import TENSORS, HeadFacts, read_facts
 from adadecode.model.load import check_local
 from adadecode.model.medusa_heads import FACTS as MEDUSA_FACTS
 from adadecode.model.weight_files import WeightFiles, find_weights
+from adadecode.records import Example
 from adadecode.runs.fingerprint import heads_folders
 from adadecode.tasks import find_task, load_examples, stops_of
 from adadecode.tasks.encode import plain_text
@@ -19,14 +20,14 @@ from adadecode.tasks.encode import plain_text
 
 def data(subject: Subject) -> Iterator[Finding]:
     """The samples of each task can be read, all that the settings choose."""
-    config, longest = subject.config, None
+    config, read = subject.config, list[Example]()
     for task in subject.tasks:
         stops_of(config, task)  # raises where it has none
         examples = load_examples(task, config)
-        longest = max([*examples, *([] if longest is None else [longest])], key=lambda one: len(plain_text(one)))
+        read += examples
         source = find_task(task).read_from(config)["source"]
         yield Finding.ok("data", f"{task}: {len(examples)} samples ({source})")
-    subject.longest = longest
+    subject.longest = max(read, key=lambda one: len(plain_text(one)), default=None)
 
 
 def files(subject: Subject) -> Iterator[Finding]:

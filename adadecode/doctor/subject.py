@@ -54,12 +54,12 @@ class Subject:
 
     @functools.cached_property
     def described(self) -> dict[str, tuple[Any, "PreTrainedTokenizerBase"]]:
-        """transformers' configuration and the tokenizer of each of `models`, by their flags."""
+        """The configuration, as transformers has it, and the tokenizer of each of `models`, by their flags."""
         return {flag: load_tokenizer(files.name, files.revision, flag) for flag, files in self.models.items()}
 
     @property
     def model_config(self) -> Any:
-        """transformers' configuration of the model."""
+        """The configuration of the model, as transformers has it."""
         return self.described["--model"][0]
 
     @property

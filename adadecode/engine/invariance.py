@@ -91,12 +91,12 @@ def check_ties(model: DecoderModel, width: int) -> int:
         step.run(0, count, 0, 1)
         token_ids, _ = step.verify(0, count)
         for slot, token_id in enumerate(token_ids):
-            equal = (step.logits[slot] == step.logits[slot].max()).nonzero().flatten().tolist()
-            num_tied += len(equal) > 1
-            if equal and token_id != equal[0]:
+            equal = (step.logits[slot] == step.logits[slot].max()).nonzero().flatten()
+            num_tied += equal.numel() > 1
+            if equal.numel() and token_id != int(equal[0]):
                 raise RowsDependentError(
                     f"at W = {width} in {model.dtype} the argmax of {count} rows takes token {token_id} among equal logits "
-                    f"in slot {slot}, and {equal[0]} is the lowest, {REMEDY}"
+                    f"in slot {slot}, and {int(equal[0])} is the lowest, {REMEDY}"
                 )
     del step
     steps.drop()

@@ -42,9 +42,7 @@ def _sum_of(paths: list[Path]) -> int:
 def _on_hub(files: ModelFiles) -> int | None:
     """The bytes of the weights that the hub has; None when it does not say. Raises UsageError when it cannot be asked."""
     try:
-        info = HfApi().model_info(
-            files.source, revision=files.revision, timeout=HUB_TIMEOUT_S, files_metadata=True
-        )
+        info = HfApi().model_info(files.source, revision=files.revision, timeout=HUB_TIMEOUT_S, files_metadata=True)
     except Exception as error:  # the errors of its HTTP client have no family in common
         raise files.refusal(
             f"its weights are not all in the hub's cache, and the hub cannot be asked for them ({reason(error)}); fetch "

@@ -78,7 +78,13 @@ def test_a_check_comes_after_those_that_it_needs():
         (CUDA, [], None, "12.8", "nvidia-smi finds no NVIDIA driver: install the driver"),
         (CUDA, [], "450.1", "12.8", "torch for CUDA 12.8 sees no GPU, and the driver is 450.1: update the driver"),
         (CUDA, [P100], "570.1", "12.8", "Tesla P100 has compute capability 6.0, and this torch was built for sm_75"),
-        (CUDA, [T4], "570.1", "12.8", "Tesla T4 has compute capability 7.5, which computes bfloat16 slowly: give --dtype"),
+        (
+            CUDA,
+            [T4],
+            "570.1",
+            "12.8",
+            "Tesla T4 has compute capability 7.5, which computes bfloat16 slowly: give --dtype",
+        ),
         (CUDA, [H100, T4], "570.1", "12.8", "they are of several kinds (NVIDIA H100, Tesla T4)"),
     ],
 )
@@ -148,7 +154,8 @@ def test_free_memory_is_the_less_of_the_systems_and_the_containers(tmp_path):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 9000 kB\nMemAvailable: 4000 kB\n")
     assert free_host(meminfo, tmp_path) == 4000 * 1024
-    for name, content in {"memory.max": "2048000", "memory.current": "1024000", "memory.stat": "inactive_file 24000"}.items():
+    limits = {"memory.max": "2048000", "memory.current": "1024000", "memory.stat": "inactive_file 24000"}
+    for name, content in limits.items():
         (tmp_path / name).write_text(content)
     assert free_host(meminfo, tmp_path) == 1_048_000
     (tmp_path / "memory.max").write_text("max\n")

@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 
 from adadecode.doctor.checks import CHECKS, examine
+from adadecode.doctor.loaded import one_round
 from adadecode.doctor.run_folder import answer, is_answered, left_at, new_name
 from adadecode.doctor.sources import weights_finding
 from adadecode.doctor.subject import Subject
+from adadecode.engine.policy import make_policy
+from adadecode.kernels.eager import EagerStep
 from adadecode.model.files import ModelFiles
 from adadecode.model.weight_files import WeightFiles, find_weights
 from adadecode.settings import EvalConfig, build_settings
@@ -64,7 +67,9 @@ def test_heads_of_another_width_are_told_before_anything_is_loaded(tiny, tmp_pat
     heads = save_tiny_heads(tmp_path / "heads", wide, (1,))
     found = list(examine(subject(tiny, tmp_path, heads=str(heads)), CHECKS))
     (line,) = problems(found)
-    assert line.startswith(f"will fail  heads: --heads '{heads}': made for 'tiny' of width 48, this model's is 32: train")
+    assert line.startswith(
+        f"will fail  heads: --heads '{heads}': made for 'tiny' of width 48, this model's is 32: train"
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,7 +103,7 @@ def test_weights_to_fetch_must_fit_the_caches_disk():
     assert weights_finding("--model", files, WeightFiles("hub", 10**9, 2 * 10**9)).status == "ok"
     found = weights_finding("--model", files, WeightFiles("hub", 16 * 10**9, 2 * 10**9))
     assert found.status == "will fail"
-    assert "weights of 16.0 GB are fetched from the hub, and its cache's disk has 2.0 GB free: make room, or" in found.text()
+    assert "of 16.0 GB are fetched from the hub, and its cache's disk has 2.0 GB free: make room" in found.text()
 
 
 def test_weights_that_are_not_all_in_the_cache_need_a_hub_that_answers(tiny, tmp_path, monkeypatch):
@@ -108,7 +113,9 @@ def test_weights_that_are_not_all_in_the_cache_need_a_hub_that_answers(tiny, tmp
     files = ModelFiles("m/part", "m/part")
     assert find_weights(files) == WeightFiles("cache", (cached / WEIGHTS).stat().st_size)
     (cached / WEIGHTS).unlink()
-    with pytest.raises(Exception, match=r"'m/part' cannot be loaded: its weights are not all in the hub's cache, and the"):
+    with pytest.raises(
+        Exception, match=r"'m/part' cannot be loaded: its weights are not all in the hub's cache, and the"
+    ):
         find_weights(files)
 
 
@@ -171,3 +178,16 @@ def test_a_folder_that_two_do_not_share_is_told_apart_and_left_as_it_was(tmp_pat
     with left_at(str(ours)):
         pass
     assert [file.name for file in ours.iterdir()] == ["run.json"]
+
+
+def test_a_round_runs_through_every_segment_and_test_of_the_policy(tiny, tmp_path):
+    """On CUDA each becomes a graph (tests/gpu); here they are called."""
+    looked = subject(tiny, tmp_path)
+    heads = looked.heads("jsonl")
+    seen = []
+    run = EagerStep.run
+    policy = make_policy(looked.config.decode, heads.exits, 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EagerStep, "run", lambda step, *segment: (seen.append(segment), run(step, *segment)))
+        one_round(looked.model, policy, list(heads.tests), 40)
+    assert seen == [(0, 1, 0, 1), (0, 1, 1, 2), (0, 1, 2, 4)]

@@ -349,5 +349,7 @@ def test_rows_that_take_the_last_of_equal_logits_are_found(monkeypatch):
         return torch.stack((last.double(), tops.double()))
 
     monkeypatch.setattr(EagerStep, "verdicts", last_of_equals)
-    with pytest.raises(RowsDependentError, match=r"takes token \d+ among equal logits in slot 0, and \d+ is the lowest"):
+    with pytest.raises(
+        RowsDependentError, match=r"takes token \d+ among equal logits in slot 0, and \d+ is the lowest"
+    ):
         check_ties(tiny_model(num_layers=1), 8)

@@ -47,7 +47,10 @@ def test_nodes_that_are_as_they_should_be_are_all_ok():
             answers(HERE, HERE._replace(folder="'/shared' cannot be written (Permission denied)")),
             "warning    run folder: node1: '/shared' cannot be written (Permission denied); the other nodes do the work",
         ),
-        (answers(HERE, is_shared=False), "will fail  run folder: node0: what is written to /shared/run there is not found"),
+        (
+            answers(HERE, is_shared=False),
+            "will fail  run folder: node0: what is written to /shared/run there is not found",
+        ),
         (answers(HERE, "no answer in 20 s"), "warning    nodes: node1: no answer in 20 s; the other nodes do the work"),
         (
             answers("ModuleNotFoundError: No module named 'adadecode'"),
@@ -57,7 +60,10 @@ def test_nodes_that_are_as_they_should_be_are_all_ok():
             answers(HERE, HERE._replace(ray="2.59.0")),
             "will fail  versions: Ray is 2.59.0 on node1 and 2.60.0 here: install the same versions on every node",
         ),
-        (answers(HERE._replace(code="ffff")), "will fail  versions: the code of adadecode is ffff on node0 and abcd here"),
+        (
+            answers(HERE._replace(code="ffff")),
+            "will fail  versions: the code of adadecode is ffff on node0 and abcd here",
+        ),
         (answers(HERE._replace(torch="2.9.0")), "warning    versions: torch is 2.9.0 on node0 and 2.13.0 here"),
         (answers(HERE._replace(clock=161.0)), "warning    clocks: the clock of node0 is 60 s ahead"),
         (answers(HERE._replace(clock=39.0)), "warning    clocks: the clock of node0 is 60 s behind"),
@@ -159,4 +165,6 @@ def test_what_ray_says_of_mixed_versions_becomes_one_clause():
         "Version mismatch: The cluster was started with:\n    Ray: 2.59.0\n    Python: 3.11.7\n"
         "This process on node 10.0.0.7 was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\n"
     )
-    assert mixed_versions(said).startswith("the cluster has Ray 2.59.0 there and 2.60.0 here: install the same versions")
+    assert mixed_versions(said).startswith(
+        "the cluster has Ray 2.59.0 there and 2.60.0 here: install the same versions"
+    )
