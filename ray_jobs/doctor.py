@@ -21,6 +21,7 @@ from ray_jobs.cluster import actor_resources, connect, is_ours, num_places, with
 from ray_jobs.node_probe import open_token
 from ray_jobs.nodes import NO_TOKEN, Node, check_nodes, name_of, nodes_for_workers, on, results, token_finding
 
+PATIENT_S = 60.0  # for a node that is only asked
 DEEP_S = 900.0  # for a node that loads the model, once it has what a worker takes
 OF_DRIVER = tuple(check for check in CHECKS if check.where == "driver")
 OF_WORKER = tuple(check for check in CHECKS if check.where == "worker")
@@ -84,7 +85,7 @@ def joined_cluster(subject: Subject) -> Iterator[Finding]:
     yield found
     if found.status == "will fail":
         return
-    quick = check_nodes(config, subject.location, nodes)
+    quick = check_nodes(config, subject.location, nodes, PATIENT_S)
     yield from quick
     is_open = any(finding.check == "authentication" and finding.status == "warning" for finding in quick)
     internals: Any = worker  # the public way is to have called `ray.init`

@@ -20,6 +20,7 @@ from ray_jobs.node_probe import NodeFacts, node_facts, probe
 Node = dict[str, Any]  # as `ray.nodes` has it
 
 QUICK_S = 20.0  # for a node that is only asked: it may have to start a process first
+LATE = "no answer in"  # how the problem begins of a node that may yet do
 MOST_SKEW_S = 2.0
 SAME_EVERYWHERE = "install the same versions on every node, or submit with --working-dir"
 NO_TOKEN = "start Ray with RAY_AUTH_MODE=token and one secret RAY_AUTH_TOKEN for all nodes, and keep its ports private"
@@ -93,7 +94,7 @@ def results(asked: Mapping[Any, str], timeout_s: float) -> Iterator[tuple[str, A
             yield asked[ready[0]], None, on_one_line(error)
     for ref in waiting:
         ray.cancel(ref, force=True)
-        yield asked[ref], None, f"no answer in {timeout_s:.0f} s"
+        yield asked[ref], None, f"{LATE} {timeout_s:.0f} s"
 
 
 def _found(answer: Answer, location: str, name: str) -> Answer:
@@ -122,16 +123,28 @@ def on(node: Node) -> NodeAffinitySchedulingStrategy:
 def node_findings(driver: NodeFacts, answers: Sequence[Answer], location: str) -> Iterator[Finding]:
     """What the nodes' `answers` mean to a run whose driver has the facts `driver` and its folder at `location`."""
     silent = {answer.node: answer.problem for answer in answers if answer.facts is None}
-    yield from _by_reason("nodes", silent, len(answers), "no worker starts there: mend that node, or leave it out")
+    late = {node: problem for node, problem in silent.items() if problem.startswith(LATE)}
+    yield from _late_findings(late)
+    refused = {node: problem for node, problem in silent.items() if node not in late}
+    yield from _by_reason("nodes", refused, len(answers), "no worker starts there: mend that node, or leave it out")
     told = {answer.node: answer for answer in answers if answer.facts is not None}
-    refused = {node: problem for node, answer in told.items() if (problem := _folder_problem(answer, location))}
-    yield from _by_reason("run folder", refused, len(told), NOT_SHARED)
-    if told and not refused:
+    unshared = {node: problem for node, answer in told.items() if (problem := _folder_problem(answer, location))}
+    yield from _by_reason("run folder", unshared, len(told), NOT_SHARED)
+    if told and not unshared:
         yield Finding.ok("run folder", f"{location} is written by {_num(told)} and read here")
     facts = {node: answer.facts for node, answer in told.items() if answer.facts is not None}
     yield from _version_findings(driver, facts)
     yield from _clock_findings(told)
     yield from _token_findings(facts)
+
+
+def _late_findings(late: Mapping[str, str]) -> Iterator[Finding]:
+    """A node that says nothing in time is no failure: Ray may only be slow to start a process there."""
+    for problem in dict.fromkeys(late.values()):
+        where = _listed([node for node, found in late.items() if found == problem])
+        yield Finding.warning(
+            "nodes", f"{where}: {problem}", "it is slow or starts no worker: look at Ray's logs there"
+        )
 
 
 def _folder_problem(answer: Answer, location: str) -> str | None:

@@ -99,7 +99,7 @@ def test_doctor_looks_at_every_node_and_names_each_planted_fault_in_one_line(
     process.stdin.flush()
     assert process.stdout.readline() == "planted\n"
     for command in ("doctor", "eval"):
-        mixed = run(command, *flags, environment=environment)
+        mixed = run(command, *flags, "--out", tmp_path / "mixed", environment=environment)
         line = problems(mixed)[0] if command == "doctor" else mixed.stderr.splitlines()[-1]
         assert mixed.returncode == 2
         assert (

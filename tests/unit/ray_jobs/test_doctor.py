@@ -51,7 +51,14 @@ def test_nodes_that_are_as_they_should_be_are_all_ok():
             answers(HERE, is_shared=False),
             "will fail  run folder: node0: what is written to /shared/run there is not found",
         ),
-        (answers(HERE, "no answer in 20 s"), "warning    nodes: node1: no answer in 20 s; the other nodes do the work"),
+        (
+            answers("no answer in 20 s"),
+            "warning    nodes: node0: no answer in 20 s: it is slow or starts no worker: look",
+        ),
+        (
+            answers(HERE, "ModuleNotFoundError: no"),
+            "warning    nodes: node1: ModuleNotFoundError: no; the other nodes do",
+        ),
         (
             answers("ModuleNotFoundError: No module named 'adadecode'"),
             "will fail  nodes: node0: ModuleNotFoundError: No module named 'adadecode': no worker starts there",
