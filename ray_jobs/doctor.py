@@ -16,6 +16,7 @@ from adadecode.doctor.subject import Subject
 from adadecode.errors import AdaDecodeError, UsageError
 from adadecode.records import Say
 from adadecode.runs.run import PreparedRun
+from adadecode.runs.storage import absolute
 from adadecode.settings import EvalConfig
 from ray_jobs.cluster import actor_resources, connect, is_ours, num_places, with_absolute_paths
 from ray_jobs.node_probe import open_token
@@ -34,7 +35,7 @@ def check_before_run(prepared: PreparedRun, say: Say) -> None:
     """
     if is_ours(prepared.config.address):
         return
-    findings = check_nodes(prepared.config, prepared.folder.location, alive_nodes())
+    findings = check_nodes(prepared.config, absolute(prepared.folder.location), alive_nodes())
     problems = [f"{finding.check}: {finding.text()}" for finding in findings if finding.status == "will fail"]
     for finding in findings:
         if finding.status == "warning" and finding.check not in ("authentication", "token file"):
