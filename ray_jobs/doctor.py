@@ -20,7 +20,7 @@ from adadecode.runs.storage import absolute
 from adadecode.settings import EvalConfig
 from ray_jobs.cluster import actor_resources, connect, is_ours, num_places, with_absolute_paths
 from ray_jobs.node_probe import open_token
-from ray_jobs.nodes import NO_TOKEN, Node, check_nodes, name_of, nodes_for_workers, on, results, token_finding
+from ray_jobs.nodes import NO_TOKEN, QUICK_S, Node, check_nodes, name_of, nodes_for_workers, on, results, token_finding
 
 PATIENT_S = 60.0  # for a node that is only asked
 DEEP_S = 900.0  # for a node that loads the model, once it has what a worker takes
@@ -31,11 +31,12 @@ OF_WORKER = tuple(check for check in CHECKS if check.where == "worker")
 def check_before_run(prepared: PreparedRun, say: Say) -> None:
     """The quick part, before a run on a cluster that was joined; says warnings and raises UsageError for what will fail.
 
-    A cluster that this process started has one node, which is this machine: there is nothing to ask.
+    The driver's own node is not asked, and so none is of a cluster that this process started.
     """
     if is_ours(prepared.config.address):
         return
-    findings = check_nodes(prepared.config, absolute(prepared.folder.location), alive_nodes())
+    here = ray.get_runtime_context().get_node_id()
+    findings = check_nodes(prepared.config, absolute(prepared.folder.location), alive_nodes(), QUICK_S, trusted=here)
     problems = [f"{finding.check}: {finding.text()}" for finding in findings if finding.status == "will fail"]
     for finding in findings:
         if finding.status == "warning" and finding.check not in ("authentication", "token file"):

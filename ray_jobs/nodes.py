@@ -53,14 +53,20 @@ def nodes_for_workers(config: EvalConfig, nodes: Sequence[Node]) -> list[Node]:
     return [node for node in nodes if num_places(resources, [node])]
 
 
-def check_nodes(config: EvalConfig, location: str, nodes: Sequence[Node], timeout_s: float = QUICK_S) -> list[Finding]:
-    """What the nodes that can hold a worker say of the run folder at `location`, of versions and of the time."""
-    asked = nodes_for_workers(config, nodes)
+def check_nodes(
+    config: EvalConfig, location: str, nodes: Sequence[Node], timeout_s: float, trusted: str | None = None
+) -> list[Finding]:
+    """What the nodes that can hold a worker say of the run folder at `location`, of versions and of the time.
+
+    The one whose id is `trusted` is not asked, and counts as one that is as it should be.
+    """
+    able = nodes_for_workers(config, nodes)
+    asked = [node for node in able if node["NodeID"] != trusted]
     if not asked:
         return []
     with left_at(location) as left:
         answers = ask_nodes(asked, location, left, timeout_s)
-    return list(node_findings(node_facts(), answers, location))
+    return list(node_findings(node_facts(), answers, location, len(able) - len(asked)))
 
 
 def ask_nodes(nodes: Sequence[Node], location: str, left: str, timeout_s: float) -> list[Answer]:
@@ -120,16 +126,22 @@ def on(node: Node) -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
 
 
-def node_findings(driver: NodeFacts, answers: Sequence[Answer], location: str) -> Iterator[Finding]:
-    """What the nodes' `answers` mean to a run whose driver has the facts `driver` and its folder at `location`."""
+def node_findings(
+    driver: NodeFacts, answers: Sequence[Answer], location: str, num_trusted: int = 0
+) -> Iterator[Finding]:
+    """What the nodes' `answers` mean to a run whose driver has the facts `driver` and its folder at `location`.
+
+    `num_trusted` more were not asked, and can do the work.
+    """
     silent = {answer.node: answer.problem for answer in answers if answer.facts is None}
     late = {node: problem for node, problem in silent.items() if problem.startswith(LATE)}
     yield from _late_findings(late)
     refused = {node: problem for node, problem in silent.items() if node not in late}
-    yield from _by_reason("nodes", refused, len(answers), "no worker starts there: mend that node, or leave it out")
     told = {answer.node: answer for answer in answers if answer.facts is not None}
     unshared = {node: problem for node, answer in told.items() if (problem := _folder_problem(answer, location))}
-    yield from _by_reason("run folder", unshared, len(told), NOT_SHARED)
+    has_others = num_trusted + len(answers) > len(refused) + len(unshared)
+    yield from _by_reason("nodes", refused, has_others, "no worker starts there: mend that node, or leave it out")
+    yield from _by_reason("run folder", unshared, has_others, NOT_SHARED)
     if told and not unshared:
         yield Finding.ok("run folder", f"{location} is written by {_num(told)} and read here")
     facts = {node: answer.facts for node, answer in told.items() if answer.facts is not None}
@@ -154,14 +166,14 @@ def _folder_problem(answer: Answer, location: str) -> str | None:
     return None if answer.is_shared else f"what is written to {location} there is not found here"
 
 
-def _by_reason(check: str, problems: Mapping[str, str], num_asked: int, remedy: str) -> Iterator[Finding]:
-    """A finding for each kind of problem: a run will fail where all that were asked have one, else others do its work."""
+def _by_reason(check: str, problems: Mapping[str, str], has_others: bool, remedy: str) -> Iterator[Finding]:
+    """A finding for each kind of problem: a run will fail unless it `has_others`, nodes that do its work."""
     for problem in dict.fromkeys(problems.values()):
         where = _listed([node for node, found in problems.items() if found == problem])
-        if len(problems) == num_asked:
-            yield Finding.fails(check, f"{where}: {problem}", remedy)
-        else:
+        if has_others:
             yield Finding.warning(check, f"{where}: {problem}; the other nodes do the work", remedy)
+        else:
+            yield Finding.fails(check, f"{where}: {problem}", remedy)
 
 
 def _version_findings(driver: NodeFacts, facts: Mapping[str, NodeFacts]) -> Iterator[Finding]:

@@ -682,8 +682,8 @@ MUTATIONS = (
     Mutation(
         "one node that cannot use the run folder ends the run",
         "ray_jobs/nodes.py",
-        "if len(problems) == num_asked:",
-        "if problems:",
+        "        if has_others:\n",
+        "        if not has_others:\n",
         ("tests/unit/ray_jobs/test_doctor.py",),
     ),
     Mutation(

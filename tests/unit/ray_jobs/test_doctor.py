@@ -1,13 +1,15 @@
 """What the answers of a cluster's nodes mean to a run, with a fault planted for each line."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from adadecode.doctor.finding import Finding
+from adadecode.errors import UsageError
 from adadecode.settings import EvalConfig
 from ray_jobs.cluster import mixed_versions
-from ray_jobs.doctor import dashboard_finding, merged, own_cluster, resources_finding, token_findings
+from ray_jobs.doctor import check_before_run, dashboard_finding, merged, own_cluster, resources_finding, token_findings
 from ray_jobs.node_probe import NodeFacts, open_token
 from ray_jobs.nodes import Answer, node_findings
 
@@ -88,6 +90,40 @@ def test_nodes_that_are_as_they_should_be_are_all_ok():
 def test_a_node_that_is_not_as_it_should_be_is_one_line(found, line):
     (told,) = the_lines(*found)
     assert told.startswith(line)
+
+
+def test_a_node_that_cannot_use_the_folder_fails_the_run_only_where_no_other_may_do_the_work():
+    lone = HERE._replace(folder="the run folder /shared/run is not the driver's")
+    statuses = {
+        name: next(iter(node_findings(HERE, found, "/shared/run", num_trusted))).status
+        for name, found, num_trusted in (
+            ("alone", answers(lone), 0),
+            ("beside the driver's node", answers(lone), 1),
+            ("all of them", answers(lone, lone), 0),
+        )
+    }
+    assert statuses == {"alone": "will fail", "beside the driver's node": "warning", "all of them": "will fail"}
+    late, unshared, *_ = node_findings(HERE, answers("no answer in 20 s", lone), "/shared/run")
+    assert (late.status, unshared.status) == ("warning", "warning"), "the late one may do it yet"
+
+
+def test_eval_says_warnings_before_it_begins_and_ends_with_what_will_fail(monkeypatch):
+    weak, open_ = Finding.warning("clocks", "off", "NTP"), Finding.warning("authentication", "none", "a token")
+    found, said = [weak, open_], list[str]()
+    monkeypatch.setattr("ray_jobs.doctor.check_nodes", lambda *_, **__: found)
+    monkeypatch.setattr("ray_jobs.doctor.alive_nodes", list)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
+    config = EvalConfig(address="head:6379")
+    prepared = SimpleNamespace(config=config, folder=SimpleNamespace(location="/shared/run"))
+    check_before_run(prepared, said.append)
+    assert said == [weak.line()], "what is no news at each run is left to doctor"
+    found.append(Finding.fails("run folder", "not shared", "share it"))
+    with pytest.raises(UsageError, match=r"^run folder: not shared: share it$"):
+        check_before_run(prepared, said.append)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    prepared.config = EvalConfig()
+    check_before_run(prepared, said.append)
+    assert len(said) == 2, "a cluster of its own is not asked"
 
 
 @pytest.mark.parametrize("clock", [98.5, 99.0, 100.0, 101.0, 102.9])
