@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from adadecode.version import __version__
 
 if TYPE_CHECKING:
-    from adadecode.api import certify, evaluate, recompute, run_bench, score, train_heads, tune
+    from adadecode.api import certify, evaluate, examine, recompute, run_bench, score, train_heads, tune
     from adadecode.bench.result import BenchResult
     from adadecode.certify.result import CertifyResult
+    from adadecode.doctor.finding import Finding
     from adadecode.errors import AdaDecodeError, UsageError
     from adadecode.evaluation.observer import Observer, Quiet
     from adadecode.evaluation.recompute import Recomputed
@@ -33,8 +34,9 @@ if TYPE_CHECKING:
 
 # Where each public name is; its module is imported when the name is first used.
 _HOMES = {
-    "adadecode.api": ("certify", "evaluate", "recompute", "run_bench", "score", "train_heads", "tune"),
+    "adadecode.api": ("certify", "evaluate", "examine", "recompute", "run_bench", "score", "train_heads", "tune"),
     "adadecode.language_model": ("LanguageModel", "Output", "load"),
+    "adadecode.doctor.finding": ("Finding",),
     "adadecode.errors": ("AdaDecodeError", "UsageError"),
     "adadecode.bench.result": ("BenchResult",),
     "adadecode.certify.result": ("CertifyResult",),
@@ -68,6 +70,7 @@ __all__ = [
     "CertifyResult",
     "DecodeSettings",
     "EvalConfig",
+    "Finding",
     "GenerateConfig",
     "Generation",
     "LanguageModel",
@@ -87,6 +90,7 @@ __all__ = [
     "__version__",
     "certify",
     "evaluate",
+    "examine",
     "load",
     "recompute",
     "run_bench",

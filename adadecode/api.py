@@ -11,10 +11,11 @@ from adadecode.evaluation.observer import QUIET, Counting, Limiting, Observer, T
 from adadecode.evaluation.stop import NEVER, StopRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from adadecode.bench.result import BenchResult, BenchRow
     from adadecode.certify.result import CertifyResult
+    from adadecode.doctor.finding import Finding
     from adadecode.evaluation.progress import RunProgress
     from adadecode.evaluation.recompute import Recomputed
     from adadecode.evaluation.shelf import ModelShelf
@@ -119,12 +120,34 @@ def _execute(
         run_local(prepared, observer, stop, models)
         return
     from ray_jobs.cluster import connect
+    from ray_jobs.doctor import check_before_run
     from ray_jobs.evaluation import run_on_ray
     from ray_jobs.metrics import Metered
 
     connect(prepared.config.address)
     stop.install()  # Ray has set handlers of its own
+    check_before_run(prepared, observer.say)
     run_on_ray(prepared, Together(observer, Metered(progress, prepared.folder.run_id)), stop)
+
+
+def examine(settings: EvalConfig, out: str | Path | None = None) -> Iterator[Finding]:
+    """What the evaluation of `settings` in the folder or URL `out` would meet, found before it is started, line by line.
+
+    Loads the model and decodes a few tokens, in this process or on every node that can hold a worker; `out` is
+    `results` when None. Raises UsageError for an `out` that is neither a folder nor a URL.
+    """
+    from adadecode.runs.storage import absolute
+
+    location = absolute(out or "results")
+    if not settings.local:
+        from ray_jobs.doctor import examine_on_ray
+
+        yield from examine_on_ray(settings, location)
+        return
+    from adadecode.doctor.checks import examine
+    from adadecode.doctor.subject import Subject
+
+    yield from examine(Subject(settings, location=location))
 
 
 def certify(

@@ -27,6 +27,7 @@ LONG_S = 1_000_000
 _DEMOS = ("demo", "demo-draft")
 # Settings that may name a local folder, and what they say that is none, whatever lies there.
 NO_PATHS = {"model": _DEMOS, "draft_model": _DEMOS, "medusa_heads": ("demo",), "heads": (ORIGINAL_HEADS,)}
+MISMATCH = "Version mismatch"  # how the error begins that Ray raises of other versions in a cluster
 TOKEN_REMEDY = "set RAY_AUTH_MODE=token and, in RAY_AUTH_TOKEN, the token of that cluster"
 
 
@@ -47,10 +48,23 @@ def connect(address: str | None) -> None:
                 f"--address {address!r}: the Ray cluster there asks for a token; {TOKEN_REMEDY} ({on_one_line(error)})"
             ) from error
         except (RayError, RuntimeError, ValueError, OSError) as error:
+            if str(error).startswith(MISMATCH):
+                raise UsageError(f"--address {address!r}: {mixed_versions(str(error))}") from error
             raise UsageError(
                 f"--address {address!r}: no Ray cluster answers there; give HOST:PORT of a running head, or leave it out "
                 f"to start one on this machine ({on_one_line(error)})"
             ) from error
+
+
+def mixed_versions(said: str) -> str:
+    """What Ray `said` of a cluster with other versions than this process's, in one clause with the remedy."""
+    found: dict[str, list[str]] = {}
+    for line in said.splitlines():
+        name, _, version = line.strip().partition(": ")
+        if name in ("Ray", "Python"):
+            found.setdefault(name, []).append(version)
+    differing = [f"{name} {both[0]} there and {both[-1]} here" for name, both in found.items() if len(set(both)) > 1]
+    return f"the cluster has {' and '.join(differing)}: install the same versions on every node and on this machine"
 
 
 def disconnect() -> None:

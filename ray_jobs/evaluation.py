@@ -11,6 +11,7 @@ from adadecode.records import Say, Shard, ShardOutcome, WorkerState
 from adadecode.runs.kernels import kernels_lines
 from adadecode.runs.plan import longest_first
 from adadecode.runs.run import PreparedRun
+from adadecode.runs.storage import absolute
 from ray_jobs.actors import EvalActor, EvalTask, ShardWork, SplitSample
 from ray_jobs.cluster import actor_resources, num_places, with_absolute_paths
 from ray_jobs.driver import Driver
@@ -55,7 +56,8 @@ def _drive(
     """`run_on_ray` on a cluster that is watched."""
     config, folder = prepared.config, prepared.folder
     resources, threads = actor_resources(config, cluster.nodes())
-    task = EvalTask(with_absolute_paths(config), prepared.tasks, folder.location, folder.fingerprint, threads)
+    location = absolute(folder.location)  # an actor runs in a folder of its own
+    task = EvalTask(with_absolute_paths(config), prepared.tasks, location, folder.fingerprint, threads)
     scheduler = Scheduler(
         (shard_item(shard) for shard in longest_first(prepared.todo)),
         limits

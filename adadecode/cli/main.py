@@ -11,6 +11,7 @@ import click
 from adadecode.cli.certify import certify_command
 from adadecode.cli.compare import compare_command
 from adadecode.cli.console import escape_what_cannot_be_shown, model_notes_on_stderr, say_on_stderr
+from adadecode.cli.doctor import doctor_command
 from adadecode.cli.evaluate import eval_command, plan_command, report_command
 from adadecode.cli.export import export_command
 from adadecode.cli.generate import bench_command, generate_command
@@ -69,6 +70,7 @@ def main() -> None:
 for command in (
     eval_command,
     plan_command,
+    doctor_command,
     sweep_command,
     certify_command,
     generate_command,

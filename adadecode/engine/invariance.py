@@ -1,15 +1,19 @@
 """What a model must do on the machine at hand before anything is measured: give finite logits, and rows their own bits."""
 
 import random
+from dataclasses import dataclass, replace
 
 import torch
 
 from adadecode.engine.soundness import sound_token
 from adadecode.errors import RowsDependentError
+from adadecode.kernels.choose import Steps
 from adadecode.kernels.step import DecodeStep
+from adadecode.kernels.weights import Head
 from adadecode.model.decoder import DecoderModel
 
 NUM_COMPANIES = 3
+REMEDY = "so outputs could differ from vanilla's; try another --threads, --max-drafts or --dtype"
 PROMPT_LEN = 8
 NUM_POSITIONS = (64, 1024)  # of a short and of a long request, where none is known yet
 
@@ -42,8 +46,96 @@ def check_rows_once(model: DecoderModel, width: int, num_positions: int, checked
         checked.add(columns)
 
 
-def _check_at(model: DecoderModel, width: int, num_positions: int, first_token: int) -> None:
-    """The check in a step for `num_positions`, with tokens from `first_token` on.
+@torch.inference_mode()
+def check_every_count(model: DecoderModel, width: int, num_positions: int) -> None:
+    """Raises RowsDependentError unless a row has the same bits as the first, a middle and the last of 1, 2, ... W rows.
+
+    Kernels may take other instructions for each number of rows; those that compute all W whatever takes part cannot fail.
+    Raises NotFiniteError as `check_rows_independent` does.
+    """
+    if model.kernels == "native":
+        num_positions = max(num_positions, PROMPT_LEN + 2 * width)
+    row = _row_at(model, width, num_positions, sound_token(model, width))
+    if row is None:
+        return
+    expected = row.bits(0, 0, 1, seed=0)
+    for count in range(2, row.num_slots + 1):
+        for slot in sorted({0, count // 2, count - 1}):
+            hi = min(count, row.room - (row.last - slot))
+            if not torch.equal(row.bits(slot, 0, hi, seed=count), expected):
+                raise RowsDependentError(
+                    f"{row.where()} a row's bits depend on how many there are (slot {slot} of {hi} rows differs from a "
+                    f"row alone), {REMEDY}"
+                )
+
+
+@torch.inference_mode()
+def check_ties(model: DecoderModel, width: int) -> int:
+    """Raises RowsDependentError unless every row takes the lowest of equal logits, among 1, 2, ... W rows.
+
+    The ties are planted: in a copy of the LM head every token of its first half has a twin in the second, behind one layer
+    of the model. Returns how many rows had a tie, for equal rows of a head need not give equal bits.
+    """
+    weights = model.weights
+    *before, last = weights.head.matrices
+    half, planted = len(last) // 2, last.clone()
+    planted[half : 2 * half], planted[2 * half :] = planted[:half], planted[:1]
+    tied = replace(weights, layers=weights.layers[:1], head=Head((*before, planted)))
+    steps = Steps(tied, model.steps.prefill, "native" if model.kernels == "native" else "eager")
+    step = steps.new(width, width)
+    num_tied = 0
+    for count in range(1, min(width, model.context_len) + 1):
+        rng = random.Random(count)
+        step.begin(0)
+        step.put(0, [rng.randrange(model.vocab_size) for _ in range(count)])
+        step.run(0, count, 0, 1)
+        token_ids, _ = step.verify(0, count)
+        for slot, token_id in enumerate(token_ids):
+            equal = (step.logits[slot] == step.logits[slot].max()).nonzero().flatten()
+            num_tied += equal.numel() > 1
+            if equal.numel() and token_id != int(equal[0]):
+                raise RowsDependentError(
+                    f"at W = {width} in {model.dtype} the argmax of {count} rows takes token {token_id} among equal logits "
+                    f"in slot {slot}, and {int(equal[0])} is the lowest, {REMEDY}"
+                )
+    del step
+    steps.drop()
+    return num_tied
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One token at position `last` of a step, after the same tokens whatever its slot, and who may be beside it."""
+
+    step: DecodeStep
+    num_layers: int
+    vocab_size: int
+    width: int
+    num_slots: int  # it is tried in
+    room: int  # positions that rows may stand at
+    last: int
+    token: int
+    before: list[int]  # the tokens at the positions before it, one for each slot
+
+    def bits(self, slot: int, lo: int, hi: int, seed: int) -> torch.Tensor:
+        """The bytes of its logits in `slot` among slots [lo, hi), those above it drawn by `seed`."""
+        rng = random.Random(seed)
+        self.step.begin(self.last - slot)
+        others = [rng.randrange(self.vocab_size) for _ in range(hi - slot - 1)]
+        self.step.put(lo, [*self.before[self.num_slots - slot + lo :], self.token, *others])
+        self.step.run(lo, hi, 0, self.num_layers)
+        self.step.verify(0, hi)
+        return self.step.logits[slot].clone().view(torch.uint8)
+
+    def where(self) -> str:
+        """At which shapes, in what and with how many threads."""
+        logits = self.step.logits
+        columns, threads = self.step.cache.num_columns, torch.get_num_threads()
+        return f"at W = {self.width} and S = {columns} in {logits.dtype} with {threads} threads"
+
+
+def _row_at(model: DecoderModel, width: int, num_positions: int, first_token: int) -> _Row | None:
+    """A row in a step for `num_positions`, with tokens from `first_token` on; None without room for a second token.
 
     Where its columns, or the context, are too few for W rows after a prompt, as many slots are tried as a request could
     use.
@@ -52,8 +144,7 @@ def _check_at(model: DecoderModel, width: int, num_positions: int, first_token: 
     prompt_len = max(1, min(PROMPT_LEN, room // 2))
     num_slots = min(width, room - prompt_len - 1)
     if num_slots < 1:
-        return  # there is no room for a second token
-    last = prompt_len + num_slots  # the position of the row
+        return None
     step = model.new_step(width, min(num_positions, model.context_len))
     tokens = [(first_token + i) % model.vocab_size for i in range(max(prompt_len, 2 + num_slots))]
     step.prefill(tokens[:prompt_len])
@@ -61,27 +152,23 @@ def _check_at(model: DecoderModel, width: int, num_positions: int, first_token: 
     step.begin(prompt_len)
     step.put(0, before)
     step.run(0, num_slots, 0, model.num_layers)
+    last = prompt_len + num_slots
+    return _Row(step, model.num_layers, model.vocab_size, width, num_slots, room, last, token, before)
+
+
+def _check_at(model: DecoderModel, width: int, num_positions: int, first_token: int) -> None:
+    """The check in a step for `num_positions`, with tokens from `first_token` on, in every slot that has room."""
+    row = _row_at(model, width, num_positions, first_token)
+    if row is None:
+        return
     expected = None
     for company in range(NUM_COMPANIES):
-        rng = random.Random(company)
-        for slot in range(num_slots):
+        for slot in range(row.num_slots):
             # the row always stands at position `last`, after the same tokens; nobody stands past the room
-            step.begin(last - slot)
-            lo, hi = (0, min(width, room - (last - slot))) if company else (slot, slot + 1)
-            others = [rng.randrange(model.vocab_size) for _ in range(hi - slot - 1)]
-            step.put(lo, [*before[num_slots - slot + lo :], token, *others])
-            bits = _bits_of(step, slot, lo, hi, model.num_layers)
+            lo, hi = (0, min(width, row.room - (row.last - slot))) if company else (slot, slot + 1)
+            bits = row.bits(slot, lo, hi, seed=company * width + slot)
             expected = bits if expected is None else expected
             if not torch.equal(bits, expected):
                 raise RowsDependentError(
-                    f"at W = {width} and S = {step.cache.num_columns} in {model.dtype} with {torch.get_num_threads()} "
-                    f"threads a row's bits depend on its slot (slot {slot} differs from slot 0), so outputs could differ "
-                    f"from vanilla's; try another --threads, --max-drafts or --dtype"
+                    f"{row.where()} a row's bits depend on its slot (slot {slot} differs from slot 0), {REMEDY}"
                 )
-
-
-def _bits_of(step: DecodeStep, slot: int, lo: int, hi: int, num_layers: int) -> torch.Tensor:
-    """The bytes of the logits of `slot` after slots [lo, hi) have passed all layers."""
-    step.run(lo, hi, 0, num_layers)
-    step.verify(0, hi)
-    return step.logits[slot].clone().view(torch.uint8)

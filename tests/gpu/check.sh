@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks this checkout on a CUDA device: the tests of this folder, then `bench` at real sizes with synthetic weights,
+# Checks this checkout on a CUDA device: `doctor`, the tests of this folder, `bench` at real sizes with synthetic weights,
 # and `eval` and `tune` on the embedded model.
 # Nothing need be installed but torch, transformers, pydantic, click, rich, PyYAML, pyarrow, scipy and pytest.
 #
@@ -45,6 +45,8 @@ bench() {
         --limit 2 --repeats 3 --out "$out/$name" "$@"
 }
 
+# its warnings, exit code 1, are read in its log
+check doctor 200 bash -c '"$@"; (($? < 2))' doctor "$python" -m adadecode doctor --local --device cuda --out "$out/doctor/run"
 check pytest 400 "$python" -m pytest tests/gpu -p no:cacheprovider --durations 10
 check eval-demo 120 "$python" -m adadecode eval --local --device cuda --task demo --limit 8 \
     --max-new-tokens 96 --out "$out/eval-demo"
@@ -57,7 +59,7 @@ bench llama-3.2-1b-compile --shape llama-3.2-1b --kernels compile
 bench llama-3.2-1b-compile-shortlist-gate --shape llama-3.2-1b --kernels compile --head shortlist --gate 0.5
 check tune-demo 300 "$python" -m adadecode tune --device cuda --task demo --limit 12 \
     --max-new-tokens 96 --repeats 2 --out "$out/tune-demo"
-for log in "$out"/{pytest,eval-demo,tune-demo}/log; do
+for log in "$out"/{doctor,pytest,eval-demo,tune-demo}/log; do
     [ -e "$log" ] && printf '\n%s\n' "$log" && tail -n 20 "$log"
 done
 for text in "$out"/*/bench.txt; do

@@ -235,3 +235,18 @@ def test_a_submitted_training_makes_heads_that_a_submitted_tune_takes(head, mode
     tuned = adadecode(*submit, "tune", *data, *tune, environment=environment)
     assert tuned.returncode == 0, tuned.stdout + tuned.stderr
     assert (tmp_path / "tuned" / "policy.yaml").exists()
+
+
+def test_doctor_looks_at_a_cluster_that_asks_for_a_token_and_at_its_node(
+    head, model_folder, heads_folder, prompts_file, tmp_path
+):
+    run = ["--model", str(model_folder), "--heads", str(heads_folder), "--task", "jsonl", "--data-file"]
+    run += [str(prompts_file), "--threads", "1", "--address", head.join_at, "--out", str(tmp_path / "run")]
+    done = adadecode("doctor", *run, environment=head.environment)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(line.startswith("ok ") for line in lines), done.stdout
+    wanted = ("run folder", "versions", "clocks", "authentication", "dashboard", "memory on", "rows on", "methods on")
+    for name in wanted:
+        assert any(line.startswith(f"ok         {name}") for line in lines), (name, done.stdout)
+    assert not (tmp_path / "run").exists()

@@ -29,6 +29,7 @@ COMPARISON = ("tests/unit/comparison",)
 RAY = ("tests/unit/ray_jobs",)
 AUDIT = ("tests/unit/runs/test_audit.py",)
 RUNS = ("tests/unit/runs/test_faults.py", "tests/unit/runs/test_lease.py", "tests/unit/runs/test_storage.py")
+DOCTOR = ("tests/unit/doctor",)
 BAD_PLACES = ("tests/unit/ray_jobs/test_bad_places.py",)
 
 MUTATIONS = (
@@ -662,5 +663,48 @@ MUTATIONS = (
         "*(errno.ESTALE, errno.EIO,",
         "*(errno.ENOSPC, errno.ESTALE, errno.EIO,",
         RUNS,
+    ),
+    # doctor
+    Mutation(
+        "what will fail counts as a warning",
+        "adadecode/doctor/finding.py",
+        '"will fail": EXIT_USAGE,',
+        '"will fail": EXIT_FAILED,',
+        DOCTOR,
+    ),
+    Mutation(
+        "a check is tried after one that was not",
+        "adadecode/doctor/checks.py",
+        'finding.status in ("will fail", "not tried")',
+        'finding.status in ("will fail",)',
+        DOCTOR,
+    ),
+    Mutation(
+        "a folder is answered that is not the driver's",
+        "adadecode/doctor/run_folder.py",
+        "        storage.read(left)\n",
+        "",
+        DOCTOR,
+    ),
+    Mutation(
+        "a token file is private that the group can read",
+        "ray_jobs/node_probe.py",
+        "OTHERS = stat.S_IRWXG | stat.S_IRWXO",
+        "OTHERS = stat.S_IRWXO",
+        ("tests/unit/ray_jobs/test_doctor.py",),
+    ),
+    Mutation(
+        "one node that cannot use the run folder ends the run",
+        "ray_jobs/nodes.py",
+        "        if has_others:\n",
+        "        if not has_others:\n",
+        ("tests/unit/ray_jobs/test_doctor.py",),
+    ),
+    Mutation(
+        "rows are tried in one number alone",
+        "adadecode/engine/invariance.py",
+        "for count in range(2, row.num_slots + 1):",
+        "for count in range(row.num_slots, row.num_slots + 1):",
+        ("tests/unit/engine/test_parity.py",),
     ),
 )

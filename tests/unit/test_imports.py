@@ -50,6 +50,7 @@ ALLOWED = {
         "adadecode/bench/",
         "adadecode/tuning/",
         "adadecode/recipes/",
+        "adadecode/doctor/",
     ),
 }
 
@@ -91,7 +92,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench": LEAVES | {"kernels", "model", "engine", "tasks", "report", "evaluation"},
     "training": LEAVES | {"kernels", "model", "engine", "tasks", "report"},
     "tuning": LEAVES | {"kernels", "model", "engine", "tasks", "report", "evaluation", "bench"},
-    "ray_jobs": LEAVES | {"model", "tasks", "runs", "evaluation", "certify", "training"},
+    "doctor": LEAVES | {"kernels", "model", "engine", "tasks", "runs", "evaluation"},
+    "ray_jobs": LEAVES | {"model", "tasks", "runs", "evaluation", "certify", "training", "doctor"},
     "language_model": LEAVES | {"model", "engine", "tasks", "evaluation"},
     "api": LEAVES
     | {
@@ -106,6 +108,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "bench",
         "training",
         "tuning",
+        "doctor",
         "ray_jobs",
     },
     "recipes": LEAVES | {"model", "training", "tuning", "api"},
@@ -123,6 +126,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "bench",
         "training",
         "tuning",
+        "doctor",
         "ray_jobs",
         "api",
     },

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from adadecode.engine.drafters import drafters_of
 from adadecode.engine.generate import Request, generate
-from adadecode.engine.invariance import check_rows_independent
+from adadecode.engine.invariance import check_every_count, check_rows_independent, check_ties
 from adadecode.engine.policy import Policy
 from adadecode.engine.stop_strings import StopStrings
 from adadecode.engine.tally import Decoded
 from adadecode.engine.transformers import generate_with_transformers
 from adadecode.errors import RowsDependentError
 from adadecode.kernels.eager import EagerStep
-from adadecode.kernels.layers import layer_step
+from adadecode.kernels.layers import head_step, layer_step
 from adadecode.kernels.native import NativeStep
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
@@ -309,3 +309,47 @@ def test_a_number_of_columns_at_which_rows_depend_on_each_other_is_found_where_a
     check_rows_independent(model, 8, (300, 500))
     with pytest.raises(RowsDependentError, match=r"W = 8 and S = 448"):
         check_rows_independent(model, 8, (300, 420, 500))
+
+
+def odd_among(num_rows: int):
+    """A layer step that computes something else where exactly `num_rows` rows take part."""
+
+    def odd(weights, shape, hidden, rotary, columns, mask, keys, values):
+        out = layer_step(weights, shape, hidden, rotary, columns, mask, keys, values)
+        return out * 1.5 if int((columns != keys.shape[1] - 1).sum()) == num_rows else out
+
+    return odd
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_a_row_has_the_same_bits_among_any_number_of_rows(kernels):
+    check_every_count(tiny_model(num_layers=2, kernels=kernels), 8, 64)
+    check_every_count(tiny_model(num_layers=1, context_len=6, kernels=kernels), 8, 64)
+
+
+def test_a_number_of_rows_at_which_a_row_has_other_bits_is_found_though_one_and_all_are_alike():
+    model = tiny_model(num_layers=1)
+    model.steps.layer_step = odd_among(5)
+    check_rows_independent(model, 8)
+    with pytest.raises(RowsDependentError, match=r"how many there are \(slot 0 of 5 rows differs from a row alone\)"):
+        check_every_count(model, 8, 64)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_of_planted_equal_logits_every_row_takes_the_lowest_id(kernels):
+    assert check_ties(tiny_model(num_layers=2, kernels=kernels), 8) == 36, "each row of 1, 2, ... 8 had a tie"
+
+
+def test_rows_that_take_the_last_of_equal_logits_are_found(monkeypatch):
+    def last_of_equals(step):
+        logits = head_step(step.weights.head, step.weights.norm, step.weights.shape.eps, step.hidden)
+        step.logits.copy_(logits)
+        tops = logits.max(dim=-1).values
+        last = logits.shape[1] - 1 - logits.flip(1).argmax(dim=-1)
+        return torch.stack((last.double(), tops.double()))
+
+    monkeypatch.setattr(EagerStep, "verdicts", last_of_equals)
+    with pytest.raises(
+        RowsDependentError, match=r"takes token \d+ among equal logits in slot 0, and \d+ is the lowest"
+    ):
+        check_ties(tiny_model(num_layers=1), 8)

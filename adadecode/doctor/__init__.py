@@ -1,0 +1,1 @@
+"""What a run would meet on this machine and this cluster, looked at before it is started."""

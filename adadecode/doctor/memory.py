@@ -1,0 +1,101 @@
+"""Whether there is memory for the model, its cache, its heads and its graphs, told before anything is loaded."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from adadecode.doctor.finding import Finding
+from adadecode.doctor.machine import gb
+from adadecode.doctor.sources import head_bytes
+from adadecode.doctor.subject import Subject
+from adadecode.kernels.choose import choose_kernels
+from adadecode.kernels.kv_cache import bucket_columns, num_columns
+from adadecode.model.head_files import TENSORS
+from adadecode.model.medusa_heads import TENSORS as MEDUSA_TENSORS
+from adadecode.model.memory import SMALLER_MODEL
+from adadecode.model.size import model_size
+
+PROCESS_BYTES = 500_000_000  # a worker with torch and transformers and nothing loaded
+CUDA_BYTES = 1_500_000_000  # CUDA's context, its libraries' workspaces and the graphs of a run
+TIGHT = 0.9  # of what is free: more is a warning
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+
+
+def memory(subject: Subject) -> Iterator[Finding]:
+    """What the workers on this machine need is free, on the device where they compute and on the host."""
+    needs = needed(subject)
+    if subject.config.device == "cuda":
+        free, _ = torch.cuda.mem_get_info()
+        yield memory_finding("GPU memory", needs, 1, free)
+        host = {"weights on their way": needs["weights"], "processes": PROCESS_BYTES}
+        yield memory_finding("memory", host, subject.num_workers, free_host())
+    else:
+        yield memory_finding("memory", needs, subject.num_workers, free_host())
+
+
+def needed(subject: Subject) -> dict[str, int]:
+    """The bytes that one worker takes on its device, by what they hold; estimates, but for the weights and the cache."""
+    config = subject.config
+    is_cuda = config.device == "cuda"
+    chosen = choose_kernels(config.kernels, torch.device(config.device), getattr(torch, config.dtype))
+    is_native = chosen.kernels == "native"
+    sizes = {flag: model_size(described, config.dtype) for flag, (described, _) in subject.described.items()}
+    own, positions = sizes["--model"], subject.num_positions
+    columns = bucket_columns(positions, subject.model_config.max_position_embeddings) if is_cuda else 0
+    columns = columns or num_columns(positions)
+    heads = sum(head_bytes(folder, TENSORS) for folder in set(subject.heads_folders.values()))
+    heads += sum(head_bytes(folder, MEDUSA_TENSORS) for folder in set(subject.medusa_folders.values()))
+    itemsize = getattr(torch, config.dtype).itemsize
+    logits = config.decode.max_new_tokens * own.vocab_size * itemsize * len(config.methods)
+    found = {
+        "weights": sum(size.weights for size in sizes.values()),
+        "their packed copy": sum(size.packed for size in sizes.values()) if is_native else 0,
+        "cache": sum(size.column for size in sizes.values()) * columns * (2 if is_cuda else 1),
+        "heads": heads * (2 if is_native else 1),
+        "graphs and CUDA itself": CUDA_BYTES if is_cuda else 0,
+        "logits to compare": logits if config.check_logits and not is_cuda else 0,
+        "the process": 0 if is_cuda else PROCESS_BYTES,
+    }
+    return {name: num_bytes for name, num_bytes in found.items() if num_bytes}
+
+
+def memory_finding(check: str, needs: Mapping[str, int], num_workers: int, free: int | None) -> Finding:
+    """Whether `num_workers` times `needs`, in bytes, is `free`; None where that is not known."""
+    total = num_workers * sum(needs.values())
+    parts = ", ".join(f"{name} {gb(num_bytes)}" for name, num_bytes in needs.items())
+    times = f"{num_workers} workers of " if num_workers > 1 else ""
+    need = f"about {gb(total)} needed ({times}{parts})"
+    if free is None:
+        return Finding.ok(check, f"{need}; the system does not say what is free")
+    found = f"{need}, {gb(free)} free"
+    remedy = SMALLER_MODEL if num_workers == 1 else f"fewer --workers, or {SMALLER_MODEL}"
+    if total > free:
+        return Finding.fails(check, found, remedy)
+    return Finding.warning(check, found, remedy) if total > TIGHT * free else Finding.ok(check, found)
+
+
+def free_host(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int | None:
+    """The bytes that processes here can still take, by the system and by the container's limit; None where unknown."""
+    found = [free for free in (_free_of_system(meminfo), _free_of_container(cgroup)) if free is not None]
+    return min(found, default=None)
+
+
+def _free_of_system(meminfo: Path) -> int | None:
+    try:
+        lines = meminfo.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    kib = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(kib[0]) * 1024 if kib else None
+
+
+def _free_of_container(cgroup: Path) -> int | None:
+    """What is left below the limit of a control group (version 2), whose page cache can be taken back."""
+    try:
+        most = (cgroup / "memory.max").read_text().strip()
+        used = int((cgroup / "memory.current").read_text())
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return None
+    return None if most == "max" else max(0, int(most) - used + int(stat.get("inactive_file", 0)))

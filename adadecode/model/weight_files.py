@@ -1,0 +1,64 @@
+"""Where the weights of a model are: in its folder, in the hub's cache, or still on the hub."""
+
+import contextlib
+import shutil
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from huggingface_hub import HfApi, constants
+
+from adadecode.model.checkpoint import SINGLE_FILES, checkpoint_files
+from adadecode.model.files import HUB_TIMEOUT_S, ModelFiles, on_this_machine, reason
+
+SUFFIXES = tuple(Path(name).suffix for name in SINGLE_FILES)  # the first that a repository has is the one fetched
+
+
+class WeightFiles(NamedTuple):
+    """Where the weights are and how many bytes of them; None where the hub does not say. `free` is the cache's disk."""
+
+    where: Literal["folder", "cache", "hub"]
+    num_bytes: int | None
+    free: int | None = None
+
+
+def find_weights(files: ModelFiles) -> WeightFiles:
+    """Where the weights of `files` are; raises UsageError when some are missing and cannot be fetched."""
+    if files.gguf is not None:
+        return WeightFiles("folder", (Path(files.source) / files.gguf).stat().st_size)
+    if files.folder is not None:
+        with files.refused():
+            return WeightFiles("folder", _sum_of(checkpoint_files(files.folder)))
+    cached = on_this_machine(files.source, files.revision)
+    if cached is not None:
+        with contextlib.suppress(ValueError):  # it has the configuration, and not all of the weights
+            return WeightFiles("cache", _sum_of(checkpoint_files(Path(cached))))
+    return WeightFiles("hub", _on_hub(files), _free_at(Path(constants.HF_HUB_CACHE)))
+
+
+def _sum_of(paths: list[Path]) -> int:
+    return sum(path.stat().st_size for path in paths)
+
+
+def _on_hub(files: ModelFiles) -> int | None:
+    """The bytes of the weights that the hub has; None when it does not say. Raises UsageError when it cannot be asked."""
+    try:
+        info = HfApi().model_info(files.source, revision=files.revision, timeout=HUB_TIMEOUT_S, files_metadata=True)
+    except Exception as error:  # the errors of its HTTP client have no family in common
+        raise files.refusal(
+            f"its weights are not all in the hub's cache, and the hub cannot be asked for them ({reason(error)}); fetch "
+            "them with `hf download` where there is a network, and take HF_HOME along"
+        ) from error
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    for suffix in SUFFIXES:
+        found = [size for name, size in sizes.items() if name.endswith(suffix) and "/" not in name]
+        if found:
+            return sum(found) or None
+    return None
+
+
+def _free_at(folder: Path) -> int | None:
+    """The free bytes of the disk that `folder` is on, or will be."""
+    for above in (folder, *folder.parents):
+        if above.exists():
+            return shutil.disk_usage(above).free
+    return None

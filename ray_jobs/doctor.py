@@ -1,0 +1,180 @@
+"""A run looked at before it is started, on Ray: the cluster itself, then every node that can hold a worker."""
+
+import ipaddress
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import ray
+from ray._private import worker
+
+from adadecode.doctor.checks import CHECKS, examine
+from adadecode.doctor.finding import Finding
+from adadecode.doctor.machine import seen_gpus, usable_cores
+from adadecode.doctor.subject import Subject
+from adadecode.errors import AdaDecodeError, UsageError
+from adadecode.records import Say
+from adadecode.runs.run import PreparedRun
+from adadecode.runs.storage import absolute
+from adadecode.settings import EvalConfig
+from ray_jobs.cluster import actor_resources, connect, is_ours, num_places, with_absolute_paths
+from ray_jobs.node_probe import open_token
+from ray_jobs.nodes import NO_TOKEN, QUICK_S, Node, check_nodes, name_of, nodes_for_workers, on, results, token_finding
+
+PATIENT_S = 60.0  # for a node that is only asked
+DEEP_S = 900.0  # for a node that loads the model, once it has what a worker takes
+OF_DRIVER = tuple(check for check in CHECKS if check.where == "driver")
+OF_WORKER = tuple(check for check in CHECKS if check.where == "worker")
+
+
+def check_before_run(prepared: PreparedRun, say: Say) -> None:
+    """The quick part, before a run on a cluster that was joined; says warnings and raises UsageError for what will fail.
+
+    The driver's own node is not asked, and so none is of a cluster that this process started.
+    """
+    if is_ours(prepared.config.address):
+        return
+    here = ray.get_runtime_context().get_node_id()
+    findings = check_nodes(prepared.config, absolute(prepared.folder.location), alive_nodes(), QUICK_S, trusted=here)
+    problems = [f"{finding.check}: {finding.text()}" for finding in findings if finding.status == "will fail"]
+    for finding in findings:
+        if finding.status == "warning" and finding.check not in ("authentication", "token file"):
+            say(finding.line())
+    if problems:
+        raise UsageError("; ".join(problems))
+
+
+def examine_on_ray(config: EvalConfig, location: str) -> Iterator[Finding]:
+    """What a run of `config` with its folder at `location` would meet on the cluster that it would join or start."""
+    subject = Subject(config, location, num_workers=config.workers if isinstance(config.workers, int) else 1)
+    yield from examine(subject, OF_DRIVER)
+    yield from token_findings(os.environ)
+    if is_ours(config.address):
+        yield from own_cluster(config)
+        yield from examine(subject, OF_WORKER)
+        return
+    try:
+        yield from joined_cluster(subject)
+    except AdaDecodeError as error:
+        yield Finding.of_error("cluster", error)
+
+
+def token_findings(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Whether others can read the token file that Ray takes under `environment`."""
+    path = open_token(environment)
+    if path is not None:
+        yield token_finding(path)
+
+
+def own_cluster(config: EvalConfig) -> Iterator[Finding]:
+    """What the cluster that `eval` would start on this machine holds, and whether it asks for a token."""
+    here = {"Resources": {"CPU": usable_cores(), "GPU": len(seen_gpus())}}
+    yield resources_finding(config, [here], "one started on this machine, dashboard off")
+    if os.environ.get("RAY_AUTH_MODE") == "disabled":
+        what = "RAY_AUTH_MODE=disabled: whoever reaches the ports of the cluster started here runs code on it"
+        yield Finding.warning("authentication", what, "unset it: Ray makes a token by itself")
+    else:
+        yield Finding.ok("authentication", "the cluster started here asks for a token")
+
+
+def joined_cluster(subject: Subject) -> Iterator[Finding]:
+    """What the cluster is that a run would join, what its nodes say, and what workers would meet there."""
+    config = subject.config
+    connect(config.address)
+    nodes = alive_nodes()
+    found = resources_finding(config, nodes, f"{len(nodes)} nodes with Ray {ray.__version__}")
+    yield found
+    if found.status == "will fail":
+        return
+    quick = check_nodes(config, subject.location, nodes, PATIENT_S)
+    yield from quick
+    is_open = any(finding.check == "authentication" and finding.status == "warning" for finding in quick)
+    internals: Any = worker  # the public way is to have called `ray.init`
+    yield dashboard_finding(internals.get_dashboard_url(), is_open)
+    yield from merged(examine_nodes(subject, nodes))
+
+
+def alive_nodes() -> list[Node]:
+    """The nodes of the cluster that was joined."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def resources_finding(config: EvalConfig, nodes: Sequence[Node], what: str) -> Finding:
+    """Whether `nodes` can hold the workers of `config`; one where none can yet is a warning with --workers auto."""
+    try:
+        resources, threads = actor_resources(config, nodes)
+    except AdaDecodeError as error:
+        return Finding.of_error("cluster", error)
+    places = num_places(resources, nodes)
+    needs = ", ".join(f"{amount:g} {name.removeprefix('num_')}" for name, amount in resources.items())
+    found = f"{what}: room for {places} workers of {needs} and {threads} threads"
+    if not places:
+        return Finding.warning("cluster", found, "the run would wait for a node that has what a worker takes")
+    return Finding.ok("cluster", found)
+
+
+def dashboard_finding(address: str | None, is_open: bool) -> Finding:
+    """Whether the dashboard, through which jobs are submitted, is reached from other machines; `is_open`: by anybody."""
+    if not address:
+        return Finding.ok("dashboard", "it is off")
+    host = address.removeprefix("http://").rpartition(":")[0]
+    if is_loopback(host):
+        return Finding.ok("dashboard", f"{address}, on loopback")
+    if is_open:
+        what = f"{address} is reached from other machines and asks for no token: whoever does runs code on the cluster"
+        return Finding.warning("dashboard", what, f"ray start --head --dashboard-host=127.0.0.1; or {NO_TOKEN}")
+    return Finding.ok("dashboard", f"{address}, beyond loopback, and it asks for the token")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def examine_nodes(subject: Subject, nodes: Sequence[Node]) -> dict[str, list[Finding]]:
+    """What a worker would meet, by node: a task on each, with what a worker takes, looks as `examine` does."""
+    config = subject.config
+    resources, threads = actor_resources(config, nodes)
+    environment = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
+    options: dict[str, Any] = {"max_retries": 0, "max_calls": 1, "runtime_env": environment, **resources}
+    remote = ray.remote(**options)(look_here)
+    there = with_absolute_paths(config).model_copy(update={"threads": threads})
+    asked = {}
+    for node in nodes_for_workers(config, nodes):
+        most = num_places(resources, [node])
+        num_workers = min(most, config.workers) if isinstance(config.workers, int) else most
+        of_node = Subject(there, subject.location, num_workers, subject.longest)
+        ref = remote.options(scheduling_strategy=on(node)).remote(of_node)
+        asked[ref] = name_of(node)
+    silent = "end what else takes its CPUs or GPUs, or look at Ray's logs there"
+    return {
+        node: [Finding.warning("worker", problem, silent)] if found is None else found
+        for node, found, problem in results(asked, DEEP_S)
+    }
+
+
+def look_here(subject: Subject) -> list[Finding]:
+    """What a worker would meet in this process."""
+    return list(examine(subject, OF_WORKER))
+
+
+def merged(of_nodes: Mapping[str, list[Finding]]) -> Iterator[Finding]:
+    """The findings of all nodes, check after check: what is ok once for all that say so, else once for each text."""
+    first: dict[tuple[str, str, int | str], Finding] = {}
+    places: dict[tuple[str, str, int | str], dict[str, None]] = {}
+    for node, findings in of_nodes.items():
+        num_ok = Counter[str]()
+        for finding in findings:
+            is_ok = finding.status == "ok"
+            key = (finding.check, finding.status, num_ok[finding.check] if is_ok else finding.found)
+            num_ok[finding.check] += is_ok
+            first.setdefault(key, finding)
+            places.setdefault(key, {})[node] = None
+    order = {check.name: idx for idx, check in enumerate(CHECKS)}
+    for key in sorted(first, key=lambda key: order.get(key[0], len(order))):
+        nodes = list(places[key])
+        yield first[key].at(nodes[0] if len(nodes) == 1 else f"{len(nodes)} nodes")
