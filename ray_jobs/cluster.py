@@ -24,6 +24,8 @@ PROBE_S, ALIVE_S = 5.0, 20.0
 LEAVE_S = 20.0
 RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"  # after which Ray ends a process whose head is gone
 LONG_S = 1_000_000
+NODE_GROUP = "ray.io/node-group"  # a label of every node of a cluster that Ray's autoscaler or KubeRay manages
+LEAST_ASKED = 4
 _DEMOS = ("demo", "demo-draft")
 # Settings that may name a local folder, and what they say that is none, whatever lies there.
 NO_PATHS = {"model": _DEMOS, "draft_model": _DEMOS, "medusa_heads": ("demo",), "heads": (ORIGINAL_HEADS,)}
@@ -128,6 +130,16 @@ def num_places(resources: dict[str, float], nodes: Sequence[dict[str, Any]]) -> 
     """How many actors of `resources` (Ray's options) `nodes` can hold at once."""
     needed = {name.removeprefix("num_").removesuffix("s").upper(): amount for name, amount in resources.items()}
     return sum(min(int(node["Resources"].get(name, 0) // amount) for name, amount in needed.items()) for node in nodes)
+
+
+def num_asked(num_places: int, num_left: int, nodes: Sequence[dict[str, Any]]) -> int:
+    """How many actors to have beside the `num_places` that `nodes` hold, for an autoscaler to start nodes for.
+
+    None where no autoscaler is; else no more than shards are left, and about as many again as there are. It sees actors
+    that wait for a node, and they are gone with their driver: nobody pays for a node that a dead one has asked for.
+    """
+    is_autoscaled = any(NODE_GROUP in node.get("Labels", {}) for node in nodes)
+    return max(0, min(num_left - num_places, max(LEAST_ASKED, num_places))) if is_autoscaled else 0
 
 
 def most_threads(workers: int, cpus_per_node: list[int]) -> int:
