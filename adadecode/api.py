@@ -124,7 +124,8 @@ def _execute(
 
     connect(prepared.config.address)
     stop.install()  # Ray has set handlers of its own
-    run_on_ray(prepared, Together(observer, Metered(progress, prepared.folder.run_id)), stop)
+    metered = Metered(progress, prepared.folder.run_id, lambda: not prepared.lease.lost)
+    run_on_ray(prepared, Together(observer, metered), stop)
 
 
 def certify(
