@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import logging
 import os
+import secrets
 import socket
 import threading
 from collections.abc import Generator, Sequence
@@ -24,6 +25,7 @@ PROBE_S, ALIVE_S = 5.0, 20.0
 LEAVE_S = 20.0
 RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"  # after which Ray ends a process whose head is gone
 LONG_S = 1_000_000
+TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 NODE_GROUP = "ray.io/node-group"  # a label of every node of a cluster that Ray's autoscaler or KubeRay manages
 LEAST_ASKED = 4
 _DEMOS = ("demo", "demo-draft")
@@ -39,7 +41,8 @@ def connect(address: str | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with outliving_the_head():
         if is_ours(address):
-            ray.init(address="local", include_dashboard=False, **quiet)  # never a head somebody else left behind
+            with a_token_of_its_own():
+                ray.init(address="local", include_dashboard=False, **quiet)  # never a head somebody else left behind
             return
         try:
             _probe(address or os.environ["RAY_ADDRESS"])
@@ -79,6 +82,22 @@ def outliving_the_head() -> Generator[None]:
     finally:
         if not is_given:
             del os.environ[RECONNECT]
+
+
+@contextlib.contextmanager
+def a_token_of_its_own() -> Generator[None]:
+    """Has a cluster that is started meanwhile ask for a token that is in no file, unless the user has set one.
+
+    Ray up to 2.60.0 writes its own to a file that every user of the machine can read, and with it run code as this one.
+    """
+    if any(name in os.environ for name in TOKEN_VARIABLES):
+        yield
+        return
+    os.environ[TOKEN_VARIABLES[0]] = secrets.token_hex(32)
+    try:
+        yield
+    finally:
+        del os.environ[TOKEN_VARIABLES[0]]
 
 
 def _probe(address: str) -> None:
