@@ -18,7 +18,27 @@ VARIABLES = {
     )
 }
 IN_FILES = f"planted-{secrets.token_hex(12)}"
-FILES = (".env", ".env.local", ".netrc", "id.pem", "server.key", ".ssh/id_ed25519", ".aws/credentials", ".git/config")
+FILES = (
+    *(
+        ".env",
+        ".env.local",
+        ".envrc",
+        ".netrc",
+        "id.pem",
+        "deep/server.key",
+        "deep/id_rsa",
+        ".git-credentials",
+        ".pypirc",
+    ),
+    *(
+        ".ssh/config",
+        ".aws/credentials",
+        ".kube/config",
+        ".config/gcloud/access.db",
+        ".git/config",
+        ".huggingface/token",
+    ),
+)
 PACKED = re.compile(rb"H4sI[A-Za-z0-9+/=]{40,}")  # gzip in base64, as in a page
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from adadecode.cli.submit import show_text
 from adadecode.files import PRIVATE, keep_others_from_writing, make_folder
 from tests.planted_secrets import FILES, IN_FILES, VARIABLES, found_in, places_of_secrets, plant_files
 
@@ -147,3 +148,14 @@ def test_a_run_folder_may_itself_be_a_link_and_keeps_what_its_user_gave_it(cli, 
     assert cli("eval", "--local", *tiny.flags(limit=1, max_new_tokens=2), "--out", tmp_path / "run").exit_code == 0
     assert (disk / "run.json").exists()
     assert disk.stat().st_mode & 0o777 == 0o750
+
+
+def test_a_jobs_log_sends_a_terminal_no_command_and_overwrites_no_line(capsys):
+    """It comes from the cluster, with whatever models and libraries wrote there."""
+    hostile = "\x1b]52;c;ZXZpbA==\x07\x1b]0;title\x1b\\\x1b[2J\x1b[1A\x9b2Jparity 1/2\rparity 2/2\x08\u202e\x00"
+    show_text(f"\x1b[36m(raylet)\x1b[0m started\n{hostile}\n\tlast")
+    first, middle, last = capsys.readouterr().out.split("\n")
+    assert (first, last) == ("(raylet) started", "\tlast")
+    assert middle.isprintable()
+    assert r"parity 1/2\rparity 2/2\x08\u202e\x00" in middle
+    assert r"\x1b]52;c;" in middle
