@@ -1,6 +1,15 @@
 """Failures explained in one line: the value, the allowed range and the remedy. `exit_code` is the process's."""
 
+from collections.abc import Iterable
+
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_MISMATCH, EXIT_INCOMPLETE, EXIT_REGRESSION = range(6)
+WORST_FIRST = (EXIT_MISMATCH, EXIT_REGRESSION, EXIT_INCOMPLETE, EXIT_FAILED)
+
+
+def worst_code(codes: Iterable[int]) -> int:
+    """The exit code of several runs together: that of the one that matters most."""
+    found = set(codes)
+    return next((code for code in WORST_FIRST if code in found), EXIT_OK)
 
 
 class AdaDecodeError(Exception):

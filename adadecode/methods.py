@@ -76,6 +76,10 @@ class Method:
         found = decode.get("layerskip_drafts" if self.one_exit else "max_drafts")
         return found if isinstance(found, int) else None
 
+    def may_reject_early(self, decode: Mapping[str, Any]) -> bool:
+        """Whether an exit may drop a draft before the last layer judges it, as far as the settings `decode` tell."""
+        return self.exits and decode.get("reject", 0.0) is not None
+
     @property
     def is_lossy(self) -> bool:
         return self.owes == "lossy"

@@ -16,16 +16,21 @@ PACKAGES = ("torch", "transformers", "ray", "datasets", "pyarrow", "tokenizers",
 
 def provenance() -> dict[str, Any]:
     """Versions, git revision and platform of the process that calls, as `run.json` stores them."""
-    versions = {name: _version(name) for name in PACKAGES}
     sha = git_sha()
     return {
         "adadecode": __version__,
-        "packages": {name: version for name, version in versions.items() if version is not None},
+        "packages": package_versions(),
         "platform": platform.platform(),
         "code_hash": code_hash(),
         "git_sha": sha,
         "git_dirty": None if sha is None else bool(_git("status", "--porcelain")),
     }
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of the packages on which results may depend, of those that are installed."""
+    versions = {name: _version(name) for name in PACKAGES}
+    return {name: version for name, version in versions.items() if version is not None}
 
 
 @functools.cache

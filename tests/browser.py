@@ -12,19 +12,20 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-MESSAGES = {"Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"}
+MESSAGES = {"Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded", "Page.javascriptDialogOpening"}
 
 
 class Page:
-    """One tab; `messages` holds what it put on the console, or the log, so far."""
+    """One tab; `messages` holds what it put on the console, or the log, and `requests` what it asked for, so far."""
 
     def __init__(self, write_fd: int, read_fd: int) -> None:
         self._write_fd, self._read_fd, self._rest = write_fd, read_fd, b""
         self._ids, self._session = itertools.count(1), ""
         self.messages: list[dict[str, Any]] = []
+        self.requests: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Runtime", "Log", "Page"):
+        for domain in ("Runtime", "Log", "Page", "Network"):
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
@@ -38,6 +39,8 @@ class Page:
             message = self._next()
             if message.get("method") in MESSAGES:
                 self.messages.append(message)
+            if message.get("method") == "Network.requestWillBeSent":
+                self.requests.append(message["params"]["request"]["url"])
             if message.get("id") == number:
                 assert "error" not in message, message
                 return message["result"]

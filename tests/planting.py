@@ -74,15 +74,25 @@ def close_again(run: Path) -> None:
 
 
 def slowed(factor: Callable[[int], float], *methods: str) -> Callable[[list[Row]], None]:
-    """Lets the clocks of every row, or of those of `methods`, show `factor(idx)` times as much; `idx` counts rows."""
+    """Lets the clocks of every row, or of those of `methods`, show `factor(idx)` times as much; `idx` counts rows.
+
+    All rows then begin so much later that none does before the one before it has ended.
+    """
 
     def change(rows: list[Row]) -> None:
+        most, began = max(1.0, *map(factor, range(len(rows)))), min(row["started_at"] for row in rows)
         for idx, row in enumerate(rows):
+            row["started_at"] = began + (row["started_at"] - began) * most
             if row["method"] in (methods or (row["method"],)):
-                row |= {name: row[name] * factor(idx) for name in ("ttft_s", "decode_s", "e2e_s", "tpot_s")}
-                row["step_gaps_s"] = [gap * factor(idx) for gap in row["step_gaps_s"]]
+                scale_times(row, factor(idx))
 
     return change
+
+
+def scale_times(row: Row, factor: float) -> None:
+    """Lets the clocks of a row show `factor` times as much, each of them."""
+    row |= {name: row[name] * factor for name in ("ttft_s", "decode_s", "e2e_s", "tpot_s")}
+    row["step_gaps_s"] = [gap * factor for gap in row["step_gaps_s"]]
 
 
 def each(method: str | None = None, **columns: Callable[[Row], Any]) -> Callable[[list[Row]], None]:

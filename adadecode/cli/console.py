@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Generator
@@ -15,9 +16,9 @@ PLAIN_WIDTH = 120  # rich assumes 80 columns in a job log, too few for the table
 
 
 def console() -> Console:
-    """A terminal's console, or a plain one wide enough for the tables."""
+    """A terminal's console, one as wide as COLUMNS says, or a plain one wide enough for the tables."""
     found = Console()
-    return found if found.is_terminal else Console(width=PLAIN_WIDTH)
+    return found if found.is_terminal or os.environ.get("COLUMNS", "").isdigit() else Console(width=PLAIN_WIDTH)
 
 
 def say(line: str) -> None:

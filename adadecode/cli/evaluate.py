@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adadecode.cli.console import console, resume_command, say, say_on_stderr
-from adadecode.cli.options import integers, settings_options, some_path, some_text
+from adadecode.cli.options import integers, settings_options, some_path, some_text, some_texts
 from adadecode.cli.watch import Watcher
-from adadecode.errors import EXIT_MISMATCH, EXIT_OK, AdaDecodeError, RunFolderError, StoppedError, UsageError
+from adadecode.errors import EXIT_MISMATCH, EXIT_OK, AdaDecodeError, StoppedError, UsageError, worst_code
 from adadecode.evaluation.stop import StopRequest
-from adadecode.files import whole_file
 from adadecode.settings import MAX_WORKERS, EvalConfig, build_settings
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from adadecode.evaluation.shelf import ModelShelf
+    from adadecode.runs.listing import ListedRun
     from adadecode.runs.result import RunResult
 
 DEFAULT_GPUS = (1, 2, 4, 8)
@@ -70,15 +70,27 @@ def report_result(result: "RunResult", resume: str | None = None) -> int:
     return result.exit_code
 
 
-def print_result(result: "RunResult", lines: list[str], resume: str | None = None) -> None:
-    """Prints the summary with `lines` under it, and why the exit code is not 0 on stderr."""
-    from adadecode.report.tables import summary_table
+def print_result(result: "RunResult", lines: list[str], resume: str | None = None, *, detail: bool = False) -> None:
+    """Prints the summary, in `detail` or not, with `lines` under it, and why the exit code is not 0 on stderr."""
+    from adadecode.report.detail import spread_lines
 
-    console().print(summary_table(result.summary))
-    for line in lines:
+    print_summary(result.summary, result.rows, detail)
+    spread = spread_lines(result.rows) if detail and result.rows is not None else []
+    for line in [*lines, *spread]:
         say(line)
     for line in result.problem_lines(resume):
         say_on_stderr(line)
+
+
+def print_summary(summary: "pa.Table", rows: "pa.Table | None", detail: bool) -> None:
+    """Prints the table of five figures, and in `detail` the others and the times of `rows`."""
+    from adadecode.report.detail import detail_table, latencies, times_table
+    from adadecode.report.tables import summary_table
+
+    console().print(summary_table(summary))
+    if detail:
+        console().print(detail_table(summary))
+        console().print(times_table(latencies(summary, rows)))
 
 
 @click.command("plan")
@@ -120,78 +132,91 @@ def plan_command(config_file: Path | None, rates: str | None, gpus: tuple[int, .
 
 
 @click.command("report")
-@click.argument("run", callback=some_text)
-@click.option("--html", is_flag=True, help="Write a page of a run or a sweep instead: one file that needs no network.")
+@click.argument("runs", nargs=-1, required=True, callback=some_texts)
+@click.option("--detail", is_flag=True, help="Show all figures, times, and how far workers and repeats are apart.")
+@click.option(
+    "--html", is_flag=True, help="Write a page of a run, a sweep or several runs instead: one file, no network needed."
+)
 @click.option(
     "--out",
     callback=some_path,
-    help="With --html: file to write.  [default: report.html in RUN, or here if RUN is a URL]",
+    help="With --html: file to write.  [default: report.html in RUN; here for several RUNS or a URL]",
 )
-def report_command(run: str, html: bool, out: Path | None) -> None:
-    """Print a run's settings and its tables, recomputed and judged as `verify` does; or list the runs in a folder."""
+def report_command(runs: tuple[str, ...], detail: bool, html: bool, out: Path | None) -> None:
+    """Print a run's settings and its tables, recomputed and judged as `verify` does; or list the runs in a folder.
+
+    Several RUNS are printed one after another, and with --html are one page beside each other. The exit code is the worst
+    of theirs: 3 a parity mismatch or contradictory tables, 4 planned rows missing, 1 nothing measured. With --html it is
+    the same, after the page is written.
+    """
+    if html and detail:
+        raise UsageError("--detail --html: the page has all figures; give one of the two")
     if html:
-        write_page(run, out)
-        return
+        from adadecode.cli.pages import write_report
+
+        sys.exit(write_report(runs, out))
     if out is not None:
         raise UsageError(f"--out {str(out)!r} without --html: report prints, and writes a page with --html alone")
+    from adadecode.runs.listing import runs_below
+
+    listed = [runs_below(run) for run in runs]  # so that one that is none is told before the first is printed
+    for run, below in zip(runs, listed, strict=True):
+        if detail and below is not None:
+            raise UsageError(f"{run!r} --detail: it holds runs, and a detail is of one; give one of them")
+    codes: list[int] = []
+    for run, below in zip(runs, listed, strict=True):
+        if len(runs) > 1:
+            say(f"== {run}")
+        codes.append(print_run(run, detail=detail) if below is None else print_listing(below))
+    sys.exit(worst_code(codes))
+
+
+def print_listing(listed: "list[ListedRun]") -> int:
+    """Prints a line for each task of the runs in a folder; returns the exit code."""
+    from adadecode.runs.listing import listing_table
+
+    console().print(listing_table(listed))
+    return EXIT_OK
+
+
+def print_run(run: str, *, detail: bool) -> int:
+    """Prints a run, in `detail` or not, a certification or what was published of a run; returns its exit code."""
     from adadecode.certify.result import is_certification, read_certification
     from adadecode.cli.certify import print_certification
     from adadecode.report.tables import provenance_lines
     from adadecode.runs.folder import read_run
     from adadecode.runs.lease import driver_status
-    from adadecode.runs.listing import listing_table, read_published, runs_below
+    from adadecode.runs.listing import read_published
     from adadecode.runs.result import read_result
     from adadecode.runs.starts import start_lines
     from adadecode.runs.storage import open_storage
 
-    if (listed := runs_below(run)) is not None:
-        console().print(listing_table(listed))
-        return
     facts = read_run(run)
     if facts.get("status") == "running":
         facts["status"] = driver_status(open_storage(run))
     if is_certification(facts):
+        if detail:
+            raise UsageError(f"{run!r} --detail: a certification has one table, without it")
         for line in provenance_lines(facts):
             say(line)
-        sys.exit(print_certification(read_certification(run)))
+        return print_certification(read_certification(run))
     if (published := read_published(run)) is not None:
         for line in (*provenance_lines(facts), *start_lines(facts)):
             say(line)
-        sys.exit(print_published(facts, *published))
+        return print_published(facts, *published, detail=detail)
     result = read_result(run)
     status = facts["status"] if result.status == "running" else result.status
     for line in (*provenance_lines(facts | {"status": status}), *start_lines(facts)):
         say(line)
-    print_result(result, result.findings())
-    sys.exit(result.exit_code)
+    print_result(result, result.findings(), detail=detail)
+    return result.exit_code
 
 
-def write_page(run: str, out: Path | None) -> None:
-    """Writes the page of the run or the sweep at `run` and says where it is."""
-    from adadecode.certify.result import is_certification
-    from adadecode.page.build import is_sweep, report_page
-    from adadecode.runs.folder import read_run
-
-    if not is_sweep(run) and is_certification(read_run(run)):
-        raise UsageError(f"{run!r} --html: a page is of a run or a sweep, and this is a certification; drop --html")
-    page = report_page(run)
-    file = out or (Path("report.html") if "://" in run else Path(run) / "report.html")
-    try:
-        with whole_file(file) as temporary:
-            temporary.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise RunFolderError(
-            f"--out {str(file)!r} cannot be written: {error.strerror or error}; give another file"
-        ) from error
-    say(f"page: {file} ({len(page) / 1e6:.1f} MB)")
-
-
-def print_published(run: dict[str, Any], summary: "pa.Table", lines: list[str]) -> int:
+def print_published(run: dict[str, Any], summary: "pa.Table", lines: list[str], *, detail: bool = False) -> int:
     """Prints a run that was published without its rows, and what contradicts it; returns the exit code."""
-    from adadecode.report.tables import summary_table
     from adadecode.runs.engines import published_engine_lines
 
-    console().print(summary_table(summary))
+    print_summary(summary, None, detail)
     for line in (
         *lines,
         *published_engine_lines(run),

@@ -136,6 +136,11 @@ def some_text(_: click.Context, parameter: click.Parameter, text: str | None) ->
     return text
 
 
+def some_texts(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Several of what `some_text` gives."""
+    return tuple(text for text in texts if some_text(context, parameter, text) is not None)
+
+
 def some_path(context: click.Context, parameter: click.Parameter, text: str | None) -> Path | None:
     """What `some_text` gives as a path, which would take empty text for this folder."""
     given = some_text(context, parameter, text)

@@ -1,6 +1,6 @@
 """What changed for each task and method from run A to run B, over the rows that pair."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from adadecode.comparison.pairs import Pairs
 from adadecode.methods import METHODS, REFERENCE, names_that_owe
+from adadecode.report.detail import LATENCIES
 from adadecode.report.paired import ScoreChange, rate_change, score_change, speed_ratio
 from adadecode.report.parity import KEY
 from adadecode.report.stats import Estimate, Percentiles, percentiles
 from adadecode.report.summary import whole_tasks
 
 SCORED = (*KEY, "metric", "scorer", "scorer_version")  # what two scores must share to be compared
-LATENCIES = ("ttft_s", "tpot_s", "e2e_s")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Change:
-    """One method on one task: `speed` is B's over A's, `over_vanilla` the same of its speedups over vanilla of its own run.
+    """One method on one task: `speed` is of B's tokens/s by A's, `over_vanilla` of its speedups over its own vanilla.
 
     So the second is 1 where all of B's machine was slower. Each is None where nothing could be paired.
     """
@@ -56,8 +56,9 @@ def changes(pairs: Pairs) -> list[Change]:
 
 def _change(pairs: Pairs, task: str, method: str) -> Change:
     of = pairs.of(task, method)
-    before_s, after_s = of.numbers("e2e_s")
-    later = tuple(lengths - 1 for lengths in of.numbers("output_len"))  # tokens after the first
+    lengths = of.numbers("output_len")
+    before_s, after_s = (e2e_s / length for e2e_s, length in zip(of.numbers("e2e_s"), lengths, strict=True))
+    later = tuple(length - 1 for length in lengths)  # tokens after the first
     nothing = Rate(None, None, None)
     return Change(
         task=task,
@@ -79,8 +80,16 @@ def _change(pairs: Pairs, task: str, method: str) -> Change:
 def summary_changes(a: pa.Table, b: pa.Table) -> list[Change]:
     """The same of two SUMMARY tables, where rows are not there: what each run came to as a whole, without intervals."""
     sides = [{(row["task"], row["method"]): row for row in whole_tasks(side).to_pylist()} for side in (a, b)]
-    both = [(before, sides[1][of]) for of, before in sides[0].items() if of in sides[1]]
-    return [_summary_change(before, after) for before, after in both]
+    both = [of for of in sides[0] if of in sides[1]]
+    return [_summary_change(*(_over_its_vanilla(side, *of) for side in sides)) for of in both]
+
+
+def _over_its_vanilla(side: Mapping[tuple[str, str], dict[str, Any]], task: str, method: str) -> dict[str, Any]:
+    """The SUMMARY row with `over_vanilla`: its speedup over `vanilla`, whichever of the vanillas was the baseline."""
+    row, vanilla = side[task, method], side.get((task, REFERENCE), {})
+    speedups = row["speedup_geomean"], vanilla.get("speedup_geomean")
+    over = speedups[0] / speedups[1] if method != REFERENCE and all(speedups) else None
+    return {**row, "over_vanilla": over}
 
 
 def _summary_change(before: dict[str, Any], after: dict[str, Any]) -> Change:
@@ -96,7 +105,7 @@ def _summary_change(before: dict[str, Any], after: dict[str, Any]) -> Change:
         method=before["method"],
         num_pairs=0,
         speed=ratio("tokens_per_s"),
-        over_vanilla=ratio("speedup_geomean") if before["baseline"] == after["baseline"] else None,
+        over_vanilla=ratio("over_vanilla"),
         acceptance=rate("acceptance_rate"),
         tokens_per_round=rate("tokens_per_round"),
         latencies={},

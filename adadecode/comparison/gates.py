@@ -1,7 +1,7 @@
 """What a change must not do: the limits of `--fail-if-slower` and `--fail-if-acceptance-drops`, held against intervals."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from adadecode.comparison.changes import Change
@@ -28,10 +28,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Judged:
-    """What the limits say: methods that `failed`, and such as cannot be judged, a line for each."""
+    """What the limits say: methods that `failed`, such as cannot be judged, and what else may explain it, a line each."""
 
     failed: list[str]
     unproved: list[str]
+    hints: list[str]
 
 
 def share_of(flag: str, text: str) -> float:
@@ -42,16 +43,30 @@ def share_of(flag: str, text: str) -> float:
     return float(found[1]) / 100
 
 
-def judged(found: Iterable[Change], limits: Limits) -> Judged:
-    """Which of the changes pass a limit with their whole interval, and which have none that could tell."""
-    failed, unproved = [], []
+def judged(found: Sequence[Change], limits: Limits, alone: Iterable[str] = ()) -> Judged:
+    """Which of the changes pass a limit with their whole interval, and which have none that could tell.
+
+    Nor have methods that are in one run `alone`, a line for each.
+    """
+    failed, unproved = list[str](), list[str]()
     for name, what, estimate, limit in _claims(found, limits):
         if estimate is None or estimate.low is None or estimate.high is None:
             unproved.append(f"{name}: {what} cannot be judged, as it has no interval")
         elif estimate.high < limit:
             ends = f"{estimate.low:.3f} to {estimate.high:.3f}"
             failed.append(f"{name}: {what} is {estimate.value:.3f}, its 95 % interval {ends}, all below {limit:g}")
-    return Judged(failed, unproved)
+    is_any = limits.slower is not None or limits.drops is not None
+    unproved += [f"{line}, and cannot be judged" for line in alone] if is_any else []
+    return Judged(failed, unproved, list(_hints(found, limits)))
+
+
+def _hints(found: Iterable[Change], limits: Limits) -> Iterator[str]:
+    """A line for each task on which vanilla itself is slower than the limit, where speeds are judged as they are."""
+    for change in found:
+        high = None if change.speed is None else change.speed.high
+        is_slower = limits.slower is not None and high is not None and high < 1 - limits.slower
+        if change.method == REFERENCE and is_slower and not limits.over_vanilla:
+            yield f"{REFERENCE} on {change.task} is slower itself, as a busy machine is: --over-vanilla judges beside it"
 
 
 def _claims(found: Iterable[Change], limits: Limits) -> Iterator[tuple[str, str, Estimate | None, float]]:

@@ -2,10 +2,9 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from adadecode.report.parity import KEY, pair_codes
 from adadecode.report.row_checks import without_impossible_times
 from adadecode.report.schema import SAMPLES
 from adadecode.report.summary import NUMBERS
-from adadecode.runs.folder import committed_tables, read_commits
 
 COLUMNS = [*KEY, "status", "output_token_ids", "finish_reason", "worker_id", *NUMBERS]
 PROMPT = "prompt_hash"
@@ -74,14 +72,11 @@ class Pairs:
         return found[0], found[1]
 
 
-def read_rows(location: str | Path) -> pa.Table:
-    """What is compared of the committed rows of the run at `location`, no time that no clock can have shown among it.
-
-    Raises RunFolderError when a committed file is missing or altered.
-    """
-    tables = map(compared_columns, committed_tables(location, read_commits(location)))
-    rows = pa.concat_tables([compared_columns(SAMPLES.empty_table()), *tables]).combine_chunks()
-    return without_impossible_times(rows)
+def rows_together(parts: Sequence[pa.Table]) -> pa.Table:
+    """The rows of a run from `parts` that `compared_columns` made, without times that no clock can have shown."""
+    return without_impossible_times(
+        pa.concat_tables([compared_columns(SAMPLES.empty_table()), *parts]).combine_chunks()
+    )
 
 
 def compared_columns(samples: pa.Table) -> pa.Table:
@@ -91,8 +86,11 @@ def compared_columns(samples: pa.Table) -> pa.Table:
     return samples.select(COLUMNS).append_column(PROMPT, pa.array(hashes, pa.binary(16)))
 
 
-def pair_rows(a: pa.Table, b: pa.Table) -> Pairs:
-    """The pairs of two tables of `compared_columns`, each without duplicates, in the order of `a`."""
+def pair_rows(a: pa.Table, b: pa.Table, *, one_limit: bool = True) -> Pairs:
+    """The pairs of two tables of `compared_columns`, each without duplicates, in the order of `a`.
+
+    Without `one_limit` of tokens, pairs of which it cut one output alone are left out: the other decoded on.
+    """
     at = _at(a).join(_at(b), list(KEY), join_type="full outer", right_suffix="_b")
     rows_a, rows_b = (pc.fill_null(at[name], -1).to_numpy() for name in ("at", "at_b"))
     left_out: Counter[tuple[str, str]] = Counter()
@@ -108,6 +106,16 @@ def pair_rows(a: pa.Table, b: pa.Table) -> Pairs:
     leave_out(~_both(Columns(a).is_ok, Columns(b).is_ok, rows_a, rows_b, np.logical_and), "an error in one or both")
     prompts_a, prompts_b = (table[PROMPT].to_numpy(zero_copy_only=False) for table in (a, b))
     leave_out(~_both(prompts_a, prompts_b, rows_a, rows_b, np.equal), "of another prompt")
+    if not one_limit:
+        sides = Columns(a), Columns(b)
+        lengths, is_cut = (
+            [of.numbers("output_len") for of in sides],
+            [of.equal("finish_reason", "length") for of in sides],
+        )
+        is_longer = _both(lengths[0], lengths[1], rows_a, rows_b, np.not_equal)
+        leave_out(
+            is_longer & _both(is_cut[0], is_cut[1], rows_a, rows_b, np.logical_or), "cut at another max_new_tokens"
+        )
     order = np.argsort(rows_a[keep])
     return Pairs(a.take(pa.array(rows_a[keep][order])), b.take(pa.array(rows_b[keep][order])), left_out)
 

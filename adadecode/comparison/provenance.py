@@ -12,15 +12,15 @@ from adadecode.settings import in_full
 MISSING = "not stored"
 
 
-def provenance_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Name, A's value and B's value of everything in which two run.json differ but for names, times and processes."""
-    facts = [dict(_facts(run)) for run in (a, b)]
-    names = sorted(facts[0].keys() | facts[1].keys(), key=lambda name: (name.startswith("worker."), name))
-    found = [(name, *(side.get(name, MISSING) for side in facts)) for name in names]
-    return [(name, before, after) for name, before, after in found if before != after]
+def provenance_differences(*runs: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Name and each run's value of everything in which some run.json differ but for names, times and processes."""
+    facts = [dict(_facts(run)) for run in runs]
+    names = sorted({name for of in facts for name in of}, key=lambda name: (name.startswith("worker."), name))
+    found = [(name, *(of.get(name, MISSING) for of in facts)) for name in names]
+    return [line for line in found if len(set(line[1:])) > 1]
 
 
-def difference_lines(differences: list[tuple[str, str, str]]) -> list[str]:
+def difference_lines(differences: list[tuple[str, ...]]) -> list[str]:
     """A line for each, or one that says that there is none."""
     return [f"{name}: A {before}, B {after}" for name, before, after in differences] or [
         "provenance: no difference in settings, hashes, versions or machines"
@@ -40,7 +40,8 @@ def _facts(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from ((name, " and ".join(sorted(found))) for name, found in values.items())
 
 
-PROCESS = ("pid", "worker_id", "others", "model_notes")  # of a worker: what is no fact of its rows, or told elsewhere
+# Of a worker: what is no fact of its rows, or told elsewhere.
+PROCESS = ("pid", "worker_id", "ready_at", "others", "model_notes")
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -10,8 +10,9 @@ from adadecode.comparison.provenance import difference_lines
 from adadecode.comparison.result import Comparison
 from adadecode.printable import printable
 from adadecode.report.cells import ABSENT, cell, number_text, p_text
+from adadecode.report.detail import percentile_texts
 from adadecode.report.paired import ScoreChange
-from adadecode.report.stats import Estimate, Percentiles
+from adadecode.report.stats import Estimate
 from adadecode.report.tables import figures_table
 
 COLUMNS = (
@@ -19,18 +20,15 @@ COLUMNS = (
     "method",
     "n",
     "speed B/A\n(95 % CI)",
-    "over vanilla\nB/A (95 % CI)",
-    "accept\nA",
-    "rate\nB",
-    "change\n(95 % CI)",
-    "tokens\n/round A",
-    "\nB",
+    "over vanilla\n(95 % CI)",
+    "accept B-A\n(95 % CI)",
     "parity\nA",
     "\nB",
 )
+RATES_COLUMNS = ("task", "method", "accept\nrate A", "\nB", "tokens\n/round A", "\nB")
 CAPTION = (
-    "speed B/A: geometric mean over n prompts of A's e2e by B's, above 1 where B is faster; over vanilla: the same of each "
-    "run's speedup over its own vanilla; change: in percentage points"
+    "speed B/A: geometric mean over n prompts of B's tokens/s by A's, above 1 where B is faster; over vanilla: the same of "
+    "each run's speedup over its own vanilla; accept B-A: in percentage points"
 )
 MARKDOWN_HEADS = (
     *("task", "method", "n", "speed B/A (95 % CI)", "over vanilla B/A (95 % CI)", "accept rate A", "accept rate B"),
@@ -41,17 +39,25 @@ DETAIL_CAPTION = "of the pairs; p99 from 100 values on"
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """A rich table with a line for each task and method that is in both runs. It wants up to 120 columns."""
+    """A rich table with a line for each task and method that is in both runs, in 80 columns."""
     table = figures_table(COLUMNS, num_names=2, caption=CAPTION)
-    for cells in _rows(comparison):
-        table.add_row(*map(cell, cells))
+    for task, method, n, speed, over_vanilla, _, _, points, _, _, *parity in comparison_rows(comparison):
+        table.add_row(*map(cell, (task, method, n, speed, over_vanilla, points, *parity)))
+    return table
+
+
+def rates_table(comparison: Comparison) -> Table:
+    """A rich table of acceptance and tokens per round in each run."""
+    table = figures_table(RATES_COLUMNS, num_names=2, caption=None)
+    for task, method, _, _, _, *accepted, _, before, after, _, _ in comparison_rows(comparison):
+        table.add_row(*map(cell, (task, method, *accepted, before, after)))
     return table
 
 
 def detail_table(comparison: Comparison) -> Table:
     """A rich table of the percentiles of TTFT, TPOT and e2e in each run."""
     table = figures_table(DETAIL_COLUMNS, num_names=4, caption=DETAIL_CAPTION)
-    for cells in _detail_rows(comparison):
+    for cells in detail_rows(comparison):
         table.add_row(*map(cell, cells))
     return table
 
@@ -60,7 +66,7 @@ def comparison_lines(comparison: Comparison) -> list[str]:
     """What stands under the table: scores, outputs, what was not compared, every difference of provenance."""
     return [
         *_score_lines(comparison.scores),
-        *comparison.outputs,
+        *([] if comparison.outputs is None else comparison.outputs.lines()),
         *comparison.notes,
         *difference_lines(comparison.provenance),
     ]
@@ -75,16 +81,20 @@ def side_lines(comparison: Comparison) -> list[str]:
 def markdown(comparison: Comparison, detail: bool, heading: str | None = None) -> str:
     """The same as Markdown. What comes from elsewhere stands as code, so that none of it links, mentions or is HTML."""
     blocks = [f"### {_code(heading)}"] if heading is not None else []
-    blocks += [_list(side_lines(comparison)), _table(MARKDOWN_HEADS, _rows(comparison, repeat_task=True), num_names=2)]
+    blocks += [
+        _list(side_lines(comparison)),
+        _table(MARKDOWN_HEADS, comparison_rows(comparison, repeat_task=True), num_names=2),
+    ]
     if detail:
-        blocks.append(_table(DETAIL_COLUMNS, _detail_rows(comparison, repeat_names=True), num_names=4))
+        blocks.append(_table(DETAIL_COLUMNS, detail_rows(comparison, repeat_names=True), num_names=4))
     blocks.append(_list(comparison_lines(comparison) + (comparison.spread if detail else [])))
     if problems := comparison.problem_lines():
         blocks += ["**Not as it should be**", _list(problems)]
     return "\n\n".join([*blocks, f"*{CAPTION}*"]) + "\n"
 
 
-def _rows(comparison: Comparison, repeat_task: bool = False) -> Iterator[Sequence[str]]:
+def comparison_rows(comparison: Comparison, repeat_task: bool = False) -> Iterator[Sequence[str]]:
+    """A row of texts under MARKDOWN_HEADS for each task and method; its task is empty where the row before has it."""
     shown = None
     for change in comparison.changes:
         task = "" if change.task == shown and not repeat_task else change.task
@@ -105,21 +115,14 @@ def _rows(comparison: Comparison, repeat_task: bool = False) -> Iterator[Sequenc
         )
 
 
-def _detail_rows(comparison: Comparison, repeat_names: bool = False) -> Iterator[Sequence[str]]:
+def detail_rows(comparison: Comparison, repeat_names: bool = False) -> Iterator[Sequence[str]]:
+    """A row of texts under DETAIL_COLUMNS for each time of each run; names are empty where the row before has them."""
     for change in comparison.changes:
         names = (change.task, change.method)
         for column, sides in change.latencies.items():
             for side, found in zip(("A", "B"), sides, strict=True):
-                yield (*names, column.removesuffix("_s"), side, str(found.n), *_percentile_texts(found))
+                yield (*names, column.removesuffix("_s"), side, *percentile_texts(found))
                 names = names if repeat_names else ("", "")
-
-
-def _percentile_texts(found: Percentiles) -> tuple[str, str, str]:
-    return (
-        number_text(found.p50, ".2f", scale=1000),
-        number_text(found.p90, ".2f", scale=1000),
-        number_text(found.p99, ".2f", scale=1000),
-    )
 
 
 def ratio_text(estimate: Estimate | None) -> str:
@@ -132,12 +135,12 @@ def ratio_text(estimate: Estimate | None) -> str:
 
 
 def points_text(estimate: Estimate | None) -> str:
-    """`-2.2 (-3.1, -1.3)`, a difference of shares in percentage points."""
+    """`-2.2 (-3.1,-1.3)`, a difference of shares in percentage points."""
     if estimate is None:
         return ABSENT
     if estimate.low is None or estimate.high is None:
         return f"{100 * estimate.value:+.1f} (no interval)"
-    return f"{100 * estimate.value:+.1f} ({100 * estimate.low:+.1f}, {100 * estimate.high:+.1f})"
+    return f"{100 * estimate.value:+.1f} ({100 * estimate.low:+.1f},{100 * estimate.high:+.1f})"
 
 
 def _score_lines(found: Sequence[MetricChange]) -> list[str]:

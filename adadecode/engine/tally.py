@@ -53,7 +53,7 @@ class Tally:
             self._layers_run += self._num_layers
         self._depths.append(self._num_layers)
         if logits is not None:
-            self._keep(logits[None], now)
+            self._keep(logits[None], 1, now)
 
     def add_pass(self, num_drafted: int, num_accepted: int) -> None:
         """Notes the time, and a pass of the full model that kept so many of the drafts, all of one place, and its token.
@@ -76,13 +76,14 @@ class Tally:
         last token, that is the full model's, which gave it too.
         """
         now = self._read_clock()
-        self._note_rejected(round_, num_accepted)
+        if round_.dropped or num_accepted < len(round_.draft_exits):  # most rounds reject nothing
+            self._note_rejected(round_, num_accepted)
         self._layers_run += round_.layers_passed
         self._depths += round_.draft_exits[:num_accepted]
         self._depths.append(self._num_layers)
         self._drafted += round_.draft_exits
         self._drafted += [exit_layer for _, _, exit_layer in round_.dropped]
-        self._keep(logits[: num_accepted + 1], now)
+        self._keep(logits, num_accepted + 1, now)
 
     def _note_rejected(self, round_: Round, num_accepted: int) -> None:
         """Keeps the drafts of `round_` beyond the first `num_accepted`, and before them those rejected early."""
@@ -100,10 +101,10 @@ class Tally:
         self._clocks.append(now - self._still_ns)
         return now
 
-    def _keep(self, logits: Tensor, now: int) -> None:
-        """Copies `logits` `[n, V]` to the host, where they are wanted; the clock stands still from `now` to its end."""
+    def _keep(self, logits: Tensor, num_rows: int, now: int) -> None:
+        """Copies the first rows of `logits` `[W, V]` to the host, where they are wanted; the clock stands from `now` on."""
         if self._logits is not None:
-            self._logits.append(logits.to("cpu", copy=True))
+            self._logits.append(logits[:num_rows].to("cpu", copy=True))
             self._still_ns += clock_ns(self._device) - now
 
     def decoded(self, output: list[int], eos_token_ids: Collection[int], *, is_stopped: bool = False) -> Decoded:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -11,11 +11,21 @@ import pyarrow.compute as pc
 
 from adadecode.engine.generate import room_for_output
 from adadecode.engine.invariance import check_rows_once
-from adadecode.errors import EXIT_FAILED, EXIT_MISMATCH, EXIT_OK, RunFolderError, UsageError
+from adadecode.engine.tally import Decoded
+from adadecode.errors import (
+    EXIT_FAILED,
+    EXIT_MISMATCH,
+    EXIT_OK,
+    NonFiniteLogitsError,
+    PromptError,
+    RunFolderError,
+    UsageError,
+)
 from adadecode.evaluation.compare import logits_digest
 from adadecode.evaluation.shard import commit_facts
 from adadecode.evaluation.worker import Worker, decode_prompt, load_worker
 from adadecode.model.memory import out_of_memory_named
+from adadecode.provenance import package_versions
 from adadecode.records import Say
 from adadecode.report.parity import KEY, first_difference, row_name
 from adadecode.report.proof import proof_sentence
@@ -23,13 +33,15 @@ from adadecode.runs.engines import DECISIVE, OF_SPEED
 from adadecode.runs.fingerprint import source_hashes, stored_hashes
 from adadecode.runs.folder import committed_tables, read_commits, read_run
 from adadecode.settings import EvalConfig, settings_of_run
-from adadecode.tasks import expand_task
+from adadecode.tasks import expand_task, stops_of
+from adadecode.tasks.encode import decode_output
 
 MAX_LINES = 20  # differing rows that have one each
 TOLD_EVERY = 50  # rows
-NEEDED = (*KEY, "shard", "prompt_token_ids", "output_token_ids", "finish_reason", "logits_digest")
+NEEDED = (*KEY, "prompt_token_ids", "output_token_ids", "output_text", "finish_reason", "logits_digest")
 MADE_LATER = {"code_hash"}  # decisive facts that a later version of this program may have otherwise
 NOT_OF_BITS = {"python", "gpu_driver"}  # facts of speed by which no bit changes
+OF_TEXTS = ("tokenizers", "transformers")
 Facts = Mapping[str, Any]  # of a worker
 
 
@@ -74,32 +86,55 @@ def recompute(location: str | Path, num_rows: int, seed: int, say: Say) -> Recom
     if seed < 0:
         raise UsageError(f"--seed {seed}: give a whole number from 0 on")
     run, commits = read_run(location), read_commits(location)
-    rows = _ok_rows(committed_tables(location, commits))
-    if not rows.num_rows:
+    drawn = _drawn(location, commits, num_rows, seed)
+    if not drawn.rows:
         raise RunFolderError(f"{str(location)!r}: it has no rows with an output to decode again")
-    drawn = np.random.default_rng(seed).choice(rows.num_rows, min(num_rows, rows.num_rows), replace=False)
-    chosen = rows.take(pa.array(np.sort(drawn))).to_pylist()
     config = settings_of_run(EvalConfig, run["config"])
     _check_sources(run, config)
-    facts = [commits[row["shard"]]["worker"] for row in chosen]
-    worker = load_worker(_as_run(config, facts[0]), expand_task(config.task), "verify", facts[0].get("threads"))
+    facts = [commits[shard_idx]["worker"] for shard_idx in drawn.shards]
+    worker = load_worker(_as_run(config, facts[0]), expand_task(config.task), "verify", _threads(facts[0]))
     here = commit_facts(worker)
     for of in facts:
         _check_model(of, here)
     differing: list[str] = []
-    for idx, row in enumerate(chosen):
+    for idx, row in enumerate(drawn.rows):
         if idx and idx % TOLD_EVERY == 0:
-            say(f"decoding again: {idx} of {len(chosen)} rows")
+            say(f"decoding again: {idx} of {len(drawn.rows)} rows")
         differing += _differing(worker, row)
-    return Recomputed(
-        rows.num_rows, len(chosen), differing, sorted({text for of in facts for text in _other(of, here)})
-    )
+    others = {text for of in facts for text in _other(of, here)} | set(_other_packages(run))
+    return Recomputed(drawn.num_rows, len(drawn.rows), differing, sorted(others))
 
 
-def _ok_rows(tables: Iterator[pa.Table]) -> pa.Table:
-    """The rows with an output, of those columns that are needed."""
-    found = [table.filter(pc.equal(table["status"], "ok")).select(NEEDED) for table in tables]
-    return pa.concat_tables(found).combine_chunks() if found else pa.table({})
+class _Drawn(NamedTuple):
+    """Rows that were drawn, of those columns that are needed, the shard whose commit has each, and of how many they are."""
+
+    rows: list[dict[str, Any]]
+    shards: list[int]
+    num_rows: int
+
+
+def _drawn(location: str | Path, commits: Mapping[int, dict[str, Any]], num_rows: int, seed: int) -> _Drawn:
+    """A draw of `num_rows` rows with an output, all where there are fewer; of the others no ids are kept in memory."""
+    tables = committed_tables(location, commits)
+    ok_of_shard = [np.flatnonzero(pc.equal(table["status"], "ok").to_numpy()) for table in tables]
+    ends = np.cumsum([len(ok) for ok in ok_of_shard], dtype=np.int64)
+    total = int(ends[-1]) if len(ends) else 0
+    drawn = np.sort(np.random.default_rng(seed).choice(total, min(num_rows, total), replace=False))
+    rows: list[dict[str, Any]] = []
+    shards: list[int] = []
+    for shard, ok, end in zip(commits.items(), ok_of_shard, ends.tolist(), strict=True):
+        places = drawn[(drawn >= end - len(ok)) & (drawn < end)] - (end - len(ok))
+        if len(places):
+            [table] = committed_tables(location, dict([shard]))
+            rows += table.select(NEEDED).take(pa.array(ok[places])).to_pylist()
+            shards += [shard[0]] * len(places)
+    return _Drawn(rows, shards, total)
+
+
+def _threads(facts: Facts) -> int | None:
+    """The threads that rows were decoded with; None where that is not stored."""
+    threads = facts.get("threads")
+    return threads if type(threads) is int and threads > 0 else None
 
 
 def _check_sources(run: Mapping[str, Any], config: EvalConfig) -> None:
@@ -137,21 +172,50 @@ def _other(of_rows: Facts, here: Facts) -> Iterator[str]:
             yield f"{what} {here.get(fact)}, there {of_rows.get(fact, 'not stored')}"
 
 
-@out_of_memory_named()
+def _other_packages(run: Mapping[str, Any]) -> Iterator[str]:
+    """What of the packages that make texts, and transformers' own outputs, is not what the run had."""
+    provenance, here = run.get("provenance"), package_versions()
+    stored = provenance.get("packages") if isinstance(provenance, dict) else None
+    if isinstance(stored, dict):
+        for name in OF_TEXTS:
+            if stored.get(name) != here.get(name):
+                yield f"{name} {here.get(name)}, there {stored.get(name, 'not stored')}"
+
+
 def _differing(worker: Worker, row: dict[str, Any]) -> list[str]:
-    """A line where the output, its end or its logits are not those that `row` stores; none where they are."""
-    prompt_ids, stored_ids = row["prompt_token_ids"], row["output_token_ids"]
+    """A line where the output, its end, its text or its logits are not those that `row` stores; none where they are."""
+    config = worker.config
+    if row["method"] not in config.methods or row["task"] not in expand_task(config.task):
+        return [f"{row_name(row)}: the run has no such method or task"]
+    if not row["prompt_token_ids"] or row["output_token_ids"] is None:
+        return [f"{row_name(row)}: it stores no prompt, or no output"]
+    try:
+        found = _decoded_again(worker, row)
+    except (PromptError, NonFiniteLogitsError) as error:
+        return [f"{row_name(row)}: it cannot be decoded again: {error}"]
+    return [f"{row_name(row)}: {what}" for what in _unlike(worker, row, found)][:1]
+
+
+@out_of_memory_named()
+def _decoded_again(worker: Worker, row: dict[str, Any]) -> Decoded:
+    prompt_ids = row["prompt_token_ids"]
     limit = min(worker.config.decode.max_new_tokens, room_for_output(worker.model, len(prompt_ids)))
     check_rows_once(worker.model, worker.width, len(prompt_ids) + limit, worker.checked)
-    decoded = decode_prompt(worker, row["method"], row["task"], prompt_ids)
-    found = decoded.generation
-    idx = first_difference(list(found.output_token_ids), stored_ids)
+    return decode_prompt(worker, row["method"], row["task"], prompt_ids)
+
+
+def _unlike(worker: Worker, row: dict[str, Any], decoded: Decoded) -> Iterator[str]:
+    """What `row` stores otherwise than it was `decoded`, the ids first."""
+    generation, stored_ids = decoded.generation, row["output_token_ids"]
+    idx = first_difference(list(generation.output_token_ids), stored_ids)
     if idx is not None:
-        ids = (ids[idx] if idx < len(ids) else "none" for ids in (stored_ids, list(found.output_token_ids)))
-        return [f"{row_name(row)}: output position {idx} is stored as {next(ids)} and decoded as {next(ids)}"]
-    if found.finish_reason != row["finish_reason"]:
-        return [f"{row_name(row)}: finish_reason is stored as {row['finish_reason']} and was {found.finish_reason}"]
+        ids = (ids[idx] if idx < len(ids) else "none" for ids in (stored_ids, list(generation.output_token_ids)))
+        yield f"output position {idx} is stored as {next(ids)} and decoded as {next(ids)}"
+    if generation.finish_reason != row["finish_reason"]:
+        yield f"finish_reason is stored as {row['finish_reason']} and was {generation.finish_reason}"
+    text = decode_output(worker.tokenizer, generation, stops_of(worker.config, row["task"]))
+    if text != row["output_text"]:
+        yield "output_text is not what its ids mean"
     digest = logits_digest(decoded.logits)
     if row["logits_digest"] is not None and digest is not None and digest != row["logits_digest"]:
-        return [f"{row_name(row)}: logits_digest is stored as {row['logits_digest']} and was {digest}"]
-    return []
+        yield f"logits_digest is stored as {row['logits_digest']} and was {digest}"

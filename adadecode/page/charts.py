@@ -3,18 +3,25 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from adadecode.page.chart import Chart, axis, color_by, name_of, spec_of, tall
+from adadecode.page.chart import Chart, axis, bars_beside, color_by, intervals, name_of, names_axis, spec_of, tall
+from adadecode.page.figures import latency_texts
 from adadecode.page.measures import MOST_TOKENS, Measured, ecdf
+from adadecode.report.detail import Latency
 
 By = Mapping[tuple[str, str], Measured]
 Row = Mapping[str, Any]
 
 
-def run_charts(summary: Sequence[Row], by: By, bars: Sequence[tuple[str, str, float]]) -> Iterator[Chart]:
-    """The charts of a run: of its SUMMARY rows, of what was measured, and of `bars`: (task and method, what, speedup)."""
+def run_charts(
+    summary: Sequence[Row], by: By, times: Sequence[Latency], bars: Sequence[tuple[str, str, float]]
+) -> Iterator[Chart]:
+    """The charts of a run: of its SUMMARY rows, of what was measured, and of `bars`: (task and method, what, speedup).
+
+    `times` are the percentiles beside the distributions.
+    """
     rows = [row for row in summary if row["category"] is None]
     yield from _speedups(rows)
-    yield from _distributions(by)
+    yield from _distributions(by, times)
     yield from _by_exit(by)
     yield from _by_place(by)
     yield from _tokens_per_round(by)
@@ -37,46 +44,17 @@ def _speedups(rows: list[Row]) -> Iterator[Chart]:
         }
         for row in told
     ]
-    y = {"field": "of", "type": "nominal", "sort": None, "axis": {"title": None, "labelLimit": 150}}
-    x = {
-        "field": "speedup",
-        "type": "quantitative",
-        "scale": {"zero": False},
-        "axis": axis("times the baseline's speed"),
-    }
-    at_one = {"data": {"values": [{"one": 1}]}, "mark": {"type": "rule", "strokeDash": [4, 4], "color": "currentColor"}}
-    spec = spec_of(
-        values,
-        tall(values, "of", 26),
-        layer=[
-            at_one | {"encoding": {"x": {"field": "one", "type": "quantitative"}}},
-            {
-                "transform": [{"filter": "isValid(datum.low)"}],
-                "mark": {"type": "rule", "strokeWidth": 3},
-                "encoding": {
-                    "y": y,
-                    "x": x | {"field": "low"},
-                    "x2": {"field": "high"},
-                    "color": color_by() | {"legend": None},
-                },
-            },
-            {
-                "mark": {"type": "point", "filled": True, "size": 90, "tooltip": True},
-                "encoding": {"y": y, "x": x, "color": color_by() | {"legend": None}},
-            },
-        ],
-    )
     yield Chart(
         "speedups",
         "Speedup by task and method",
         "Geometric mean over prompts of the ratio of end-to-end times, over the faster vanilla, with its 95 % interval.",
-        spec,
+        intervals(values, "speedup", "times the baseline's speed"),
         ("task and method", "speedup", "low", "high", "prompts"),
         [(v["of"], v["speedup"], v["low"], v["high"], v["prompts"]) for v in values],
     )
 
 
-def _distributions(by: By) -> Iterator[Chart]:
+def _distributions(by: By, times: Sequence[Latency]) -> Iterator[Chart]:
     several = len({task for task, _ in by}) > 1
     for name, title, says in (
         ("ttft_s", "Time to first token", "Share of samples whose first token came within a time."),
@@ -110,16 +88,12 @@ def _distributions(by: By) -> Iterator[Chart]:
                 **(dash if several else {}),
             },
         )
-        quantiles = [
-            (name_of(task, method), *(_quantile(points, q) for q in (0.1, 0.5, 0.9)))
-            for (task, method), found in by.items()
-            if (points := ecdf(getattr(found, name)))
+        rows = [
+            (name_of(task, method), *latency_texts(of))
+            for task, method, time, of in times
+            if name == f"{time}_s" and of.n
         ]
-        yield Chart(name, title, says, spec, ("task and method", "10 %, ms", "half, ms", "90 %, ms"), quantiles)
-
-
-def _quantile(points: list[tuple[float, float]], share: float) -> float:
-    return 1000 * next(at for at, reached in points if reached >= share)
+        yield Chart(name, title, says, spec, ("task and method", "n", "p50, ms", "p90, ms", "p99, ms"), rows)
 
 
 def _by_exit(by: By) -> Iterator[Chart]:
@@ -222,15 +196,12 @@ def _time(by: By) -> Iterator[Chart]:
         tall(values, "of", 26),
         mark={"type": "bar", "tooltip": True},
         encoding={
-            "y": {"field": "of", "type": "nominal", "sort": None, "axis": {"title": None, "labelLimit": 150}},
+            "y": {"field": "of", "type": "nominal", "sort": None, "axis": names_axis()},
             "x": {"field": "ms", "type": "quantitative", "axis": axis("ms a sample")},
             "color": {
                 "field": "part",
                 "type": "ordinal",
-                "scale": {
-                    "domain": [name for name in order if any(v["part"] == name for v in values)],
-                    "scheme": "viridis",
-                },
+                "scale": {"domain": [name for name in order if any(v["part"] == name for v in values)]},
                 "legend": {"orient": "top", "title": None, "columns": 2},
             },
             "order": {"field": "order", "type": "quantitative"},
@@ -249,22 +220,11 @@ def _time(by: By) -> Iterator[Chart]:
 def _bars(bars: Sequence[tuple[str, str, float]]) -> Iterator[Chart]:
     if bars:
         values = [{"of": of, "what": what, "speedup": speedup} for of, what, speedup in bars]
-        spec = spec_of(
-            values,
-            tall(values, "of", 54),
-            mark={"type": "bar", "tooltip": True},
-            encoding={
-                "y": {"field": "of", "type": "nominal", "sort": None, "axis": {"title": None, "labelLimit": 150}},
-                "yOffset": {"field": "what", "type": "nominal", "sort": None},
-                "x": {"field": "speedup", "type": "quantitative", "axis": axis("times the baseline's speed")},
-                "color": color_by("what"),
-            },
-        )
         yield Chart(
             "ceiling",
             "Measured, predicted and possible",
             "What was measured beside what a tuning predicted, a perfect policy over the same heads, and the layers alone.",
-            spec,
+            bars_beside(values, "speedup", "times the baseline's speed", "what"),
             ("task and method", "what", "speedup"),
             [tuple(bar) for bar in bars],
         )

@@ -1,4 +1,4 @@
-"""What a page says: the first sentence, the tables, the terms; all text escaped."""
+"""What every page is made of: the first sentence, tables, lists, the terms; all text escaped."""
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,10 +7,18 @@ from typing import Any
 from adadecode.methods import OURS, names_that_owe
 from adadecode.page.chart import Chart
 from adadecode.printable import printable
-from adadecode.report.tables import parity_text, speedup_text
 
 Row = Mapping[str, Any]
+
+
+class Markup(str):
+    """Text that is an element of a page already: `esc` made what is in it."""
+
+
 MOST_IN_SENTENCE = 3  # tasks
+# Columns that begin at the left
+NAMES = ("cell", "run", "task", "method", "methods", "task and method", "metric", "scorer", "test", "time")
+WORDS = frozenset((*NAMES, "part", "what", "between", "in", "rows that are"))
 
 TERMS = {
     "vanilla": "Greedy decoding by the full model, one token a pass; vanilla-w1 is the same at width 1.",
@@ -27,13 +35,16 @@ TERMS = {
     "layers a token": "Layers run for each token after the first; vanilla runs all of them.",
     "layers alone": "The speedup if time were layers run and nothing else: a ceiling for these drafts.",
     "oracle": "What a perfect policy over the same heads would reach, as a tuning predicts it.",
+    "p50, p90, p99": "Half, 90 % and 99 % of the values are not larger. p99 is shown from 100 values on.",
+    "between workers": "Standard deviation of what workers add to the logarithm of TPOT; 2 % says some 2 % apart.",
+    "between repeats": "The same of end-to-end times of the same prompts, decoded again.",
     "near tie": "An output that differs where vanilla's two best logits are closer than rounding.",
 }
 
 
-def esc(value: object) -> str:
-    """`value` as text of a page: nothing in it is markup, a line, or a change of direction."""
-    return html.escape(printable("-" if value is None else str(value)), quote=True)
+def esc(value: object, keep: str = "") -> str:
+    """`value` as text of a page: nothing in it is markup, a line unless they are in `keep`, or a change of direction."""
+    return html.escape(printable("-" if value is None else str(value), keep), quote=True)
 
 
 def sentence(summary: Sequence[Row], parity: str, model: str, engines: Sequence[str]) -> str:
@@ -45,16 +56,19 @@ def sentence(summary: Sequence[Row], parity: str, model: str, engines: Sequence[
     on = f"model {esc(model)}; {esc(machine)}"
     if shown is None or not told:
         return f"No speedup was measured; {esc(parity)}; {on}."
-    parts = [
-        f"<strong>{_times(row)}</strong> on {esc(row['task'])} {_interval(row)}" for row in told[:MOST_IN_SENTENCE]
-    ]
+    parts = [f"<strong>{_times(row)}</strong> on {esc(row['task'])} {interval(row)}" for row in told[:MOST_IN_SENTENCE]]
     more = f" and {len(told) - MOST_IN_SENTENCE} more tasks" if len(told) > MOST_IN_SENTENCE else ""
     return f"Speed of {esc(shown)} over the faster vanilla: {', '.join(parts)}{more}; {esc(parity)}; {on}."
 
 
 def shown_method(rows: Sequence[Row]) -> str | None:
     """The method a page is about: AdaDecode where it ran, else the first exact one that is no baseline."""
-    names = [row["method"] for row in rows if row["method"] != row["baseline"]]
+    return headline(row["method"] for row in rows if row["method"] != row["baseline"])
+
+
+def headline(methods: Iterable[str]) -> str | None:
+    """Which of `methods` stands for all: AdaDecode, else the first that owes vanilla's outputs, else the first."""
+    names = list(methods)
     exact = [name for name in names if name in names_that_owe("exact")]
     return OURS if OURS in names else next(iter(exact or names), None)
 
@@ -63,16 +77,22 @@ def _times(row: Row) -> str:
     return f"{row['speedup_geomean']:.2f}x"
 
 
-def _interval(row: Row) -> str:
+def interval(row: Row) -> str:
+    """The interval of a SUMMARY row's speedup and the number of prompts, in brackets."""
     low, high = row["speedup_geomean_low"], row["speedup_geomean_high"]
     sure = "no interval" if low is None or high is None else f"95 % interval {low:.2f}-{high:.2f}"
-    return f"({sure}, n = {row['num_prompts']})"
+    return f'<span class="whole">({sure}, n = {row["num_prompts"]})</span>'
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str) -> str:
-    """An HTML table in a box that scrolls by itself, its first column as heads of rows."""
-    head = "".join(f'<th scope="col">{esc(name)}</th>' for name in columns)
-    body = "".join(f"<tr>{''.join(_cell(idx, value) for idx, value in enumerate(row))}</tr>" for row in rows)
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str, words: Iterable[str] = WORDS) -> str:
+    """An HTML table in a box that scrolls by itself, its first column as heads of rows; what is no Markup is escaped.
+
+    The columns named in `words` begin at the left, the others, which are of figures, end at the right.
+    """
+    named = frozenset(words)
+    sides = [' class="words"' if name in named else "" for name in columns]
+    head = "".join(f'<th scope="col"{side}>{esc(name)}</th>' for name, side in zip(columns, sides, strict=True))
+    body = "".join(f"<tr>{''.join(map(_cell, range(len(row)), row, sides))}</tr>" for row in rows)
     label = esc(caption)
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table><caption>{label}</caption>'
@@ -80,55 +100,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str) -
     )
 
 
-def _cell(idx: int, value: Any) -> str:
+def _cell(idx: int, value: Any, side: str) -> str:
     if idx == 0:
         return f'<th scope="row">{esc(value)}</th>'
     if isinstance(value, float):
-        return f"<td>{value:.4g}</td>"
-    return f"<td>{esc(value)}</td>"
-
-
-def summary_table(summary: Sequence[Row], of_cells: bool = False) -> str:
-    """The figures of SUMMARY rows, or SWEEP rows, as the terminal shows them."""
-    num_vanilla = {
-        (row.get("cell"), row["task"], row["category"]): row["n"] for row in summary if row["method"] == "vanilla"
-    }
-    columns = (
-        "task",
-        "method",
-        "n",
-        "errors",
-        "tokens/s",
-        "TPOT ms p50",
-        "TTFT ms p50",
-        "acceptance",
-        "tokens a round",
-    )
-    columns += ("layers a token", "speedup (95 % interval)", "parity", "correct")
-    rows = [
-        (
-            *((row["cell"],) if of_cells else ()),
-            row["task"] if row["category"] is None else f"{row['task']} / {row['category']}",
-            row["method"],
-            row["n"],
-            row["num_errors"],
-            _number(row["tokens_per_s"], ".1f"),
-            _number(row["tpot_p50_s"], ".2f", 1000),
-            _number(row["ttft_p50_s"], ".1f", 1000),
-            _number(row["acceptance_rate"], ".1%"),
-            _number(row["tokens_per_round"], ".2f"),
-            _number(row["layers_per_token"], ".2f"),
-            speedup_text(dict(row)),
-            parity_text(dict(row), num_vanilla.get((row.get("cell"), row["task"], row["category"]))),
-            None if row["num_scored"] is None else f"{row['num_correct']}/{row['num_scored']}",
-        )
-        for row in summary
-    ]
-    return table(("cell", *columns) if of_cells else columns, rows, "All figures, as the summary has them")
-
-
-def _number(value: float | None, form: str, scale: float = 1) -> str | None:
-    return None if value is None else format(value * scale, form)
+        return f"<td{side}>{value:.4g}</td>"
+    return f"<td{side}>{value if isinstance(value, Markup) else esc(value)}</td>"
 
 
 def chart(of: Chart) -> str:
@@ -141,7 +118,12 @@ def chart(of: Chart) -> str:
     )
 
 
-def definitions(terms: Iterable[tuple[str, str]], name: str) -> str:
+def titled(title: str, content: str) -> str:
+    """`content`, which is markup, under a heading within its part of the page."""
+    return f"<h3>{esc(title)}</h3>{content}"
+
+
+def definitions(terms: Iterable[Sequence[str]], name: str) -> str:
     """Names and values."""
     return (
         f'<dl class="{name}">' + "".join(f"<div><dt>{esc(k)}</dt><dd>{esc(v)}</dd></div>" for k, v in terms) + "</dl>"

@@ -5,18 +5,31 @@ import gzip
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
 from adadecode.methods import names_that_owe
 from adadecode.page.vocabulary import Decode, joined, pieces
+from adadecode.printable import UNDECODED
 
 MOST_SAMPLES = 10_000  # with rows in a page
 PER_BLOCK = 100  # samples that are decompressed together
 MOST_CHARACTERS = 20_000  # of one text
 MOST_IDS = 20_000  # of one prompt or output
 WORST = ("error", "mismatch", "near_tie", "exact")  # of a sample's rows the first of these is its own
+
+KEY = ("task", "sample_id", "turn", "repeat")  # of a sample; of all its rows
+# Columns that stand in a page as they are, and all that it reads
+SHOWN = (
+    *("method", "finish_reason", "parity", "first_diff_idx", "correct", "output_len", "num_rounds", "num_drafted"),
+    *("num_accepted", "ttft_s", "tpot_s", "e2e_s", "error_type"),
+)
+COLUMNS = (
+    *(*KEY, *SHOWN, "status", "category", "reference", "prompt_token_ids", "output_token_ids", "output_text"),
+    *("draft_depths", "rejected", "error_message"),
+)
 
 Row = Mapping[str, Any]
 
@@ -32,16 +45,19 @@ class Browser:
     index: list[list[Any]] = field(default_factory=list[list[Any]])
     blocks: list[str] = field(default_factory=list[str])
     ids: dict[int, None] = field(default_factory=dict[int, None])
+    layers: set[int] = field(default_factory=set[int])  # that tokens and rejected drafts come from
     _block: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     _pieces: dict[int, str] = field(default_factory=dict[int, str])
+    _parts: set[int] = field(default_factory=set[int])  # ids of tokens that are part of a character
 
     def add(self, table: pa.Table) -> None:
         """Adds the samples of a shard, all of whose rows are in `table`."""
-        room = max(0, MOST_SAMPLES - len(self.index))
-        groups = list(_groups(table))
-        self.num_left_out += len(groups[room:])
-        for rows in groups[:room]:
-            self._add_sample([_readable(row) for row in rows])
+        room = MOST_SAMPLES - len(self.index)
+        num_samples = table.group_by(list(KEY)).aggregate([]).num_rows
+        self.num_left_out += max(0, num_samples - room)
+        if room > 0:
+            for rows in islice(_groups(table.select(COLUMNS)), room):
+                self._add_sample([_readable(row) for row in rows])
 
     def close(self) -> None:
         """Ends the last block."""
@@ -51,7 +67,10 @@ class Browser:
 
     def vocabulary(self) -> dict[int, str]:
         """The text of every token id in the page; empty where there is no tokenizer."""
-        return {} if self.decode is None else pieces(self.decode, self.ids)
+        if self.decode is None:
+            return {}
+        self._know(self.ids)
+        return {token_id: self._pieces[token_id] for token_id in self.ids}
 
     def _add_sample(self, rows: list[Row]) -> None:
         first = rows[0]
@@ -90,24 +109,29 @@ class Browser:
 
     def _joins(self, ids: list[int]) -> list[tuple[int, str]]:
         assert self.decode is not None
-        new = [token_id for token_id in ids if token_id not in self._pieces]
-        self._pieces.update(pieces(self.decode, dict.fromkeys(new)))
-        return joined(self.decode, ids, self._pieces)
+        self._know(ids)
+        return [] if self._parts.isdisjoint(ids) else joined(self.decode, ids, self._pieces)
+
+    def _know(self, ids: Iterable[int]) -> None:
+        assert self.decode is not None
+        new = pieces(self.decode, dict.fromkeys(token_id for token_id in ids if token_id not in self._pieces))
+        self._pieces.update(new)
+        self._parts.update(token_id for token_id, text in new.items() if UNDECODED in text)
 
     def _row(self, row: Row, outputs: list[list[int]]) -> dict[str, Any]:
-        names = ("method", "finish_reason", "parity", "first_diff_idx", "correct", "output_len", "num_rounds")
-        names += ("ttft_s", "tpot_s", "e2e_s", "num_drafted", "num_accepted", "layers_per_token", "error_type")
         ids = list(row["output_token_ids"] or [])[:MOST_IDS]
-        kept = row["rejected"]
+        depths = None if row["draft_depths"] is None else list(row["draft_depths"])[:MOST_IDS]
+        rejected = None if row["rejected"] is None else list(row["rejected"])[:MOST_IDS]
+        self.layers.update(depths or (), (draft["exit"] for draft in rejected or ()))
         return {
-            **{name: row[name] for name in names},
+            **{name: row[name] for name in SHOWN},
             "error_message": _cut(row["error_message"]),
             "text": _cut(row["output_text"]) if self.decode is None else None,
             "output": outputs.index(ids),
-            "depths": None if row["draft_depths"] is None else list(row["draft_depths"])[:MOST_IDS],
+            "depths": depths,
             "rejected": None
-            if kept is None
-            else [[d["position"], d["token_id"], d["exit"], d["round_idx"]] for d in kept[:MOST_IDS]],
+            if rejected is None
+            else [[d["position"], d["token_id"], d["exit"], d["round_idx"]] for d in rejected],
         }
 
 
@@ -131,7 +155,7 @@ def _groups(table: pa.Table) -> Iterable[list[Row]]:
     """The rows of each sample, turn and repeat, in the order of their first rows."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in _rows(table):
-        groups.setdefault((row["task"], row["sample_id"], row["turn"], row["repeat"]), []).append(row)
+        groups.setdefault(tuple(row[name] for name in KEY), []).append(row)
     return groups.values()
 
 

@@ -3,10 +3,13 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
+
 from adadecode.errors import AdaDecodeError
 from adadecode.printable import UNDECODED
 
 Decode = Callable[[list[int]], str]
+MOST_READ = 100  # rows that are looked through for them
 NUM_CHECKED = 20  # outputs whose text must be what the tokenizer makes of their ids
 
 
@@ -42,6 +45,13 @@ def fits(decode: Decode, rows: Iterable[Mapping[str, Any]]) -> bool:
         return False  # ids that the tokenizer has not
 
 
+def fitting(run: Mapping[str, Any], samples: pa.Table) -> Decode | None:
+    """The decoder of the run's model where it gives the texts of `samples`, the rows of one of its shards."""
+    decode = decoder(run)
+    few = samples.slice(0, MOST_READ).select(["status", "output_text", "output_token_ids"]).to_pylist()
+    return decode if decode is not None and fits(decode, few) else None
+
+
 def pieces(decode: Decode, ids: Iterable[int]) -> dict[int, str]:
     """The text that each of `ids` adds after another token; UNDECODED signs where it is part of a character."""
     found: dict[int, str] = {}
@@ -72,3 +82,10 @@ def joined(decode: Decode, ids: Sequence[int], known: Mapping[int, str]) -> list
             better += [(at, decode(list(ids[at:stop]))), *((place, "") for place in range(at + 1, stop))]
         at = max(stop, at + 1)
     return better
+
+
+def words(decode: Decode, ids: Sequence[int], known: dict[int, str]) -> list[str]:
+    """The text of each of `ids` where it stands; those that are not yet `known` are added there."""
+    known.update(pieces(decode, dict.fromkeys(token_id for token_id in ids if token_id not in known)))
+    better = dict(joined(decode, ids, known))
+    return [better.get(place, known[token_id]) for place, token_id in enumerate(ids)]

@@ -31,21 +31,16 @@ ROW_CHECKS: tuple[Check[[Columns], Wrong], ...] = (
         "exits increase and lie in 1..L-1 of a model of L layers; 0 is of n-grams, draft models and Medusa heads",
         draft_checks.exit_layers,
     ),
-    Check(
-        "rejected",
-        "`rejected` has the drafts that were not accepted, of each exit, each within its round, and all rows of a method "
-        "have it or none",
-        rejected_checks.rejected,
-    ),
-    Check("layers", "`layers_per_token` is what so many rounds and drafts can have run", draft_checks.layers),
     Check("worker", "every method was timed on the worker of the vanilla it is timed over", sample_checks.workers),
     Check("prompts", "all rows of a sample have one prompt, reference and category", sample_checks.prompts),
     Check(
         "outputs",
-        "equal ids have one `output_text`; vanilla's output is the same in all repeats",
+        "equal ids have one `output_text`, and equal digests are of equal ids; vanilla's output and digest are the same in "
+        "all repeats",
         sample_checks.outputs,
     ),
     Check("turns", "every method had a turn of its own at the sample", sample_checks.turns),
+    Check("clock", "a worker's rows were decoded one after the other, in their order", sample_checks.clock),
     Check("owed", "parity and digests are claimed where two outputs are there, and nowhere else", sample_checks.owed),
 )
 
@@ -53,8 +48,16 @@ ROW_CHECKS: tuple[Check[[Columns], Wrong], ...] = (
 RULED_CHECKS: tuple[Check[[Columns, Rules], Wrong], ...] = (
     Check(
         "rounds",
-        "there are no more rounds than tokens; rounds and accepted drafts are the tokens after the first",
+        "there are no more rounds than tokens; rounds and accepted drafts are the tokens after the first, and no round has "
+        "more than `max_drafts`",
         draft_checks.rounds,
+    ),
+    Check("layers", "`layers_per_token` is what so many rounds and drafts at their exits ran", draft_checks.layers),
+    Check(
+        "rejected",
+        "`rejected` has the drafts that were not accepted, of each exit and where their round had them, and the token that "
+        "the model gave instead of one is another",
+        rejected_checks.rejected,
     ),
     Check("limits", "no output is longer than `max_new_tokens`, or ended by a length it has not", row_checks.limits),
     Check("claims", "parity, digests and margins have the form of such, and are there where owed", row_checks.claims),

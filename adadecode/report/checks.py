@@ -1,6 +1,6 @@
 """A named check: what `adadecode verify` holds a run to, one row of a table each."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -29,6 +29,8 @@ class Rules:
 
     max_new_tokens: int | None = None
     most_drafts: Mapping[str, int | None] = field(default_factory=dict[str, "int | None"])  # of a round, by method
+    reject_early: Sequence[str] = ()  # the methods that may drop a draft before the last layer judges it
+    num_skipped: int | None = None  # layers that methods leave out which leave some out
     dtype: str | None = None
     check_logits: bool | None = None
 
@@ -40,6 +42,8 @@ class Rules:
         return cls(
             max_new_tokens=_typed(decode.get("max_new_tokens"), int),
             most_drafts={name: method.most_drafts(decode) for name, method in METHODS.items()},
+            reject_early=[name for name, method in METHODS.items() if method.may_reject_early(decode)],
+            num_skipped=len(skipped) if isinstance(skipped := decode.get("skip_layers"), list) else None,
             dtype=_typed(config.get("dtype"), str),
             check_logits=_typed(config.get("check_logits"), bool),
         )

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from adadecode.methods import METHODS, REFERENCE
@@ -22,8 +23,24 @@ def rounds(columns: Columns, rules: Rules) -> Iterator[Wrong]:
         "num_rounds + num_accepted are not the tokens after the first",
         columns.is_ok & differs(num_later, num_rounds + num_accepted),
     )
-    most = np.array([rules.most_drafts.get(name) for name in columns.table["method"].to_pylist()], float)
-    yield "more drafts were accepted than max_drafts a round", num_accepted > num_rounds * most
+    most = most_drafts(columns, rules)
+    yield "more drafts were accepted than max_drafts a round", (num_accepted > num_rounds * most) | _long(columns, most)
+
+
+def most_drafts(columns: Columns, rules: Rules) -> NDArray[np.float64]:
+    """The most drafts of a round by each row's method, [rows]; NaN where the settings do not tell."""
+    known = pc.dictionary_encode(columns.table["method"].combine_chunks())
+    most = np.array([rules.most_drafts.get(name) for name in known.dictionary.to_pylist()], float)
+    return most[known.indices.to_numpy()]
+
+
+def _long(columns: Columns, most: NDArray[np.float64]) -> Mask:
+    """Where more than so many drafts stand between two tokens of the model's last layer."""
+    depths, of_token = columns.values("draft_depths")
+    given = np.flatnonzero(depths == model_layers(columns)[of_token])
+    of_round = of_token[given[1:]]
+    within = of_round == of_token[given[:-1]]
+    return any_value(within & (np.diff(given) - 1 > most[of_round]), of_round, columns)
 
 
 def drafts(columns: Columns) -> Iterator[Wrong]:
@@ -92,10 +109,22 @@ def _per_exit(columns: Columns, counted: Mask) -> Iterator[Wrong]:
         "draft_depths has other depths than exits and the model's last layer",
         spread(by_the_model != some.numbers("num_rounds") + 1, counted),
     )
+    yield "draft_depths begins or ends with a draft", spread(_drafted_ends(some, depths, of_token), counted)
 
 
-def layers(columns: Columns) -> Iterator[Wrong]:
-    """The model has L layers: what vanilla runs per token, and what the first token of any output ran."""
+def _drafted_ends(columns: Columns, depths: NDArray, of_token: NDArray[np.int64]) -> Mask:
+    """Where the prompt's token, or the last, is said to be drafted: transformers alone may draft before its first pass."""
+    is_draft = depths != model_layers(columns)[of_token]
+    changes = np.flatnonzero(np.diff(of_token))
+    is_first, is_last = np.zeros(len(of_token), bool), np.zeros(len(of_token), bool)
+    is_first[np.append(0, changes + 1)[: len(of_token)]] = True
+    is_last[np.append(changes, len(of_token) - 1)[-len(of_token) :]] = True
+    ours = columns.among("method", [name for name, method in METHODS.items() if method.by == "engine"])
+    return any_value(is_draft & (is_last | (is_first & ours[of_token])), of_token, columns)
+
+
+def layers(columns: Columns, rules: Rules) -> Iterator[Wrong]:
+    """The model has L layers: what vanilla runs per token, what a round runs, and a draft up to its exit."""
     per_token, num_later = columns.numbers("layers_per_token"), columns.numbers("output_len") - 1
     yield (
         "layers_per_token is missing, or there below two tokens",
@@ -103,14 +132,13 @@ def layers(columns: Columns) -> Iterator[Wrong]:
     )
     num_layers = model_layers(columns)
     is_whole = ~columns.among("method", [name for name, method in METHODS.items() if method.skips_layers])
-    known = columns.is_ok & is_whole & (num_later > 0) & ~np.isnan(per_token) & ~np.isnan(num_layers)
-    num_rounds, num_drafted = columns.numbers("num_rounds"), np.nan_to_num(columns.numbers("num_drafted"))
-    layers_run = per_token * num_later
-    low, high = num_layers * num_rounds, num_layers * (num_rounds + num_drafted)
-    impossible = (layers_run < low * (1 - RTOL)) | (layers_run > high * (1 + RTOL)) | ~np.isfinite(per_token)
-    with np.errstate(invalid="ignore"):  # infinity less infinity
-        impossible |= np.abs(layers_run - np.round(layers_run)) > 1e-6 * np.abs(layers_run)
-    yield "layers_per_token is none that these rounds and drafts can have run", known & impossible
+    known = columns.is_ok & (num_later > 0) & ~np.isnan(per_token) & ~np.isnan(num_layers)
+    of_round = np.where(is_whole, num_layers, num_layers - (np.nan if rules.num_skipped is None else rules.num_skipped))
+    layers_run = of_round * columns.numbers("num_rounds") + _layers_drafting(columns)
+    yield (
+        "layers_per_token is not what these rounds and drafts ran",
+        known & ~np.isnan(layers_run) & (np.isinf(per_token) | differs(per_token * num_later, layers_run, RTOL)),
+    )
     of_vanilla = columns.numbers("layers_per_token")[columns.is_ok & columns.equal("method", REFERENCE)]
     usual = _commonest(of_vanilla[~np.isnan(of_vanilla)])
     if usual is not None:
@@ -119,6 +147,20 @@ def layers(columns: Columns) -> Iterator[Wrong]:
             "the number of the model's layers is not that of the others",
             columns.is_ok & is_whole & ~np.isnan(own) & (own != usual),
         )
+
+
+def _layers_drafting(columns: Columns) -> NDArray[np.float64]:
+    """The layers that drafts took, each those up to its exit, which its round then ran for it again; 0 without drafts.
+
+    NaN where the lists per exit have not one value each, which `drafts` tells.
+    """
+    found = np.zeros(columns.table.num_rows)
+    drafting, unlike = columns.has("drafted_per_exit"), _unlike_exits(columns)
+    some = Columns(columns.table.select(["status", "exits", "drafted_per_exit"]).filter(pa.array(drafting & ~unlike)))
+    exits, of_row = some.values("exits")
+    taken = exits * some.values("drafted_per_exit")[0]
+    found[drafting & ~unlike] = np.bincount(of_row, weights=taken, minlength=some.table.num_rows)
+    return np.where(unlike, np.nan, found)
 
 
 def model_layers(columns: Columns) -> NDArray[np.float64]:

@@ -36,7 +36,10 @@ def proof_sentence(num_rows: int, num_drawn: int, num_found: int, confidence: fl
     of_rows = f"{num_drawn} of {num_rows} rows"
     if num_drawn == num_rows:
         return f"{of_rows} were decoded again, which is all of them: {num_found} are false"
-    most, share = most_false(num_rows, num_drawn, num_found, confidence), largest_false_share(num_drawn, num_found)
+    most, share = (
+        most_false(num_rows, num_drawn, num_found, confidence),
+        largest_false_share(num_drawn, num_found, confidence),
+    )
     equal = "all are equal" if not num_found else f"{num_found} differ"
     return (
         f"{of_rows} were decoded again and {equal}: with {100 * confidence:g} % confidence at most {most} rows of this "

@@ -168,6 +168,11 @@ def claims(columns: Columns, rules: Rules) -> Iterator[Wrong]:
             f"parity is near_tie, but vanilla_margin is beyond {tolerance:g}",
             columns.equal("parity", "near_tie") & ~(margin <= tolerance),
         )
+        two = columns.has("vanilla_token_id") & columns.has("method_token_id")
+        yield (
+            f"parity is mismatch, but vanilla_margin is within {tolerance:g}",
+            columns.equal("parity", "mismatch") & two & (margin <= tolerance),
+        )
 
 
 def _margins(columns: Columns, rules: Rules) -> Iterator[Wrong]:

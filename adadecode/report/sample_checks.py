@@ -3,10 +3,13 @@
 from collections.abc import Iterator
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from adadecode.methods import REFERENCE
+from adadecode.methods import METHODS, REFERENCE
 from adadecode.report.findings import Columns, Mask, Wrong, first_of_group
+
+CLOCK_US, CLOCK_RTOL = 1000.0, 0.01  # by which two clocks of a machine may differ, of wall time and of durations
 
 
 def workers(columns: Columns) -> Iterator[Wrong]:
@@ -38,6 +41,17 @@ def outputs(columns: Columns) -> Iterator[Wrong]:
     )
     is_there = is_vanilla & (given >= 0)
     yield "vanilla's output is not that of its other repeats", _unlike(given, samples, is_there, is_vanilla)
+    digests, has_digest = columns.codes("logits_digest"), columns.has("logits_digest")
+    yield (
+        "vanilla's logits_digest is not that of its other repeats",
+        _unlike(digests, samples, is_there & has_digest, is_vanilla),
+    )
+    # the tokens are those of the greatest logits, by our own rule for ties
+    ours = columns.among("method", [name for name, method in METHODS.items() if method.by == "engine"])
+    yield (
+        "logits_digest is that of other ids in another row",
+        _unlike(given, digests, ours & (given >= 0) & has_digest, is_vanilla),
+    )
 
 
 def turns(columns: Columns) -> Iterator[Wrong]:
@@ -61,6 +75,38 @@ def owed(columns: Columns) -> Iterator[Wrong]:
     both = compared & has_digest & has_digest[vanilla]
     yield "logits_equal is missing, but there are two digests", both & ~columns.has("logits_equal")
     yield "logits_equal is claimed, but there are no two digests", columns.has("logits_equal") & ~both
+    margins, places = (
+        columns.codes("vanilla_margin"),
+        columns.codes("task", "sample_id", "turn", "repeat", "first_diff_idx"),
+    )
+    yield (
+        "vanilla_margin is not that of another method at the same place",
+        _unlike(margins, places, columns.has("vanilla_margin"), is_vanilla),
+    )
+
+
+def clock(columns: Columns) -> Iterator[Wrong]:
+    """A worker decodes one row after the other, in their order: none begins before the one before it has ended.
+
+    One such row of a worker is let pass: a clock may have been set back once.
+    """
+    started_us = columns.table["started_at"].cast(pa.int64()).to_numpy()
+    took_us = np.nan_to_num(columns.numbers("e2e_s"), posinf=0.0) * 1e6
+    makers, pairs = columns.codes("worker_id", "shard"), columns.codes("task", "sample_id", "turn", "repeat")
+    in_time = np.lexsort((columns.numbers("order_idx"), started_us, makers))
+    before, after = in_time[:-1], in_time[1:]
+    too_long = took_us[before] - (started_us[after] - started_us[before])
+    wrong = too_long > CLOCK_US + CLOCK_RTOL * took_us[before]
+    wrong |= (pairs[before] == pairs[after]) & (
+        columns.numbers("order_idx")[before] > columns.numbers("order_idx")[after]
+    )
+    found = np.zeros(columns.table.num_rows, bool)
+    found[after[wrong & (makers[before] == makers[after])]] = True
+    workers = columns.codes("worker_id")
+    yield (
+        "started_at is before the worker's row before it had ended, or in another order than the methods'",
+        found & (np.bincount(workers[found], minlength=workers.max(initial=-1) + 1)[workers] > 1),
+    )
 
 
 def _joint(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:

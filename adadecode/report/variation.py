@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+
+from adadecode.report.findings import Columns
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,23 @@ def variation(groups: ArrayLike, values: ArrayLike, prompts: ArrayLike | None = 
     usual_size = (sizes.sum() - (sizes**2).sum() / sizes.sum()) / (num_groups - 1)
     p_value = float(stats.f.sf(between / within, num_groups - 1, freedom)) if within > 0 else None
     return Variation(num_groups, max(0.0, (between - within) / usual_size) ** 0.5, within**0.5, p_value)
+
+
+def between_workers(rows: pa.Table) -> Variation | None:
+    """The variation of TPOT between the workers of SAMPLES `rows` of one task and method: they decode other prompts."""
+    columns = Columns(rows)
+    times = columns.numbers("tpot_s")
+    measured = np.isfinite(times)
+    return variation(columns.codes("worker_id")[measured], times[measured])
+
+
+def between_repeats(rows: pa.Table) -> Variation | None:
+    """The variation of e2e between the repeats of SAMPLES `rows` of one task and method: they decode the same prompts."""
+    columns = Columns(rows)
+    times = columns.numbers("e2e_s")
+    measured = np.isfinite(times)
+    prompts = columns.codes("task", "sample_id", "turn")[measured]
+    return variation(columns.codes("repeat")[measured], times[measured], prompts)
 
 
 def _codes(names: ArrayLike) -> NDArray[np.int64]:

@@ -6,8 +6,9 @@ A marker or file that is not what was written raises DamagedError; what cannot b
 import hashlib
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ from adadecode.records import ShardOutcome
 from adadecode.report.schema import SAMPLES, filled
 from adadecode.runs.editions import WITHDRAWN, edition_of
 from adadecode.runs.storage import Storage, join
-from adadecode.runs.typed import typed_table
+from adadecode.runs.typed import check_values, unchecked_table
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -28,6 +29,7 @@ OPTIONAL = {"task": str, "attempt": str, "num_rows": int}
 REQUIRED_OF_WITHDRAWN = {"shard": int, "file": str}
 MAX_SHARD = 2**31 - 1  # which the column `shard` holds
 MAX_TOTAL = 2**63 - 1  # of an outcome's counts and seconds
+BATCH_BYTES = 2**23  # of rows that are in memory together
 AGAIN = "run the same command again: it computes the shard again"
 
 
@@ -83,15 +85,24 @@ def listed_commit(storage: Storage, name: str) -> dict[str, Any]:
     return commit
 
 
+@dataclass(frozen=True)
+class Shards:
+    """The rows of some shards one after another, their commits, and their files' metadata and numbers of rows."""
+
+    commits: Sequence[dict[str, Any]]
+    metadata: Sequence[Mapping[bytes, bytes]]
+    num_rows: Sequence[int]
+    rows: pa.Table
+
+
 def committed_content(storage: Storage, commit: dict[str, Any]) -> bytes:
     """The bytes of a committed file; raises DamagedError when they are not those that were committed."""
-    file = join(storage.location, commit["file"])
     try:
         content = storage.read(commit["file"])
     except FileNotFoundError as error:
-        raise DamagedError(f"{file}: a committed file is missing; {AGAIN}") from error
+        raise DamagedError(f"{_file(storage, commit)}: a committed file is missing; {AGAIN}") from error
     if hashlib.sha256(content).hexdigest() != commit["sha256"]:
-        raise DamagedError(f"{file}: a committed file was altered after its commit; {AGAIN}")
+        raise DamagedError(f"{_file(storage, commit)}: a committed file was altered after its commit; {AGAIN}")
     return content
 
 
@@ -100,12 +111,64 @@ def committed_table(storage: Storage, commit: dict[str, Any]) -> pa.Table:
 
     What was committed and holds no rows of SAMPLES raises RunFolderError.
     """
+    (shards,) = committed_shards(storage, [commit])
+    return shards.rows
+
+
+def committed_shards(storage: Storage, commits: Sequence[dict[str, Any]]) -> Iterator[Shards]:
+    """The rows of `commits` in order, of as many shards at a time as take some BATCH_BYTES; raises as `committed_table`.
+
+    Each file is read once, and few of them are small enough to be worth a look of their own.
+    """
+    some: list[tuple[dict[str, Any], pa.Table]] = []
+    num_bytes = 0
+    for commit, table in zip(commits, each(storage, lambda of: _unchecked_rows(storage, of), commits), strict=True):
+        some.append((commit, table))
+        num_bytes += table.get_total_buffer_size()
+        if num_bytes >= BATCH_BYTES:
+            yield _together(storage, some)
+            some, num_bytes = [], 0
+    if some:
+        yield _together(storage, some)
+
+
+def _unchecked_rows(storage: Storage, commit: dict[str, Any]) -> pa.Table:
+    """The rows of a committed file, which may lack values."""
     content = committed_content(storage, commit)
     try:
-        return filled(typed_table(content, SAMPLES))
+        table = filled(unchecked_table(content, SAMPLES))
     except ValueError as error:
-        file = join(storage.location, commit["file"])
-        raise RunFolderError(f"{file}: it holds no rows of a shard ({error}); delete it and {AGAIN}") from error
+        raise _no_rows(storage, commit, error) from error
+    return table if table.num_columns == len(SAMPLES) else table.select(SAMPLES.names)
+
+
+def _together(storage: Storage, shards: Sequence[tuple[dict[str, Any], pa.Table]]) -> Shards:
+    """`shards`, whose values are checked; where one lacks some, which it is."""
+    rows = pa.concat_tables([table for _, table in shards]).combine_chunks()
+    try:
+        check_values(rows, SAMPLES)
+    except ValueError:
+        for commit, table in shards:
+            try:
+                check_values(table, SAMPLES)
+            except ValueError as error:
+                raise _no_rows(storage, commit, error) from error
+        raise
+    return Shards(
+        [commit for commit, _ in shards],
+        [table.schema.metadata or {} for _, table in shards],
+        [table.num_rows for _, table in shards],
+        rows,
+    )
+
+
+def _no_rows(storage: Storage, commit: dict[str, Any], error: ValueError) -> RunFolderError:
+    file = _file(storage, commit)
+    return RunFolderError(f"{file}: it holds no rows of a shard ({error}); delete it and {AGAIN}")
+
+
+def _file(storage: Storage, commit: dict[str, Any]) -> str:
+    return join(storage.location, commit["file"])
 
 
 def each(storage: Storage, function: Callable[[T], U], arguments: Sequence[T]) -> Iterator[U]:

@@ -24,7 +24,9 @@ ExportForm = Literal["csv", "json", "aiperf"]
 Row = Mapping[str, Any]
 
 OF_DRAFTS = ("mean_acceptance_length", "draft_acceptance_rate", "acceptance_histogram", "num_accepted_tokens_per_pos")
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # with which a spreadsheet takes text for something to compute
+_JSON = json.JSONEncoder(default=lambda at: at.isoformat(), allow_nan=False)
+# With which a spreadsheet takes text for something to compute; some take full-width signs for the same.
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def export_lines(location: str | Path, form: ExportForm, method: str | None = None) -> Iterator[str]:
@@ -78,7 +80,7 @@ def _csv_line(cells: list[Any]) -> str:
 
 def _csv_cell(value: Any) -> Any:
     if isinstance(value, list):
-        return json.dumps(_finite(value), allow_nan=False)
+        return _json(value)
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, str) and value.startswith(FORMULA):
@@ -150,7 +152,14 @@ def _ms(seconds: float | None) -> float | None:
 
 
 def _json_line(value: dict[str, Any]) -> str:
-    return json.dumps(_finite(value), default=lambda at: at.isoformat(), allow_nan=False) + "\n"
+    return _json(value) + "\n"
+
+
+def _json(value: Any) -> str:
+    try:
+        return _JSON.encode(value)
+    except ValueError:
+        return _JSON.encode(_finite(value))
 
 
 def _finite(value: Any) -> Any:

@@ -21,8 +21,10 @@ from adadecode.records import ShardOutcome
 from adadecode.report.schema import SAMPLES
 from adadecode.runs.commits import (
     AGAIN,
+    Shards,
     commit_names,
     committed_content,
+    committed_shards,
     committed_table,
     each,
     listed_commit,
@@ -248,12 +250,16 @@ def read_commits(location: str | Path) -> dict[int, dict[str, Any]]:
 
 def read_samples(location: str | Path) -> pa.Table:
     """All committed rows of a run folder; raises RunFolderError when a committed file is missing or altered."""
-    tables = [SAMPLES.empty_table(), *committed_tables(location, read_commits(location))]
-    return pa.concat_tables(tables, promote_options="default")  # version 1 lacks columns: null there
+    return pa.concat_tables([SAMPLES.empty_table(), *committed_tables(location, read_commits(location))])
 
 
 def committed_tables(location: str | Path, commits: Mapping[int, dict[str, Any]]) -> Iterator[pa.Table]:
-    """The rows of `commits` shard by shard, few files in memory at a time.
+    """The rows of `commits`, some whole shards in each table; raises RunFolderError as `shards_of`."""
+    return (shards.rows for shards in shards_of(location, commits))
+
+
+def shards_of(location: str | Path, commits: Mapping[int, dict[str, Any]]) -> Iterator[Shards]:
+    """The rows of `commits` in order, few files in memory at a time.
 
     Raises RunFolderError when a commit is another run's, or a committed file is missing or altered.
     """
@@ -262,7 +268,7 @@ def committed_tables(location: str | Path, commits: Mapping[int, dict[str, Any]]
     foreign = [shard_idx for shard_idx, commit in commits.items() if commit["fingerprint"] != fingerprint]
     if foreign:
         raise RunFolderError(f"{storage.location!r}: the commits of shards {foreign} are of another run; {AGAIN}")
-    yield from each(storage, lambda commit: committed_table(storage, commit), list(commits.values()))
+    yield from committed_shards(storage, list(commits.values()))
 
 
 def _json_bytes(content: dict[str, Any]) -> bytes:

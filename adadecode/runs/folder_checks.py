@@ -95,6 +95,8 @@ def provenance(judged: JudgedRun) -> Iterator[str]:
     missing = [name for name in PROVENANCE if not isinstance(found, dict) or name not in found]
     if missing:
         yield f"run.json: its provenance lacks {', '.join(missing)}"
+    if judged.run.get("starts") == [] and judged.commits:
+        yield "run.json: it has no start, though there are commits"
     if judged.is_closed:
         yield from worker_lines(judged.run, worker_facts(judged.commits))
     status = judged.run.get("status", "unknown")
@@ -144,5 +146,7 @@ CLAIM_CHECKS: tuple[Check[[JudgedRun], str], ...] = (
     Check("parity", "`parity`, `logits_equal` and first differences are what ids and digests give", parity),
 )
 SCORES_CHECK: Check[[pa.Table, pa.Table], str] = Check(
-    "scores", "a score is there once, and outputs with vanilla's tokens have vanilla's scores", score_findings
+    "scores",
+    "an output has each score once, the one that the scorer gives, and outputs with vanilla's tokens have vanilla's scores",
+    score_findings,
 )

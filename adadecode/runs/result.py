@@ -1,6 +1,6 @@
 """What a run comes to, judged from its committed rows alone: tables, lines for a person, an exit code."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from adadecode.report.tables import finding_lines
 from adadecode.runs.audit import CHECKS
 from adadecode.runs.commits import commit_names
 from adadecode.runs.engines import engine_lines, num_engines
-from adadecode.runs.folder import committed_tables, read_commits, read_run
+from adadecode.runs.folder import read_commits, read_run, shards_of
 from adadecode.runs.folder_checks import CLAIM_CHECKS, RUN_CHECKS, SCORES_CHECK, Committed, JudgedRun
 from adadecode.runs.plan import num_missing
 from adadecode.runs.run_checks import RunChecks, RunContext
@@ -33,7 +33,7 @@ from adadecode.runs.storage import Storage, open_storage
 from adadecode.runs.table_checks import are_of_before
 from adadecode.runs.typed import typed_table
 
-BATCH_BYTES = 2**23  # of rows whose token ids are in memory together
+SeeRows = Callable[[pa.Table], object]  # what is done with some rows
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class RunResult:
     status: str = "unknown"  # by run.json, unless rows are missing of what it calls complete
     scores: pa.Table | None = None  # None where no task has a scorer, or none was asked yet
     score_notes: Sequence[str] = ()  # what is not scored, and why
+    rows: pa.Table | None = None  # the committed rows without their token ids
 
     def lines(self) -> list[str]:
         """What stands under the table of the summary: what was found, and where the tables are."""
@@ -77,9 +78,9 @@ class RunResult:
         scores = [] if self.scores is None else score_lines(self.scores)
         return [*found, *scores, *self.score_notes, *self.disagreements, *self.contradictions, *self.engines]
 
-    def with_scores(self, scores: pa.Table, notes: Sequence[str] = ()) -> "RunResult":
-        """The same with a SCORES table of its rows, and what of it contradicts them."""
-        found = [f"{SCORES_CHECK.name}: {line}" for line in SCORES_CHECK.find(scores, self.verify)]
+    def with_scores(self, scores: pa.Table, notes: Sequence[str] = (), unlike: Sequence[str] = ()) -> "RunResult":
+        """The same with a SCORES table of its rows, and what of it contradicts them: what is `unlike` them, and itself."""
+        found = [f"{SCORES_CHECK.name}: {line}" for line in (*SCORES_CHECK.find(scores, self.verify), *unlike)]
         contradictions = [*self.contradictions, *found]
         return replace(self, scores=scores, score_notes=notes, contradictions=contradictions)
 
@@ -134,8 +135,11 @@ class RunResult:
         return [f"{row['method']} on {row['task']}" for row in whole_tasks(self.summary).to_pylist() if row["n"] == 0]
 
 
-def read_result(location: str | Path) -> RunResult:
-    """What the run at `location` comes to, recomputed from its tables alone; writes nothing."""
+def read_result(location: str | Path, see: SeeRows | None = None) -> RunResult:
+    """What the run at `location` comes to, recomputed from its tables alone; writes nothing.
+
+    `see` is given its rows, those of some shards at a time, so that who needs more of them reads no file again.
+    """
     storage = open_storage(location)
     read_run(location)  # raises where there is none
     try:
@@ -148,19 +152,23 @@ def read_result(location: str | Path) -> RunResult:
         )
         why = "" if isinstance(error, FileNotFoundError) else f" ({error})"
         raise RunFolderError(f"{str(location)!r}: plan.parquet cannot be read{why}; {how}") from error
-    return judge_run(location, read_commits(location), plan)
+    return judge_run(location, read_commits(location), plan, see)
 
 
-def judge_run(location: str | Path, commits: Mapping[int, dict[str, Any]], plan: pa.Table) -> RunResult:
+def judge_run(
+    location: str | Path, commits: Mapping[int, dict[str, Any]], plan: pa.Table, see: SeeRows | None = None
+) -> RunResult:
     """Summary, parity, contradictions and missing rows of `commits`, which are those at `location`.
 
     Raises RunFolderError when a committed file cannot be read, and when run.json has no settings.
     """
     run, storage = _run_with_settings(location), open_storage(location)
-    checks = RunChecks(RunContext.of(run, plan))
-    committed = read_committed(location, commits, checks)
-    missing = num_missing(plan, committed.narrow, run["config"]["methods"], run["config"]["repeats"])
     status = run.get("status", "unknown")
+    # one that cannot be read is made again by `adadecode score`
+    scores = None if status == "running" else stored_scores(storage)
+    checks = RunChecks(RunContext.of(run, plan, scores))
+    committed = read_committed(location, commits, checks, see)
+    missing = num_missing(plan, committed.narrow, run["config"]["methods"], run["config"]["repeats"])
     judged = JudgedRun(
         storage=storage,
         run=run,
@@ -181,10 +189,9 @@ def judge_run(location: str | Path, commits: Mapping[int, dict[str, Any]], plan:
         contradictions=[*checks.lines(), *_found(RUN_CHECKS, judged)],
         engines=engine_lines(commits),
         status="incomplete, though run.json says complete" if missing and status == "complete" else str(status),
+        rows=committed.narrow,
     )
-    # one that cannot be read is made again by `adadecode score`
-    scores = stored_scores(storage) if judged.is_closed else None
-    return result if scores is None else result.with_scores(scores)
+    return result if scores is None or not judged.is_closed else result.with_scores(scores, unlike=checks.score_lines())
 
 
 def _found(checks: Iterable[Check[[JudgedRun], str]], judged: JudgedRun) -> list[str]:
@@ -217,22 +224,25 @@ def _run_with_settings(location: str | Path) -> dict[str, Any]:
     return run
 
 
-def read_committed(location: str | Path, commits: Mapping[int, dict[str, Any]], checks: RunChecks) -> Committed:
-    """The rows of `commits`, a few shards' files at a time: a sample's methods are all in one, so parity needs no others.
+def read_committed(
+    location: str | Path, commits: Mapping[int, dict[str, Any]], checks: RunChecks, see: SeeRows | None = None
+) -> Committed:
+    """The rows of `commits`, some shards at a time: a sample's methods are all in one, so parity needs no others.
 
-    `checks` see all of them. Of times that no clock can have shown none is left in the rows that are returned, nor a row
-    that is there again. Raises RunFolderError when a committed file is missing or altered.
+    `checks` see all of them, and so does `see`. Of times that no clock can have shown none is left in the rows that are
+    returned, nor a row that is there again. Raises RunFolderError when a committed file is missing or altered.
     """
-    columns = list(dict.fromkeys([*NARROW, *ERROR_COLUMNS, "shard"]))
+    columns = list(dict.fromkeys([*NARROW, *ERROR_COLUMNS, "shard", "worker_id"]))
     narrow = [SAMPLES.empty_table().select(columns)]
     verify, wrong_claims = [VERIFY.empty_table()], []
-    tables = zip(commits.values(), committed_tables(location, commits), strict=True)
     num_read = 0
-    for some in _batches(tables):
-        samples = pa.concat_tables([rows for _, rows in some], promote_options="default").combine_chunks()
-        checks.see_shards(some, samples)
+    for shards in shards_of(location, commits):
+        samples = shards.rows
+        checks.see_shards(shards)
         num_read += samples.num_rows
         samples = once_each(samples)
+        if see is not None:
+            see(samples)
         checks.see_samples(samples)
         parity = recompute_parity(samples)
         wrong_claims += stored_disagreements(samples, parity)
@@ -240,17 +250,3 @@ def read_committed(location: str | Path, commits: Mapping[int, dict[str, Any]], 
         verify.append(parity)
     rows, verified = (once_each(pa.concat_tables(parts)).combine_chunks() for parts in (narrow, verify))
     return Committed(rows, verified, wrong_claims, num_read - rows.num_rows)
-
-
-def _batches(shards: Iterable[tuple[dict[str, Any], pa.Table]]) -> Iterator[list[tuple[dict[str, Any], pa.Table]]]:
-    """`shards` some at a time: as many as are together some BATCH_BYTES in memory."""
-    some: list[tuple[dict[str, Any], pa.Table]] = []
-    num_bytes = 0
-    for shard in shards:
-        some.append(shard)
-        num_bytes += shard[1].nbytes
-        if num_bytes >= BATCH_BYTES:
-            yield some
-            some, num_bytes = [], 0
-    if some:
-        yield some

@@ -4,7 +4,7 @@ Everything here needs the folder alone. What it finds are lines; what cannot be 
 version, has none.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from adadecode.methods import in_turn
 from adadecode.report.audit import ROW_CHECKS, RULED_CHECKS
 from adadecode.report.checks import Check, Rules
 from adadecode.report.findings import Columns, Findings, Mask, Wrong
+from adadecode.runs.commits import Shards
+from adadecode.runs.score_checks import ScoreChecks
 from adadecode.runs.shard_checks import COMMIT_CHECKS, SHARD_CHECKS, CommittedRows
 from adadecode.settings import own_stops
 from adadecode.tasks import TASKS
@@ -28,11 +30,12 @@ class RunContext:
     run: Mapping[str, Any]
     rules: Rules
     places: Mapping[tuple[str, str], int]  # in its shard, by (task, sample)
+    scores: pa.Table | None = None  # the SCORES table that it keeps
 
     @classmethod
-    def of(cls, run: Mapping[str, Any], plan: pa.Table) -> "RunContext":
-        """That of `run`, which is its run.json, and of its PLAN table."""
-        return cls(run, Rules.of(run["config"]), _places(plan))
+    def of(cls, run: Mapping[str, Any], plan: pa.Table, scores: pa.Table | None = None) -> "RunContext":
+        """That of `run`, which is its run.json, of its PLAN table and of its SCORES table, where it keeps one."""
+        return cls(run, Rules.of(run["config"]), _places(plan), scores)
 
 
 def order(context: RunContext, samples: pa.Table) -> Iterator[Wrong]:
@@ -64,10 +67,11 @@ class RunChecks:
     def __init__(self, context: RunContext) -> None:
         self._context = context
         self._findings = Findings()
+        self._scores = ScoreChecks(context.scores)
 
-    def see_shards(self, shards: Sequence[tuple[Mapping[str, Any], pa.Table]], rows: pa.Table) -> None:
-        """Holds the `rows` of `shards` against their commits; their tables' schemas have the metadata of their files."""
-        found = CommittedRows.of(self._context.run, shards, rows)
+    def see_shards(self, shards: Shards) -> None:
+        """Holds the rows of `shards` against their commits and the metadata of their files."""
+        rows, found = shards.rows, CommittedRows.of(self._context.run, shards)
         for check in SHARD_CHECKS:
             self._findings.add_rows(check.name, check.find(found), rows)
         for check in COMMIT_CHECKS:
@@ -83,21 +87,33 @@ class RunChecks:
             self._findings.add_rows(check.name, check.find(columns, self._context.rules), samples)
         for check in SETTLED_CHECKS:
             self._findings.add_rows(check.name, check.find(self._context, samples), samples)
+        self._scores.see(samples)
 
     def lines(self) -> list[str]:
         """One line for each kind of contradiction that was seen, the name of its check first."""
         return self._findings.lines()
 
+    def score_lines(self) -> list[str]:
+        """One line for each way in which the scores that the run keeps are not those of the rows that were seen."""
+        return self._scores.lines()
+
 
 def stop_findings(samples: pa.Table, config: Mapping[str, Any]) -> Iterator[Wrong]:
     """What is wrong with how rows of a run with the settings `config` ended by its stop strings, a mask of rows each."""
     strings = own_stops(config)
-    if not strings and not config.get("task_stops"):
-        is_stop = pc.fill_null(pc.equal(samples["finish_reason"], "stop"), False).to_numpy()
-        yield "finish_reason is stop, but the run has no stop strings", is_stop
-    for string in strings:
-        goes_on = pc.fill_null(pc.match_substring(samples["output_text"], string), False).to_numpy()
-        yield "output_text goes on at a stop string", goes_on
+    texts, names = samples["output_text"], samples["task"].unique().to_pylist()
+    goes_on, no_stop = np.zeros(samples.num_rows, bool), np.zeros(samples.num_rows, bool)
+    for task in names:
+        of_task = pc.equal(samples["task"], task).to_numpy()
+        if config.get("task_stops") and task not in TASKS:
+            continue
+        stops = (*strings, *(TASKS[task].stops if config.get("task_stops") else ()))
+        no_stop |= of_task & (not stops)
+        for string in stops:
+            goes_on |= of_task & pc.fill_null(pc.match_substring(texts, string), False).to_numpy()
+    is_stop = pc.fill_null(pc.equal(samples["finish_reason"], "stop"), False).to_numpy()
+    yield "finish_reason is stop, but the run has no stop strings", no_stop & is_stop
+    yield "output_text goes on at a stop string", goes_on
 
 
 def other_score(samples: pa.Table) -> Mask:

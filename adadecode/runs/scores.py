@@ -5,8 +5,9 @@ kept from before, as long as the output is the same, until programs are allowed 
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from adadecode.report.findings import row_name
 from adadecode.report.parity import recompute_parity
 from adadecode.report.schema import SCORES
 from adadecode.report.scores import KEY, score_findings
-from adadecode.runs.folder import RunFolder, committed_tables, read_commits
+from adadecode.runs.commits import Shards
+from adadecode.runs.folder import RunFolder, committed_tables, read_commits, shards_of
 from adadecode.runs.storage import Storage, open_storage
 from adadecode.runs.typed import typed_table
 from adadecode.scoring.scorer import RunProgram, Scored, Scorer
@@ -89,11 +91,11 @@ def score_commits(
     scored = {idx: commit for idx, commit in commits.items() if commit.get("task") in usable}
     kept = _kept(location) if run_program is None and any(s.is_unsafe for s in usable.values()) else {}
     tables, num_unscored = [SCORES.empty_table()], dict.fromkeys(usable, 0)
-    for commit, rows in zip(scored.values(), committed_tables(location, scored), strict=True):
-        shard = _ShardScores(usable[commit["task"]], run_program, kept)
-        shard.see(rows)
-        tables.append(shard.table())
-        num_unscored[commit["task"]] += shard.num_unscored
+    for task, rows in _by_task(shards_of(location, scored)):
+        some = SomeScores(usable[task], run_program, kept)
+        some.see(rows)
+        tables.append(some.table())
+        num_unscored[task] += some.num_unscored
     notes = [f"{task} is not scored: {line}" for task, line in missing.items()]
     notes += [
         f"{task}: {count} outputs have no score, which takes running them: adadecode score RUN --allow-code-execution"
@@ -101,6 +103,16 @@ def score_commits(
         if count
     ]
     return RunScores(pa.concat_tables(tables).combine_chunks(), notes)
+
+
+def _by_task(batches: Iterable[Shards]) -> Iterator[tuple[str, pa.Table]]:
+    """The rows of shards by the task that their commits name, whole shards in each table, in their order."""
+    for shards in batches:
+        starts, tasks = np.cumsum([0, *shards.num_rows]), [commit["task"] for commit in shards.commits]
+        for task, places in groupby(range(len(tasks)), tasks.__getitem__):
+            idxs = list(places)
+            start, stop = int(starts[idxs[0]]), int(starts[idxs[-1] + 1])
+            yield task, shards.rows.slice(start, stop - start)
 
 
 def scorers_of(commits: Mapping[int, Mapping[str, Any]]) -> dict[str, Scorer]:
@@ -132,8 +144,8 @@ def _changed_lines(before: pa.Table | None, now: pa.Table) -> list[str]:
 
 
 @dataclass
-class _ShardScores:
-    """The scores of one shard's rows, all repeats and methods of a sample among them."""
+class SomeScores:
+    """The scores of the rows of some shards of a task, all repeats and methods of a sample among them."""
 
     scorer: Scorer
     run_program: RunProgram | None
@@ -223,13 +235,15 @@ def _over_repeats(scorer: Scorer, of_repeats: Sequence[Mapping[str, Scored]]) ->
 def _kept(location: str) -> Kept:
     """The scores that the run keeps, by scorer, version and output."""
     table = stored_scores(open_storage(location))
-    return {} if table is None else dict(_kept_scores(table.filter(pc.is_valid(table["output_hash"]))))
+    return {} if table is None else kept_scores(table)
 
 
-def _kept_scores(table: pa.Table) -> Iterator[tuple[tuple[Any, ...], Scored]]:
+def kept_scores(table: pa.Table) -> Kept:
+    """The scores in a SCORES table, by scorer, version and output."""
     names = ("scorer", "scorer_version", "output_hash", "score", "reason")
-    for *key, score, reason in zip(*(table[name].to_pylist() for name in names), strict=True):
-        yield tuple(key), Scored(score, reason)
+    of_outputs = table.filter(pc.is_valid(table["output_hash"]))
+    rows = zip(*(of_outputs[name].to_pylist() for name in names), strict=True)
+    return {tuple(key): Scored(score, reason) for *key, score, reason in rows}
 
 
 def _kept_key(scorer: Scorer, output: str) -> tuple[Any, ...]:

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from adadecode.methods import METHODS
 from adadecode.records import ShardOutcome
 from adadecode.report.checks import Check
-from adadecode.report.findings import RTOL, Columns, Mask, Wrong, any_value, differs, spread
+from adadecode.report.findings import RTOL, Columns, Mask, Wrong, differs, spread
 from adadecode.report.schema import LOST_BY
+from adadecode.runs.commits import Shards
 from adadecode.runs.outcome import outcomes_of
+from adadecode.runs.worker_checks import Facts, against_model, other_settings
 
-Facts = Mapping[str, Any]  # of a worker
+OF_REJECTED = 5  # the schema version since which rows say what was rejected
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,10 @@ class CommittedRows:
     of_row: NDArray[np.int64]  # [rows], the position of each row's commit
 
     @classmethod
-    def of(
-        cls, run: Mapping[str, Any], shards: Sequence[tuple[Mapping[str, Any], pa.Table]], rows: pa.Table
-    ) -> "CommittedRows":
-        """Those of `shards`, commits and tables that have the metadata of their files, together `rows`."""
-        of_row = np.repeat(np.arange(len(shards)), [table.num_rows for _, table in shards])
-        metadata = [table.schema.metadata or {} for _, table in shards]
-        return cls(run, [commit for commit, _ in shards], metadata, rows, of_row)
+    def of(cls, run: Mapping[str, Any], shards: Shards) -> "CommittedRows":
+        """Those of `shards`."""
+        of_row = np.repeat(np.arange(len(shards.commits)), shards.num_rows)
+        return cls(run, shards.commits, shards.metadata, shards.rows, of_row)
 
     @cached_property
     def of_workers(self) -> list[tuple[Facts, Any, Mask]]:
@@ -100,15 +99,27 @@ def warm_up(found: CommittedRows) -> Iterator[Wrong]:
 
 def of_model(found: CommittedRows) -> Iterator[Wrong]:
     """Outputs end at the model's own EOS, exits are among its layers and lengths within its context, where it is stored."""
-    yield from found.each_worker(lambda facts, _, columns: _of_model(facts, columns))
+    yield from found.each_worker(lambda facts, _, columns: against_model(facts, found.run, columns))
+
+
+def settings(found: CommittedRows) -> Iterator[tuple[str, int]]:
+    """A commit's worker decoded as run.json says, as far as versions store how it did."""
+    for commit in found.commits:
+        for facts in workers_of(commit["worker"]):
+            for name in other_settings(facts, found.run, commit.get("task")):
+                yield f"{name} of a commit's worker is not that of run.json", commit["shard"]
 
 
 def file_facts(found: CommittedRows) -> Iterator[tuple[str, int]]:
     """The metadata of data files are their commits' and run.json's, as far as their version writes them."""
     stored = {id(facts): json.dumps(facts, sort_keys=True).encode() for facts, _, _ in found.of_workers}
     expected = expected_facts(found.run)
-    for commit, metadata in zip(found.commits, found.metadata, strict=True):
+    unseen = _without_rejected(found)
+    for commit, metadata, lacks in zip(found.commits, found.metadata, unseen.tolist(), strict=True):
         shard = commit["shard"]
+        version = metadata.get(b"schema_version", b"")
+        if lacks and version.isdigit() and len(version) < 10 and int(version) >= OF_REJECTED:
+            yield "rejected is missing in rows of a schema version that has it", shard
         for name in other_facts(expected, metadata):
             yield f"{name} of a data file is not that of run.json", shard
         if metadata.get(b"worker", stored[id(commit["worker"])]) != stored[id(commit["worker"])]:
@@ -164,28 +175,21 @@ SHARD_CHECKS: tuple[Check[[CommittedRows], Wrong], ...] = (
 COMMIT_CHECKS: tuple[Check[[CommittedRows], tuple[str, int]], ...] = (
     Check("outcome", "a commit counts its rows, and its outcome is theirs", commit_counts),
     Check(
-        "metadata", "a data file names run.json's run, fingerprint and revision, and its commit's worker", file_facts
+        "metadata",
+        "a data file names run.json's run, fingerprint and revision, and its commit's worker, and has `rejected` where its "
+        "schema version has",
+        file_facts,
     ),
+    Check("settings", "a commit's worker has the device, dtype, kernels and exits that run.json names", settings),
 )
 
 
-def _of_model(facts: Facts, columns: Columns) -> Iterator[Wrong]:
-    num_layers, context_len, eos_ids = (facts.get(name) for name in ("num_layers", "context_len", "eos_token_ids"))
-    if isinstance(num_layers, int):
-        for name, most in (("exits", num_layers - 1), ("draft_depths", num_layers)):
-            layers, of_row = columns.values(name)
-            yield f"{name} are past the model's layers", any_value(layers > most, of_row, columns)
-    if isinstance(context_len, int):
-        total = columns.numbers("prompt_len") + columns.numbers("output_len")
-        yield "prompt and output are longer than the model's context", columns.is_ok & (total > context_len)
-    if isinstance(eos_ids, list):
-        ids, of_token = columns.values("output_token_ids")
-        is_last = np.append(np.diff(of_token) != 0, True)[: len(ids)]
-        is_eos = np.isin(ids, np.array(eos_ids, float))
-        yield "the output goes on after an EOS of the model", any_value(is_eos & ~is_last, of_token, columns)
-        ended = any_value(is_eos & is_last, of_token, columns)
-        yield "finish_reason is eos, but the output does not end in one", columns.equal("finish_reason", "eos") & ~ended
-        yield "finish_reason is length, but the output ends in EOS", columns.equal("finish_reason", "length") & ended
+def _without_rejected(found: CommittedRows) -> Mask:
+    """The shards with an ok row of a method that drafts in our rounds which does not say what was rejected."""
+    columns = Columns(found.rows)
+    seen = columns.among("method", [name for name, of in METHODS.items() if of.drafts and of.by == "engine"])
+    lacking = found.of_row[columns.is_ok & seen & ~columns.has("rejected")]
+    return np.bincount(lacking, minlength=len(found.commits)) > 0
 
 
 def _other_exits(run: Mapping[str, Any], facts: Facts, task: Any, columns: Columns) -> Mask:

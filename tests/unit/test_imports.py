@@ -87,7 +87,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": LEAVES | {"kernels", "model", "engine", "tasks", "report", "runs"},
     "certify": LEAVES | {"tasks", "report", "runs", "evaluation"},
     "comparison": LEAVES | {"report", "runs", "certify"},
-    "page": LEAVES | {"model", "report", "runs"},
+    "page": LEAVES | {"model", "report", "runs", "certify", "comparison"},
     "bench": LEAVES | {"kernels", "model", "engine", "tasks", "report", "evaluation"},
     "training": LEAVES | {"kernels", "model", "engine", "tasks", "report"},
     "tuning": LEAVES | {"kernels", "model", "engine", "tasks", "report", "evaluation", "bench"},

@@ -20,14 +20,18 @@
     return JSON.parse(await new Response(stream).text());
   }
 
-  const axis = { labelColor: "currentColor", titleColor: "currentColor", domainColor: "currentColor", tickColor: "currentColor", gridColor: "currentColor", gridOpacity: 0.15 };
-  const config = {
-    aria: false, background: "transparent", view: { stroke: null }, axis, legend: { labelColor: "currentColor", titleColor: "currentColor", labelLimit: 150 },
-    font: "system-ui, sans-serif", range: { category: ["#3b82c4", "#d9772b", "#2f9e6e", "#b0569b", "#8a8f2b", "#c4514f", "#6f74d0", "#5f9ea0"] },
+  const INK = { labelColor: "currentColor", titleColor: "currentColor", labelFontSize: 11, titleFontSize: 11 };
+  const CONFIG = {
+    aria: false, background: "transparent", view: { stroke: null }, font: "system-ui, sans-serif",
+    axis: { ...INK, titleFontWeight: "normal", domainColor: "currentColor", tickColor: "currentColor", gridColor: "currentColor", gridOpacity: 0.15 },
+    axisQuantitative: { labelOverlap: "greedy", labelSeparation: 6, labelFlush: false },
+    legend: { ...INK, labelLimit: 180, symbolOpacity: 1, layout: { top: { direction: "vertical", margin: 4 } } },
+    range: { category: ["#3b82c4", "#c96a1f", "#2f9e6e", "#b0569b", "#7f8526", "#c4514f", "#6f74d0", "#4a8d90"], ordinal: ["#8c959f", "#7466c4", "#4a7dbd", "#2f93a3", "#23a583", "#4cb866", "#8ec63f", "#b5b021", "#c99a1a"] },
+    point: { opacity: 1 },
   };
   async function draw() {
     for (const [key, spec] of Object.entries(data.charts || {})) {
-      const compiled = vegaLite.compile({ ...spec, config }).spec;
+      const compiled = vegaLite.compile({ ...spec, config: CONFIG }).spec;
       const view = new vega.View(vega.parse(compiled, null, { ast: true }), { expr: vega.expressionInterpreter, renderer: "svg", container: at("chart-" + key), logLevel: vega.Error });
       await view.runAsync();
       at("chart-" + key).firstElementChild.setAttribute("aria-hidden", "true"); // the label and the table are for who listens
@@ -37,6 +41,7 @@
   const HEIGHT = 48;
   let index = [], shown = [], chosen = -1, words = {};
   const cache = new Map();
+  const BAD = new Set(["error", "mismatch"]), PARITY = { error: "failed", mismatch: "mismatch", near_tie: "near tie", exact: "exact" };
 
   const speed = (value) => (value === null ? "-" : value.toFixed(2) + "x");
   const milli = (value) => (value === null ? "-" : (1000 * value).toFixed(value < 0.01 ? 2 : 1) + " ms");
@@ -80,7 +85,9 @@
       option.setAttribute("aria-posinset", String(place + 1));
       option.style.top = place * HEIGHT + "px";
       const more = (turn ? `, turn ${turn}` : "") + (repeat ? `, repeat ${repeat}` : "");
-      option.append(make("span", "", id + more), make("span", "meta", `${task}: ${speed(ratio)}, ${worst || "not compared"}${length === null ? "" : `, ${length} tokens`}`));
+      const meta = make("span", "meta", `${task}: ${speed(ratio)}, `);
+      meta.append(make("b", BAD.has(worst) ? "bad" : "", PARITY[worst] || "not compared"), length === null ? "" : `, ${length} tokens`);
+      option.append(make("span", "", id + more), meta);
       option.addEventListener("click", () => choose(place));
       options.push(option);
     }
@@ -119,56 +126,94 @@
 
   function box(className, parts, label) {
     const element = make("div", "text " + className);
-    element.setAttribute("tabindex", "0");
     element.setAttribute("role", "group");
     element.setAttribute("aria-label", label);
     element.append(...parts);
     return element;
   }
 
-  function output(row, sample) {
-    const ids = sample.outputs[row.output], rejected = row.rejected || [];
-    const layers = row.depths ? [...new Set([...row.depths, ...rejected.map((draft) => draft[2])])].sort((a, b) => a - b) : [];
-    const full = row.depths ? row.depths[0] : null;
-    const drafted = layers.filter((layer) => layer !== full);
-    const classOf = (layer) => "e" + (drafted.indexOf(layer) % 8);
-    const nameOf = (layer) => (layer === 0 ? "n-grams or draft model" : "layer " + layer);
-    const wrong = new Map();
+  const nameOf = (layer) => (layer === 0 ? "n-grams or draft model" : "layer " + layer);
+  const classOf = (layer) => "e" + (data.layers.indexOf(layer) % 8); // one colour for a layer in all of the page
+
+  // Rejected drafts by the place where they begin: those of one round that follow each other stay together.
+  function runs(rejected) {
+    const starts = new Map();
+    let run = null, last = null;
     for (const draft of rejected) {
-      if (draft[1] === ids[draft[0]]) continue; // right, but past the end or rejected early
-      if (!wrong.has(draft[0])) wrong.set(draft[0], []);
-      wrong.get(draft[0]).push(draft);
+      const follows = last && last[3] === draft[3] && last[0] + 1 === draft[0];
+      if (!follows) starts.set(draft[0], (run = starts.get(draft[0]) || []));
+      run.push(draft);
+      last = draft;
     }
+    return starts;
+  }
+
+  function struck([, id, layer, round]) {
+    const element = make("del", "tok " + classOf(layer), word(id).replaceAll("\n", "\u21b5") + (data.hasWords ? "" : " "));
+    element.title = `rejected: drafted at ${nameOf(layer)} in round ${round + 1}`;
+    return element;
+  }
+
+  function legend(row) {
+    const key = make("ul", "key");
+    key.setAttribute("aria-label", "Tokens by the layer they were drafted at");
+    const item = (name, className, text) => {
+      const entry = make("li");
+      entry.append(make(name, className, text));
+      key.append(entry);
+    };
+    const rejected = row.rejected || [], full = row.depths[0];
+    for (const layer of data.layers) {
+      const kept = layer === full ? 0 : row.depths.filter((depth) => depth === layer).length;
+      const lost = rejected.filter((draft) => draft[2] === layer).length;
+      if (kept + lost) item("span", classOf(layer), `${nameOf(layer)}: ${kept}${row.rejected ? ` of ${kept + lost} kept` : ""}`);
+    }
+    item("span", "", `full model: ${row.depths.filter((depth) => depth === full).length}`);
+    item("del", "", `rejected: ${row.num_drafted - row.num_accepted}`);
+    if (!row.rejected) item("span", "", "which drafts were rejected is not stored");
+    return key;
+  }
+
+  function output(row, sample) {
+    const ids = sample.outputs[row.output], starts = runs(row.rejected || []), full = row.depths ? row.depths[0] : null;
     const parts = [];
-    const struck = (place) => (wrong.get(place) || []).forEach((draft) => {
-      const element = make("del", "", word(draft[1]));
-      element.title = `rejected: drafted at ${nameOf(draft[2])} in round ${draft[3] + 1}`;
-      parts.push(element);
-    });
     tokens(ids, sample.joins[row.output + 1], (element, place) => {
       const depth = row.depths ? row.depths[place] : full;
       if (depth !== full) element.classList.add(classOf(depth));
-      if (place === row.first_diff_idx) element.classList.add("diff");
       if (row.depths) element.title = depth === full ? "the full model" : "drafted at " + nameOf(depth);
-    }).forEach((element, place) => {
-      struck(place);
-      parts.push(element);
-    });
-    for (const place of [...wrong.keys()].filter((place) => place >= ids.length).sort((a, b) => a - b)) struck(place);
-    const key = make("ul", "key");
-    key.setAttribute("aria-label", "Tokens by the layer they were drafted at");
-    for (const layer of drafted) {
-      const item = make("li");
-      item.append(make("span", classOf(layer), `${nameOf(layer)}: ${row.depths.filter((depth) => depth === layer).length}`));
-      key.append(item);
+      if (place !== row.first_diff_idx) return;
+      element.classList.add("diff");
+      element.title = "the first token that is not vanilla's; " + element.title;
+    }).forEach((element, place) => parts.push(...(starts.get(place) || []).map(struck), element));
+    const past = [...starts.keys()].filter((place) => place >= ids.length).sort((a, b) => a - b);
+    for (const place of past) parts.push(...starts.get(place).map(struck));
+    if (!parts.length) parts.push(make("span", "", "(no token)"));
+    return [...(row.depths ? [legend(row)] : []), box("out", parts, `Output of ${row.method}`)];
+  }
+
+  function facts(row) {
+    const told = [`${row.output_len} tokens`, `TTFT ${milli(row.ttft_s)}`, `TPOT ${milli(row.tpot_s)}`, `end to end ${milli(row.e2e_s)}`, `ended by ${row.finish_reason}`];
+    if (row.num_drafted !== null) told.push(`${row.num_accepted} of ${row.num_drafted} drafts accepted`, `${row.num_rounds} rounds`);
+    if (row.correct !== null) told.push(row.correct ? "correct" : "not correct");
+    return make("p", "facts-line", told.join(", "));
+  }
+
+  function method(row, sample) {
+    const part = make("div", "method"), title = make("h4", "", row.method);
+    part.append(title);
+    if (row.error_type !== null) {
+      title.append(make("span", "mark", "failed"));
+      part.append(make("p", "facts-line bad", `${row.error_type}: ${row.error_message || ""}`));
+      return part;
     }
-    if (row.depths) {
-      key.append(make("li", "", `full model: ${row.depths.filter((depth) => depth === full).length}`));
-      const item = make("li");
-      item.append(make("del", "", `rejected: ${row.num_drafted - row.num_accepted}${row.rejected ? "" : ", which is not stored"}`));
-      key.append(item);
+    if (row.parity !== null) {
+      const from = row.first_diff_idx === null ? "" : ` from token ${row.first_diff_idx + 1} on`;
+      title.append(make("span", row.parity === "exact" ? "mark good" : "mark", (PARITY[row.parity] || row.parity) + from));
     }
-    return [...(row.depths ? [key] : []), box("out", parts, `Output of ${row.method}`)];
+    part.append(facts(row));
+    if (row.text !== null) part.append(box("", [make("span", "", row.text)], `Output text of ${row.method}`));
+    part.append(...output(row, sample));
+    return part;
   }
 
   async function show(idx) {
@@ -179,24 +224,12 @@
     const [task, id] = index[idx];
     const parts = [make("h3", "", `${task} / ${id}`)];
     if (sample.category) parts.push(make("p", "facts-line", `category: ${sample.category}`));
-    parts.push(make("h3", "", "Prompt"), box("", tokens(sample.prompt, sample.joins[0]), "Prompt"));
-    if (sample.reference !== null) parts.push(make("h3", "", "Reference"), box("", [make("span", "", sample.reference)], "Reference"));
-    for (const row of sample.rows) {
-      parts.push(make("h3", "", row.method));
-      if (row.error_type !== null) {
-        parts.push(make("p", "facts-line bad", `failed: ${row.error_type}: ${row.error_message || ""}`));
-        continue;
-      }
-      const facts = [`${row.output_len} tokens`, `TTFT ${milli(row.ttft_s)}`, `TPOT ${milli(row.tpot_s)}`, `end to end ${milli(row.e2e_s)}`, `ends by ${row.finish_reason}`];
-      if (row.num_drafted !== null) facts.push(`${row.num_accepted} of ${row.num_drafted} drafts accepted`, `${row.num_rounds} rounds`);
-      if (row.correct !== null) facts.push(row.correct ? "correct" : "not correct");
-      parts.push(make("p", "facts-line", facts.join(", ")));
-      if (row.parity !== null) parts.push(make("p", "facts-line " + (row.parity === "exact" ? "good" : "bad"), `parity: ${row.parity}${row.first_diff_idx === null ? "" : `, from token ${row.first_diff_idx} on`}`));
-      if (row.text !== null) parts.push(box("", [make("span", "", row.text)], `Output text of ${row.method}`));
-      parts.push(...output(row, sample));
-    }
+    parts.push(make("h4", "", "Prompt"), box("", tokens(sample.prompt, sample.joins[0]), "Prompt"));
+    if (sample.reference !== null) parts.push(make("h4", "", "Reference"), box("", [make("span", "", sample.reference)], "Reference"));
+    detail.replaceChildren(...parts, ...sample.rows.map((row) => method(row, sample)));
     detail.scrollTop = 0;
-    return detail.replaceChildren(...parts);
+    for (const element of detail.querySelectorAll(".text")) if (element.scrollHeight > element.clientHeight) element.tabIndex = 0;
+    return undefined;
   }
 
   async function browse() {
@@ -216,7 +249,7 @@
     filter();
   }
 
-  await browse();
+  await browse().catch((error) => (at("count").textContent = `The samples cannot be read: ${error}`));
   await draw();
   document.documentElement.dataset.ready = String(Math.round(performance.now()));
 })();

@@ -1,6 +1,4 @@
-(function () {
-'use strict';
-const { ascending, isString, DisallowedObjectProperties } = vega;
+import { ascending, isString, DisallowedObjectProperties } from 'vega-util';
 
 function adjustSpatial (item, encode, swap) {
   let t;
@@ -312,5 +310,5 @@ var expression = {
   }
 };
 
-vega.expressionInterpreter = expression;
-})();
+export { expression as expressionInterpreter };
+//# sourceMappingURL=vega-interpreter.js.map

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.folders import undo_shard
-from tests.planting import GOLDEN, close_again, each, edit_json, edit_table, plant, slowed
+from tests.planting import GOLDEN, close_again, each, edit_json, edit_table, forge, plant, slowed
 
 REFERENCE_RUN = Path(__file__).parents[3] / "results" / "reference" / "smollm2-gsm8k"
 NUM_SAMPLES, METHODS = 9, "vanilla,adadecode"
@@ -67,11 +67,13 @@ def test_a_run_slowed_by_eight_percent_is_found(cli, finished, other):
     close_again(other)
     result = cli("compare", finished, other, *SURE)
     assert result.exit_code == 5
-    assert [line.split(" is 0.9")[0] for line in result.stderr.splitlines()] == [
+    *failed, hint = result.stderr.splitlines()
+    assert [line.split(" is 0.9")[0] for line in failed] == [
         "vanilla on demo-math: its speed by A's",
         "adadecode on demo-math: its speed by A's",
     ]
-    assert all(line.endswith(", all below 0.95") for line in result.stderr.splitlines())
+    assert all(line.endswith(", all below 0.95") for line in failed)
+    assert hint == "vanilla on demo-math is slower itself, as a busy machine is: --over-vanilla judges beside it"
     assert cells(result.stdout, "adadecode")[2] in ("0.92x", "0.93x")  # 1 / 1.08, and noise
     assert cli("compare", finished, other, "--fail-if-slower", "10%").exit_code == 0
     assert cli("compare", finished, other).exit_code == 0
@@ -96,6 +98,8 @@ def test_a_lower_acceptance_is_found(cli, finished, other):
         for row in (row for row in rows if row["method"] == "adadecode" and row["num_accepted"]):
             row["num_drafted"] += 4
             row["drafted_per_exit"] = [row["drafted_per_exit"][0] + 4, *row["drafted_per_exit"][1:]]
+            first = {"round_idx": 0, "position": 1, "token_id": 7, "exit": row["exits"][0]}
+            row["rejected"] = [first] * 4 + row["rejected"]
 
     plant(other, drop)
     close_again(other)
@@ -169,6 +173,10 @@ def test_every_difference_of_provenance_is_named(cli, finished, other):
         run["provenance"]["packages"]["torch"] = "1.0"
         run["provenance"]["platform"] = "else\x1b[31mwhere"
         del run["provenance"]["git_sha"]
+        run["workers"][0] |= {
+            "pid": 12345,
+            "ready_at": "2026-01-01T00:00:00+00:00",
+        }  # of when it ran, which no row depends on
 
     edit_json(other / "run.json", change)
     lines = cli("compare", finished, other).stdout.splitlines()
@@ -213,6 +221,23 @@ def test_markdown_is_a_table_and_lists(cli, finished, other):
     assert not any("─" in line for line in lines)
 
 
+def test_tables_fit_a_terminal_of_eighty_columns(cli, finished, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for command in (("compare", finished, finished), ("report", finished), ("verify", finished)):
+        result = cli(*command, *(["--detail"] if command[0] != "verify" else []))
+        assert result.exit_code == 0, result.stderr
+        rules = [line for line in result.stdout.splitlines() if line.startswith("─")]
+        assert len(rules) == (1 if command[0] == "verify" else 3)
+        assert max(map(len, rules)) <= 80
+        assert "…" not in result.stdout
+
+
+def test_detail_is_of_one_run(usage_error, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "runs" / "one")
+    assert "it holds runs, and a detail is of one" in usage_error("report", tmp_path / "runs", "--detail")
+    assert "--detail --html: the page has all figures" in usage_error("report", finished, "--detail", "--html")
+
+
 def test_sweeps_are_compared_cell_by_cell(cli, finished, other, tmp_path):
     plant(other, slowed(lambda idx: 1.08))
     close_again(other)
@@ -238,15 +263,41 @@ def test_a_published_baseline_without_rows_is_compared_by_its_summary(cli, usage
     result = cli("compare", REFERENCE_RUN, REFERENCE_RUN, *SURE)
     assert result.exit_code == 0
     assert "1.00x (no interval)" in result.stdout
-    assert "A has no rows here: summaries are compared, so there are no intervals and no outputs" in result.stdout
+    assert "rows of A and B are not here: summaries are compared, so there are no intervals" in result.stdout
     assert "cannot be judged" in result.stderr
+    vanilla, narrow = (cells(result.stdout, method) for method in ("vanilla", "vanilla-w1"))
+    assert vanilla.count("1.00x") == 1  # it has no speed over itself
+    assert narrow.count("1.00x") == 2
     assert "cannot be paired: no method on a task is in both" in usage_error("compare", REFERENCE_RUN, finished)
+
+
+def test_outputs_of_another_limit_are_no_regression(cli, usage_error, finished, other, tmp_path):
+    """The same command with fewer tokens: every output is cut where those of the other run go on."""
+    flags = ("--task", "demo-math", "--limit", 2, "--methods", METHODS)
+    longer = tmp_path / "longer"
+    assert cli("eval", "--local", "--threads", 1, *flags, "--max-new-tokens", 16, "--out", longer).exit_code == 0
+    line = usage_error("compare", finished, longer, *SURE)
+    assert "4 rows cut at another max_new_tokens (adadecode 2, vanilla 2)" in line
 
 
 def test_what_is_no_run_of_ours_is_refused(usage_error, finished, other, tmp_path):
     edit_json(other / "run.json", lambda run: run.update(kind="certify"))
     assert "is a certification: give runs of `adadecode eval`" in usage_error("compare", finished, other)
     assert "is not a run folder" in usage_error("compare", finished, tmp_path / "none")
+
+
+def test_a_method_that_only_one_run_has_is_told_where_it_would_be_judged(cli, finished, other):
+    def without(run):
+        run["config"]["methods"].remove("adadecode")
+
+    for commit in sorted((other / "commits").iterdir()):
+        table = pq.ParquetFile(other / json.loads(commit.read_text())["file"]).read()
+        forge(other, commit, [row for row in table.to_pylist() if row["method"] != "adadecode"], table.schema)
+    edit_json(other / "run.json", without)
+    result = cli("compare", finished, other, *SURE)
+    assert "adadecode on demo-math: only A has it, and cannot be judged" in result.stderr.splitlines()
+    assert "not compared: 9 rows only in A (adadecode 9)" in result.stdout
+    assert "only A has it" not in cli("compare", finished, other).stderr
 
 
 @pytest.mark.parametrize("share", ["5", "100%", "-1%", "x%", "1e1%"])

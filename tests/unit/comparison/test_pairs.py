@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from adadecode.comparison.changes import changes
-from adadecode.comparison.outputs import difference_lines
+from adadecode.comparison.outputs import compare_outputs
 from adadecode.comparison.pairs import compared_columns, left_out_lines, pair_rows
-from adadecode.comparison.spread import spread_lines
 from adadecode.comparison.tables import _code, _table
 
 
@@ -43,6 +42,26 @@ def test_rows_without_another_are_counted_by_reason_and_method(row, error_row, p
     ]
 
 
+def test_an_output_that_one_limit_cut_is_no_pair_of_one_that_went_on(row, samples_table):
+    """s0 ended by itself in both, s1 was cut in A and went on in B, s2 was cut in both at the same length."""
+    ends = {"s0": "eos", "s1": "length", "s2": "length"}
+    a = [row("vanilla", name, finish_reason=end) for name, end in ends.items()]
+    b = [row("vanilla", name, finish_reason=end) for name, end in ends.items()]
+    b[1] = row("vanilla", "s1", output_token_ids=[5, 6, 7, 8], num_rounds=3, finish_reason="eos")
+    sides = [compared_columns(samples_table(*rows)) for rows in (a, b)]
+    assert pair_rows(*sides).a.num_rows == 3
+    pairs = pair_rows(*sides, one_limit=False)
+    assert pairs.a["sample_id"].to_pylist() == ["s0", "s2"]
+    assert left_out_lines(pairs) == ["not compared: 1 rows cut at another max_new_tokens (vanilla 1)"]
+
+
+def test_a_longer_output_is_not_a_slower_one(row, paired):
+    """Twice the tokens in twice the time."""
+    longer = row("vanilla", output_token_ids=[5, 6, 7, 8, 9, 10], num_rounds=5, e2e_s=5.0)
+    (change,) = changes(paired([row("vanilla", e2e_s=2.5)], [longer]))
+    assert change.speed.value == pytest.approx(1.0)
+
+
 def test_a_speed_over_vanilla_is_of_vanilla_of_the_same_sample_and_run(row, paired):
     """All of B is slower by half on one sample and by 2 on the other; beside vanilla nothing changed."""
     a = [row(m, s, e2e_s=t) for m, t in (("vanilla", 4.0), ("adadecode", 2.0)) for s in ("s0", "s1")]
@@ -71,9 +90,9 @@ def test_a_lossy_method_has_no_acceptance(row, paired):
 
 
 def test_the_first_divergence_is_the_end_of_the_shorter_output(row, paired):
-    (first, second) = difference_lines(
-        paired([row("vanilla")], [row("vanilla", output_token_ids=[5, 6], num_rounds=1)])
-    )
+    found = compare_outputs(paired([row("vanilla")], [row("vanilla", output_token_ids=[5, 6], num_rounds=1)]))
+    (first, second) = found.lines()
+    assert [(one.at, one.start, one.ids) for one in found.divergences] == [(2, 0, ((5, 6, 7), (5, 6)))]
     assert first == "outputs: 1 of 1 differ"
     assert second == "demo/s0 repeat 0: differs at output position 2: A token 7, B ended (vanilla)"
 
@@ -81,31 +100,8 @@ def test_the_first_divergence_is_the_end_of_the_shorter_output(row, paired):
 def test_many_differences_are_counted_and_the_first_listed(row, paired):
     a = [row("vanilla", f"s{n:02d}") for n in range(14)]
     b = [row("vanilla", f"s{n:02d}", output_token_ids=[5, 6, 8]) for n in range(14)]
-    lines = difference_lines(paired(a, b))
+    lines = compare_outputs(paired(a, b)).lines()
     assert (lines[0], lines[-1], len(lines)) == ("outputs: 14 of 14 differ", "and 4 more places", 12)
-
-
-def test_workers_and_repeats_that_are_apart_are_told(row, paired):
-    drawn = np.random.default_rng(0)
-    rows = [
-        row(
-            "vanilla",
-            f"s{n:02d}",
-            repeat=repeat,
-            worker_id=f"w{n % 2}",
-            ttft_s=0.1,
-            e2e_s=(2.0 + n % 2) * float(np.exp(0.01 * drawn.normal())),
-        )
-        for n in range(20)
-        for repeat in (0, 1)
-    ]
-    lines = spread_lines(paired(rows, rows))
-    assert len(lines) == 2
-    assert lines[0].startswith("A: vanilla on demo varies in TPOT by 3")
-    assert "% between 2 workers (0." in lines[0]
-    assert "p < 0.001" in lines[0]
-    assert "% between 2 repeats (" in lines[0]
-    assert spread_lines(paired([row("vanilla")], [row("vanilla")])) == []
 
 
 @pytest.mark.parametrize(

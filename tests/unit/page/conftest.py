@@ -3,7 +3,12 @@
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+
+from adadecode.report.schema import SWEEP
+from adadecode.runs.editions import parquet_bytes
+from adadecode.runs.result import read_result
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +24,13 @@ def made(tiny, cli, tmp_path_factory) -> Path:
 @pytest.fixture
 def run(made, tmp_path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def sweep(made, tmp_path_factory) -> Path:
+    """A sweep of two cells that came to what the run came to."""
+    folder = tmp_path_factory.mktemp("sweep")
+    rows = read_result(made).summary.to_pylist()
+    cells = [row | {"cell": cell} for cell in ("gamma-0.5", "gamma-0.9") for row in rows]
+    (folder / "sweep.parquet").write_bytes(parquet_bytes(pa.Table.from_pylist(cells, schema=SWEEP), {}))
+    return folder

@@ -1,6 +1,5 @@
 """docs/schema.md is what the schemas say, and the queries of docs/queries.md give the summary's numbers."""
 
-import re
 from pathlib import Path
 
 import duckdb
@@ -8,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from adadecode.report.columns import TABLES, page
+from tests.queries import asked_of_duckdb, queries
 
 DOCS = Path(__file__).parents[3] / "docs"
 GOLDEN = Path(__file__).parents[2] / "golden" / "run-schema-4"
@@ -25,11 +25,6 @@ def test_every_column_has_a_meaning_and_no_other(name):
     _, schema, meanings = TABLES[name]
     assert list(meanings) == schema.names
     assert all(of.what for of in meanings.values())
-
-
-def blocks(kind: str) -> list[str]:
-    text = (DOCS / "queries.md").read_text(encoding="utf-8").replace("results/my-run", str(GOLDEN))
-    return re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL)
 
 
 def summary() -> dict[tuple[str, str], dict]:
@@ -50,7 +45,7 @@ def compare(rows: list[dict], names: tuple[str, ...] = COMPARED) -> None:
 @pytest.mark.parametrize(("idx", "library"), [(0, "pandas"), (1, "polars")])
 def test_the_queries_of_data_frames_give_the_summarys_numbers(idx, library):
     found: dict = {}
-    code = blocks("python")[idx]
+    code = queries("python", GOLDEN)[idx]
     assert f"import {library}" in code
     exec(compile(code, "docs/queries.md", "exec"), found)
     table = found["table"]
@@ -58,12 +53,10 @@ def test_the_queries_of_data_frames_give_the_summarys_numbers(idx, library):
 
 
 def test_the_queries_of_duckdb_give_the_summarys_numbers_and_parity():
-    first, more = blocks("sql")
+    compare(asked_of_duckdb(GOLDEN), (*COMPARED, "num_parity_exact", "num_parity_checked", "num_logits_equal"))
+    first, more = queries("sql", GOLDEN)
     with duckdb.connect() as connection:
-        for statement in first.split(";")[:-2]:
-            connection.execute(statement)
-        rows = connection.sql(first.split(";")[-2]).to_arrow_table().to_pylist()
-        compare(rows, (*COMPARED, "num_parity_exact", "num_parity_checked", "num_logits_equal"))
+        connection.execute(first.split(";")[0])
         of_exits, least = (connection.execute(query).fetchall() for query in more.split(";") if query.strip())
     of_adadecode = next(row for (_, method), row in summary().items() if method == "adadecode")
     assert (sum(row[1] for row in of_exits), sum(row[2] for row in of_exits)) == (

@@ -15,12 +15,12 @@ from adadecode.report.stats import (
     fastest,
     geomean_speedup,
     mean_interval,
-    mean_intervals,
     mean_log_s,
     percentiles,
     total_s,
     total_speedup,
 )
+from tests.simulated_intervals import SHAPES, covers, covers_mean
 
 SECONDS = st.floats(min_value=1e-3, max_value=1e3)
 PAIRS = st.lists(st.tuples(SECONDS, SECONDS), min_size=1, max_size=12)
@@ -112,25 +112,10 @@ def test_a_long_tail_widens_the_interval_on_its_own_side_only():
     assert mean_interval(-values) == pytest.approx((-found[1], -found[0]))
 
 
-NUM_SETS = 8000  # the standard error of a coverage near 0.95 is 0.0024
-
-# Log-ratios by shape: how to draw [size] of them, and the mean they are drawn with.
-SHAPES = {
-    "normal": (lambda rng, size: rng.normal(size=size), 0.0),
-    "skewed to the right": (lambda rng, size: rng.exponential(size=size), 1.0),
-    "skewed to the left": (lambda rng, size: -rng.gamma(2.0, size=size), -2.0),
-    "log-normal": (lambda rng, size: np.exp(0.8 * rng.normal(size=size)), math.exp(0.32)),
-    "heavy tails": (lambda rng, size: rng.standard_t(3, size=size), 0.0),
-    "heavy tails with ties": (lambda rng, size: np.round(rng.standard_t(3, size=size), 1), 0.0),
-}
-
-
 @pytest.mark.parametrize("num_prompts", [8, 12, 24, 48, 100])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_interval_covers_what_it_says(shape, num_prompts):
-    draw, mean = SHAPES[shape]
-    low, high = mean_intervals(draw(np.random.default_rng(num_prompts), (NUM_SETS, num_prompts)))
-    assert 0.93 <= np.mean((low <= mean) & (mean <= high)) <= 0.97
+    assert 0.93 <= covers_mean(shape, num_prompts) <= 0.97
 
 
 @pytest.mark.parametrize("num_prompts", [8, 24])
@@ -140,8 +125,7 @@ def test_the_interval_covers_what_it_says_of_prompts_with_repeats(num_prompts):
     log_ratios = of_prompt + 0.3 * rng.normal(size=(1000, num_prompts, 3))
     prompts = np.repeat(np.arange(num_prompts), 3)
     found = [geomean_speedup(prompts, np.exp(ratios.ravel()), np.ones(3 * num_prompts)) for ratios in log_ratios]
-    covers = [one is not None and one.low <= math.e <= one.high for one in found]
-    assert 0.93 <= np.mean(covers) <= 0.97
+    assert 0.93 <= covers(found, math.e) <= 0.97
 
 
 def test_each_statistic_has_the_baseline_that_is_faster_by_it():

@@ -14,12 +14,23 @@ import pytest
 from adadecode.report.proof import largest_false_share, most_false, proof_sentence
 from adadecode.runs.audit import CHECKS
 from adadecode.runs.result import read_result
-from tests.planting import OURS, each, edit_json, edit_table, forge, once, plant, plant_in_first, plant_worker
+from tests.planting import (
+    OURS,
+    each,
+    edit_json,
+    edit_table,
+    forge,
+    once,
+    plant,
+    plant_in_first,
+    plant_worker,
+    scale_times,
+)
 
 ROOT = Path(__file__).parents[3]
 PUBLISHED = sorted(file.parent for file in (ROOT / "results" / "reference").rglob("run.json"))
 COMMAND = ("--task", "demo-math", "--limit", 3, "--repeats", 2, "--max-new-tokens", 24, "--shard-size", 1)
-METHODS = ("--methods", "vanilla,vanilla-w1,adadecode,ngram")
+METHODS = ("--methods", "vanilla,vanilla-w1,adadecode,ngram,layer-skipping", "--skip-layers", "4,5")
 
 EOS = 1  # of the embedded model
 
@@ -28,7 +39,7 @@ Fault = Callable[[Path], object]
 
 @pytest.fixture(scope="module")
 def good(cli, tmp_path_factory) -> Path:
-    """A run that nobody altered: 3 samples, 4 methods, 2 repeats, decoded by the embedded model."""
+    """A run that nobody altered: 3 samples, 5 methods, 2 repeats, decoded by the embedded model."""
     out = tmp_path_factory.mktemp("audit") / "run"
     assert cli("eval", *COMMAND, *METHODS, "--local", "--threads", 1, "--out", out).exit_code == 0
     return out
@@ -103,17 +114,75 @@ def longer(row: dict[str, Any]) -> list[int]:
     return [*row["output_token_ids"], 7]
 
 
-def other_scores(run: Path) -> None:
-    found = pq.read_table(run / "scores.parquet")
-    told = found.to_pylist()
-    for row in told:
-        row["score"] = 1.0 if row["method"] == OURS else row["score"]
-    pq.write_table(pa.Table.from_pylist(told, schema=found.schema), run / "scores.parquet")
+def in_scores(change: Callable[[list[dict[str, Any]]], object]) -> Fault:
+    """A change of the list of the scores that a run keeps."""
+
+    def alter(run: Path) -> None:
+        found = pq.read_table(run / "scores.parquet")
+        told = found.to_pylist()
+        change(told)
+        pq.write_table(pa.Table.from_pylist(told, schema=found.schema), run / "scores.parquet")
+
+    return alter
 
 
-def scored_twice(run: Path) -> None:
-    found = pq.read_table(run / "scores.parquet")
-    pq.write_table(pa.concat_tables([found, found.slice(0, 1)]), run / "scores.parquet")
+def same_facts(**facts: Any) -> Fault:
+    """The workers of all shards are others, as commits, data files and run.json say."""
+
+    def change(run: Path) -> None:
+        for file in sorted((run / "commits").iterdir()):
+            plant_worker(run, int(file.stem), **facts)
+        edit_json(run / "run.json", lambda content: [of.update(facts) for of in content["workers"]])
+
+    return change
+
+
+def unlike_vanilla(**claimed: Any) -> Fault:
+    """A token of vanilla-w1 is another than vanilla's, and it says so, and what is `claimed`."""
+
+    def change(row: dict[str, Any]) -> None:
+        ids, theirs = row["output_token_ids"], row["output_token_ids"][3]
+        told = {"parity": "mismatch", "logits_equal": False, "first_diff_idx": 3, "vanilla_token_id": theirs}
+        told |= {"method_token_id": theirs + 1, "vanilla_margin": 3.0, "method_margin": 1.0}
+        told |= {
+            "output_token_ids": [*ids[:3], theirs + 1, *ids[4:]],
+            "output_text": f"{row['sample_id']} {row['repeat']}",
+        }
+        row |= told | {"logits_digest": digest_of(row)} | claimed
+
+    return rows(lambda found: [change(row) for row in found if row["method"] == "vanilla-w1"])
+
+
+def in_rejected(change: Callable[[dict[str, Any], dict[str, Any]], object], method: str = "ngram") -> Fault:
+    """A change of the first rejected draft of each row of a method that has some, and of the row."""
+
+    def alter(found: list[dict[str, Any]]) -> None:
+        some = [row for row in found if row["method"] == method and row["rejected"]]
+        assert some, "the test needs some"
+        for row in some:
+            change(row["rejected"][0], row)
+
+    return rows(alter)
+
+
+def ends(row: dict[str, Any]) -> list[int]:
+    """Where the model's own tokens stand in an output: the first, and the last of each round."""
+    return [at for at, depth in enumerate(row["draft_depths"]) if depth == max(row["draft_depths"])]
+
+
+def right_after_all(draft: dict[str, Any], row: dict[str, Any]) -> None:
+    draft["token_id"] = row["output_token_ids"][ends(row)[draft["round_idx"] + 1]]
+
+
+def in_one_round(row: dict[str, Any]) -> None:
+    """All drafts of an output are said to be of its first round."""
+    first, *later = row["draft_depths"]
+    row["draft_depths"] = [first, *sorted(later)]
+
+
+def digest_of(row: dict[str, Any]) -> str | None:
+    """A digest that a row may have and no model gave: equal where ids are."""
+    return row["logits_digest"] and f"{int(row['sample_id'][-3:]):032x}"
 
 
 def of_ours(change: Callable[[dict[str, Any]], object]) -> Fault:
@@ -154,14 +223,77 @@ PLANTED: dict[str, tuple[Fault, str]] = {
         of_ours(lambda r: r["rejected"].append({"round_idx": 0, "position": 1, "token_id": 7, "exit": r["exits"][0]})),
         "rejected",
     ),
+    "a rejected draft that is the model's own token": (in_rejected(right_after_all), "rejected"),
+    "a rejected draft a place further": (
+        in_rejected(lambda draft, _: draft.update(position=draft["position"] + 1)),
+        "rejected",
+    ),
+    "a rejected draft of another round": (
+        in_rejected(lambda draft, row: draft.update(round_idx=(draft["round_idx"] + 1) % row["num_rounds"])),
+        "rejected",
+    ),
+    "a rejected draft past max_drafts": (
+        in_rejected(lambda draft, row: draft.update(position=ends(row)[draft["round_idx"]] + 6), OURS),
+        "rejected",
+    ),
+    "a rejected draft that ends the output": (in_rejected(lambda draft, _: draft.update(token_id=EOS)), "model"),
+    "no rejected drafts in any row": (rows(each(rejected=lambda r: None)), "metadata"),
+    "drafts of several rounds in one": (of_ours(in_one_round), "rounds"),
+    "an output whose last token is a draft": (
+        of_ours(lambda r: r.update(draft_depths=[*r["draft_depths"][1:], r["draft_depths"][0]][::-1])),
+        "drafts",
+    ),
     "an exit at the last layer": (of_ours(lambda r: r.update(exits=[*r["exits"][:-1], 16])), "exits"),
     "an exit below the first": (of_ours(lambda r: r.update(exits=[-1, *r["exits"][1:]])), "exits"),
     "too few layers": (rows(each(OURS, layers_per_token=lambda r: 0.5)), "layers"),
+    "a layer too few": (
+        of_ours(lambda r: r.update(layers_per_token=r["layers_per_token"] - 1 / (r["output_len"] - 1))),
+        "layers",
+    ),
+    "drafts that cost nothing": (
+        of_ours(lambda r: r.update(layers_per_token=16 * r["num_rounds"] / (r["output_len"] - 1))),
+        "layers",
+    ),
+    "a layer skipped that was not to be": (rows(each("layer-skipping", layers_per_token=lambda r: 13.0)), "layers"),
+    "vanilla's times doubled": (
+        rows(lambda found: [scale_times(row, 2.0) for row in found if row["method"].startswith("vanilla")]),
+        "clock",
+    ),
+    "all rows begun at once": (rows(each(started_at=lambda r: r["started_at"].replace(minute=59, second=59))), "clock"),
+    "a mismatch that is a near-tie": (unlike_vanilla(vanilla_margin=0.25), "claims"),
+    "a near-tie that is a mismatch": (unlike_vanilla(parity="near_tie"), "claims"),
+    "equal digests of other ids": (unlike_vanilla(logits_digest="0" * 32), "outputs"),
+    "vanilla's digest of one repeat": (
+        rows(each("vanilla", logits_digest=lambda r: f"{r['repeat']:032x}")),
+        "outputs",
+    ),
+    "an end at a stop string of the model's own EOS": (
+        rows(
+            lambda found: [
+                row.update(output_token_ids=[*row["output_token_ids"][:-1], EOS], finish_reason="stop") for row in found
+            ]
+        ),
+        "model",
+    ),
+    "outputs cut short alike": (
+        rows(
+            lambda found: [
+                row.update(finish_reason="length", output_token_ids=row["output_token_ids"][:9], output_len=9)
+                for row in found
+            ]
+        ),
+        "model",
+    ),
+    "a worker of another dtype": (same_facts(dtype="float32"), "settings"),
+    "a worker of another device": (same_facts(gpu="NVIDIA H100"), "settings"),
+    "a worker of other exits": (same_facts(exits={"demo-math": [1, 2]}), "settings"),
+    "a worker of a deeper model": (same_facts(num_layers=32), "model"),
+    "no start": (in_json("run.json", lambda of: of.update(starts=[])), "provenance"),
     "an unknown status": (rows(once(OURS, status="fine")), "labels"),
     "a prompt of one method": (rows(each(OURS, prompt_token_ids=lambda r: [5] * r["prompt_len"])), "prompts"),
     "a text of one method": (rows(each(OURS, output_text=lambda r: "four")), "outputs"),
     "a turn taken twice": (rows(each(order_idx=lambda r: 0)), "turns"),
-    "an order that was not planned": (rows(each(order_idx=lambda r: (r["order_idx"] + 1) % 4)), "order"),
+    "an order that was not planned": (rows(each(order_idx=lambda r: (r["order_idx"] + 1) % 5)), "order"),
     "a claim withdrawn": (rows(each(OURS, parity=lambda r: None)), "owed"),
     "a digest that is none": (rows(each(logits_digest=lambda r: "equal")), "claims"),
     "an end at a stop string of a run that has none": (rows(each(finish_reason=lambda r: "stop")), "stops"),
@@ -190,8 +322,18 @@ PLANTED: dict[str, tuple[Fault, str]] = {
         lambda run: shutil.copy(run / "samples" / "part-00000.parquet", run / "samples" / "more.parquet"),
         "files",
     ),
-    "other scores of equal outputs": (other_scores, "scores"),
-    "a score twice": (scored_twice, "scores"),
+    "other scores of equal outputs": (
+        in_scores(lambda told: [row.update(score=1.0) for row in told if row["method"] == OURS]),
+        "scores",
+    ),
+    "a score twice": (in_scores(lambda told: told.append(told[0])), "scores"),
+    "all outputs scored as right": (in_scores(lambda told: [row.update(score=1.0) for row in told]), "scores"),
+    "a score missing": (in_scores(lambda told: told.pop()), "scores"),
+    "a score of no output": (in_scores(lambda told: told.append(told[0] | {"sample_id": "another"})), "scores"),
+    "scores of another output": (
+        in_scores(lambda told: [row.update(output_hash="0" * 16) for row in told if row["repeat"] == 0]),
+        "scores",
+    ),
 }
 
 
@@ -259,19 +401,38 @@ def test_the_checks_of_the_documentation_are_those_of_the_table():
 def test_rows_decoded_again_are_equal_and_the_proof_says_how_much_that_is(good, cli):
     result = cli("verify", good, "--recompute", 5, "--seed", 2)
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines()[-1] == f"recompute: {proof_sentence(24, 5, 0)}"
+    assert result.stdout.splitlines()[-1] == f"recompute: {proof_sentence(30, 5, 0)}"
 
 
 def test_rows_that_all_tables_tell_alike_and_no_model_made_are_found_by_decoding_again(run, cli):
-    plant(run, each(output_token_ids=lambda r: [*r["output_token_ids"][:-1], 9], logits_digest=lambda r: "0" * 32))
+    altered = each(output_token_ids=lambda r: [*r["output_token_ids"][:-1], r["output_token_ids"][-1] + 1])
+    plant(run, altered)
+    plant(run, each(logits_digest=digest_of))
     result = cli("verify", run)
     assert result.exit_code == 0, "the tables alone cannot tell"
     result = cli("verify", run, "--recompute", 2)
     assert result.exit_code == 3
     told = [line for line in result.stdout.splitlines() if line.startswith("recompute: ")]
     assert len(told) == 3
-    assert "output position 23 is stored as 9 and decoded as " in told[0]
-    assert told[-1].startswith("recompute: 2 of 24 rows were decoded again and 2 differ: ")
+    assert "output position 23 is stored as " in told[0]
+    assert told[-1].startswith("recompute: 2 of 30 rows were decoded again and 2 differ: ")
+
+
+def test_a_text_that_is_not_what_its_ids_mean_is_found_by_decoding_again(run, cli):
+    plant(run, each(output_text=lambda r: "four pens"))
+    assert broken(cli("verify", run).stdout) == ["scores"]
+    assert cli("score", run).exit_code == 0
+    assert cli("verify", run).exit_code == 0, "the tables alone cannot tell"
+    result = cli("verify", run, "--recompute", 1)
+    assert result.exit_code == 3
+    assert ": output_text is not what its ids mean" in result.stdout
+
+
+def test_a_row_that_no_model_can_decode_is_a_false_one_and_ends_nothing(run, cli):
+    plant(run, each(prompt_token_ids=lambda r: [10**6] * r["prompt_len"]))
+    result = cli("verify", run, "--recompute", 2)
+    assert result.exit_code == 3
+    assert result.stdout.count("it cannot be decoded again: the prompt has token ids 1000000 to 1000000") == 2
 
 
 def test_bits_that_differ_on_another_engine_prove_nothing_and_are_told(run, cli):

@@ -149,15 +149,15 @@ FAULTS = {
     # layers
     "half a layer a token": (
         each(OURS, layers_per_token=lambda r: 0.5),
-        f"layers_per_token is none that these rounds and drafts can have run: 12 rows, first {FIRST} {OURS} repeat 0",
+        f"layers_per_token is not what these rounds and drafts ran: 12 rows, first {FIRST} {OURS} repeat 0",
     ),
     "layers no whole number": (
         each(OURS, layers_per_token=lambda r: r["layers_per_token"] + 0.001),
-        "layers_per_token is none that these rounds and drafts can have run: 12 rows",
+        "layers_per_token is not what these rounds and drafts ran: 12 rows",
     ),
     "layers infinite": (
         once(VANILLA, layers_per_token=math.inf),
-        "layers_per_token is none that these rounds and drafts can have run: 1 rows",
+        "layers_per_token is not what these rounds and drafts ran: 1 rows",
     ),
     "layers null": (
         each(OURS, layers_per_token=lambda r: None),

@@ -4,7 +4,9 @@ import csv
 import io
 import json
 
+import duckdb
 import pandas as pd
+import polars as pl
 import pytest
 
 from adadecode.report.acceptance import accepted_per_round, speculative_decoding
@@ -76,10 +78,24 @@ def test_a_csv_is_read_by_pandas_with_the_same_numbers(cli, run, tmp_path):
     found, rows = pd.read_csv(out), read_samples(run).to_pandas()
     assert found["e2e_s"].tolist() == rows["e2e_s"].tolist()
     assert found["output_token_ids"].map(json.loads).tolist() == rows["output_token_ids"].map(list).tolist()
+    for table in (pl.read_csv(out).to_arrow(), duckdb.read_csv(str(out)).to_arrow_table()):
+        assert table["e2e_s"].to_pylist() == rows["e2e_s"].tolist()
+        assert table["output_text"].to_pylist() == rows["output_text"].tolist()
     ours = found[found["method"] == "adadecode"]
     assert ours["draft_acceptance_rate"].tolist() == pytest.approx(
         (ours["num_accepted"] / ours["num_drafted"]).tolist()
     )
+
+
+def test_json_lines_are_read_by_polars_and_duckdb_with_their_nested_columns(cli, run, tmp_path):
+    out = tmp_path / "rows.jsonl"
+    assert cli("export", run, "--json", "--method", "adadecode", "--out", out).exit_code == 0
+    rows = [row for row in read_samples(run).to_pylist() if row["method"] == "adadecode"]
+    for table in (pl.read_ndjson(out).to_arrow(), duckdb.read_json(str(out)).to_arrow_table()):
+        for name in ("e2e_s", "output_token_ids", "output_text", "drafted_per_exit"):
+            assert table[name].to_pylist() == [row[name] for row in rows]
+        accepted = [record["acceptance_histogram"] for record in table["speculative_decoding"].to_pylist()]
+        assert [sum(histogram) for histogram in accepted] == [row["num_rounds"] for row in rows]
 
 
 def test_aiperfs_records_are_of_one_method(cli, run):
@@ -120,7 +136,7 @@ def test_a_failed_row_is_a_record_with_its_error(cli, run):
     assert lines(cli("export", run, "--json", "--method", "adadecode"))[0]["speculative_decoding"] is None
 
 
-@pytest.mark.parametrize("text", ["=HYPERLINK(1)", "+1", "-1", "@x", "\tx"])
+@pytest.mark.parametrize("text", ["=HYPERLINK(1)", "+1", "-1", "@x", "\tx", "\r=1", "\n=1", "\uff1d1"])
 def test_text_of_a_model_is_nothing_that_a_spreadsheet_computes(cli, run, text):
     plant(run, each("adadecode", output_text=lambda row: text))
     result = cli("export", run, "--csv", "--method", "adadecode")
