@@ -132,6 +132,54 @@ def _varint(number: int, num_bytes: int) -> bytes:
     return bytes([*(part | 0x80 for part in parts[:-1]), parts[-1]])
 
 
-SMALL = (foreign, foreign_types, truncated, cut_inside, encrypted, hostile_metadata, deeply_nested)
+def long_texts_in_lists(file: Path) -> None:
+    """A list in which one text of 100 kB stands 30,000 times: 3 GB from some hundred bytes."""
+    texts = pa.DictionaryArray.from_arrays(np.zeros(30_000, np.int32), ["1" * 100_000])
+    lists = pa.ListArray.from_arrays([0, len(texts)], texts)
+    pq.write_table(pa.table({"prompt_token_ids": lists}), file, compression="zstd", dictionary_pagesize_limit=2**30)
+
+
+def many_groups(file: Path) -> None:
+    """A row in each of 300 groups, of 50 columns."""
+    part = pa.table({f"x{idx}": [1] for idx in range(50)})
+    with pq.ParquetWriter(file, part.schema) as writer:
+        for _ in range(300):
+            writer.write_table(part)
+
+
+def bomb_of_drafts(file: Path) -> None:
+    """A list of 20,000,000 rejected drafts, all parts of which are 0."""
+    zeros = pa.array(np.zeros(20_000_000, np.int32))
+    drafts = pa.StructArray.from_arrays([zeros] * 4, names=["round_idx", "position", "token_id", "exit"])
+    lists = pa.ListArray.from_arrays([0, len(zeros)], drafts)
+    pq.write_table(pa.table({"rejected": lists}), file, compression="zstd")
+
+
+def bomb_of_fixed_lengths(file: Path) -> None:
+    """Values of 100 kB each, of a type of that length, 25,000 times one of them: 2.5 GB from 8 kB."""
+    part = pa.table({"x": pa.array([b"a" * 100_000] * 500, pa.binary(100_000))})
+    with pq.ParquetWriter(file, part.schema, compression="zstd") as writer:
+        for _ in range(50):
+            writer.write_table(part)
+
+
+def bomb_of_nesting(file: Path) -> None:
+    """One number in lists within lists, 30 deep, 12,000,000 times: 124 bytes each of where lists begin."""
+    nested: pa.Array = pa.array(np.zeros(2_000_000, np.int32))
+    for _ in range(30):
+        nested = pa.ListArray.from_arrays(np.arange(len(nested) + 1, dtype=np.int32), nested)
+    part = pa.table({"x": nested})
+    with pq.ParquetWriter(file, part.schema, compression="zstd") as writer:
+        for _ in range(6):
+            writer.write_table(part)
+
+
+SMALL = (
+    *(foreign, foreign_types, truncated, cut_inside, encrypted, hostile_metadata, deeply_nested),
+    long_texts_in_lists,
+)
 BOMBS = (bomb_of_rows, bomb_of_texts)
-SLOW_BOMBS = (bomb_of_lists, bomb_of_a_page, lying_bomb)
+SLOW_BOMBS = (
+    *(bomb_of_lists, bomb_of_a_page, lying_bomb),
+    *(bomb_of_drafts, bomb_of_fixed_lengths, bomb_of_nesting, many_groups),
+)

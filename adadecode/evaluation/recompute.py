@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from adadecode.engine.generate import room_for_output
 from adadecode.engine.invariance import check_rows_once
@@ -29,9 +30,10 @@ from adadecode.provenance import package_versions
 from adadecode.records import Say
 from adadecode.report.parity import KEY, first_difference, row_name
 from adadecode.report.proof import proof_sentence
+from adadecode.runs.commits import Shards
 from adadecode.runs.engines import DECISIVE, OF_SPEED
 from adadecode.runs.fingerprint import source_hashes, stored_hashes
-from adadecode.runs.folder import committed_tables, read_commits, read_run
+from adadecode.runs.folder import read_commits, read_run, shards_of
 from adadecode.settings import EvalConfig, settings_of_run
 from adadecode.tasks import expand_task, stops_of
 from adadecode.tasks.encode import decode_output
@@ -115,8 +117,7 @@ class _Drawn(NamedTuple):
 
 def _drawn(location: str | Path, commits: Mapping[int, dict[str, Any]], num_rows: int, seed: int) -> _Drawn:
     """A draw of `num_rows` rows with an output, all where there are fewer; of the others no ids are kept in memory."""
-    tables = committed_tables(location, commits)
-    ok_of_shard = [np.flatnonzero(pc.equal(table["status"], "ok").to_numpy()) for table in tables]
+    ok_of_shard = [ok for shards in shards_of(location, commits) for ok in _ok_places(shards)]
     ends = np.cumsum([len(ok) for ok in ok_of_shard], dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
     drawn = np.sort(np.random.default_rng(seed).choice(total, min(num_rows, total), replace=False))
@@ -125,10 +126,16 @@ def _drawn(location: str | Path, commits: Mapping[int, dict[str, Any]], num_rows
     for shard, ok, end in zip(commits.items(), ok_of_shard, ends.tolist(), strict=True):
         places = drawn[(drawn >= end - len(ok)) & (drawn < end)] - (end - len(ok))
         if len(places):
-            [table] = committed_tables(location, dict([shard]))
-            rows += table.select(NEEDED).take(pa.array(ok[places])).to_pylist()
+            [again] = shards_of(location, dict([shard]))
+            rows += again.rows.select(NEEDED).take(pa.array(ok[places])).to_pylist()
             shards += [shard[0]] * len(places)
     return _Drawn(rows, shards, total)
+
+
+def _ok_places(shards: Shards) -> list[NDArray[np.int64]]:
+    """Where the rows with an output are in each of `shards`."""
+    is_ok = pc.equal(shards.rows["status"], "ok").to_numpy()
+    return [np.flatnonzero(of_shard) for of_shard in np.split(is_ok, np.cumsum(shards.num_rows)[:-1])]
 
 
 def _threads(facts: Facts) -> int | None:

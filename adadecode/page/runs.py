@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from adadecode.comparison.provenance import provenance_differences
 from adadecode.comparison.result import Side, read_side
 from adadecode.comparison.spread import between_runs
-from adadecode.errors import UsageError, worst_code
+from adadecode.errors import EXIT_MISMATCH, UsageError, worst_code
 from adadecode.page.chart import Chart, bars_beside, intervals, name_of
 from adadecode.page.content import MOST_IN_SENTENCE, TERMS, esc, interval, lines, shown_method, titled
 from adadecode.page.figures import spread_rows, spread_table, spread_texts, summary_table
@@ -19,6 +19,7 @@ from adadecode.page.provenance import difference_names, differences, provenance
 from adadecode.report.summary import parity_line, whole_tasks
 
 MOST_RUNS = 24
+MOST_NAMED = 4  # runs in the first sentence
 KNOWN = ("vanilla", "baseline", "speedup", "parity", "TTFT", "TPOT", "draft", "acceptance", "round", "layers a token")
 TERMS_OF_RUNS = {name: TERMS[name] for name in (*KNOWN, "between workers", "between repeats")} | {
     "between runs": "The same of end-to-end times of what all runs decoded, whatever differs between them; vanilla's own "
@@ -82,18 +83,31 @@ def _without_outputs(side: Side) -> Side:
 
 
 def _sentence(runs: Sequence[Named]) -> str:
-    """What each run came to, by task, escaped."""
+    """What each run came to, by task, escaped; of many runs the first."""
     told = [(run, row) for run in runs for row in run.rows if row["method"] == shown_method(run.rows)]
     tasks = list(dict.fromkeys(row["task"] for _, row in told))
-    of_tasks = [
-        f"on {esc(task)} {', '.join(_speed(run, row) for run, row in told if row['task'] == task)}"
-        for task in tasks[:MOST_IN_SENTENCE]
+    speeds = [
+        f"on {esc(task)} {_first([_speed(run, row) for run, row in told if row['task'] == task], 'runs')}"
+        for task in tasks
     ]
-    more = [f"{len(tasks) - MOST_IN_SENTENCE} more tasks"] if len(tasks) > MOST_IN_SENTENCE else []
     methods = " and ".join(esc(method) for method in dict.fromkeys(row["method"] for _, row in told))
-    speeds = f"speed of {methods} over each run's own faster vanilla {'; '.join([*of_tasks, *more])}"
-    parity = ", ".join(f"{esc(run.name)} {esc(parity_line(run.side.summary).removeprefix('parity '))}" for run in runs)
-    return f"{len(runs)} runs; {speeds if told else 'no speedup was measured'}; parity: {parity}"
+    speed = f"speed of {methods} over each run's own faster vanilla {_first(speeds, 'tasks', MOST_IN_SENTENCE, '; ')}"
+    return f"{len(runs)} runs; {speed if told else 'no speedup was measured'}; {_parity(runs)}"
+
+
+def _parity(runs: Sequence[Named]) -> str:
+    """The parity of each run, or of many which ones break it, escaped."""
+    if len(runs) <= MOST_NAMED:
+        texts = (f"{run.name} {parity_line(run.side.summary).removeprefix('parity ')}" for run in runs)
+        return f"parity: {esc(', '.join(texts))}"
+    broken = [esc(run.name) for run in runs if run.side.exit_code == EXIT_MISMATCH]
+    return f"parity broken, or tables contradictory, in {_first(broken, 'runs')}" if broken else "no run breaks parity"
+
+
+def _first(texts: Sequence[str], what: str, most: int = MOST_NAMED, between: str = ", ") -> str:
+    """The first of `texts`, and how many more `what` there are."""
+    num_more = len(texts) - most
+    return between.join(texts[:most]) + (f" and {num_more} more {what}" if num_more > 0 else "")
 
 
 def _speed(run: Named, row: Row) -> str:

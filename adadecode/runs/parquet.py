@@ -1,6 +1,6 @@
 """A Parquet file that anybody may have made: unpacked only where that takes little memory; nothing in it is run."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from adadecode.printable import on_one_line
 
 MAX_UNPACKED = 2**30  # bytes in memory, of one file: those of runs take a thousandth of that
+MAX_PARTS = 10_000  # columns times groups of rows: those of a run's file are some 50
 WIDTHS = {
     "BOOLEAN": 1,
     "INT32": 4,
@@ -18,7 +19,7 @@ WIDTHS = {
     "DOUBLE": 8,
     "BYTE_ARRAY": 0,
 }  # bytes of a value
-OF_PLACE = 8  # bytes beside each value: its level, or where it begins
+OF_PLACE = 8  # bytes beside each value, and in each list it lies in: its level, or where it begins
 
 
 def read_parquet(content: bytes, *, checksums: bool = False) -> pa.Table:
@@ -30,7 +31,7 @@ def read_parquet(content: bytes, *, checksums: bool = False) -> pa.Table:
     try:
         with _opened(content, checksums) as file:
             _check_size(file.metadata)
-            repeated = list(_repeated_texts(file.metadata))
+            repeated = list(_repeated_texts(file.metadata, file.schema_arrow.names))
             if not repeated:
                 return file.read(use_threads=False)  # files are small, and several are read at a time
         with _opened(content, checksums, repeated) as file:
@@ -49,36 +50,55 @@ def metadata_of(content: bytes) -> dict[bytes, bytes]:
 
 
 def _opened(content: bytes, checksums: bool = False, as_dictionary: list[str] | None = None) -> pq.ParquetFile:
-    return pq.ParquetFile(pa.BufferReader(content), read_dictionary=as_dictionary, page_checksum_verification=checksums)
+    return pq.ParquetFile(
+        pa.BufferReader(content), read_dictionary=as_dictionary, page_checksum_verification=checksums, pre_buffer=False
+    )
 
 
 def _check_size(found: pq.FileMetaData) -> None:
     """Raises ValueError where the values that a file says it has take too much memory, texts once for each page."""
+    if found.num_columns * max(1, found.num_row_groups) > MAX_PARTS:
+        raise ValueError(
+            f"it has {found.num_columns} columns in {found.num_row_groups} groups of rows, and a table of a run "
+            f"has at most {MAX_PARTS} parts"
+        )
+    schema = found.schema
+    widths = [_width(schema.column(idx)) for idx in range(found.num_columns)]
     num_bytes = 0
-    for chunk in _chunks(found):
+    for idx, chunk in enumerate(_chunks(found)):
         if min(chunk.num_values, chunk.total_uncompressed_size) < 0:
             raise ValueError("its footer has negative sizes")
-        num_bytes += max(
-            chunk.num_values * (WIDTHS.get(chunk.physical_type, 16) + OF_PLACE), chunk.total_uncompressed_size
-        )
+        num_bytes += max(chunk.num_values * widths[idx % len(widths)], chunk.total_uncompressed_size)
     _check(num_bytes)
 
 
-def _repeated_texts(found: pq.FileMetaData) -> Iterator[str]:
-    """The columns of texts that might take too much where each value is the longest that there can be."""
+def _width(column: pq.ColumnSchema) -> int:
+    """The bytes in memory of one value of a `column`, less those of a text, with its places in lists and structs."""
+    width = column.length if column.physical_type == "FIXED_LEN_BYTE_ARRAY" else WIDTHS.get(column.physical_type, 16)
+    return width + OF_PLACE * (1 + column.max_repetition_level) + column.max_definition_level
+
+
+def _repeated_texts(found: pq.FileMetaData, names: Collection[str]) -> Iterator[str]:
+    """The columns of texts that might take too much where each value is the longest that there can be.
+
+    Raises ValueError where that is in lists or structs, whose columns are not among the `names` of the table's.
+    """
     num_bytes: dict[str, int] = {}
     for chunk in _chunks(found):
         if chunk.physical_type == "BYTE_ARRAY":
             longest = chunk.num_values * chunk.total_uncompressed_size
             num_bytes[chunk.path_in_schema] = num_bytes.get(chunk.path_in_schema, 0) + longest
-    yield from (name for name, longest in num_bytes.items() if longest > MAX_UNPACKED)
+    for name, longest in num_bytes.items():
+        if longest > MAX_UNPACKED:
+            if name not in names:
+                raise ValueError(
+                    f"column {on_one_line(name)} has texts in lists that may be too long, as no table of a run has"
+                )
+            yield name
 
 
 def _written_out(table: pa.Table, names: list[str]) -> pa.Table:
-    """`table` with texts in the columns `names` that were read as dictionaries; raises ValueError where they are too long.
-
-    Columns of lists of texts, which no table of a run has, stay as they are.
-    """
+    """`table` with texts in the columns `names` that were read as dictionaries; raises ValueError where too long."""
     for name in set(names) & set(table.schema.names):
         column = table[name]
         if not pa.types.is_dictionary(column.type):

@@ -190,8 +190,8 @@ MUTATIONS = (
     Mutation(
         "logits are those that the next round leaves",
         "adadecode/engine/tally.py",
-        'logits.to("cpu", copy=True)',
-        'logits.to("cpu")',
+        'logits[:num_rows].to("cpu", copy=True)',
+        'logits[:num_rows].to("cpu")',
         ("tests/unit/engine/test_tally.py",),
     ),
     Mutation(
@@ -364,6 +364,20 @@ MUTATIONS = (
         "adadecode/comparison/gates.py",
         "elif estimate.high < limit:",
         "elif estimate.value < limit:",
+        COMPARISON,
+    ),
+    Mutation(
+        "an output that one limit cut is a pair of one that went on",
+        "adadecode/comparison/pairs.py",
+        "    if not one_limit:",
+        "    if one_limit is None:",
+        COMPARISON,
+    ),
+    Mutation(
+        "a longer output is a slower one",
+        "adadecode/comparison/changes.py",
+        "(e2e_s / length for",
+        "(e2e_s for",
         COMPARISON,
     ),
     Mutation(

@@ -31,6 +31,7 @@
   };
   async function draw() {
     for (const [key, spec] of Object.entries(data.charts || {})) {
+      await new Promise((done) => setTimeout(done)); // so that the samples can be read meanwhile
       const compiled = vegaLite.compile({ ...spec, config: CONFIG }).spec;
       const view = new vega.View(vega.parse(compiled, null, { ast: true }), { expr: vega.expressionInterpreter, renderer: "svg", container: at("chart-" + key), logLevel: vega.Error });
       await view.runAsync();
@@ -60,7 +61,7 @@
     }
     at("count").textContent = `${shown.length} of ${index.length} samples`;
     at("list").scrollTop = 0;
-    choose(shown.length ? 0 : -1);
+    return choose(shown.length ? 0 : -1);
   }
 
   function render() {
@@ -105,7 +106,7 @@
       else if (top + HEIGHT > list.scrollTop + list.clientHeight) list.scrollTop = top + HEIGHT - list.clientHeight;
     }
     render();
-    show(place < 0 ? null : shown[place]);
+    return show(place < 0 ? null : shown[place]);
   }
 
   async function block(number) {
@@ -246,7 +247,7 @@
     });
     for (const select of at("filters").elements) select.addEventListener("change", filter);
     at("filters").addEventListener("submit", (event) => event.preventDefault());
-    filter();
+    await filter();
   }
 
   await browse().catch((error) => (at("count").textContent = `The samples cannot be read: ${error}`));

@@ -225,7 +225,7 @@ def test_plan_of_the_demo_has_both_embedded_prompt_sets(cli):
         *(([command, "--out", ""], "--out") for command in ("eval", "sweep", "bench", "tune")),
         (["train-heads", "--task", "gsm8k", "--out", " "], "--out"),
         (["plan", "--rates", ""], "--rates"),
-        (["report", ""], "RUN"),
+        (["report", ""], "RUNS..."),
         (["verify", ""], "RUN"),
         (["submit", "--working-dir", "", "eval", "--out", "a"], "--working-dir"),
         (["submit", "--address", "", "eval", "--out", "a"], "--address"),

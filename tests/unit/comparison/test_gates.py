@@ -38,6 +38,24 @@ def test_without_an_interval_nothing_fails_and_a_line_says_so():
     assert found.unproved == ["adadecode on demo: its speed by A's cannot be judged, as it has no interval"]
 
 
+def test_a_slower_vanilla_is_told_beside_what_fails_with_it():
+    found = [change(0.5, 0.6, 0.7, method=method) for method in ("vanilla", "adadecode")]
+    assert len(judged(found, Limits(slower=0.05)).failed) == 2
+    assert [hint.split(":")[0] for hint in judged(found, Limits(slower=0.05)).hints] == [
+        "vanilla on demo is slower itself, as a busy machine is"
+    ]
+    assert judged(found[1:], Limits(slower=0.05)).hints == []
+    assert judged(found, Limits(slower=0.05, over_vanilla=True)).hints == []
+    assert judged(found, Limits(slower=0.35)).hints == []
+
+
+def test_what_one_run_alone_has_cannot_be_judged_and_is_told_where_there_are_limits():
+    assert judged([], Limits(drops=0.02), ["ngram on demo: only A has it"]).unproved == [
+        "ngram on demo: only A has it, and cannot be judged"
+    ]
+    assert judged([], Limits(), ["ngram on demo: only A has it"]).unproved == []
+
+
 def test_without_limits_nothing_is_judged_and_vanilla_is_never_judged_beside_itself():
     found = [change(0.1, 0.2, 0.3), change(0.1, 0.2, 0.3, method="vanilla")]
     assert (judged(found, Limits()).failed, judged(found, Limits()).unproved) == ([], [])

@@ -238,7 +238,6 @@ def test_shards_of_two_experiments_make_verify_exit_3(fact, what, copied, cli):
     [
         {"kernels": "another"},
         {"cpu": "another"},
-        {"gpu": "another"},
         {"gpu_driver": "another"},
         {"threads": 64},
         {"torch": "another"},

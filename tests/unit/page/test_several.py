@@ -12,6 +12,7 @@ from adadecode.comparison.gates import Limits
 from adadecode.comparison.result import compare_runs
 from adadecode.comparison.tables import MARKDOWN_HEADS, comparison_rows
 from adadecode.page import comparison
+from adadecode.page.build import report_page
 from adadecode.report.tables import speedup_text
 from adadecode.runs.result import read_result
 from tests.browser import CHROMIUM, browser
@@ -120,6 +121,13 @@ def test_a_folder_of_runs_is_one_page_and_is_refused_among_runs(cli, usage_error
     assert "No difference in settings" in text_of(page)
     assert "nothing differs in settings, hashes, versions or machines" in lead_of(page)
     assert "holds runs and is none" in usage_error("report", made, tmp_path / "all", "--html", "--out", tmp_path / "p")
+
+
+def test_of_many_runs_the_sentence_names_the_first():
+    named = ["demo-gsm8k", "gsm8k-bf16", "gsm8k-fp32", "methods-gsm8k", "smollm2-gsm8k"]
+    page = report_page(*(PUBLISHED.parent / name for name in named))
+    assert "and 1 more runs; no run breaks parity; what differs: config." in lead_of(page.html)
+    assert {row["run"] for row in table_of(page.html, "All figures")} == set(named)
 
 
 def test_a_comparison_is_a_page_with_the_figures_that_it_prints(cli, made, other, tmp_path):

@@ -259,7 +259,10 @@ PLANTED: dict[str, tuple[Fault, str]] = {
         rows(lambda found: [scale_times(row, 2.0) for row in found if row["method"].startswith("vanilla")]),
         "clock",
     ),
-    "all rows begun at once": (rows(each(started_at=lambda r: r["started_at"].replace(minute=59, second=59))), "clock"),
+    "all rows begun at once": (
+        rows(each(started_at=lambda r: r["started_at"].replace(minute=59, second=59, microsecond=0))),
+        "clock",
+    ),
     "a mismatch that is a near-tie": (unlike_vanilla(vanilla_margin=0.25), "claims"),
     "a near-tie that is a mismatch": (unlike_vanilla(parity="near_tie"), "claims"),
     "equal digests of other ids": (unlike_vanilla(logits_digest="0" * 32), "outputs"),

@@ -118,7 +118,9 @@ def test_a_data_file_has_the_samples_schema_its_metadata_and_rows_in_key_order(r
         "attempt": "one",
         "worker": '{"worker_id": "w"}',
     }
-    assert pq.ParquetFile(file).metadata.row_group(0).column(0).compression == "ZSTD"
+    assert (
+        pq.ParquetFile(file).metadata.row_group(0).column(0).compression == "SNAPPY"
+    )  # small files, for quick reading
     keys = pq.ParquetFile(file).read(["sample_id", "method"]).to_pylist()
     assert [tuple(key.values()) for key in keys] == [
         ("0-0", "adadecode"),

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from adadecode.runs.parquet import MAX_UNPACKED
@@ -85,6 +87,19 @@ def test_bombs_take_bounded_memory_and_are_one_line(run, tmp_path, bombs):
         assert max_kib < MAX_KIB, folder
         if folder.name.startswith("bomb"):
             assert "GiB in memory, and a table of a run takes at most 1 GiB" in stderr, folder
+
+
+def test_columns_of_a_strangers_own_are_left_aside_in_whichever_shards_they_are(run, cli):
+    """Of one name and two types, so that no table holds them together."""
+    for idx, note in enumerate((pa.array([7]), pa.array(["seven"]))):
+        commit = run / "commits" / f"{idx:05d}.json"
+        file = run / json.loads(commit.read_text())["file"]
+        table = pq.ParquetFile(file).read()
+        pq.write_table(table.append_column("note", note.take(pa.array([0] * table.num_rows))), file)
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        edit_json(commit, functools.partial(dict.update, sha256=sha256))
+    result = cli("verify", run)
+    assert (result.exit_code, result.stderr) == (0, "")
 
 
 def _write(content: bytes, file: Path) -> None:
