@@ -127,7 +127,8 @@ def _execute(
     connect(prepared.config.address)
     stop.install()  # Ray has set handlers of its own
     check_before_run(prepared, observer.say)
-    run_on_ray(prepared, Together(observer, Metered(progress, prepared.folder.run_id)), stop)
+    metered = Metered(progress, prepared.folder.run_id, lambda: not prepared.lease.lost)
+    run_on_ray(prepared, Together(observer, metered), stop)
 
 
 def examine(settings: EvalConfig, out: str | Path | None = None) -> Iterator[Finding]:

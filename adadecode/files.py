@@ -14,6 +14,8 @@ from typing import Any
 from adadecode.errors import RunFolderError, UsageError
 
 TEMPORARY_SUFFIX = ".tmp"
+PRIVATE = 0o700  # of a folder that holds prompts and outputs: `chmod` opens it to others
+OTHERS_WRITE = 0o022
 
 
 def short_hash(*parts: str | bytes) -> str:
@@ -50,8 +52,8 @@ def _scheme(path: str) -> str | None:
     return None if found is None else found[1]
 
 
-def make_folder(folder: Path, flag: str = "--out") -> None:
-    """Makes the `folder` of this machine that `flag` names, before work is done for it.
+def make_folder(folder: Path, flag: str = "--out", mode: int = 0o777) -> None:
+    """Makes the `folder` of this machine that `flag` names, with `mode` less the umask, before work is done for it.
 
     Raises RunFolderError when it cannot be made or used, and UsageError for a URL and for a name like a flag's.
     """
@@ -59,7 +61,7 @@ def make_folder(folder: Path, flag: str = "--out") -> None:
         raise UsageError(f"{flag} {str(folder)!r}: give a folder of this machine; this command writes to no URL")
     check_location(str(folder), flag)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode, parents=True, exist_ok=True)
     except OSError as error:
         raise RunFolderError(
             f"{flag} {str(folder)!r} cannot be made a folder ({error.strerror}): choose another folder"
@@ -79,6 +81,11 @@ def readable(flag: str, path: Path) -> Generator[None]:
         raise UsageError(
             f"{flag} {str(path)!r} cannot be read ({error.strerror}): check its name and permissions, or give another"
         ) from error
+
+
+def keep_others_from_writing() -> None:
+    """Has this process, and those it starts, make no file or folder that others may write to, however loose its umask."""
+    os.umask(os.umask(OTHERS_WRITE) | OTHERS_WRITE)
 
 
 def is_there(path: str | Path) -> bool:
@@ -125,10 +132,10 @@ def stored_in(folder: Path, name: str, content: bytes) -> Generator[Path]:
         yield temporary
 
 
-def make_lasting(folder: Path) -> None:
-    """Makes `folder` and those above it that are missing, to last through a power cut."""
+def make_lasting(folder: Path, mode: int = 0o777) -> None:
+    """Makes `folder`, with `mode` less the umask, and those above it that are missing, to last through a power cut."""
     missing = list(itertools.takewhile(lambda above: not above.exists(), (folder, *folder.parents)))
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode, parents=True, exist_ok=True)
     for made in missing:
         sync_folder(made.parent)
 

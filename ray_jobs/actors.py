@@ -55,9 +55,11 @@ class Evaluator(PooledActor):
         from adadecode.evaluation.run_worker import load_run_worker
         from adadecode.evaluation.worker_log import configure_worker_log
         from adadecode.runs.folder import RunFolder
+        from ray_jobs.metrics import WorkerMetrics
 
         task = self._task
         self._folder = RunFolder(task.location)
+        self._metrics = WorkerMetrics(self._folder.run_id)
         configure_worker_log(self._folder.run_id, self._worker_id)
         if self._folder.fingerprint != task.fingerprint:
             raise RunFolderError(f"{task.location!r} was taken over by another run: choose another --out")
@@ -70,8 +72,9 @@ class Evaluator(PooledActor):
 
         with lost_device_ends_the_process():
             if work.sample_idx is None:
-                outcome, full_s = do_shard(self._worker, work.shard, self._folder)
-                return Done(outcome, full_s)
+                done = do_shard(self._worker, work.shard, self._folder)
+                self._metrics.count_drafts(done.num_drafted, done.num_accepted)
+                return Done(done.outcome, done.full_s)
             rows, facts, full_s = evaluate_sample_alone(self._worker, work.shard, work.sample_idx)
             return Done(SplitSample(rows, facts), full_s)
 

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import logging
 import os
+import secrets
 import socket
 import threading
 from collections.abc import Generator, Sequence
@@ -24,6 +25,9 @@ PROBE_S, ALIVE_S = 5.0, 20.0
 LEAVE_S = 20.0
 RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"  # after which Ray ends a process whose head is gone
 LONG_S = 1_000_000
+TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+NODE_GROUP = "ray.io/node-group"  # a label of every node of a cluster that Ray's autoscaler or KubeRay manages
+LEAST_ASKED = 4
 _DEMOS = ("demo", "demo-draft")
 # Settings that may name a local folder, and what they say that is none, whatever lies there.
 NO_PATHS = {"model": _DEMOS, "draft_model": _DEMOS, "medusa_heads": ("demo",), "heads": (ORIGINAL_HEADS,)}
@@ -38,7 +42,8 @@ def connect(address: str | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with outliving_the_head():
         if is_ours(address):
-            ray.init(address="local", include_dashboard=False, **quiet)  # never a head somebody else left behind
+            with a_token_of_its_own():
+                ray.init(address="local", include_dashboard=False, **quiet)  # never a head somebody else left behind
             return
         try:
             _probe(address or os.environ["RAY_ADDRESS"])
@@ -93,6 +98,22 @@ def outliving_the_head() -> Generator[None]:
             del os.environ[RECONNECT]
 
 
+@contextlib.contextmanager
+def a_token_of_its_own() -> Generator[None]:
+    """Has a cluster that is started meanwhile ask for a token that is in no file, unless the user has set one.
+
+    Ray up to 2.60.0 writes its own to a file that every user of the machine can read, and with it run code as this one.
+    """
+    if any(name in os.environ for name in TOKEN_VARIABLES):
+        yield
+        return
+    os.environ[TOKEN_VARIABLES[0]] = secrets.token_hex(32)
+    try:
+        yield
+    finally:
+        del os.environ[TOKEN_VARIABLES[0]]
+
+
 def _probe(address: str) -> None:
     """Raises at once what Ray would try for long: OSError when nothing listens at HOST:PORT, else AuthenticationError."""
     host, _, port = address.rpartition(":")
@@ -142,6 +163,16 @@ def num_places(resources: dict[str, float], nodes: Sequence[dict[str, Any]]) -> 
     """How many actors of `resources` (Ray's options) `nodes` can hold at once."""
     needed = {name.removeprefix("num_").removesuffix("s").upper(): amount for name, amount in resources.items()}
     return sum(min(int(node["Resources"].get(name, 0) // amount) for name, amount in needed.items()) for node in nodes)
+
+
+def num_asked(num_places: int, num_left: int, nodes: Sequence[dict[str, Any]]) -> int:
+    """How many actors to have beside the `num_places` that `nodes` hold, for an autoscaler to start nodes for.
+
+    None where no autoscaler is; else no more than shards are left, and about as many again as there are. It sees actors
+    that wait for a node, and they are gone with their driver: nobody pays for a node that a dead one has asked for.
+    """
+    is_autoscaled = any(NODE_GROUP in node.get("Labels", {}) for node in nodes)
+    return max(0, min(num_left - num_places, max(LEAST_ASKED, num_places))) if is_autoscaled else 0
 
 
 def most_threads(workers: int, cpus_per_node: list[int]) -> int:

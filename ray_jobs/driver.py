@@ -24,6 +24,7 @@ from ray_jobs.events import (
 )
 from ray_jobs.pool import Pool
 from ray_jobs.scheduler import Scheduler
+from ray_jobs.state import Phase
 from ray_jobs.watch import ClusterWatch
 
 WAIT_S = 0.25
@@ -83,7 +84,7 @@ class Driver(ABC):
                 next_look = now + WANTED_EVERY_S
                 if (wanted := self.num_wanted()) != num_wanted:
                     num_wanted = wanted
-                    happened.append((Wanted(wanted), None))
+                    happened += [(Wanted(wanted), None), *self._let_go(wanted)]
             if self.is_stopping() and not is_stopped:
                 is_stopped = True
                 happened.append((StopRequested(), None))
@@ -96,6 +97,15 @@ class Driver(ABC):
             if self._scheduler.is_over:
                 return
             self.on_wait()
+
+    def _let_go(self, num_wanted: int) -> list[tuple[Event, Any]]:
+        """Ends the newest actors beyond `num_wanted` that wait for a node, so that no node is started for them."""
+        actors = self._scheduler.actors
+        waiting = [actor.name for actor in reversed(actors.values()) if actor.phase is Phase.STARTING]
+        surplus = waiting[: max(0, len(actors) - num_wanted)]
+        for name in surplus:
+            self._pool.stop(name)
+        return [(Died(name, "not wanted any more", preempted=True), None) for name in surplus]
 
     def _carry_out(self, action: Action, result: Any) -> None:
         """Does what the scheduler wants about an event; `result` is that of the work which the event ends."""

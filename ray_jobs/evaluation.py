@@ -13,7 +13,7 @@ from adadecode.runs.plan import longest_first
 from adadecode.runs.run import PreparedRun
 from adadecode.runs.storage import absolute
 from ray_jobs.actors import EvalActor, EvalTask, ShardWork, SplitSample
-from ray_jobs.cluster import actor_resources, num_places, with_absolute_paths
+from ray_jobs.cluster import actor_resources, num_asked, num_places, with_absolute_paths
 from ray_jobs.driver import Driver
 from ray_jobs.events import Item
 from ray_jobs.limits import FIRST_DEADLINE_S, Limits
@@ -90,23 +90,27 @@ class EvaluationDriver(Driver):
         self._waiting = Waiting(pool.resources, observer.say)
         self._is_engine_told = False
         self._num_samples = sum(len(shard.examples) for shard in prepared.todo)
+        self._num_left = len(prepared.todo)  # shards without a commit
 
     def num_wanted(self) -> int:
         """One even where no node has room: an actor that waits is what an autoscaler sees."""
         workers = self._prepared.config.workers
         if workers == "auto":
-            workers = max(1, num_places(self._pool.resources, self._cluster.nodes()))
+            nodes = self._cluster.nodes()
+            places = num_places(self._pool.resources, nodes)
+            workers = max(1, places + num_asked(places, self._num_left, nodes))
         return min(workers, self._num_samples)
 
     def on_done(self, item: Item, result: ShardOutcome | SplitSample) -> None:
-        outcome = self._split.add(item.work, result) if isinstance(result, SplitSample) else result
-        if outcome is not None:
-            self._observer.on_shard(outcome)
+        self._on_outcome(self._split.add(item.work, result) if isinstance(result, SplitSample) else result)
 
     def on_give_up(self, item: Item, reason: str) -> None:
         self._observer.say(f"{item.name} is given up: {reason}")
-        outcome = self._split.add_lost(item.work, reason)
-        if outcome is not None:
+        self._on_outcome(self._split.add_lost(item.work, reason))
+
+    def _on_outcome(self, outcome: ShardOutcome | None) -> None:
+        if outcome is not None:  # its shard is committed
+            self._num_left -= 1
             self._observer.on_shard(outcome)
 
     def is_stopping(self) -> bool:

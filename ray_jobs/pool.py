@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
 
 from adadecode.errors import AdaDecodeError
+from adadecode.files import keep_others_from_writing
 from adadecode.printable import on_one_line
 from ray_jobs.events import Cancelled, Died, Event, Finished, Item, Loaded, Started
 
@@ -47,7 +48,8 @@ class PooledActor:
     """
 
     def hello(self) -> Place:
-        """Where this process runs; answers as soon as it does."""
+        """Where this process runs; answers as soon as it does, and before anything is loaded or written."""
+        keep_others_from_writing()
         context = ray.get_runtime_context()
         gpus = context.get_accelerator_ids().get("GPU", [])
         return Place(socket.gethostname(), os.getpid(), context.get_node_id(), tuple(gpus))

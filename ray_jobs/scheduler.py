@@ -92,8 +92,9 @@ class Scheduler:
         actions: list[Action] = []
         match event:
             case Wanted(num_actors):
+                if num_actors > self._num_wanted:  # nodes have joined
+                    self._setbacks.begin_anew(now)
                 self._num_wanted = num_actors
-                self._setbacks.begin_anew(now)
             case Started(name, place) if actor := self.actors.get(name):
                 actor.phase, actor.since, actor.place = Phase.LOADING, now, place
                 self._places.add(place)
@@ -149,8 +150,7 @@ class Scheduler:
             self._count(actor, death, now)
         actions: list[Action] = []
         for item in reversed(actor.items):
-            state = self._items.get(item.name)
-            if state is None:
+            if (state := self._items.get(item.name)) is None:
                 continue  # done by another
             state.actors.discard(actor.name)
             if not state.actors:

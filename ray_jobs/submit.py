@@ -28,7 +28,9 @@ ANSWER_S = 60.0
 # What no job needs of a working directory, and what should not leave this machine; patterns as in .gitignore.
 NEVER_SENT = (
     *(".git/", ".venv/", "venv/", "__pycache__/", "/results/"),
-    *(".env", ".env.*", ".netrc", ".ssh/", ".aws/", "*.pem", "*.key"),
+    *(".env", ".env.*", ".envrc", ".netrc", ".git-credentials", ".npmrc", ".pypirc"),
+    *(".ssh/", ".aws/", ".azure/", ".kube/", ".gnupg/", ".config/gcloud/", ".huggingface/"),
+    *("*.pem", "*.key", "*.p12", "*.pfx", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519"),
 )
 
 

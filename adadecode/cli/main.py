@@ -22,6 +22,7 @@ from adadecode.cli.sweep import sweep_command
 from adadecode.cli.tasks import tasks_command
 from adadecode.cli.verify import verify_command
 from adadecode.errors import AdaDecodeError, UsageError
+from adadecode.files import keep_others_from_writing
 from adadecode.printable import is_unicode, printable
 from adadecode.version import __version__
 
@@ -44,6 +45,7 @@ class OneLineErrors(click.Group):
     def main(self, *arguments: Any, **settings: Any) -> Any:
         """What click does, help and its own errors included, on streams that can show every text."""
         escape_what_cannot_be_shown()
+        keep_others_from_writing()
         return super().main(*arguments, **settings)
 
 

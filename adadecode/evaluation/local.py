@@ -32,5 +32,4 @@ def run_local(
         prepared.lease.check()
         if is_stopping():
             return
-        outcome, _ = do_shard(worker, shard, prepared.folder)
-        observer.on_shard(outcome)
+        observer.on_shard(do_shard(worker, shard, prepared.folder).outcome)

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from adadecode.evaluation.rows import SampleRow, commit_rows
 from adadecode.evaluation.worker import Worker, evaluate_sample, evaluate_shard
@@ -16,21 +16,30 @@ from adadecode.settings import EvalConfig
 from adadecode.version import __version__
 
 log = logging.getLogger(__name__)
+DRAFTS = ("num_drafted", "num_accepted")
 
 
-def do_shard(worker: Worker, shard: Shard, folder: RunFolder) -> tuple[ShardOutcome, float | None]:
-    """Evaluates `shard` on `worker` and commits its rows, unless that was done; returns what it came to.
+class ShardDone(NamedTuple):
+    """What a shard came to, and of the work that was done for it now: `full_length_s` and how many drafts were kept."""
 
-    Beside it how long it would have taken had every output been of `max_new_tokens`, in seconds; None: not known.
-    """
+    outcome: ShardOutcome
+    full_s: float | None = None
+    num_drafted: int = 0
+    num_accepted: int = 0
+
+
+def do_shard(worker: Worker, shard: Shard, folder: RunFolder) -> ShardDone:
+    """Evaluates `shard` on `worker` and commits its rows, unless that was done."""
     with shard_context(shard.shard_idx):
         if (outcome := folder.committed_outcome(shard.shard_idx)) is not None:
             log.info("was committed before")
-            return outcome, None
+            return ShardDone(outcome)
         started = time.perf_counter()
         rows = evaluate_shard(worker, shard)
         log.info("evaluated in %.1f s", time.perf_counter() - started)
-        return commit_rows(folder, shard, rows, commit_facts(worker)), full_length_s(rows, worker.config)
+        outcome = commit_rows(folder, shard, rows, commit_facts(worker))
+        num_drafted, num_accepted = (sum(getattr(row, name) or 0 for row in rows) for name in DRAFTS)
+        return ShardDone(outcome, full_length_s(rows, worker.config), num_drafted, num_accepted)
 
 
 def evaluate_sample_alone(

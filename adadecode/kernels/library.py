@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from adadecode.errors import KernelsError
-from adadecode.files import short_hash, whole_file
+from adadecode.files import OTHERS_WRITE, PRIVATE, short_hash, whole_file
 from adadecode.printable import on_one_line
 
 SOURCE = Path(__file__).with_name("native.cpp")
@@ -123,12 +123,26 @@ def _cached(name: str) -> Path:
     """Where the library `name` is or goes: the user's cache folder, or a new folder where that cannot be written."""
     with contextlib.suppress(OSError, RuntimeError):  # a container's user may have neither a home nor a name
         path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adadecode" / name
-        if _is_whole(path):
+        if _is_whole(path) and _is_ours_alone(path.parent):
             return path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if os.access(path.parent, os.W_OK):
+        path.parent.mkdir(PRIVATE, parents=True, exist_ok=True)
+        if os.access(path.parent, os.W_OK) and _is_ours_alone(path.parent):
             return path
     return Path(tempfile.mkdtemp(prefix="adadecode-")) / name
+
+
+def _is_ours_alone(path: Path) -> bool:
+    """Whether nobody but this user, and root, may write to the file or folder: what is there is run as this user.
+
+    A folder that this user left open, by a loose umask, is closed.
+    """
+    found = path.stat()
+    if found.st_uid not in (0, os.geteuid()):
+        return False
+    if found.st_mode & OTHERS_WRITE and path.is_dir():
+        path.chmod(found.st_mode & 0o777 & ~OTHERS_WRITE)
+        return True
+    return not found.st_mode & OTHERS_WRITE
 
 
 def _compiled(compiler: Sequence[str], path: Path) -> ctypes.CDLL:
@@ -141,6 +155,7 @@ def _compiled(compiler: Sequence[str], path: Path) -> ctypes.CDLL:
             subprocess.run([*compiler, *FLAGS, str(SOURCE), "-o", str(unfinished)], check=True, capture_output=True)
             with unfinished.open("ab") as file:
                 file.write(hashlib.sha256(unfinished.read_bytes()).digest())
+            unfinished.chmod(PRIVATE)
     except (OSError, subprocess.CalledProcessError) as error:
         told = str(error)
         if isinstance(error, subprocess.CalledProcessError):
@@ -160,9 +175,11 @@ def _load(path: Path) -> ctypes.CDLL:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a compiled library is at `path`; one that was cut might be loaded all the same, and end the process later."""
+    """Whether a compiled library is at `path`, put there by this user; one that was cut might end the process later."""
     try:
         content = path.read_bytes()
+        if not _is_ours_alone(path):
+            return False
     except OSError:
         return False
     return hashlib.sha256(content[:-DIGEST_LEN]).digest() == content[-DIGEST_LEN:]

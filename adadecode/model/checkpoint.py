@@ -2,10 +2,8 @@
 
 import os
 import re
-import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +13,7 @@ from adadecode.model.config_file import quantised_reason
 from adadecode.model.files import damage, read_object, reason, shown
 from adadecode.printable import on_one_line
 
-SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+WEIGHTS, PICKLED = "model.safetensors", "pytorch_model.bin"
 INDEX_SUFFIX = ".index.json"
 FULL_PRECISION = {"F64", "F32", "F16", "BF16", torch.float64, torch.float32, torch.float16, torch.bfloat16}
 
@@ -47,7 +45,7 @@ class Held(NamedTuple):
 def check_folder(folder: Path, expected: Mapping[str, Shape], num_layers: int) -> None:
     """Raises ValueError with the reason when the checkpoint in `folder` is not one of the `expected` weights.
 
-    Nothing but names, shapes and types is read of safetensors, and no code in pickles is run.
+    Nothing but names, shapes and types is read of its safetensors files, which are all it may have: pickles may hold code.
     """
     held: dict[str, Held] = {}
     for file in checkpoint_files(folder):
@@ -97,13 +95,18 @@ def few(names: Collection[str]) -> str:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The files with the weights in `folder`, in the order of preference of transformers; raises ValueError without."""
-    for name in SINGLE_FILES:
+    """The safetensors files with the weights in `folder`; raises ValueError without."""
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (index := folder / (WEIGHTS + INDEX_SUFFIX)).is_file():
+        return _indexed_files(index)
+    for name in (PICKLED, PICKLED + INDEX_SUFFIX):
         if (folder / name).is_file():
-            return [folder / name]
-        if (index := folder / (name + INDEX_SUFFIX)).is_file():
-            return _indexed_files(index)
-    raise ValueError(f"it has neither {' nor '.join(SINGLE_FILES)}, nor an index of such files; download them")
+            raise ValueError(
+                f"its weights are pickled ({name}), and a pickle may hold code: give a version of it with {WEIGHTS}, or "
+                "convert it where you trust it (transformers' `save_pretrained`)"
+            )
+    raise ValueError(f"it has no {WEIGHTS} and no index of such files: download them")
 
 
 def _indexed_files(index: Path) -> list[Path]:
@@ -124,24 +127,8 @@ def _indexed_files(index: Path) -> list[Path]:
 def read_held(file: Path) -> dict[str, Held]:
     """Names, shapes and types of the tensors in `file`; raises ValueError with the reason when they cannot be read."""
     try:
-        return _of_safetensors(file) if file.suffix == ".safetensors" else _of_pickle(file)
-    except UnpicklingError as error:  # whose text tells how to run what is in the file
-        code = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if code is not None:
-            raise ValueError(f"{file.name} names code ({code[1]}), which is never run: give safetensors") from error
-        raise ValueError(f"{file.name} {damage(file, 'is damaged or cut')}") from error
+        with safe_open(file, framework="pt") as tensors:
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118  # no mapping
+            return {name: Held(tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
     except (SafetensorError, OSError, RuntimeError, EOFError, LookupError, TypeError) as error:
         raise ValueError(f"{file.name} {damage(file, f'is damaged or cut ({reason(error)})')}") from error
-
-
-def _of_safetensors(file: Path) -> dict[str, Held]:
-    with safe_open(file, framework="pt") as tensors:
-        slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118  # no mapping
-        return {name: Held(tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
-
-
-def _of_pickle(file: Path) -> dict[str, Held]:
-    loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise TypeError("it does not hold tensors by their names")
-    return {str(name): Held(tuple(tensor.shape), tensor.dtype) for name, tensor in loaded.items()}

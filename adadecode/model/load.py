@@ -135,6 +135,7 @@ def _read_weights(files: ModelFiles, config: Any, dtype: torch.dtype) -> tuple[A
             generation_config=GenerationConfig(eos_token_id=config.eos_token_id),
             ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
+            use_safetensors=None if files.gguf else True,  # a pickle may hold code
             **NO_CODE,
             **ATTENTION,
         )

@@ -7,7 +7,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 from adadecode.errors import RunFolderError
-from adadecode.files import make_lasting, stored_in, sync_folder
+from adadecode.files import PRIVATE, make_lasting, stored_in, sync_folder
 from adadecode.runs.patience import NUM_TRIES, REMEDY, PassingError, patiently
 
 # What a network disk says while its server restarts, and a disk of one bad moment. A full disk is not among them.
@@ -56,7 +56,7 @@ class LocalStorage:
 
         def request() -> None:
             with _one_line(path, "written"):
-                make_lasting(path.parent)
+                self._make(path.parent)
                 with stored_in(self._path, path.name, content) as temporary:
                     temporary.replace(path)
                 sync_folder(path.parent)
@@ -68,7 +68,7 @@ class LocalStorage:
 
         def request() -> bool:
             with _one_line(path, "written"):
-                make_lasting(path.parent)
+                self._make(path.parent)
                 with stored_in(self._path, path.name, content) as temporary:
                     is_new = _linked(temporary, path)
                 sync_folder(path.parent)
@@ -93,6 +93,15 @@ class LocalStorage:
                 path.unlink(missing_ok=True)
 
         patiently(request)
+
+    def _make(self, folder: Path) -> None:
+        """Makes a `folder` of the run, whose own is for its user alone; raises RunFolderError for one that leads out."""
+        make_lasting(self._path, PRIVATE)
+        make_lasting(folder)
+        if folder.resolve() != self._path.resolve() / folder.relative_to(self._path):
+            raise RunFolderError(
+                f"{str(folder)!r} is a link to another place: a run is written to its own folder alone"
+            )
 
 
 def _linked(temporary: Path, path: Path) -> bool:

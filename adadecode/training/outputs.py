@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 from adadecode.engine.generate import Request, generate, room_for_output
 from adadecode.engine.policy import Policy
 from adadecode.errors import PromptError, RunFolderError
-from adadecode.files import whole_file
+from adadecode.files import PRIVATE, whole_file
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.memory import broken_devices_named
 from adadecode.records import Say
@@ -187,7 +187,7 @@ def make_part(
     schema = pa.schema({"prompt_token_ids": token_ids, "output_token_ids": token_ids}, metadata=metadata)
     table = pa.table([pa.array(column, token_ids) for column in (chunk.prompts, ordered)], schema=schema)
     path = part_path(out, part.part_idx)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(PRIVATE, parents=True, exist_ok=True)
     with whole_file(path, many_writers=True) as unfinished:
         pq.write_table(table, unfinished, compression="zstd")
     return part

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from adadecode.engine.policy import paper_exits
 from adadecode.engine.soundness import sound_token
 from adadecode.errors import ExitHeadsError, PromptError, UsageError
-from adadecode.files import make_folder, short_hash
+from adadecode.files import PRIVATE, make_folder, short_hash
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import check_exits
 from adadecode.model.head_files import FACTS, HeadFacts, load_heads, read_facts, save_heads
@@ -237,7 +237,7 @@ def make_folders(config: TrainConfig, out: Path) -> None:
     """Makes the folders of the heads and of their outputs; raises RunFolderError when one cannot be made."""
     make_folder(out)
     flag = "--out" if config.outputs is None else "--outputs"
-    make_folder(part_path(outputs_folder(config, out), 0).parent, flag)
+    make_folder(part_path(outputs_folder(config, out), 0).parent, flag, PRIVATE)
 
 
 def training_base(model: DecoderModel) -> DecoderModel:

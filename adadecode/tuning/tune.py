@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from adadecode.engine.invariance import check_rows_independent
 from adadecode.engine.policy import Policy
 from adadecode.errors import UsageError
-from adadecode.files import make_folder, whole_file, write_whole
+from adadecode.files import PRIVATE, make_folder, whole_file, write_whole
 from adadecode.kernels.arithmetic import arithmetic
 from adadecode.model.load import load_model, use_threads
 from adadecode.model.machine_kind import MachineKind
@@ -80,7 +80,7 @@ def tune(subject: TuneSubject, prompts: list[Prompt], out: Path, say: Say) -> Tu
     Writes `trace.parquet`, `policy.yaml`, `tune.parquet` (a row per measured generation) and `tune.json`, which holds what
     is returned. Progress goes to `say`.
     """
-    make_folder(out)
+    make_folder(out, mode=PRIVATE)
     longest = (len(prompt.token_ids) + subject.space.max_new_tokens for prompt in prompts)
     check_rows_independent(subject.model, subject.space.width, tuple(longest))
     subject = with_floors(subject, prompts, out / TRACE, say)

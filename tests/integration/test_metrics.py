@@ -3,14 +3,22 @@
 import logging
 import re
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
 
+import pyarrow.compute as pc
 import pytest
 import ray
 
+from adadecode.api import evaluate
+from adadecode.evaluation.observer import Quiet
 from adadecode.evaluation.progress import RunProgress
 from adadecode.records import ShardOutcome, WorkerState
-from ray_jobs.metrics import RunMetrics
+from adadecode.runs.folder import read_run, read_samples
+from adadecode.settings import EvalConfig
+from ray_jobs.metrics import RunMetrics, WorkerMetrics
+from tests.unit.test_grafana import metrics_in_docs
 
 DEADLINE_S = 60.0
 
@@ -62,6 +70,7 @@ def test_a_node_exports_how_the_run_stands(metrics_cluster):
     metrics.update(progress, workers)
     metrics.update(progress, workers)
     metrics.worker_restarted()
+    WorkerMetrics("jsonl-1a2b").count_drafts(40, 30)
     expected: dict[str, float] = {
         "samples_planned": 48,
         "samples_done": 12,
@@ -73,13 +82,42 @@ def test_a_node_exports_how_the_run_stands(metrics_cluster):
         "workers": 2,
         "workers_working": 1,
         "worker_restarts_total": 1,
+        "lease_held": 1,
+        "drafted_tokens_total": 40,
+        "accepted_tokens_total": 30,
     }
     assert wait_for("jsonl-1a2b", expected) == expected
-    RunMetrics("jsonl-3c4d").update(RunProgress(5), [])
+    assert {f"ray_adadecode_{name}" for name in expected} == metrics_in_docs()
+    RunMetrics("jsonl-3c4d").update(RunProgress(5), [], is_ours=False)
     later = wait_for(
         "jsonl-3c4d",
-        expected=dict.fromkeys(expected.keys() - {"output_tokens_total", "worker_restarts_total"}, 0.0)
+        expected=dict.fromkeys((name for name in expected if not name.endswith("_total")), 0.0)
         | {"samples_planned": 5},
     )
     assert later["samples_planned"] == 5
     assert exported("jsonl-1a2b") == expected, "another run of the same driver has figures of its own"
+
+
+class Scraping(Quiet):
+    """Reads what is exported while the run goes: an actor's figures are gone with it."""
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self.found: dict[str, float] = {}
+
+    def on_workers(self, states: Sequence[WorkerState]) -> None:
+        self.found |= exported(read_run(self._run)["run_id"])
+
+
+@pytest.mark.slow
+def test_a_real_run_exports_what_the_dashboard_asks_for(metrics_cluster, tmp_path):
+    config = EvalConfig(task="demo-math", limit=6, methods=("vanilla", "adadecode"), workers=1, shard_size=1)
+    scraping = Scraping(tmp_path / "run")
+    assert evaluate(config, tmp_path / "run", observer=scraping).exit_code == 0
+    names = {name.removeprefix("ray_adadecode_") for name in metrics_in_docs()}
+    assert scraping.found.keys() == names - {"worker_restarts_total"}, "no worker was lost"
+    table = read_samples(tmp_path / "run")
+    for name in ("drafted", "accepted"):
+        assert 0 < scraping.found[f"{name}_tokens_total"] <= pc.sum(table[f"num_{name}"]).as_py()
+    assert scraping.found["samples_planned"] == 6
+    assert scraping.found["lease_held"] == 1

@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
+from urllib.request import ProxyHandler, Request, build_opener
 
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +20,7 @@ import ray
 
 from adadecode.runs.folder import read_run
 from tests.integration.runs import deterministic
+from tests.planted_secrets import VARIABLES, found_in, places_of_secrets, plant_files
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -55,6 +57,7 @@ def head():
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
         "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray-"),  # a head leaves its address there for whoever comes next
+        **VARIABLES,  # secrets, which every process of the cluster knows and none may tell
     }
     command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={port}"]
     command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
@@ -207,6 +210,44 @@ def test_a_working_folder_is_sent_without_what_may_be_secret(head, model_folder,
         job = [*submit, *run, "--data-file", name, "--out", str(tmp_path / f"run{name}")]
         done = adadecode(*job, environment=head.environment)
         assert done.returncode == expected, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_job_leaves_no_secret_in_its_run_its_log_its_record_or_what_ray_keeps(
+    head, model_folder, heads_folder, prompts_file, tmp_path
+):
+    address, environment, _ = head
+    token = environment["RAY_AUTH_TOKEN"]
+    work, left = tmp_path / "work", tmp_path / "left"
+    work.mkdir()
+    plant_files(work)
+    (work / "prompts.jsonl").write_bytes(prompts_file.read_bytes())
+    run = [
+        "--model",
+        str(model_folder),
+        "--heads",
+        str(heads_folder),
+        "--task",
+        "jsonl",
+        "--data-file",
+        "prompts.jsonl",
+    ]
+    run += ["--limit", "4", "--methods", "vanilla,adadecode", "--max-new-tokens", "8", "--threads", "1"]
+    job = ["submit", "--address", address, "--working-dir", str(work), "eval", *run, "--out", str(left / "run")]
+    done = adadecode(*job, environment=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = adadecode("report", str(left / "run"), "--html", "--out", str(left / "page.html"), environment=environment)
+    assert page.returncode == 0, page.stderr
+    asked = Request(f"{address}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
+    with build_opener(ProxyHandler({})).open(asked, timeout=60) as answer:
+        record = answer.read()
+    assert b"prompts.jsonl" in record
+    for told in (done.stdout + done.stderr + page.stdout + page.stderr).encode(), record:
+        assert found_in(told, (token,)) == []
+    assert list(places_of_secrets(left, (token,))) == []
+    kept_by_ray = Path(environment["RAY_TMPDIR"])
+    assert any(path.name == "prompts.jsonl" for path in kept_by_ray.rglob("*")), "the folder that was sent"
+    assert list(places_of_secrets(kept_by_ray, (token,))) == []
 
 
 @pytest.mark.slow

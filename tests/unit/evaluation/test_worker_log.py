@@ -45,7 +45,7 @@ with open_run(config, Path(out)) as prepared:
     configure_worker_log(prepared.folder.run_id, "worker-0")
     worker = load_worker(config, prepared.tasks, "worker-0", 1)
     for shard in (*prepared.shards, prepared.shards[0]):
-        outcome, full_s = do_shard(worker, shard, prepared.folder)
+        outcome, full_s = do_shard(worker, shard, prepared.folder)[:2]
         print(outcome.num_samples, outcome.num_error_samples)
 """
 

@@ -181,3 +181,24 @@ def test_without_a_cache_folder_the_library_is_compiled_elsewhere(uncompiled, co
     (uncompiled / "cache").write_text("a file, no folder")
     monkeypatch.setattr("tempfile.tempdir", str(uncompiled))
     assert Path(load_library()._name).parent.parent == uncompiled
+
+
+def test_a_library_that_others_may_have_written_is_not_run(uncompiled, copying_compiler):
+    kept = Path(load_library()._name)
+    assert (kept.stat().st_mode & 0o777, kept.parent.stat().st_mode & 0o777) == (0o700, 0o700)
+    kept.chmod(0o722)
+    kept.parent.chmod(0o777)
+    load_library.cache_clear()
+    assert load_library()._name == str(kept)
+    assert len(copying_compiler.read_text().splitlines()) == 2, "it was compiled again"
+    assert kept.stat().st_mode & 0o777 == 0o700
+    assert kept.parent.stat().st_mode & 0o777 == 0o755, "what a loose umask left open is closed"
+
+
+def test_a_cache_folder_of_somebody_else_is_not_used(tmp_path, monkeypatch):
+    assert library._is_ours_alone(tmp_path)
+    monkeypatch.setattr("os.geteuid", lambda: tmp_path.stat().st_uid + 4711)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    is_roots = tmp_path.stat().st_uid == 0
+    assert library._is_ours_alone(tmp_path) == is_roots
+    assert library._cached("native-x.so").is_relative_to(tmp_path) == is_roots

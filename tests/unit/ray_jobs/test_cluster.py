@@ -8,7 +8,7 @@ import pytest
 
 from adadecode.errors import UsageError
 from adadecode.settings import DecodeSettings, EvalConfig
-from ray_jobs.cluster import connect, most_threads, with_absolute_paths
+from ray_jobs.cluster import NODE_GROUP, connect, most_threads, num_asked, with_absolute_paths
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,12 @@ def test_a_head_that_hangs_keeps_no_process_from_leaving_or_ending():
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", STUCK], cwd=root, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "left\n"), done.stderr
+
+
+def test_where_an_autoscaler_is_more_actors_are_asked_for_than_there_is_room_for():
+    plain = [{"Labels": {}, "Resources": {"GPU": 8.0}}]
+    scaled = [{"Labels": {NODE_GROUP: "head"}, "Resources": {}}]
+    assert num_asked(8, 100, plain) == num_asked(8, 100, []) == 0
+    assert [num_asked(places, 100, scaled) for places in (0, 1, 8, 50, 90)] == [4, 4, 8, 50, 10]
+    assert num_asked(0, 2, scaled) == 2, "no more than shards are left"
+    assert num_asked(8, 3, scaled) == 0, "at the end of a run nobody starts a node"

@@ -96,3 +96,28 @@ def test_a_load_that_raised_is_told_with_its_place_when_another_has_loaded():
         "worker-0 on node-7, GPU 3 failed: no compiler",
         "worker-1 on node-7, GPU 3 is gone: the process died",
     ]
+
+
+def test_actors_that_wait_for_a_node_are_let_go_when_fewer_are_wanted(monkeypatch):
+    """An actor that waits is what an autoscaler starts a node for."""
+    monkeypatch.setattr("ray_jobs.driver.WANTED_EVERY_S", 0.0)
+    done = [Finished("worker-0", "i0", None), Finished("worker-0", "i1", None)]
+    driver = ListeningDriver([Started("worker-0"), Started("worker-1"), Loaded("worker-0"), *done], num_actors=4)
+    stopped: list[str] = []
+    stop, poll = driver._pool.stop, driver._pool.poll
+
+    def listening_poll(timeout_s: float) -> list[tuple[Event, Any]]:
+        happened = poll(timeout_s)
+        if any(isinstance(event, Loaded) for event, _ in happened):
+            driver._num_actors = 1
+        return happened
+
+    def listening_stop(name: str) -> None:
+        stopped.append(name)
+        stop(name)
+
+    monkeypatch.setattr(driver._pool, "stop", listening_stop)
+    monkeypatch.setattr(driver._pool, "poll", listening_poll)
+    driver.drive()
+    assert stopped == ["worker-3", "worker-2"], "worker-1 has a node: it is kept"
+    assert driver.lines == []

@@ -3,6 +3,7 @@
 import shlex
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -14,7 +15,7 @@ from ray.job_submission import JobStatus
 from adadecode.cli.main import main
 from adadecode.cli.submit import with_absolute_out
 from adadecode.errors import AdaDecodeError, UsageError
-from ray_jobs.submit import MOST_S, RETRY_S, PatientClient, entrypoint, exit_code, follow_job, submit_job
+from ray_jobs.submit import MOST_S, NEVER_SENT, RETRY_S, PatientClient, entrypoint, exit_code, follow_job, submit_job
 from tests.command_lines import parse, program_commands
 
 
@@ -178,3 +179,12 @@ def test_a_job_that_the_head_no_longer_knows_is_one_line_at_once():
     with pytest.raises(AdaDecodeError, match=r"knows no job job-1 any more: .* the same command continues"):
         wire.follow()
     assert wire.pauses == []
+
+
+def test_the_security_page_lists_what_is_never_sent():
+    text = (Path(__file__).parents[3] / "SECURITY.md").read_text(encoding="utf-8")
+    told = [pattern for pattern in NEVER_SENT if f"`{pattern}`" in text]
+    keys = {name for name in NEVER_SENT if name.startswith("id_")}
+    assert set(NEVER_SENT) - set(told) == {".git/", ".venv/", "venv/", "__pycache__/", "/results/", *keys}, (
+        "told in words"
+    )
