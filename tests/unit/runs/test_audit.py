@@ -502,8 +502,8 @@ def test_459_equal_rows_prove_with_99_percent_that_fewer_than_1_percent_are_fals
     assert largest_false_share(459, 0) < 0.01 < largest_false_share(458, 0)
     assert most_false(100_000, 459, 0) < 1000
     assert proof_sentence(100_000, 459, 0) == (
-        "459 of 100000 rows were decoded again and all are equal: with 99 % confidence at most 996 of the rows of this run are "
-        "false (1.00 %), and of a run of any length fewer than 1.00 %"
+        "459 of 100000 rows were decoded again and all are equal: with 99 % confidence at most 996 of the rows "
+        "of this run are false (1.00 %), and of a run of any length fewer than 1.00 %"
     )
 
 
