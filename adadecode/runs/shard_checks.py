@@ -203,11 +203,9 @@ def _other_exits(run: Mapping[str, Any], facts: Facts, task: Any, columns: Colum
     expected = of_methods.get(task) if isinstance(of_methods, dict) else _of_exits(run, facts, task)
     wrong = np.zeros(columns.table.num_rows, bool)
     for method, exits in expected.items() if isinstance(expected, dict) else ():
-        known = isinstance(exits, list) and all(type(layer) is int for layer in exits)
-        like = np.array(exits, np.int64).tobytes() if known else None
         of_method = np.flatnonzero(columns.equal("method", method) & columns.has("exits"))
         lists = Columns(columns.table.select(["status", "exits"]).take(pa.array(of_method))).lists("exits")
-        wrong[of_method] = [layers is not None and layers.astype(np.int64).tobytes() != like for layers in lists]
+        wrong[of_method] = [layers is not None and layers.tolist() != exits for layers in lists]
     return wrong
 
 

@@ -247,6 +247,10 @@ PLANTED: dict[str, tuple[Fault, str]] = {
         of_ours(lambda r: r.update(draft_depths=[*r["draft_depths"][1:], r["draft_depths"][0]][::-1])),
         "drafts",
     ),
+    "exits of a worker that are no layers": (
+        in_json("commits/00000.json", lambda of: of["worker"]["draft_exits"]["demo-math"].update(adadecode=[10**30])),
+        "placement",
+    ),
     "an exit at the last layer": (of_ours(lambda r: r.update(exits=[*r["exits"][:-1], 16])), "exits"),
     "an exit below the first": (of_ours(lambda r: r.update(exits=[-1, *r["exits"][1:]])), "exits"),
     "too few layers": (rows(each(OURS, layers_per_token=lambda r: 0.5)), "layers"),
