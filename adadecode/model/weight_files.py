@@ -7,10 +7,10 @@ from typing import Literal, NamedTuple
 
 from huggingface_hub import HfApi, constants
 
-from adadecode.model.checkpoint import SINGLE_FILES, checkpoint_files
+from adadecode.model.checkpoint import WEIGHTS, checkpoint_files
 from adadecode.model.files import HUB_TIMEOUT_S, ModelFiles, on_this_machine, reason
 
-SUFFIXES = tuple(Path(name).suffix for name in SINGLE_FILES)  # the first that a repository has is the one fetched
+SUFFIX = Path(WEIGHTS).suffix
 
 
 class WeightFiles(NamedTuple):
@@ -49,11 +49,7 @@ def _on_hub(files: ModelFiles) -> int | None:
             "them with `hf download` where there is a network, and take HF_HOME along"
         ) from error
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-    for suffix in SUFFIXES:
-        found = [size for name, size in sizes.items() if name.endswith(suffix) and "/" not in name]
-        if found:
-            return sum(found) or None
-    return None
+    return sum(size for name, size in sizes.items() if name.endswith(SUFFIX) and "/" not in name) or None
 
 
 def _free_at(folder: Path) -> int | None:
