@@ -97,7 +97,7 @@ def test_a_family_that_is_not_decoded_and_weights_that_are_not_there_are_told(ti
     (other / WEIGHTS).unlink()
     (line,) = problems(examine(subject(tiny, tmp_path, model=str(other))))
     assert "will fail  files: " in line
-    assert "it has neither model.safetensors nor" in line
+    assert "it has no model.safetensors and no index" in line
 
 
 def test_weights_to_fetch_must_fit_the_caches_disk():
