@@ -128,7 +128,10 @@ def _execute(
     stop.install()  # Ray has set handlers of its own
     check_before_run(prepared, observer.say)
     metered = Metered(progress, prepared.folder.run_id, lambda: not prepared.lease.lost)
-    run_on_ray(prepared, Together(observer, metered), stop)
+    try:
+        run_on_ray(prepared, Together(observer, metered), stop)
+    finally:
+        metered.on_end()
 
 
 def examine(settings: EvalConfig, out: str | Path | None = None) -> Iterator[Finding]:
