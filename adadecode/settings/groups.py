@@ -20,6 +20,7 @@ from pydantic import (
 from adadecode.methods import DEFAULT_METHODS, METHODS, REFERENCE
 from adadecode.settings.fields import Flag, Settings
 from adadecode.settings.rivals import MAX_DRAFTS, MAX_LAYERS, RivalSettings
+from adadecode.settings.selector import SELECTOR_TEXT, LabelSelector
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Device = Literal["cpu", "cuda"]
@@ -244,6 +245,7 @@ class PlacementSettings(ThreadSettings):
     )
     local: bool = Field(default=False, description="In this process, without Ray.")
     address: Address = Field(default=None, description=f"{ADDRESS_TEXT}.")
+    label_selector: LabelSelector = Field(default=None, description=SELECTOR_TEXT)
     deadline_s: Annotated[float, Flag("deadline")] = Field(
         default=60.0,
         gt=0.0,
@@ -260,6 +262,8 @@ class PlacementSettings(ThreadSettings):
 
     @model_validator(mode="after")
     def _local_has_one_worker(self) -> Self:
-        if self.local and (self.workers != 1 or self.address is not None):
-            raise ValueError("a local run has one worker and no cluster: drop --local, or --workers and --address")
+        if self.local and (self.workers != 1 or self.address is not None or self.label_selector is not None):
+            raise ValueError(
+                "a local run has one worker and no cluster: drop --local, or --workers, --address and --label-selector"
+            )
         return self
