@@ -10,7 +10,7 @@ from adadecode.settings.fields import Flag
 NAME = "[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"  # of a key or a value, by Kubernetes' rules
 PART = re.compile(rf"({NAME}(?:/{NAME})?)=(!?)(?:({NAME})|in\(({NAME}(?: *, *{NAME})*)\))")
 COMMA = re.compile(r" *,(?![^(]*\)) *")  # but those between parentheses
-FORM = "give KEY=VALUE, several with commas, such as ray.io/accelerator-type=H100; a value may be !VALUE, in(A,B) or !in(A,B)"
+FORM = "give KEY=VALUE, several with commas, such as ray.io/accelerator-type=H100; VALUE may be !VALUE, in(A,B) or !in(A,B)"
 
 Selector = dict[str, str]  # by label what its value must be, in Ray's words
 
