@@ -90,6 +90,11 @@ def _evaluate(
                 _execute(prepared, progress, watch, stop, models)
             finally:
                 watch.on_end()
+            if settings.profile is not None and prepared.todo:
+                from adadecode.runs.profiles import profile_lines
+
+                for line in profile_lines(prepared.folder.storage):
+                    observer.say(line)
         except KeyboardInterrupt:
             if not stop.is_made:
                 raise

@@ -59,8 +59,9 @@ def _drive(
     resources, threads = actor_resources(config, cluster.nodes())
     location = absolute(folder.location)  # an actor runs in a folder of its own
     task = EvalTask(with_absolute_paths(config), prepared.tasks, location, folder.fingerprint, threads)
+    first, *others = longest_first(prepared.todo)
     scheduler = Scheduler(
-        (shard_item(shard) for shard in longest_first(prepared.todo)),
+        (shard_item(first, config.profile is not None), *map(shard_item, others)),
         limits
         or Limits(
             first_deadline_s=max(FIRST_DEADLINE_S, config.deadline_s),
@@ -149,9 +150,10 @@ class Waiting:
             self._say(f"waiting for a node with {self._needs}, {for_s:.0f} s by now")
 
 
-def shard_item(shard: Shard) -> Item:
+def shard_item(shard: Shard, is_profiled: bool = False) -> Item:
     """A whole shard as work; its size is its number of samples."""
-    return Item(f"shard {shard.shard_idx} of task {shard.task}", ShardWork(shard), len(shard.examples))
+    work = ShardWork(shard, is_profiled=is_profiled)
+    return Item(f"shard {shard.shard_idx} of task {shard.task}", work, len(shard.examples))
 
 
 def split_shard(item: Item) -> tuple[Item, ...]:
