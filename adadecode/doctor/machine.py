@@ -21,6 +21,7 @@ from adadecode.settings import EvalConfig
 from adadecode.version import __version__
 
 BFLOAT16_FROM = (8, 0)  # the compute capability that multiplies bfloat16 itself
+SLOWER = "outputs are as exact, and decoding is slower until that is mended"
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -175,11 +176,10 @@ def kernels(subject: Subject) -> Iterator[Finding]:
     config = subject.config
     chosen = choose_kernels(config.kernels, torch.device(config.device), getattr(torch, config.dtype))
     if chosen.because is not None:
-        remedy = "outputs are as exact, and decoding is slower until that is mended"
-        yield Finding.warning("kernels", f"{chosen.kernels}, because {chosen.because}", remedy)
+        yield Finding.warning("kernels", f"{chosen.kernels}, because {chosen.because}", SLOWER)
         return
     by = f", compiled by {compiler_version()}" if chosen.kernels == "native" else ""
-    graphs = ", as CUDA graphs" if config.device == "cuda" else ""
+    graphs = ", as CUDA graphs" if config.device == "cuda" and chosen.kernels == "compile" else ""
     yield Finding.ok("kernels", f"{chosen.kernels}{by}{graphs}")
 
 

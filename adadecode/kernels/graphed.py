@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from adadecode.kernels.arithmetic import PREFILL_BACKENDS, attention_by
+from adadecode.kernels.arithmetic import attention_by
 from adadecode.kernels.eager import EagerStep, LayerStep, Prefill
 from adadecode.kernels.kv_cache import KVCache
 from adadecode.kernels.step import Proposals
 from adadecode.kernels.weights import Block, ExitTest, Gate, Head, Weights
+from adadecode.printable import on_one_line
 
 WARMUPS = 3
 
@@ -78,8 +79,9 @@ class GraphedStep(EagerStep):
         attention: SDPBackend,
     ) -> None:
         """`attention` is who computes the rows' attention."""
-        super().__init__(weights, prefill, width, cache, layer_step)
-        self._pool, self._attention = pool, attention
+        super().__init__(weights, prefill, width, cache, layer_step, attention)
+        self._pool = pool
+        self._host = self._host.pin_memory()
         self._segments: dict[tuple[int, int, Block | None], Callable[[], None]] = {}
         self._tests: dict[Head | Gate, tuple[Callable[[], None], Tensor]] = {}
         self._verify: tuple[Callable[[], None], Tensor] | None = None
@@ -100,8 +102,7 @@ class GraphedStep(EagerStep):
 
     def prefill(self, prompt_ids: list[int]) -> Tensor:
         self.cache.clear()  # what an earlier request left there may not be finite
-        with attention_by(PREFILL_BACKENDS):
-            return super().prefill(prompt_ids)
+        return super().prefill(prompt_ids)
 
     def put(self, slot: int, token_ids: list[int]) -> None:
         self._copied.synchronize()  # the buffer may still be on its way to the device
@@ -184,3 +185,27 @@ def free_workspaces() -> None:
     """Frees what cuBLAS holds for its streams, unless a graph is left that was captured with it."""
     if not _alive:
         torch._C._cuda_clearCublasWorkspaces()
+
+
+@torch.inference_mode()
+def why_no_graphs(new_step: Callable[[], GraphedStep]) -> str | None:
+    """What fails, on one line, when `new_step`'s first layer and the LM head are captured and replayed; None if nothing.
+
+    It stands for all graphs of a model: its layers are alike, and so are its heads. Raises what is no fault of graphs:
+    memory that ran out, and the error of a device that is lost.
+    """
+    try:
+        _replay_once(new_step())
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        torch.cuda.synchronize()  # raises where the device is lost
+        return on_one_line(error)
+    return None
+
+
+def _replay_once(step: GraphedStep) -> None:
+    step.begin(0)
+    step.put(0, [0])
+    step.run(0, 1, 0, 1)
+    step.verify(0, 1)

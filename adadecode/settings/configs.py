@@ -187,9 +187,9 @@ class TrainConfig(ThreadSettings, DataSettings, ModelSettings):
 
     @model_validator(mode="after")
     def _every_setting_has_an_effect(self) -> Self:
-        if self.kernels == "compile":
+        if self.kernels in ("graphs", "compile"):
             raise ValueError(
-                "--kernels compile: outputs are made by native kernels or by transformers; use auto or eager"
+                f"--kernels {self.kernels}: outputs are made by native kernels or by transformers; use auto or eager"
             )
         if self.rank is not None and self.kind != "low-rank":
             raise ValueError(f"--rank {self.rank}: only heads of --kind low-rank have one, not {self.kind}; drop it")
