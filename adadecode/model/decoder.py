@@ -63,6 +63,11 @@ class DecoderModel:
         return self.weights.device
 
     @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """All that its layers are on, home first."""
+        return tuple(dict.fromkeys(stage.device for stage in self.weights.stages)) or (self.device,)
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.weights.dtype
 

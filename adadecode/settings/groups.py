@@ -35,6 +35,7 @@ MAX_WARMUP = 1000
 MAX_SHOTS = 1000
 MAX_THREADS = 1024
 MAX_WORKERS = 10**5
+MAX_GPUS = 64  # of a node
 MAX_SECONDS = 1e7
 MAX_SEED = 2**32 - 1
 
@@ -130,10 +131,24 @@ class ModelSettings(Settings):
     )
     dtype: Dtype = Field(default="bfloat16", description="What the weights are loaded in.")
     device: Device = Field(default="cpu", description="Where decoding runs.")
+    gpus_per_worker: int = Field(
+        default=1,
+        ge=1,
+        le=MAX_GPUS,
+        description="GPUs of one node that hold the layers of a model between them, for one that is too large for one.",
+    )
     kernels: Kernels = Field(
         default="auto",
         description="Who computes: native a CPU with a C++ compiler; on CUDA graphs, eager does without; auto what works.",
     )
+
+    @model_validator(mode="after")
+    def _only_gpus_are_several(self) -> Self:
+        if self.gpus_per_worker > 1 and self.device != "cuda":
+            raise ValueError(
+                f"--gpus-per-worker {self.gpus_per_worker}: --device {self.device} has none; drop one of the two"
+            )
+        return self
 
 
 class HeadsSettings(Settings):
@@ -263,3 +278,7 @@ class PlacementSettings(ThreadSettings):
         if self.local and (self.workers != 1 or self.address is not None):
             raise ValueError("a local run has one worker and no cluster: drop --local, or --workers and --address")
         return self
+
+
+# What decides where and with how much a run is done, and none of its results: a resume may have other ones.
+PLACEMENT = (*PlacementSettings.model_fields, "gpus_per_worker")
