@@ -9,7 +9,7 @@ from adadecode.model.load import ATTENTION, NO_CODE
 
 
 class ModelSize(NamedTuple):
-    """Bytes of a model: of all `weights` and each layer's, of what native kernels keep `packed` once more, of a cache column."""
+    """Bytes of a model: all `weights`, each layer's, what native kernels keep `packed` once more, a column of the cache."""
 
     weights: int
     layers: tuple[int, ...]
