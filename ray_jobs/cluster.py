@@ -20,6 +20,7 @@ from adadecode.errors import ResourcesError, UsageError
 from adadecode.files import is_there
 from adadecode.printable import on_one_line
 from adadecode.settings import ORIGINAL_HEADS, EvalConfig, TrainConfig
+from ray_jobs.labels import selected
 
 PROBE_S, ALIVE_S = 5.0, 20.0
 LEAVE_S = 20.0
@@ -129,13 +130,20 @@ def _probe(address: str) -> None:
 def actor_resources(config: EvalConfig | TrainConfig, nodes: Sequence[dict[str, Any]]) -> tuple[dict[str, float], int]:
     """Ray's resource options of one actor and the threads it computes with: its GPUs, or an equal share of CPUs.
 
-    `nodes` are those alive. What Ray gives an actor is of one node, so that its GPUs are in one machine. With
-    `--workers auto` on the CPU an actor takes what the smallest node has. Raises ResourcesError when the cluster cannot
-    hold the workers asked for.
+    `nodes` are those alive, of which only those count that the selector takes. What Ray gives an actor is of one node, so
+    that its GPUs are in one machine. With `--workers auto` on the CPU an actor takes what the smallest node has. Raises
+    ResourcesError when the cluster cannot hold the workers asked for.
     """
+    if config.label_selector is not None and is_ours(config.address):
+        raise ResourcesError(
+            f"--label-selector {config.label_selector}: the cluster that is started on this machine has one node; drop "
+            "it, or give the --address of another"
+        )
+    nodes = selected(config, nodes)
     cpus_per_node = [int(node["Resources"].get("CPU", 0)) for node in nodes]
     num_cpus, num_gpus = sum(cpus_per_node), sum(int(node["Resources"].get("GPU", 0)) for node in nodes)
-    holds = f"the cluster has {num_cpus} CPUs and {num_gpus} GPUs"
+    there = "the cluster has" if config.label_selector is None else f"nodes with {config.label_selector} have"
+    holds = f"{there} {num_cpus} CPUs and {num_gpus} GPUs"
     if config.device == "cuda":
         return _on_gpus(config, nodes, holds, num_cpus)
     if config.workers == "auto":

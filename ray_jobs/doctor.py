@@ -19,6 +19,7 @@ from adadecode.runs.run import PreparedRun
 from adadecode.runs.storage import absolute
 from adadecode.settings import EvalConfig
 from ray_jobs.cluster import actor_resources, connect, is_ours, num_places, with_absolute_paths
+from ray_jobs.labels import gpu_type_findings, selected
 from ray_jobs.node_probe import open_token
 from ray_jobs.nodes import NO_TOKEN, QUICK_S, Node, check_nodes, name_of, nodes_for_workers, on, results, token_finding
 
@@ -35,8 +36,10 @@ def check_before_run(prepared: PreparedRun, say: Say) -> None:
     """
     if is_ours(prepared.config.address):
         return
-    here = ray.get_runtime_context().get_node_id()
-    findings = check_nodes(prepared.config, absolute(prepared.folder.location), alive_nodes(), QUICK_S, trusted=here)
+    here, config, nodes = ray.get_runtime_context().get_node_id(), prepared.config, alive_nodes()
+    findings = list(gpu_type_findings(config, nodes_for_workers(config, nodes)))
+    if all(finding.status != "will fail" for finding in findings):
+        findings += check_nodes(config, absolute(prepared.folder.location), nodes, QUICK_S, trusted=here)
     problems = [f"{finding.check}: {finding.text()}" for finding in findings if finding.status == "will fail"]
     for finding in findings:
         if finding.status == "warning" and finding.check not in ("authentication", "token file"):
@@ -104,6 +107,7 @@ def joined_cluster(subject: Subject) -> Iterator[Finding]:
     yield found
     if found.status == "will fail":
         return
+    yield from gpu_type_findings(config, nodes_for_workers(config, nodes))
     quick = check_nodes(config, subject.location, nodes, PATIENT_S)
     yield from quick
     is_open = any(finding.check == "authentication" and finding.status == "warning" for finding in quick)
@@ -123,7 +127,7 @@ def resources_finding(config: EvalConfig, nodes: Sequence[Node], what: str) -> F
         resources, threads = actor_resources(config, nodes)
     except AdaDecodeError as error:
         return Finding.of_error("cluster", error)
-    places = num_places(resources, nodes)
+    places = num_places(resources, selected(config, nodes))
     needs = ", ".join(f"{amount:g} {name.removeprefix('num_')}" for name, amount in resources.items())
     found = f"{what}: room for {places} workers of {needs} and {threads} threads"
     if not places:

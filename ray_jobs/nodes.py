@@ -15,6 +15,7 @@ from adadecode.errors import AdaDecodeError, ResourcesError
 from adadecode.printable import on_one_line
 from adadecode.settings import EvalConfig
 from ray_jobs.cluster import actor_resources, num_places
+from ray_jobs.labels import selected
 from ray_jobs.node_probe import NodeFacts, node_facts, probe
 
 Node = dict[str, Any]  # as `ray.nodes` has it
@@ -50,7 +51,7 @@ def nodes_for_workers(config: EvalConfig, nodes: Sequence[Node]) -> list[Node]:
         resources, _ = actor_resources(config, nodes)
     except ResourcesError:
         return []
-    return [node for node in nodes if num_places(resources, [node])]
+    return [node for node in selected(config, nodes) if num_places(resources, [node])]
 
 
 def check_nodes(

@@ -36,6 +36,7 @@ from adadecode.settings.groups import (
 )
 from adadecode.settings.policy import DECODED_BEFORE, with_policy
 from adadecode.settings.rivals import MAX_DRAFTS, check_read, nothing_drafts
+from adadecode.settings.selector import SELECTOR_TEXT, LabelSelector
 from adadecode.settings.stops import STOPPED_BEFORE, StopSettings
 
 # Settings of a run that version 0.1.0 did not have, as its runs were.
@@ -183,6 +184,7 @@ class TrainConfig(ThreadSettings, DataSettings, ModelSettings):
         default=None, ge=1, le=MAX_WORKERS, description="Ray actors that generate."
     )
     address: Address = Field(default=None, description=f"{ADDRESS_TEXT}, with --workers.")
+    label_selector: LabelSelector = Field(default=None, description=SELECTOR_TEXT)
 
     @model_validator(mode="after")
     def _every_setting_has_an_effect(self) -> Self:
@@ -206,8 +208,9 @@ class TrainConfig(ThreadSettings, DataSettings, ModelSettings):
         unused = taught & self.model_fields_set if self.kind == "original" else set[str]()
         if unused:
             raise ValueError(f"--kind original trains nothing: drop {flags_of(unused)}")
-        if self.address is not None and self.workers is None:
-            raise ValueError(f"--address {self.address}: without --workers no cluster is used; give both or neither")
+        for flag, value in (("--address", self.address), ("--label-selector", self.label_selector)):
+            if value is not None and self.workers is None:
+                raise ValueError(f"{flag} {value}: without --workers no cluster is used; give both or neither")
         return self
 
 

@@ -20,6 +20,7 @@ from pydantic import (
 from adadecode.methods import DEFAULT_METHODS, METHODS, REFERENCE
 from adadecode.settings.fields import Flag, Settings
 from adadecode.settings.rivals import MAX_DRAFTS, MAX_LAYERS, RivalSettings
+from adadecode.settings.selector import SELECTOR_TEXT, LabelSelector
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Device = Literal["cpu", "cuda"]
@@ -135,7 +136,7 @@ class ModelSettings(Settings):
         default=1,
         ge=1,
         le=MAX_GPUS,
-        description="GPUs of one node that hold the layers of a model between them, for one that is too large for one.",
+        description="GPUs of one node over which the layers of a model are spread that is too large for one.",
     )
     kernels: Kernels = Field(
         default="auto",
@@ -255,10 +256,11 @@ class PlacementSettings(ThreadSettings):
 
     workers: Annotated[int | Literal["auto"], BeforeValidator(number_or_auto)] = Field(
         default=1,
-        description="Ray actors: one GPU each, or an equal share of the CPUs; auto: what the cluster holds, also later.",
+        description="Ray actors, with their GPUs or an equal share of the CPUs; auto: what the cluster holds, also later.",
     )
     local: bool = Field(default=False, description="In this process, without Ray.")
     address: Address = Field(default=None, description=f"{ADDRESS_TEXT}.")
+    label_selector: LabelSelector = Field(default=None, description=SELECTOR_TEXT)
     deadline_s: Annotated[float, Flag("deadline")] = Field(
         default=60.0,
         gt=0.0,
@@ -275,8 +277,10 @@ class PlacementSettings(ThreadSettings):
 
     @model_validator(mode="after")
     def _local_has_one_worker(self) -> Self:
-        if self.local and (self.workers != 1 or self.address is not None):
-            raise ValueError("a local run has one worker and no cluster: drop --local, or --workers and --address")
+        if self.local and (self.workers != 1 or self.address is not None or self.label_selector is not None):
+            raise ValueError(
+                "a local run has one worker and no cluster: drop --local, or --workers, --address and --label-selector"
+            )
         return self
 
 

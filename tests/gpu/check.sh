@@ -50,11 +50,11 @@ check doctor 200 bash -c '"$@"; (($? < 2))' doctor "$python" -m adadecode doctor
 check pytest 400 "$python" -m pytest tests/gpu -p no:cacheprovider --durations 10
 check eval-demo 120 "$python" -m adadecode eval --local --device cuda --task demo --limit 8 \
     --max-new-tokens 96 --out "$out/eval-demo"
-bench llama-3.1-8b-eager --shape llama-3.1-8b --kernels eager
+bench llama-3.1-8b-graphs --shape llama-3.1-8b --kernels graphs
 bench llama-3.1-8b-compile --shape llama-3.1-8b --kernels compile
 bench llama-3.1-8b-compile-shortlist --shape llama-3.1-8b --kernels compile --head shortlist
 bench llama-3.1-8b-compile-shortlist-gate --shape llama-3.1-8b --kernels compile --head shortlist --gate 0.5
-bench llama-3.2-1b-eager --shape llama-3.2-1b --kernels eager
+bench llama-3.2-1b-graphs --shape llama-3.2-1b --kernels graphs
 bench llama-3.2-1b-compile --shape llama-3.2-1b --kernels compile
 bench llama-3.2-1b-compile-shortlist-gate --shape llama-3.2-1b --kernels compile --head shortlist --gate 0.5
 check tune-demo 300 "$python" -m adadecode tune --device cuda --task demo --limit 12 \

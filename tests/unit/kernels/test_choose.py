@@ -1,7 +1,8 @@
 """Which kernels a model decodes with, and what its steps share."""
 
+import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import pytest
 import torch
@@ -62,26 +63,26 @@ def test_auto_says_why_it_is_slower_than_it_could_be_and_nothing_where_it_is_not
 CAPTURING = "CUDA error: operation not permitted when stream is capturing"
 
 
-@pytest.fixture
-def uncapturable(monkeypatch) -> Iterator[None]:
-    """A device that is called CUDA, where every capture fails."""
+@contextlib.contextmanager
+def uncapturable() -> Generator[None]:
+    """The device is called CUDA meanwhile, and every capture fails."""
 
     def refuse(*_: object) -> None:
         raise torch.AcceleratorError(f"{CAPTURING}\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side assertions")
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Weights, "device", property(lambda _: torch.device("cuda")))
         patch.setattr(choose, "GraphedStep", refuse)
+        patch.setattr(choose, "_check_compilable", lambda _: None)
         for name in ("graph_pool_handle", "synchronize"):
             patch.setattr(torch.cuda, name, lambda: None)
         patch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None, raising=False)
         yield
 
 
-def test_auto_does_without_graphs_where_they_fail_and_says_what_failed(uncapturable, monkeypatch):
-    lm = tiny_lm()
-    model = DecoderModel(lm, "auto")
-    monkeypatch.undo()
+def test_auto_does_without_graphs_where_they_fail_and_says_what_failed():
+    with uncapturable():
+        model = DecoderModel(tiny_lm(), "auto")
     assert model.chosen_kernels.lines() == [
         f"kernels: eager, because CUDA graphs fail here ({CAPTURING} Compile with `TORCH_USE_CUDA_DSA` to enable "
         "device-side assertions)"
@@ -97,9 +98,12 @@ def test_auto_does_without_graphs_where_they_fail_and_says_what_failed(uncaptura
     assert adadecode.generation.num_accepted > 0
 
 
-def test_graphs_that_were_asked_for_and_fail_are_one_line(uncapturable):
+def test_graphs_that_were_asked_for_and_fail_are_one_line():
     for kernels in ("graphs", "compile"):
-        with pytest.raises(KernelsError, match=f"^--kernels {kernels}: CUDA graphs fail here .*; use --kernels eager"):
+        with (
+            uncapturable(),
+            pytest.raises(KernelsError, match=f"^--kernels {kernels}: CUDA graphs fail here .*; use --kernels eager"),
+        ):
             DecoderModel(tiny_lm(), kernels)
 
 
