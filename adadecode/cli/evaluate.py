@@ -126,7 +126,9 @@ def plan_command(config_file: Path | None, rates: str | None, gpus: tuple[int, .
 
         capacity = plan_capacity(shards, plan, config, read_rates(rates), gpus or DEFAULT_GPUS)
         console().print(methods_table(capacity))
-        console().print(times_table(capacity, "GPU" if config.device == "cuda" else "worker"))
+        console().print(
+            times_table(capacity, "GPU" if config.device == "cuda" and config.gpus_per_worker == 1 else "worker")
+        )
         for line in capacity_lines(capacity):
             say(line)
 

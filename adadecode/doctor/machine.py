@@ -134,6 +134,9 @@ def gpu_findings(
     yield Finding.ok(
         "gpus", f"{'; '.join(gpu.text() for gpu in found)}; driver {driver or 'unknown'}, torch for CUDA {cuda}"
     )
+    if config.gpus_per_worker > len(found):
+        what = f"{len(found)} seen, and --gpus-per-worker {config.gpus_per_worker} takes more"
+        yield Finding.fails("gpus", what, f"give 1..{len(found)}, or a machine with more")
     names = sorted({gpu.name for gpu in found})
     if len(names) > 1:
         what = f"they are of several kinds ({', '.join(names)}), and speeds are averaged over workers"

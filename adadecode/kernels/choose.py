@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+from collections.abc import Callable
 
 import torch
 from torch.nn.attention import SDPBackend
@@ -17,6 +18,8 @@ from adadecode.kernels.library import NATIVE_DTYPES, load_library
 from adadecode.kernels.native import NativeStep
 from adadecode.kernels.packed import PackedWeights
 from adadecode.kernels.shared import SharedSteps
+from adadecode.kernels.staged import StagedStep
+from adadecode.kernels.stages import computing_on
 from adadecode.kernels.step import DecodeStep
 from adadecode.kernels.weights import Weights
 from adadecode.records import ChosenKernels
@@ -39,9 +42,11 @@ class Steps:
         self._is_compiled = self.chosen.kernels == "compile"
         self._is_graphed = self._is_cuda and self.chosen.kernels != "eager"
         self.layer_step: LayerStep = compile_layer_step() if self._is_compiled else layer_step
+        self._of_stages = [weights.at(stage.device) for stage in weights.stages] or [weights]
         self._packed = PackedWeights(weights) if self.chosen.kernels == "native" else None
+        assert self._packed is None or not weights.stages, weights.stages
         self._compiled_shapes: set[tuple[int, int]] = set()  # W and S
-        self._graphed: SharedSteps[GraphedStep] | None = None
+        self._graphed: SharedSteps[DecodeStep] | None = None
 
     def _settle_on_cuda(self, kernels: Kernels) -> SDPBackend:
         """Who computes the attention of steps on CUDA. Graphs are tried first: where they fail, `auto` does without.
@@ -70,17 +75,25 @@ class Steps:
 
         Graphed steps, and the cache of their S, are shared by requests: one decodes at a time.
         """
-        weights, prefill, layer_step = self.weights, self.prefill, self.layer_step
         columns = self.num_columns(num_positions)
         if self._packed is not None:
-            return NativeStep(weights, self._packed, width, columns)
+            return NativeStep(self.weights, self._packed, width, columns)
         if self._is_graphed:
             self._graphed = self._graphed or self._new_graphed()
             return self._graphed.step(width, columns)
-        cache = weights.new_cache(columns)
+        prefill, layer_step, cache = self.prefill, self.layer_step, self.weights.new_cache(columns)
         if self._is_compiled:
-            return CompiledStep(weights, prefill, width, cache, layer_step, self._compiled_shapes)
-        return EagerStep(weights, prefill, width, cache, layer_step, self._attention)
+            ready = self._compiled_shapes
+            return self._over_stages(lambda w: CompiledStep(w, prefill, width, cache, layer_step, ready))
+        return self._over_stages(lambda w: EagerStep(w, prefill, width, cache, layer_step, self._attention))
+
+    def _over_stages(self, make: Callable[[Weights], EagerStep]) -> DecodeStep:
+        """The step that `make` gives for the weights; over stages one of a step for each, of the weights as it has them."""
+        steps: list[EagerStep] = []
+        for weights in self._of_stages:
+            with computing_on(weights.device):
+                steps.append(make(weights))
+        return StagedStep(self.weights.stages, steps) if self.weights.stages else steps[0]
 
     def num_columns(self, num_positions: int) -> int:
         """S for a request of `num_positions` positions; one of few where each S is captured or compiled for."""
@@ -93,16 +106,18 @@ class Steps:
         """Who computes the attention of decode steps; None where torch's choice is left to torch, on a CPU."""
         return None if self._attention is None else self._attention.name
 
-    def _new_graphed(self) -> SharedSteps[GraphedStep]:
-        """Graphed steps that share a pool, with room for two caches of the whole context or several shorter ones."""
-        weights, prefill, layer_step = self.weights, self.prefill, self.layer_step
-        attention, pool = self._attention, torch.cuda.graph_pool_handle()
+    def _new_graphed(self) -> SharedSteps[DecodeStep]:
+        """Graphed steps that share a pool on a device, with room for two caches of the whole context or several shorter."""
+        prefill, layer_step, attention = self.prefill, self.layer_step, self._attention
         assert attention is not None
+        pools = {weights.device: torch.cuda.graph_pool_handle() for weights in self._of_stages}
 
-        def new_step(width: int, cache: KVCache) -> GraphedStep:
-            return GraphedStep(weights, prefill, width, cache, layer_step, pool, attention)
+        def new_step(width: int, cache: KVCache) -> DecodeStep:
+            return self._over_stages(
+                lambda w: GraphedStep(w, prefill, width, cache, layer_step, pools[w.device], attention)
+            )
 
-        return SharedSteps(weights.new_cache, new_step, 2 * num_columns(weights.context_len))
+        return SharedSteps(self.weights.new_cache, new_step, 2 * num_columns(self.weights.context_len))
 
     def drop(self) -> None:
         """Lets go of the steps that requests share, their buffers and graphs, and the pool that ended with them."""

@@ -26,13 +26,16 @@ GraphPool = Any  # memory that graphs share, as `torch.cuda.graph_pool_handle` n
 
 
 @functools.cache
-def capture_stream() -> torch.cuda.Stream:
-    """The one stream on which this process warms up and captures: libraries hold a workspace for each that they see."""
+def capture_stream(device_idx: int = 0) -> torch.cuda.Stream:
+    """The one stream of the current device, of this number, on which this process warms up and captures.
+
+    Libraries hold a workspace for each stream that they see.
+    """
     return torch.cuda.Stream()
 
 
-def capture(call: Callable[[], object], pool: GraphPool) -> Callable[[], None]:
-    """The replay of a graph of `call`; raises what `call` raised.
+def capture(call: Callable[[], object], pool: GraphPool, device_idx: int = 0) -> Callable[[], None]:
+    """The replay of a graph of `call` on the current device, of this number; raises what `call` raised.
 
     An error in `call` spoils the capture, and torch then fails to end it: that second error would hide the first, such as
     memory that ran out, and leave the stream of the capture the current one.
@@ -40,7 +43,7 @@ def capture(call: Callable[[], object], pool: GraphPool) -> Callable[[], None]:
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     first_error: BaseException | None = None
     try:
-        with torch.cuda.graph(graph, pool=pool, stream=capture_stream()):
+        with torch.cuda.graph(graph, pool=pool, stream=capture_stream(device_idx)):
             try:
                 call()
             except BaseException as error:
@@ -98,7 +101,7 @@ class GraphedStep(EagerStep):
         self._verify_graph()
 
     def prefill(self, prompt_ids: list[int]) -> Tensor:
-        self.cache.kv.zero_()  # what an earlier request left there may not be finite
+        self.cache.clear()  # what an earlier request left there may not be finite
         return super().prefill(prompt_ids)
 
     def put(self, slot: int, token_ids: list[int]) -> None:
@@ -161,7 +164,8 @@ class GraphedStep(EagerStep):
         Warm-ups and capture run `call` on the live buffers, so hidden states and cache are put back between them; what
         the warm-ups wrote to the cache, the first replay writes again.
         """
-        hidden, stream = self.hidden.clone(), capture_stream()
+        device_idx = self.hidden.device.index
+        hidden, stream = self.hidden.clone(), capture_stream(device_idx)
         with attention_by(self._attention):
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
@@ -169,7 +173,7 @@ class GraphedStep(EagerStep):
                     call()
                     self.hidden.copy_(hidden)
             torch.cuda.current_stream().wait_stream(stream)
-            replay = capture(call, self._pool)
+            replay = capture(call, self._pool, device_idx)
         self.hidden.copy_(hidden)
         return replay
 

@@ -18,6 +18,7 @@ from adadecode.settings.files import FileSettings
 from adadecode.settings.groups import (
     MAX_WORKERS,
     ORIGINAL_HEADS,
+    PLACEMENT,
     READ_BEFORE,
     DataSettings,
     DecodeSettings,
@@ -58,6 +59,7 @@ __all__ = [
     "MAX_WORKERS",
     "ORIGINAL_HEADS",
     "PATIENCE",
+    "PLACEMENT",
     "READ_BEFORE",
     "STOPPED_BEFORE",
     "ApiName",

@@ -20,6 +20,7 @@ from adadecode.settings.groups import (
     MAX_WARMUP,
     MAX_WORKERS,
     ORIGINAL_HEADS,
+    PLACEMENT,
     READ_BEFORE,
     Address,
     DataSettings,
@@ -39,7 +40,7 @@ from adadecode.settings.selector import SELECTOR_TEXT, LabelSelector
 from adadecode.settings.stops import STOPPED_BEFORE, StopSettings
 
 # Settings of a run that version 0.1.0 did not have, as its runs were.
-BEFORE: dict[str, object] = {**READ_BEFORE, **STOPPED_BEFORE}
+BEFORE: dict[str, object] = {**READ_BEFORE, **STOPPED_BEFORE, "gpus_per_worker": 1}
 TrainedKind = Literal["transform", "low-rank", "full", "shortlist", "block", "original", "medusa"]
 Loss = Literal["kl", "argmax", "acceptance"]
 MAX_STORE_MB = 1000.0
@@ -113,9 +114,7 @@ def fingerprint_of(settings: Mapping[str, Any], facts: Mapping[str, str | None])
     data or decoding that came later is left out where it is as all runs were before.
     """
     decisive = {
-        name: value
-        for name, value in settings.items()
-        if name not in PlacementSettings.model_fields and (name, value) not in BEFORE.items()
+        name: value for name, value in settings.items() if name not in PLACEMENT and (name, value) not in BEFORE.items()
     }
     if is_mapping(decode := decisive.get("decode")):
         later = DECODED_BEFORE.items()
@@ -264,6 +263,10 @@ class BenchConfig(ThreadSettings, MethodSettings, DataSettings, DecodingSettings
     def _shape_stands_alone(self) -> Self:
         of_data = DataSettings.model_fields.keys() - {"limit"}
         beside = {"model", "revision", "heads", *of_data} & self.model_fields_set
+        if self.shape is not None and self.gpus_per_worker > 1:
+            raise ValueError(
+                f"--gpus-per-worker {self.gpus_per_worker}: --shape {self.shape} is made on one device; drop one of the two"
+            )
         if self.shape is not None and beside:
             raise ValueError(
                 f"--shape {self.shape} has synthetic weights, heads and prompts: drop it, or {flags_of(beside)}"
