@@ -47,8 +47,14 @@ class PooledActor:
     `load` is called with goes to the actor alone.
     """
 
-    def hello(self) -> Place:
-        """Where this process runs; answers as soon as it does, and before anything is loaded or written."""
+    process_s = 0.0  # from when the driver asked for this process until it answered, by the clocks of both
+
+    def hello(self, asked_at: float) -> Place:
+        """Where this process, which was asked for at `asked_at` (`time.time`), runs.
+
+        Answers as soon as it does, and before anything is loaded or written.
+        """
+        self.process_s = max(0.0, time.time() - asked_at)
         keep_others_from_writing()
         context = ray.get_runtime_context()
         gpus = context.get_accelerator_ids().get("GPU", [])
@@ -81,7 +87,7 @@ class Pool:
     def start(self, name: str) -> None:
         """Starts an actor, loading."""
         actor = self.actors[name] = self._actor_class.remote(name, self._task)
-        self._assigned[actor.hello.remote()] = (name, HELLO)
+        self._assigned[actor.hello.remote(time.time())] = (name, HELLO)
         self._assigned[actor.load.remote(*self._load_with)] = (name, LOAD)
 
     def assign(self, name: str, item: Item) -> None:
