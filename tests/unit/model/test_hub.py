@@ -1,7 +1,6 @@
 """Workers of one node that load a model of the hub at the same time: each of its files is fetched once."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
