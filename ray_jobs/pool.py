@@ -49,12 +49,14 @@ class PooledActor:
 
     process_s = 0.0  # from when the driver asked for this process until it answered, by the clocks of both
 
-    def hello(self, asked_at: float) -> Place:
-        """Where this process, which was asked for at `asked_at` (`time.time`), runs.
+    def hello(self, asked_at: float, threads: int) -> Place:
+        """Where this process runs, which was asked for at `asked_at` (`time.time`) and computes with `threads`.
 
         Answers as soon as it does, and before anything is loaded or written.
         """
         self.process_s = max(0.0, time.time() - asked_at)
+        # in a `runtime_env` it would have Ray start a process of its own, where one may wait that has Ray loaded
+        os.environ["OMP_NUM_THREADS"] = str(threads)
         keep_others_from_writing()
         context = ray.get_runtime_context()
         gpus = context.get_accelerator_ids().get("GPU", [])
@@ -76,9 +78,8 @@ class Pool:
         self, actor_class: Any, task: Any, threads: int, resources: dict[str, float], load_with: Sequence[Any] = ()
     ) -> None:
         """`resources` are Ray's options of one actor, which computes with `threads`; it is loaded with `load_with`."""
-        environment = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
-        self._actor_class = actor_class.options(runtime_env=environment, **resources)
-        self._task, self._load_with = task, load_with
+        self._actor_class = actor_class.options(**resources)
+        self._task, self._threads, self._load_with = task, threads, load_with
         self.resources = resources
         self._assigned: dict[ray.ObjectRef, tuple[str, Item]] = {}
         self.actors: dict[str, Any] = {}
@@ -87,7 +88,7 @@ class Pool:
     def start(self, name: str) -> None:
         """Starts an actor, loading."""
         actor = self.actors[name] = self._actor_class.remote(name, self._task)
-        self._assigned[actor.hello.remote(time.time())] = (name, HELLO)
+        self._assigned[actor.hello.remote(time.time(), self._threads)] = (name, HELLO)
         self._assigned[actor.load.remote(*self._load_with)] = (name, LOAD)
 
     def assign(self, name: str, item: Item) -> None:

@@ -45,11 +45,12 @@ def evaluate(
 ) -> "RunResult":
     """`adadecode.evaluate`, shown by `watcher` as it goes; says how to go on when it ends early."""
     from adadecode import api
-    from adadecode.report.tables import model_notes
-    from adadecode.runs.folder import read_run
 
     try:
         result = api.evaluate(config, out, observer=watcher, stop=stop, command=resume_command(), models=models)
+        from adadecode.report.tables import model_notes
+        from adadecode.runs.folder import read_run
+
         names = {} if config.local else {"model": config.model, "draft_model": config.decode.draft_model}
         for of, name in names.items():  # those of a local run were said when it was loaded
             for note in model_notes(read_run(result.folder), of):
