@@ -53,7 +53,9 @@ def serving(folder: Path, name: str, slow_s: float = 0.0) -> Generator[Hub]:
 
         def _api(self, what: str) -> None:
             files = sorted(path for path in folder.iterdir() if path.is_file())
-            listed = [{"type": "file", "path": file.name, "size": file.stat().st_size, "oid": "0" * 40} for file in files]
+            listed = [
+                {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": "0" * 40} for file in files
+            ]
             siblings = [{"rfilename": file.name} for file in files]
             found = {"tree": listed}.get(what, {"id": name, "sha": COMMIT, "siblings": siblings})
             self._send(200, json.dumps(found).encode(), {"Content-Type": "application/json"})

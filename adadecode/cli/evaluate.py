@@ -184,7 +184,9 @@ def print_run(run: str, *, detail: bool) -> int:
     """Prints a run, in `detail` or not, a certification or what was published of a run; returns its exit code."""
     from adadecode.certify.result import is_certification, read_certification
     from adadecode.cli.certify import print_certification
+    from adadecode.evaluation.start_up import start_up_lines
     from adadecode.report.tables import provenance_lines
+    from adadecode.runs.engines import stored_facts
     from adadecode.runs.folder import read_run
     from adadecode.runs.lease import driver_status
     from adadecode.runs.listing import read_published
@@ -206,10 +208,11 @@ def print_run(run: str, *, detail: bool) -> int:
             say(line)
         return print_published(facts, *published, detail=detail)
     result = read_result(run)
+    start_up = start_up_lines(stored_facts(facts)) if detail else []
     status = facts["status"] if result.status == "running" else result.status
     for line in (*provenance_lines(facts | {"status": status}), *start_lines(facts)):
         say(line)
-    print_result(result, result.findings(), detail=detail)
+    print_result(result, [*result.findings(), *start_up], detail=detail)
     return result.exit_code
 
 
