@@ -1,8 +1,9 @@
 """What passes between `adadecode submit` and the first decoded token, stage by stage, on a head of this machine.
 
 Starts a head with a token, submits the demo's evaluation several times, each into a folder of its own, and prints one JSON
-object: the least and the median seconds of each stage. The first job, which fills caches, is not counted. Of the driver
-its own imports and files tell, by an audit hook that this script puts into it; of the worker its `start_up` in run.json.
+object: the least and the median seconds of each stage. The first job, which fills caches, is not counted. The driver's
+stages are told by the modules it imports, through an audit hook that this script puts into it; the worker's by its
+`start_up` in run.json.
 
     python tests/efficiency/job_overhead.py --repeats 5
 """
@@ -25,31 +26,31 @@ from pathlib import Path
 import click
 import requests
 
+from adadecode.provenance import cpu_name
 from adadecode.runs.folder import read_run, read_samples
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 RUN = ("--task", "demo", "--limit", "2", "--workers", "1", "--threads", "1")
-# Notes when the driver first imports a module or writes a file, as "seconds since the epoch, what".
-HOOK = """
-import sys, time
-if "eval" in sys.orig_argv and "adadecode" in sys.orig_argv:
-    import os, builtins
-    _file = os.open(os.environ["OVERHEAD_MARKS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    _seen = set()
-    def _mark(what):
-        if what not in _seen:
-            _seen.add(what)
-            os.write(_file, f"{time.time():.4f} {what}\\n".encode())
-    _mark("python")
-    def _hook(event, arguments):
-        if event == "import" and arguments[0] in WATCHED:
-            _mark(arguments[0])
-        elif event == "open" and str(arguments[0]).endswith(".part") or event == "os.rename":
-            _mark(f"{event} {os.path.basename(str(arguments[-1] if event == 'os.rename' else arguments[0]))}")
-    WATCHED = frozenset(("click", "adadecode.api", "adadecode.runs.run", "pyarrow", "ray", "torch", "transformers", "scipy",
-        "ray_jobs.cluster", "ray_jobs.doctor", "ray_jobs.evaluation", "ray_jobs.metrics", "ray._private.node"))
-    sys.addaudithook(_hook)
+MARKED = (  # modules at whose first import something is over, in the order in which the driver comes to them
+    ("adadecode.api", "driver: imports and settings"),
+    ("ray", "driver: data set, plan, run folder"),
+    ("adadecode.runs.result", "driver: Ray imported and joined, actor asked for"),
+)
+# Notes when the driver begins and when it first imports a module, as "seconds since the epoch, what".
+HOOK = f"""
+import os, sys, time
+if sys.orig_argv[1:4] == ["-m", "adadecode", "eval"]:
+    marks = os.open(os.environ["OVERHEAD_MARKS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    left = {{name for name, _ in {MARKED!r}}}
+    def mark(what):
+        os.write(marks, f"{{time.time():.4f}} {{what}}\\n".encode())
+    def hook(event, arguments):
+        if event == "import" and arguments[0] in left:
+            left.remove(arguments[0])
+            mark(arguments[0])
+    mark("python")
+    sys.addaudithook(hook)
 """
 
 
@@ -102,37 +103,42 @@ def taken_at(address: str, token: str, after: float) -> float:
     return min(job["start_time"] / 1000 for job in asked.json() if (job["start_time"] or 0) / 1000 >= after)
 
 
-def stages(at: float, taken: float, marks: Path, out: Path) -> dict[str, float]:
-    """Seconds of each stage of a run that was submitted `at` and `taken` by the head."""
-    lines = (line.split(" ", 1) for line in marks.read_text().splitlines())
-    mark = {what: float(time) for time, what in lines}
+def stages(at: float, taken: float, marks: Mapping[str, float], out: Path) -> dict[str, float]:
+    """Seconds of each stage of a run that was submitted `at` and `taken` by the head; `marks` are its driver's."""
     (worker,) = read_run(out)["workers"]
-    start_up = worker["start_up"]
+    start_up = dict(worker["start_up"])
+    laps = {"warm-up": sum(start_up.pop("warm_up_s").values())}
+    laps |= {name.removesuffix("_s"): s for name, s in start_up.items() if s is not None}
     ready_at = datetime.fromisoformat(worker["ready_at"]).timestamp()
-    warm_up = sum(start_up.pop("warm_up_s").values())
-    laps = {name: s for name, s in start_up.items() if s is not None} | {"warm_up_s": warm_up}
     asked_at = ready_at - sum(laps.values())
     first = min(read_samples(out).select(["started_at", "ttft_s"]).to_pylist(), key=lambda row: row["started_at"])
-    first_at = first["started_at"].timestamp()
-    found = {"client": taken - at, "head takes the job": mark["python"] - taken, "driver": asked_at - mark["python"]}
-    found |= {f"worker {name.removesuffix('_s')}": s for name, s in laps.items()}
-    found |= {"first sample": first_at - ready_at, "first token": first["ttft_s"]}
-    in_driver = {f"driver at {what}": at - mark["python"] for what, at in mark.items()}
-    return found | {"all": first_at + first["ttft_s"] - at} | in_driver
+    token_at = first["started_at"].timestamp() + first["ttft_s"]
+    found = {"client, until the head has the job": taken - at, "head, until the driver runs": marks["python"] - taken}
+    last = marks["python"]
+    for module, stage in MARKED:
+        until = min(marks.get(module, asked_at), asked_at)
+        found[stage] = until - last
+        last = until
+    found[stage] += asked_at - last
+    found |= {
+        f"worker: {lap}": laps[lap] for lap in ("process", "imports", "model", "kernels", "rows", "warm-up", "other")
+    }
+    return found | {"first token of the first sample": token_at - ready_at, "all": token_at - at}
 
 
 @click.command()
 @click.option("--repeats", default=5, show_default=True)
 def main(repeats: int) -> None:
     """Measures `repeats` jobs after one that is not counted."""
-    with tempfile.TemporaryDirectory(prefix="overhead-") as name:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the head is ended too
+    with tempfile.TemporaryDirectory(prefix="job-") as name:
         folder, token = Path(name), secrets.token_hex(32)
         (folder / "sitecustomize.py").write_text(HOOK)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         environment |= {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": token,
-            "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray-"),
+            "RAY_TMPDIR": str(folder / "ray"),
         }
         environment |= {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OVERHEAD_MARKS": str(folder / "marks")}
         environment["PYTHONPATH"] = os.pathsep.join((name, str(REPOSITORY)))
@@ -143,12 +149,16 @@ def main(repeats: int) -> None:
                 out = folder / f"run{repeat}"
                 at = submit(address, environment, out)
                 if repeat >= 0:
-                    found.append(stages(at, taken_at(address, token, at), folder / "marks", out))
-                    click.echo(json.dumps({what: round(s, 2) for what, s in found[-1].items()}), err=True)
-        shared = [what for what in found[0] if all(what in one for one in found)]
-        figures = {what: [one[what] for one in found] for what in shared}
-        least = {what: (round(min(s), 2), round(statistics.median(s), 2)) for what, s in figures.items()}
-        click.echo(json.dumps({"jobs": repeats, "least and median s": least}, indent=2))
+                    lines = (line.split(" ", 1) for line in (folder / "marks").read_text().splitlines())
+                    marks = {what: float(seconds) for seconds, what in lines}
+                    found.append(stages(at, taken_at(address, token, at), marks, out))
+                    click.echo(f"{found[-1]['all']:.1f} s, load {os.getloadavg()[0]:.1f}", err=True)
+        figures = {what: [one[what] for one in found] for what in found[0]}
+        least = {
+            what: {"least_s": round(min(s), 2), "median_s": round(statistics.median(s), 2)}
+            for what, s in figures.items()
+        }
+        click.echo(json.dumps({"cpu": cpu_name(), "num_jobs": repeats, **least}, indent=2))
 
 
 if __name__ == "__main__":
