@@ -125,9 +125,9 @@ def _execute(
         run_local(prepared, observer, stop, models)
         return
     from ray_jobs.cluster import connect
-    from ray_jobs.doctor import check_before_run
     from ray_jobs.evaluation import run_on_ray
     from ray_jobs.metrics import Metered
+    from ray_jobs.nodes import check_before_run
 
     connect(prepared.config.address)
     stop.install()  # Ray has set handlers of its own

@@ -13,6 +13,7 @@ from adadecode.errors import DeviceLostError, RunFolderError
 from adadecode.evaluation.rows import SampleRow
 from adadecode.records import Shard
 from adadecode.settings import EvalConfig
+from adadecode.stopwatch import lap, stopwatch
 from ray_jobs.pool import Done, PooledActor
 
 log = logging.getLogger("adadecode.actors")
@@ -56,10 +57,16 @@ class Evaluator(PooledActor):
 
     def load(self) -> None:
         """Loads the model and warms it up. Separate from `__init__`, so that errors arrive whole."""
-        from adadecode.evaluation.run_worker import load_run_worker
-        from adadecode.evaluation.worker_log import configure_worker_log
-        from adadecode.runs.folder import RunFolder
-        from ray_jobs.metrics import WorkerMetrics
+        with stopwatch() as watch:
+            watch.seconds["process"] = self.process_s
+            self._load()
+
+    def _load(self) -> None:
+        with lap("imports"):
+            from adadecode.evaluation.run_worker import load_run_worker
+            from adadecode.evaluation.worker_log import configure_worker_log
+            from adadecode.runs.folder import RunFolder
+            from ray_jobs.metrics import WorkerMetrics
 
         task = self._task
         self._folder = RunFolder(task.location)

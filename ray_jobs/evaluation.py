@@ -119,6 +119,8 @@ class EvaluationDriver(Driver):
         return self._stop()
 
     def on_wait(self) -> None:
+        import adadecode.runs.result  # noqa: F401  # to close the run; it takes a second, while the actors start
+
         self._prepared.lease.check()
         workers = worker_states(self._scheduler, self._pool)
         self._observer.on_workers(workers)
