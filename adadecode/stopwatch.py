@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Generator
 from contextvars import ContextVar
 
@@ -11,7 +11,7 @@ class Stopwatch:
     """Seconds by the name of a lap. Each counts once: under the lap that was begun last and is not over."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.seconds = Counter[str]()
+        self.seconds = defaultdict[str, float](float)
         self._clock, self._since, self._lap = clock, clock(), ""
 
     def begin(self, name: str) -> str:

@@ -1,5 +1,6 @@
 """An evaluation on Ray: actors evaluate and commit shards; the driver commits those that were done sample by sample."""
 
+import importlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -119,8 +120,7 @@ class EvaluationDriver(Driver):
         return self._stop()
 
     def on_wait(self) -> None:
-        import adadecode.runs.result  # noqa: F401  # to close the run; it takes a second, while the actors start
-
+        importlib.import_module("adadecode.runs.result")  # takes a second, when the run is closed or while actors start
         self._prepared.lease.check()
         workers = worker_states(self._scheduler, self._pool)
         self._observer.on_workers(workers)

@@ -68,7 +68,7 @@ def serving(folder: Path, name: str, slow_s: float = 0.0) -> Generator[Hub]:
             if self.command == "GET":
                 self.wfile.write(content)
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             return
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

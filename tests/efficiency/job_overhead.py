@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Generator, Mapping
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -32,17 +33,18 @@ from adadecode.runs.folder import read_run, read_samples
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 RUN = ("--task", "demo", "--limit", "2", "--workers", "1", "--threads", "1")
-MARKED = (  # modules at whose first import something is over, in the order in which the driver comes to them
-    ("adadecode.api", "driver: imports and settings"),
-    ("ray", "driver: data set, plan, run folder"),
-    ("adadecode.runs.result", "driver: Ray imported and joined, actor asked for"),
+MARKED = ("adadecode.api", "ray")  # modules at whose first import the driver's next stage begins
+DRIVER = (
+    "driver: imports and settings",
+    "driver: data set, plan, run folder",
+    "driver: Ray imported and joined, actor asked for",
 )
 # Notes when the driver begins and when it first imports a module, as "seconds since the epoch, what".
 HOOK = f"""
 import os, sys, time
 if sys.orig_argv[1:4] == ["-m", "adadecode", "eval"]:
     marks = os.open(os.environ["OVERHEAD_MARKS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    left = {{name for name, _ in {MARKED!r}}}
+    left = set({MARKED!r})
     def mark(what):
         os.write(marks, f"{{time.time():.4f}} {{what}}\\n".encode())
     def hook(event, arguments):
@@ -114,12 +116,8 @@ def stages(at: float, taken: float, marks: Mapping[str, float], out: Path) -> di
     first = min(read_samples(out).select(["started_at", "ttft_s"]).to_pylist(), key=lambda row: row["started_at"])
     token_at = first["started_at"].timestamp() + first["ttft_s"]
     found = {"client, until the head has the job": taken - at, "head, until the driver runs": marks["python"] - taken}
-    last = marks["python"]
-    for module, stage in MARKED:
-        until = min(marks.get(module, asked_at), asked_at)
-        found[stage] = until - last
-        last = until
-    found[stage] += asked_at - last
+    times = [marks["python"], *(marks[module] for module in MARKED), asked_at]
+    found |= {stage: until - since for stage, (since, until) in zip(DRIVER, pairwise(times), strict=True)}
     found |= {
         f"worker: {lap}": laps[lap] for lap in ("process", "imports", "model", "kernels", "rows", "warm-up", "other")
     }

@@ -46,6 +46,9 @@ def test_two_actors_commit_the_tables_of_a_local_run(ray_cluster, config, tmp_pa
     assert workers == {"worker-0", "worker-1"}
     assert {commit["worker"]["worker_id"] for commit in read_commits(tmp_path / "ray").values()} <= workers
     assert {state.phase for states in observer.workers for state in states} >= {"starting", "working"}
+    for worker in read_run(tmp_path / "ray")["workers"]:
+        assert worker["threads"] == 1
+        assert min(worker["start_up"][lap] for lap in ("process_s", "imports_s", "model_s", "rows_s")) > 0
     run_in_process(config, tmp_path / "local")
     assert deterministic(tmp_path / "ray").equals(deterministic(tmp_path / "local"))
 
