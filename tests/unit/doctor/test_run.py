@@ -15,6 +15,7 @@ from adadecode.doctor.sources import weights_finding
 from adadecode.doctor.subject import Subject
 from adadecode.engine.decode import decode
 from adadecode.engine.policy import make_policy
+from adadecode.errors import UsageError
 from adadecode.kernels.eager import EagerStep
 from adadecode.model.files import ModelFiles
 from adadecode.model.weight_files import WeightFiles, bytes_of_weights, find_weights
@@ -165,6 +166,25 @@ def test_what_is_needed_is_what_the_model_takes_when_it_is_loaded(tiny, tmp_path
     assert needs["weights"] == sum(p.nbytes for p in looked.model.lm.parameters())
     columns = looked.model.num_columns(looked.num_positions)
     assert needs["cache"] == columns * looked.model.weights.column_bytes
+
+
+def test_what_a_worker_of_two_gpus_needs_is_divided_between_them(tiny, tmp_path):
+    from adadecode.doctor.memory import CUDA_BYTES, GRAPHS, needed, on_each_gpu, sizes_of
+
+    looked = subject(tiny, tmp_path, device="cuda", gpus_per_worker=2)
+    needs, own = needed(looked), sizes_of(looked)["--model"]
+    home, other = on_each_gpu(looked, needs)
+    assert other.keys() == {"weights", "cache", GRAPHS}
+    assert home[GRAPHS] == other[GRAPHS] == CUDA_BYTES
+    assert {name: home[name] + other.get(name, 0) for name in needs if name != GRAPHS} == {
+        name: num_bytes for name, num_bytes in needs.items() if name != GRAPHS
+    }
+    num_layers = len(own.layers)
+    assert other["weights"] % own.layers[0] == 0
+    assert other["cache"] * num_layers == needs["cache"] * (other["weights"] // own.layers[0])
+    with pytest.raises(UsageError, match=rf"--gpus-per-worker 60: the model has {num_layers} layers"):
+        on_each_gpu(subject(tiny, tmp_path, device="cuda", gpus_per_worker=60), needs)
+    assert on_each_gpu(subject(tiny, tmp_path, device="cuda"), needs) == [needs]
 
 
 def test_rows_that_depend_on_each_other_are_found_on_the_loaded_model(tiny, tmp_path):
