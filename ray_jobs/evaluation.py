@@ -16,7 +16,7 @@ from ray_jobs.actors import EvalActor, EvalTask, ShardWork, SplitSample
 from ray_jobs.cluster import actor_resources, num_asked, num_places, with_absolute_paths
 from ray_jobs.driver import Driver
 from ray_jobs.events import Item
-from ray_jobs.limits import FIRST_DEADLINE_S, Limits
+from ray_jobs.limits import FIRST_DEADLINE_S, FIRST_SAMPLE_S, Limits
 from ray_jobs.pool import Pool
 from ray_jobs.scheduler import Scheduler
 from ray_jobs.state import ActorState, Phase
@@ -60,16 +60,22 @@ def _drive(
     task = EvalTask(with_absolute_paths(config), prepared.tasks, location, folder.fingerprint, threads)
     scheduler = Scheduler(
         (shard_item(shard) for shard in longest_first(prepared.todo)),
-        limits
-        or Limits(
-            first_deadline_s=max(FIRST_DEADLINE_S, config.deadline_s),
-            least_deadline_s=config.deadline_s,
-            grace_s=config.grace_s,
-        ),
+        limits or limits_of(prepared),
         split_shard,
     )
     pool = Pool(actor_class, task, threads, resources)
     EvaluationDriver(pool, scheduler, cluster, prepared, observer, is_stopping).drive()
+
+
+def limits_of(prepared: PreparedRun) -> Limits:
+    """How patient the run is: as its settings say, and with the first shards the longer the more samples they have."""
+    config = prepared.config
+    largest = max(len(shard.examples) for shard in prepared.todo)
+    return Limits(
+        first_deadline_s=max(FIRST_DEADLINE_S, largest * FIRST_SAMPLE_S, config.deadline_s),
+        least_deadline_s=config.deadline_s,
+        grace_s=config.grace_s,
+    )
 
 
 class EvaluationDriver(Driver):

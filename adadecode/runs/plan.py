@@ -10,6 +10,17 @@ from adadecode.files import short_hash
 from adadecode.records import Example, Shard
 from adadecode.report.schema import PLAN
 
+LEAST_SIZE, MOST_SHARDS, LARGEST_SIZE = 4, 2000, 64
+
+
+def default_shard_size(num_samples: int) -> int:
+    """How many of a run's `num_samples` are a shard where nobody said how many.
+
+    LEAST_SIZE, more where that would be over MOST_SHARDS, never over LARGEST_SIZE (docs/scaling.md has the reasons). It
+    depends on no number of workers, as the plan does not.
+    """
+    return min(LARGEST_SIZE, max(LEAST_SIZE, -(-num_samples // MOST_SHARDS)))
+
 
 def make_plan(examples_by_task: Mapping[str, Sequence[Example]], shard_size: int) -> tuple[Shard, ...]:
     """Shards of at most `shard_size` examples of one task each, in data-set order, numbered from 0 over all tasks."""
