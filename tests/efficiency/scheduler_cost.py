@@ -14,7 +14,20 @@ from typing import Any
 
 import click
 
-from ray_jobs.events import Accept, Action, Assign, Cancel, Cancelled, Event, Finished, Item, Loaded, Start, Started, Wanted
+from ray_jobs.events import (
+    Accept,
+    Action,
+    Assign,
+    Cancel,
+    Cancelled,
+    Event,
+    Finished,
+    Item,
+    Loaded,
+    Start,
+    Started,
+    Wanted,
+)
 from ray_jobs.limits import Limits
 from ray_jobs.scheduler import Scheduler
 
