@@ -75,7 +75,7 @@ def main(shards: int, shard_size: int, latency_ms: float) -> None:
             told(endpoint, latency_ms / 1000)
             step("a commit", lambda: commit_all(prepared, [last]))
             result = step("close", lambda: close_run(prepared))
-        assert not result.num_missing and not result.disagreements, result.lines()
+        assert not result.num_missing, result.lines()
         with open_run(config, out) as prepared:
             assert not prepared.todo
             step("the lease, per 30 s", lambda: time.sleep(30))

@@ -1,7 +1,7 @@
 """An S3-compatible store in memory that answers after a set time and counts what it is asked: requests and bytes by kind.
 
-It knows what a run asks of a bucket: list, get, head, put with `If-None-Match`, delete. For measuring alone; tests that hold
-a store to its word use moto's.
+It knows what a run asks of a bucket: list, get, head, put with `If-None-Match`, delete. It is for measuring alone:
+tests that hold a store to its word use moto's.
 
     python -m tests.efficiency.counting_store PORT
 """
@@ -17,7 +17,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator
 from xml.sax.saxutils import escape
 
 from aiohttp import web
@@ -97,7 +97,7 @@ def _xml(text: str, status: int = 200) -> web.Response:
 
 
 @contextlib.contextmanager
-def counting_store() -> Iterator[str]:
+def counting_store() -> Generator[str]:
     """A store in a process of its own: the URL at which it tells; the environment names it to s3fs meanwhile."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -117,7 +117,8 @@ def counting_store() -> Iterator[str]:
                 with contextlib.suppress(OSError):
                     told(endpoint)
                     break
-                assert server.poll() is None and time.monotonic() < deadline, "the store does not answer"
+                assert server.poll() is None, "the store ended"
+                assert time.monotonic() < deadline, "the store does not answer"
                 time.sleep(0.05)
             yield endpoint
         finally:

@@ -1,8 +1,8 @@
 """What a run on Ray costs its driver, by the number of actors; decoding is replaced by sleeping, nothing is committed.
 
-A real `ray.cluster_utils.Cluster` of some nodes on this machine, the run's own driver, scheduler, pool and lease; the actors
-are this script's. Prints one JSON object per number of actors. All processes share this machine's processors, so what the
-driver could do alone follows from its CPU time per shard, not from the seconds.
+A real `ray.cluster_utils.Cluster` of some nodes on this machine, the run's own driver, scheduler, pool and lease; the
+actors are this script's. Prints one JSON object per number of actors. All processes share this machine's processors, so
+what the driver could do alone follows from its CPU time per shard, not from the seconds.
 
     python tests/efficiency/driver_scaling.py --actors 16 --actors 64
 """

@@ -1,7 +1,7 @@
 """A simulation without Ray: what the real scheduler costs the driver by the number of actors, to the last item.
 
-Prints one JSON object per number of actors: CPU per item over the whole run, in its middle and at its end, when no items are
-left and idle actors look for some to share. Actors take items of random length, in simulated time.
+Prints one JSON object per number of actors: CPU per item over the whole run, in its middle and at its end, when no items
+are left and idle actors look for some to share. Actors take items of random length, in simulated time.
 
     python tests/efficiency/scheduler_cost.py --actors 1000
 """
