@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adadecode.files import short_hash
 from adadecode.records import Example
 from adadecode.report.schema import PLAN, SAMPLES
 from adadecode.runs.plan import (
@@ -96,6 +97,13 @@ def test_the_plan_table_has_a_row_per_sample_with_its_shard():
 def test_the_hash_is_the_same_on_every_machine_and_day():
     """A literal, since a hash that moves between versions would refuse to finish a run that is half done."""
     assert hash_of({"a": examples(3)}) == "b4df49d4dafd5f50"
+
+
+@pytest.mark.parametrize("num_samples", [0, 1, 4, 5, 9])
+def test_the_hash_of_a_plan_in_pieces_is_that_of_the_whole(num_samples, monkeypatch):
+    table = plan_table(make_plan({"a": examples(num_samples)}, 2))
+    monkeypatch.setattr("adadecode.runs.plan.HASHED_ROWS", 4)
+    assert plan_hash(table) == short_hash(repr(table.drop_columns(["num_turns"]).to_pylist()))
 
 
 @pytest.mark.parametrize("field", ["sample_id", "prompt", "chat_prompt", "reference"])
