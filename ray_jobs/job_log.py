@@ -1,9 +1,9 @@
 """A job's log, read as it grows: each byte comes over the wire once, also where connections break.
 
-Ray has three ways to a log (2.60, `dashboard/modules/job` and `log`). `get_job_logs` fetches all of it. `tail_job_logs` sends
-what is new while its connection lasts, and begins at the beginning each time one is opened. The state API
-(`/api/v0/logs/stream`, and `file` for one that ends) begins at any number of lines before the end, so that a connection that
-was lost costs those lines and no more; the dashboard itself cuts each after five minutes. It is what is used here.
+Ray has three ways to a log (2.60, `dashboard/modules/job` and `log`). `get_job_logs` fetches all of it. `tail_job_logs`
+sends what is new while its connection lasts, and begins at the beginning each time one is opened. The state API
+(`/api/v0/logs/stream`, and `file` for an answer that ends) begins at any number of lines before the end: a connection that
+was lost costs those lines and no more. The dashboard cuts each after five minutes. That API is what is used here.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ class JobLog:
         """What of `last`, a part of the log, was not shown yet; None where the end of what was shown is not in it."""
         if last.endswith(self.end):
             return b""
-        before, end, rest = last.partition(self.end)
+        _, end, rest = last.partition(self.end)
         return rest if end else None
 
 

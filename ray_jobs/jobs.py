@@ -180,4 +180,5 @@ def exit_code(details: JobDetails) -> int:
         return EXIT_OK
     if details.status == JobStatus.STOPPED:
         return EXIT_INCOMPLETE
-    return details.driver_exit_code if (details.driver_exit_code or 0) > 0 else EXIT_FAILED
+    code = details.driver_exit_code
+    return code if code is not None and code > 0 else EXIT_FAILED

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray._private.thirdparty.pathspec import PathSpec
+from ray._private.thirdparty.pathspec.pathspec import PathSpec
 
 from adadecode.errors import UsageError
 from adadecode.printable import on_one_line

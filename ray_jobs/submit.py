@@ -28,11 +28,11 @@ NAME_LEN = 80
 LEAST_SECRET_LEN = 8
 SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY", re.IGNORECASE)
 USER_IN_URL = re.compile(r"://[^/\s]*@")
-# The folder of the interpreter that Ray runs on, found by the library that the shell's parent has loaded: what is first on the
-# PATH of a head that was started as .venv/bin/ray may be another. Nothing where there is no /proc.
+# The folder of the interpreter that Ray runs on, found by the library that the shell's parent has loaded: the PATH of a head
+# that was started as .venv/bin/ray may begin with another. Nothing where there is no /proc.
 RAY_BIN = (
-    r"$(sed -n 's|.* \(/.*\)/lib/python[^/]*/site-packages/ray/_raylet.so$|\1/bin:|p' /proc/$PPID/maps 2>/dev/null"
-    " | head -n 1)"
+    r"$(sed -n 's|.* \(/.*\)/lib/python[^/]*/site-packages/ray/_raylet.so$|\1/bin:|p' /proc/$PPID/maps "
+    "2>/dev/null | head -n 1)"
 )
 
 
@@ -171,7 +171,7 @@ def runtime_env(submission: Submission, scratch: Path, say: Say) -> dict[str, An
 
 
 def read_requirements(path: Path) -> list[str]:
-    """The lines of a requirements or constraints file; raises UsageError for what a cluster cannot install or may not know."""
+    """The lines of a requirements file; raises UsageError for what a cluster cannot install or may not know."""
     with readable("--requirements", path):
         text = path.read_text(encoding="utf-8", errors="replace")
     lines = [line for written in text.splitlines() if (line := re.sub(r"(^|\s)#.*", "", written).strip())]
@@ -204,6 +204,6 @@ def check_no_secret(arguments: Sequence[str], environ: Mapping[str, str]) -> Non
             )
         if (found := next((name for name, value in secrets.items() if value in argument), None)) is not None:
             raise UsageError(
-                f"an argument holds the value of {found}: a job's command is stored and shown on the cluster; leave it out, "
-                f"and set {found} where the head is started"
+                f"an argument holds the value of {found}: a job's command is stored and shown on the cluster; leave it "
+                f"out, and set {found} where the head is started"
             )
