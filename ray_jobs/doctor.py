@@ -13,7 +13,7 @@ from adadecode.doctor.checks import CHECKS, examine
 from adadecode.doctor.finding import Finding
 from adadecode.doctor.machine import seen_gpus, usable_cores
 from adadecode.doctor.subject import Subject
-from adadecode.errors import AdaDecodeError, UsageError
+from adadecode.errors import AdaDecodeError, ResourcesError, UsageError
 from adadecode.records import Say
 from adadecode.runs.run import PreparedRun
 from adadecode.runs.storage import absolute
@@ -51,8 +51,9 @@ def examine_on_ray(config: EvalConfig, location: str) -> Iterator[Finding]:
     yield from examine(subject, OF_DRIVER)
     yield from token_findings(os.environ)
     if is_ours(config.address):
-        yield from own_cluster(config)
-        yield from examine(subject, OF_WORKER)
+        here = {"Resources": {"CPU": usable_cores(), "GPU": len(seen_gpus())}}
+        yield from own_cluster(config, here)
+        yield from examine(on_own_node(subject, here), OF_WORKER)
         return
     try:
         yield from joined_cluster(subject)
@@ -67,15 +68,31 @@ def token_findings(environment: Mapping[str, str]) -> Iterator[Finding]:
         yield token_finding(path)
 
 
-def own_cluster(config: EvalConfig) -> Iterator[Finding]:
-    """What the cluster that `eval` would start on this machine holds, and whether it asks for a token."""
-    here = {"Resources": {"CPU": usable_cores(), "GPU": len(seen_gpus())}}
+def own_cluster(config: EvalConfig, here: Node) -> Iterator[Finding]:
+    """What the cluster that `eval` would start on this machine, `here`, holds, and whether it asks for a token."""
     yield resources_finding(config, [here], "one started on this machine, dashboard off")
     if os.environ.get("RAY_AUTH_MODE") == "disabled":
         what = "RAY_AUTH_MODE=disabled: whoever reaches the ports of the cluster started here runs code on it"
         yield Finding.warning("authentication", what, "unset it: Ray makes a token by itself")
     else:
         yield Finding.ok("authentication", "the cluster started here asks for a token")
+
+
+def on_own_node(subject: Subject, here: Node) -> Subject:
+    """`subject` as the workers have it that `eval` would start on this machine, `here`: their number and their threads."""
+    try:
+        return _of_workers(subject, subject.config, [here], here)
+    except ResourcesError:  # which was said of the cluster
+        return subject
+
+
+def _of_workers(subject: Subject, config: EvalConfig, nodes: Sequence[Node], node: Node) -> Subject:
+    """`subject` for the workers of `config` that come to `node` of the cluster's `nodes`."""
+    resources, threads = actor_resources(config, nodes)
+    most = num_places(resources, [node])
+    num_workers = min(most, config.workers) if isinstance(config.workers, int) else most
+    there = config.model_copy(update={"threads": threads})
+    return Subject(there, subject.location, max(1, num_workers), subject.longest)
 
 
 def joined_cluster(subject: Subject) -> Iterator[Finding]:
@@ -137,18 +154,14 @@ def is_loopback(host: str) -> bool:
 
 def examine_nodes(subject: Subject, nodes: Sequence[Node]) -> dict[str, list[Finding]]:
     """What a worker would meet, by node: a task on each, with what a worker takes, looks as `examine` does."""
-    config = subject.config
+    config = with_absolute_paths(subject.config)
     resources, threads = actor_resources(config, nodes)
     environment = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
     options: dict[str, Any] = {"max_retries": 0, "max_calls": 1, "runtime_env": environment, **resources}
     remote = ray.remote(**options)(look_here)
-    there = with_absolute_paths(config).model_copy(update={"threads": threads})
     asked = {}
     for node in nodes_for_workers(config, nodes):
-        most = num_places(resources, [node])
-        num_workers = min(most, config.workers) if isinstance(config.workers, int) else most
-        of_node = Subject(there, subject.location, num_workers, subject.longest)
-        ref = remote.options(scheduling_strategy=on(node)).remote(of_node)
+        ref = remote.options(scheduling_strategy=on(node)).remote(_of_workers(subject, config, nodes, node))
         asked[ref] = name_of(node)
     silent = "end what else takes its CPUs or GPUs, or look at Ray's logs there"
     return {

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,13 +100,18 @@ def checkpoint_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     if (index := folder / (WEIGHTS + INDEX_SUFFIX)).is_file():
         return _indexed_files(index)
+    refused_as_pickled({path.name for path in folder.iterdir()})
+    raise ValueError(f"it has no {WEIGHTS} and no index of such files: download them")
+
+
+def refused_as_pickled(names: Container[str]) -> None:
+    """Raises ValueError where the weights among files of these `names` are pickled."""
     for name in (PICKLED, PICKLED + INDEX_SUFFIX):
-        if (folder / name).is_file():
+        if name in names:
             raise ValueError(
                 f"its weights are pickled ({name}), and a pickle may hold code: give a version of it with {WEIGHTS}, or "
                 "convert it where you trust it (transformers' `save_pretrained`)"
             )
-    raise ValueError(f"it has no {WEIGHTS} and no index of such files: download them")
 
 
 def _indexed_files(index: Path) -> list[Path]:

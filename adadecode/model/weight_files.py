@@ -1,16 +1,18 @@
 """Where the weights of a model are: in its folder, in the hub's cache, or still on the hub."""
 
 import contextlib
+import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from huggingface_hub import HfApi, constants
 
-from adadecode.model.checkpoint import SINGLE_FILES, checkpoint_files
+from adadecode.model.checkpoint import INDEX_SUFFIX, WEIGHTS, checkpoint_files, refused_as_pickled
 from adadecode.model.files import HUB_TIMEOUT_S, ModelFiles, on_this_machine, reason
 
-SUFFIXES = tuple(Path(name).suffix for name in SINGLE_FILES)  # the first that a repository has is the one fetched
+PART = re.compile(r"model-\d+-of-\d+\.safetensors")  # of the weights that an index lists
 
 
 class WeightFiles(NamedTuple):
@@ -48,12 +50,21 @@ def _on_hub(files: ModelFiles) -> int | None:
             f"its weights are not all in the hub's cache, and the hub cannot be asked for them ({reason(error)}); fetch "
             "them with `hf download` where there is a network, and take HF_HOME along"
         ) from error
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-    for suffix in SUFFIXES:
-        found = [size for name, size in sizes.items() if name.endswith(suffix) and "/" not in name]
-        if found:
-            return sum(found) or None
-    return None
+    with files.refused():
+        return bytes_of_weights({file.rfilename: file.size or 0 for file in info.siblings or []})
+
+
+def bytes_of_weights(sizes: Mapping[str, int]) -> int | None:
+    """The bytes of the weights that are fetched of a repository with files of these `sizes`; None where it does not say.
+
+    Raises ValueError where it has no weights that are taken.
+    """
+    if WEIGHTS in sizes:
+        return sizes[WEIGHTS] or None
+    if WEIGHTS + INDEX_SUFFIX in sizes:
+        return sum(size for name, size in sizes.items() if PART.fullmatch(name)) or None
+    refused_as_pickled(sizes)
+    raise ValueError(f"the hub has no {WEIGHTS} of it and no index of such files: give another version of the model")
 
 
 def _free_at(folder: Path) -> int | None:

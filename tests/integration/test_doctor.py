@@ -1,7 +1,10 @@
 """`doctor` and the quick look of `eval` on a cluster of three real nodes, with faults planted between them."""
 
+import contextlib
 import os
 import secrets
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -65,6 +68,63 @@ def run(*arguments: object, environment: dict[str, str]) -> subprocess.Completed
 def problems(done: subprocess.CompletedProcess) -> list[str]:
     """The lines that are not ok."""
     return [line for line in done.stdout.splitlines() if not line.startswith("ok ")]
+
+
+# A node whose files at $1 are its own: what others write there it does not see, and the other way round.
+LONE_NODE = 'mount -t tmpfs none "$1" && shift && exec "$@"'
+MOUNTS_OF_ITS_OWN = ["unshare", "--user", "--map-root-user", "--mount"]
+WAIT_FOR_NODES = """
+import sys, time, ray
+ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
+give_up_at = time.monotonic() + 60
+while sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[2]) and time.monotonic() < give_up_at:
+    time.sleep(0.2)
+"""
+
+
+@contextlib.contextmanager
+def node_that_does_not_share(folder: Path, address: str, environment: dict[str, str]) -> Iterator[None]:
+    """A fourth node in the cluster, which sees another `folder`."""
+    start = [str(Path(sys.executable).parent / "ray"), "start", "--block", f"--address={address}", "--num-cpus=1"]
+    start += ["--disable-usage-stats", "--dashboard-agent-listen-port=0"]
+    command = [*MOUNTS_OF_ITS_OWN, "bash", "-c", LONE_NODE, "node", str(folder), *start]
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=20)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_node_that_does_not_share_the_run_folder_is_named_by_doctor_and_by_eval(
+    cluster, model_folder, prompts_file, tmp_path
+):
+    if shutil.which("unshare") is None or subprocess.run([*MOUNTS_OF_ITS_OWN, "true"], capture_output=True).returncode:
+        pytest.skip("this system gives users no namespaces of their own")
+    _, address, environment = cluster
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    flags = ["--model", model_folder, "--task", "jsonl", "--data-file", prompts_file, "--methods", "vanilla"]
+    flags += ["--limit", 1, "--max-new-tokens", 2, "--threads", 1, "--address", address, "--out", shared / "run"]
+    with node_that_does_not_share(shared, address, environment):
+        subprocess.run([sys.executable, "-c", WAIT_FOR_NODES, address, "4"], env=environment, check=True, timeout=120)
+        looked = run("doctor", *flags, environment=environment)
+        evaluated = run("eval", *flags, "--workers", 4, environment=environment)
+    said = f"the run folder {shared / 'run'} is not the driver's; the other nodes do the work: give an --out"
+    (line,) = problems(looked)
+    assert line.startswith("warning    run folder: ")
+    assert said in line
+    assert looked.returncode == 1
+    (line,) = [line for line in evaluated.stdout.splitlines() if line.startswith("warning ")]
+    assert said in line
+    assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
 
 
 @pytest.mark.slow

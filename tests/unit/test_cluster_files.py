@@ -356,7 +356,7 @@ def test_the_dockerfile_has_a_pinned_base_and_ends_as_a_user_that_kubernetes_can
         "no ADD, which fetches and unpacks"
     )
     assert lines[:2] == [lines[0], "FROM ${BASE}"]
-    assert re.fullmatch(r"ARG BASE=python:3\.11\.\d+-slim-\w+", lines[0])
+    assert re.fullmatch(r"ARG BASE=python:3\.11\.\d+-slim-\w+@sha256:[0-9a-f]{64}", lines[0])
     (user,) = [line for line in lines if line.startswith("USER ")]
     assert re.fullmatch(r"USER [1-9]\d*:[1-9]\d*", user), "by number: runAsNonRoot knows no names"
     assert f"--uid {user.split()[1].split(':')[0]}" in " ".join(lines)

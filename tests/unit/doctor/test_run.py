@@ -13,7 +13,7 @@ from adadecode.doctor.subject import Subject
 from adadecode.engine.policy import make_policy
 from adadecode.kernels.eager import EagerStep
 from adadecode.model.files import ModelFiles
-from adadecode.model.weight_files import WeightFiles, find_weights
+from adadecode.model.weight_files import WeightFiles, bytes_of_weights, find_weights
 from adadecode.settings import EvalConfig, build_settings
 from tests.folders import save_tiny_heads, save_tiny_model
 from tests.model_folders import WEIGHTS, edit
@@ -97,7 +97,7 @@ def test_a_family_that_is_not_decoded_and_weights_that_are_not_there_are_told(ti
     (other / WEIGHTS).unlink()
     (line,) = problems(examine(subject(tiny, tmp_path, model=str(other))))
     assert "will fail  files: " in line
-    assert "it has neither model.safetensors nor" in line
+    assert "it has no model.safetensors and no index" in line
 
 
 def test_weights_to_fetch_must_fit_the_caches_disk():
@@ -106,6 +106,21 @@ def test_weights_to_fetch_must_fit_the_caches_disk():
     found = weights_finding("--model", files, WeightFiles("hub", 16 * 10**9, 2 * 10**9))
     assert found.status == "will fail"
     assert "of 16.0 GB are fetched from the hub, and its cache's disk has 2.0 GB free: make room" in found.text()
+
+
+def test_weights_on_the_hub_are_those_that_would_be_fetched_and_pickled_ones_are_refused():
+    one, parts = (
+        {"model.safetensors": 7},
+        {"model-00001-of-00002.safetensors": 3, "model-00002-of-00002.safetensors": 4},
+    )
+    index = {"model.safetensors.index.json": 1}
+    others = {"consolidated.safetensors": 7, "onnx/model.onnx": 9, "pytorch_model.bin": 7}
+    assert bytes_of_weights(one | others) == bytes_of_weights(parts | index | others) == 7
+    assert bytes_of_weights({"model.safetensors": 0}) is None, "a hub that does not say"
+    with pytest.raises(ValueError, match=r"its weights are pickled \(pytorch_model.bin\), and a pickle may hold code"):
+        bytes_of_weights({"config.json": 1, "pytorch_model.bin": 7})
+    with pytest.raises(ValueError, match=r"the hub has no model.safetensors of it"):
+        bytes_of_weights({"config.json": 1, "tf_model.h5": 7})
 
 
 def test_weights_that_are_not_all_in_the_cache_need_a_hub_that_answers(tiny, tmp_path, monkeypatch):

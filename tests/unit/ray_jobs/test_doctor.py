@@ -6,10 +6,19 @@ from types import SimpleNamespace
 import pytest
 
 from adadecode.doctor.finding import Finding
+from adadecode.doctor.subject import Subject
 from adadecode.errors import UsageError
 from adadecode.settings import EvalConfig
 from ray_jobs.cluster import mixed_versions
-from ray_jobs.doctor import check_before_run, dashboard_finding, merged, own_cluster, resources_finding, token_findings
+from ray_jobs.doctor import (
+    check_before_run,
+    dashboard_finding,
+    merged,
+    on_own_node,
+    own_cluster,
+    resources_finding,
+    token_findings,
+)
 from ray_jobs.node_probe import NodeFacts, open_token
 from ray_jobs.nodes import Answer, node_findings
 
@@ -183,10 +192,23 @@ def test_a_cluster_that_cannot_hold_the_workers_will_fail_and_one_that_may_grow_
 
 def test_a_cluster_of_our_own_without_a_token_is_a_warning(monkeypatch):
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    assert {finding.status for finding in own_cluster(EvalConfig())} == {"ok"}
+    assert {finding.status for finding in own_cluster(EvalConfig(), NODE)} == {"ok"}
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    (found,) = [finding for finding in own_cluster(EvalConfig()) if finding.status != "ok"]
+    (found,) = [finding for finding in own_cluster(EvalConfig(), NODE) if finding.status != "ok"]
     assert (found.check, found.status) == ("authentication", "warning")
+
+
+@pytest.mark.parametrize(
+    ("workers", "threads", "expected"),
+    [(2, None, (2, 2)), ("auto", 1, (4, 1)), ("auto", None, (1, 4)), (9, None, (1, None))],
+)
+def test_a_cluster_of_our_own_is_looked_at_with_as_many_workers_and_threads_as_it_would_have(
+    workers, threads, expected
+):
+    """Memory is needed by each worker, and rows are independent, or not, with the threads that each has."""
+    subject = Subject(EvalConfig(workers=workers, threads=threads), "x")
+    found = on_own_node(subject, NODE)
+    assert (found.num_workers, found.config.threads) == expected
 
 
 def test_what_all_nodes_say_is_said_once_and_what_one_says_with_its_name():
