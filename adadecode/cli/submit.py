@@ -56,9 +56,9 @@ def submit_command(
 ) -> None:
     """Run `adadecode COMMAND ARGUMENTS` as a Ray job, show its log, and exit with the driver's own exit code.
 
-    --out must be on storage every node sees; a relative one is taken from this folder. The job is named as its last part
-    is, and a run is one job: submitted again it is followed while it runs, and resumed once it has ended. Ctrl-C asks whether
-    to stop the job or to leave it running. Exit code 4: it was stopped, or is left running.
+    --out must be on storage every node sees; a relative one is taken from this folder. The job has the name of that
+    folder, and a run is one job: submitted again it is followed while it runs, and resumed once it has ended. Ctrl-C asks
+    whether to stop the job or to leave it running. Exit code 4: it was stopped, or is left running.
     """
     from ray_jobs.dashboard import open_dashboard
     from ray_jobs.jobs import follow_command
