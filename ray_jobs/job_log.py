@@ -20,8 +20,8 @@ from adadecode.printable import on_one_line
 from adadecode.records import Say
 from ray_jobs.dashboard import ANSWER_S, PatientClient
 
-LAST_LINES, ALL_LINES = 1000, -1
-END_LEN = 4096
+LAST_LINES, ALL_LINES = 2000, -1
+END_LEN = 16384
 INTERVAL_S = 0.5  # in which the head looks whether a log has grown
 QUIET_S = 60.0  # of a log, after which it is asked for anew: a connection may be cut without a sign
 UNPLACED_S = 5.0  # of quiet, after which what came is taken for all the last lines
@@ -37,14 +37,14 @@ def new_decoder() -> codecs.IncrementalDecoder:
 class JobLog:
     """What was shown of a log that grows at its end; lengths in bytes.
 
-    What comes after it is found in the log's last lines by its own end, END_LEN bytes. One that repeats these word for word
-    may be shown a piece twice after a connection was lost, and never lacks one.
+    What comes after it is found in the log's last lines by its own end, END_LEN bytes. A log that repeats these word for
+    word is read again from its beginning.
     """
 
     say: Say
     shown_len: int = 0
     end: bytes = b""
-    is_lost: bool = False  # the end was not among the last lines: too much was missed
+    is_lost: bool = False  # the end was not once among the last lines: too much was missed
     decoder: codecs.IncrementalDecoder = field(default_factory=new_decoder)
 
     def show(self, piece: bytes) -> None:
@@ -55,11 +55,9 @@ class JobLog:
             self.say(text)
 
     def rest_of(self, last: bytes) -> bytes | None:
-        """What of `last`, a part of the log, was not shown yet; None where the end of what was shown is not in it."""
-        if last.endswith(self.end):
-            return b""
-        _, end, rest = last.partition(self.end)
-        return rest if end else None
+        """What of `last`, a part of the log, was not shown yet; None where the end of what was shown is not in it once."""
+        start = last.find(self.end)
+        return last[start + len(self.end) :] if start >= 0 and start == last.rfind(self.end) else None
 
 
 class Reading:

@@ -28,12 +28,10 @@ NAME_LEN = 80
 LEAST_SECRET_LEN = 8
 SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY", re.IGNORECASE)
 USER_IN_URL = re.compile(r"://[^/\s]*@")
-# The folder of the interpreter that Ray runs on, found by the library that the shell's parent has loaded: the PATH of a head
-# that was started as .venv/bin/ray may begin with another. Nothing where there is no /proc.
-RAY_BIN = (
-    r"$(sed -n 's|.* \(/.*\)/lib/python[^/]*/site-packages/ray/_raylet.so$|\1/bin:|p' /proc/$PPID/maps"
-    " 2>/dev/null | head -n 1)"
-)
+# The folder of the interpreter that Ray runs on, found by the library that the shell's parent has loaded: the PATH of a
+# head that was started as .venv/bin/ray may begin with another. Nothing where there is no /proc.
+RAY_LIBRARY = r"s|.* \(/.*\)/lib/python[^/]*/site-packages/ray/_raylet.so$|\1/bin:|p"
+RAY_BIN = f"$(sed -n '{RAY_LIBRARY}' /proc/$PPID/maps 2>/dev/null | head -n 1)"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """`submit`: a command as a job on a Ray cluster."""
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,7 +75,7 @@ def submit_command(
     submitted = submit_job(client, submission, address, show_text)
     job_id = submitted.job_id
     if submitted.is_new:
-        say(f"job {job_id}: adadecode {' '.join((command, *arguments))}")
+        say(f"job {job_id}: {shlex.join(('adadecode', command, *arguments))}")
     else:
         say(f"job {job_id}: runs for {out} already, and is followed; nothing was submitted")
     if no_wait:
