@@ -25,7 +25,7 @@ FIRST_DAY = (1980, 1, 1, 0, 0, 0)  # so that the same files are the same archive
 NEVER_SENT = (
     *(".git", ".venv/", "venv/", "__pycache__/", ".cache/", ".tox/", ".nox/", ".ipynb_checkpoints/", "node_modules/"),
     *(".env*", ".netrc", ".git-credentials", ".npmrc", ".pypirc", ".s3cfg", ".boto", ".vault-token", ".htpasswd"),
-    *(".ssh/", ".aws/", ".azure/", ".kube/", ".docker/", ".gnupg/", ".config/gcloud/", ".huggingface/"),
+    *(".ssh/", ".aws/", ".azure/", ".kube/", ".docker/", ".gnupg/", "**/.config/gcloud/", ".huggingface/"),
     *("*.pem", "*.key", "*.p12", "*.pfx", "*.ppk", "*.jks", "*.kdbx", "application_default_credentials.json"),
     *("id_rsa", "id_dsa", "id_ecdsa", "id_ed25519", "id_ecdsa_sk", "id_ed25519_sk"),
 )
@@ -73,9 +73,8 @@ class Package:
 
     def write(self, archive: Path) -> None:
         """Writes the files into a zip file, for its user alone, the same for the same files; raises UsageError."""
-        with zipfile.ZipFile(
-            os.fdopen(os.open(archive, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb"), "w"
-        ) as out:
+        private = os.open(archive, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with os.fdopen(private, "wb") as file, zipfile.ZipFile(file, "w") as out:
             for name in sorted(self.sizes):
                 path = self.folder / name
                 entry = zipfile.ZipInfo(name, FIRST_DAY)
