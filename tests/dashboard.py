@@ -67,10 +67,10 @@ def record(job_id: str, **given: Any) -> dict[str, Any]:
 
 
 class Answer(BaseHTTPRequestHandler):
-    server: Dashboard
+    server: Any  # a Dashboard
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: Any) -> None:
         pass
 
     def do_GET(self) -> None:

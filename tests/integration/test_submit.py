@@ -14,9 +14,9 @@ import tempfile
 import termios
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.request import ProxyHandler, Request, build_opener
 
 import pyarrow.parquet as pq
@@ -73,7 +73,7 @@ def head():
 
 
 @contextlib.contextmanager
-def started_head(environment: dict[str, str], port: int, dashboard: int, agent: int) -> Iterator[None]:
+def started_head(environment: dict[str, str], port: int, dashboard: int, agent: int) -> Generator[None]:
     """A head on these ports, until the end of the context."""
     command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={port}"]
     command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
@@ -209,7 +209,7 @@ def test_a_run_is_one_job_that_is_stopped_left_and_resumed(head, tmp_path):
     assert "job long-2: adadecode eval" in twice[0].stdout
     assert f"job long-2: runs for {out} already" in twice[1].stdout
     assert f"adadecode jobs logs --address {address} --follow long-2" in twice[0].stdout
-    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True}
+    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(
         submit, env=environment, cwd=REPOSITORY, **streams
     ) as left:  # Ctrl-C without a terminal: it is left running
@@ -246,7 +246,7 @@ def test_a_run_is_one_job_that_is_stopped_left_and_resumed(head, tmp_path):
 
 
 @contextlib.contextmanager
-def on_a_terminal(command: list[str], environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen, int]]:
+def on_a_terminal(command: list[str], environment: dict[str, str]) -> Generator[tuple[subprocess.Popen, int]]:
     """A process whose input and output are a terminal that it heeds, and the other end of that."""
     near, far = pty.openpty()
 
