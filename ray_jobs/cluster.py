@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import json
 import logging
 import os
 import secrets
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 import ray
 from pydantic import BaseModel
 from ray import _raylet
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.exceptions import AuthenticationError, RayError
 
 from adadecode.errors import ResourcesError, UsageError
@@ -26,6 +28,7 @@ PROBE_S, ALIVE_S = 5.0, 20.0
 LEAVE_S = 20.0
 RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"  # after which Ray ends a process whose head is gone
 LONG_S = 1_000_000
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # that the process above a job's driver gives it once the job is stopped
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 NODE_GROUP = "ray.io/node-group"  # a label of every node of a cluster that Ray's autoscaler or KubeRay manages
 LEAST_ASKED = 4
@@ -48,6 +51,7 @@ def connect(address: str | None) -> None:
             return
         try:
             _probe(address or os.environ["RAY_ADDRESS"])
+            keep_stop_wait_from_actors()
             ray.init(address=address, **quiet)
         except AuthenticationError as error:
             raise UsageError(
@@ -60,6 +64,16 @@ def connect(address: str | None) -> None:
                 f"--address {address!r}: no Ray cluster answers there; give HOST:PORT of a running head, or leave it out "
                 f"to start one on this machine ({on_one_line(error)})"
             ) from error
+
+
+def keep_stop_wait_from_actors() -> None:
+    """Takes STOP_WAIT out of what the actors of this job get: for one with a variable of its own Ray starts a process anew.
+
+    That is seconds for each, where it keeps some ready for those without.
+    """
+    config = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
+    if (config.get("runtime_env", {}).get("env_vars") or {}).pop(STOP_WAIT, None) is not None:
+        os.environ[RAY_JOB_CONFIG_JSON_ENV_VAR] = json.dumps(config)
 
 
 def mixed_versions(said: str) -> str:

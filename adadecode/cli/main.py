@@ -16,6 +16,7 @@ from adadecode.cli.evaluate import eval_command, plan_command, report_command
 from adadecode.cli.export import export_command
 from adadecode.cli.generate import bench_command, generate_command
 from adadecode.cli.heads import train_heads_command, tune_command
+from adadecode.cli.jobs import jobs_command
 from adadecode.cli.score import score_command
 from adadecode.cli.submit import submit_command
 from adadecode.cli.sweep import sweep_command
@@ -87,6 +88,7 @@ for command in (
     score_command,
     tasks_command,
     submit_command,
+    jobs_command,
 ):
     main.add_command(command)
 

@@ -363,7 +363,7 @@ def test_submit_needs_a_folder_every_node_sees(usage_error):
     assert "--out is missing" in usage_error("submit", "train-heads", "--task", "gsm8k")
     assert "--out is missing" in usage_error("submit", "sweep", "--gammas", "0.5,0.6")
     assert "--out is missing" in usage_error("submit", "tune", "--task", "gsm8k")
-    assert "'bench' is not one of 'eval', 'train-heads', 'sweep', 'tune'" in usage_error("submit", "bench")
+    assert "'bench' is not one of 'eval', 'sweep', 'train-heads', 'tune', 'certify'" in usage_error("submit", "bench")
 
 
 def test_help_and_version_cost_nothing(cli):
