@@ -90,6 +90,11 @@ def _evaluate(
                 _execute(prepared, progress, watch, stop, models)
             finally:
                 watch.on_end()
+            if settings.profile is not None and prepared.todo:
+                from adadecode.runs.profiles import profile_lines
+
+                for line in profile_lines(prepared.folder.storage):
+                    observer.say(line)
         except KeyboardInterrupt:
             if not stop.is_made:
                 raise
@@ -120,9 +125,9 @@ def _execute(
         run_local(prepared, observer, stop, models)
         return
     from ray_jobs.cluster import connect
-    from ray_jobs.doctor import check_before_run
     from ray_jobs.evaluation import run_on_ray
     from ray_jobs.metrics import Metered
+    from ray_jobs.nodes import check_before_run
 
     connect(prepared.config.address)
     stop.install()  # Ray has set handlers of its own

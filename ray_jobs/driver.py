@@ -75,9 +75,10 @@ class Driver(ABC):
             self._pool.stop_all()
 
     def _drive(self) -> None:
-        num_wanted, next_look, is_stopped = 0, 0.0, False
+        num_wanted, next_look, is_stopped, wait_s = 0, 0.0, False, 0.0  # nothing is begun yet: no wait
         while True:
-            happened = self._pool.poll(WAIT_S)
+            happened = self._pool.poll(wait_s)
+            wait_s = WAIT_S
             self._cluster.check()
             now = time.monotonic()
             if now >= next_look and not is_stopped:

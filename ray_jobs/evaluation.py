@@ -1,5 +1,6 @@
 """An evaluation on Ray: actors evaluate and commit shards; the driver commits those that were done sample by sample."""
 
+import importlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -59,8 +60,9 @@ def _drive(
     resources, threads = actor_resources(config, cluster.nodes())
     location = absolute(folder.location)  # an actor runs in a folder of its own
     task = EvalTask(with_absolute_paths(config), prepared.tasks, location, folder.fingerprint, threads)
+    first, *others = longest_first(prepared.todo)
     scheduler = Scheduler(
-        (shard_item(shard) for shard in longest_first(prepared.todo)),
+        (shard_item(first, config.profile is not None), *map(shard_item, others)),
         limits
         or Limits(
             first_deadline_s=max(FIRST_DEADLINE_S, config.deadline_s),
@@ -118,6 +120,7 @@ class EvaluationDriver(Driver):
         return self._stop()
 
     def on_wait(self) -> None:
+        importlib.import_module("adadecode.runs.result")  # takes a second, when the run is closed or while actors start
         self._prepared.lease.check()
         workers = worker_states(self._scheduler, self._pool)
         self._observer.on_workers(workers)
@@ -149,9 +152,10 @@ class Waiting:
             self._say(f"waiting for a node with {self._needs}, {for_s:.0f} s by now")
 
 
-def shard_item(shard: Shard) -> Item:
+def shard_item(shard: Shard, is_profiled: bool = False) -> Item:
     """A whole shard as work; its size is its number of samples."""
-    return Item(f"shard {shard.shard_idx} of task {shard.task}", ShardWork(shard), len(shard.examples))
+    work = ShardWork(shard, is_profiled=is_profiled)
+    return Item(f"shard {shard.shard_idx} of task {shard.task}", work, len(shard.examples))
 
 
 def split_shard(item: Item) -> tuple[Item, ...]:

@@ -24,11 +24,13 @@ from adadecode.kernels.step import DecodeStep
 from adadecode.kernels.weights import Weights
 from adadecode.records import ChosenKernels
 from adadecode.settings import Kernels
+from adadecode.stopwatch import lap
 
 
 class Steps:
     """The decode steps of one model, and what they share: packed weights, compiled layers, graphs and their memory."""
 
+    @lap("kernels")
     def __init__(self, weights: Weights, prefill: Prefill, kernels: Kernels) -> None:
         """Steps over `weights` with `kernels`; `auto` takes the fastest there are, torch's run prompts by `prefill`.
 

@@ -18,6 +18,7 @@ from adadecode.kernels.kv_cache import KVCache
 from adadecode.kernels.layers import gate_step, head_step, layer_step, top1
 from adadecode.kernels.step import Proposals, Segment, blocks_of, check_slots, check_token_ids, run_probe_test
 from adadecode.kernels.weights import Block, ExitTest, Gate, Head, LayerWeights, Weights
+from adadecode.stopwatch import lap
 
 LayerStep = Callable[..., Tensor]  # `layer_step`, as written or compiled
 # Runs a prompt `[T]`, fills the cache; gives the last row's logits `[V]`, and the hidden states `[T, d]` after the layers.
@@ -236,5 +237,6 @@ class CompiledStep(EagerStep):
         super().prepare(boundaries, tests)
         shape = (self.width, self.cache.num_columns)
         if shape not in self._compiled_shapes:
-            self.segment(0, 1)  # all layers are alike, and no slot takes part
+            with lap("kernels"):
+                self.segment(0, 1)  # all layers are alike, and no slot takes part
             self._compiled_shapes.add(shape)

@@ -19,6 +19,7 @@ from adadecode.kernels.kv_cache import KVCache
 from adadecode.kernels.step import Proposals
 from adadecode.kernels.weights import Block, ExitTest, Gate, Head, Weights
 from adadecode.printable import on_one_line
+from adadecode.stopwatch import lap
 
 WARMUPS = 3
 
@@ -158,6 +159,7 @@ class GraphedStep(EagerStep):
         torch.cuda.current_stream().synchronize()
         return self._landing
 
+    @lap("kernels")
     def _capture(self, call: Callable[[], object]) -> Callable[[], None]:
         """A graph of `call`, which must leave its buffers as replaying it once would.
 

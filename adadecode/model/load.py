@@ -30,6 +30,7 @@ from adadecode.model.files import ModelFiles, find_model, reason
 from adadecode.model.gguf import check_gguf
 from adadecode.model.memory import SMALLER_MODEL, is_out_of_memory, out_of_memory_named
 from adadecode.model.placement import check_device, devices_of, place
+from adadecode.model.weight_files import fetch_weights
 from adadecode.settings import ModelSettings
 
 log = logging.getLogger(__name__)
@@ -123,6 +124,8 @@ def _read_weights(files: ModelFiles, config: Any, dtype: torch.dtype) -> tuple[A
 
     Raises UsageError when tensors are missing, of other shapes, of more layers, quantised, or damaged.
     """
+    with _explained(files, "its weights cannot be fetched"):
+        fetch_weights(files)
     # a bar, which nothing else hides, goes to stderr while a GGUF file is unpacked
     unpacking = contextlib.nullcontext() if files.gguf is None else contextlib.redirect_stderr(io.StringIO())
     with _explained(files, "its weights cannot be loaded"), unpacking:

@@ -36,6 +36,7 @@ MAX_WARMUP = 1000
 MAX_SHOTS = 1000
 MAX_THREADS = 1024
 MAX_WORKERS = 10**5
+MAX_TRACED = 32  # tokens: a trace has about a megabyte of each before it is packed
 MAX_GPUS = 64  # of a node
 MAX_SECONDS = 1e7
 MAX_SEED = 2**32 - 1
@@ -274,6 +275,9 @@ class PlacementSettings(ThreadSettings):
         default="5%", description="Samples that may fail before the run stops: N, or P% of those planned."
     )
     retry_errors: bool = Field(default=False, description="Compute shards with failed samples again.")
+    profile: Annotated[int | None, Flag(unset="no trace")] = Field(
+        default=None, ge=1, le=MAX_TRACED, description="Trace N more tokens of each method on one worker, for no row."
+    )
 
     @model_validator(mode="after")
     def _local_has_one_worker(self) -> Self:

@@ -13,8 +13,8 @@ from ray.cluster_utils import Cluster
 from adadecode.errors import UsageError
 from adadecode.runs.folder import read_run
 from adadecode.settings import DecodeSettings, EvalConfig
-from ray_jobs.doctor import alive_nodes, check_before_run
 from ray_jobs.labels import ACCELERATOR, selected, selector_of
+from ray_jobs.nodes import alive_nodes, check_before_run
 from ray_jobs.pool import Pool, PooledActor
 from tests.integration.runs import Recorder, deterministic, run_in_process, run_on_cluster
 

@@ -81,7 +81,7 @@ def test_the_commands_that_check_a_gpu_are_ones_the_program_takes(monkeypatch):
     for command in commands:
         parse(command)
     shapes = re.findall(r"^bench \S+ (.*)$", script, re.MULTILINE)
-    assert len(shapes) == 7
+    assert len(shapes) == 9
     for flags in shapes:
         parse(["bench", *flags.split()])
 
