@@ -148,7 +148,7 @@ class ModelSettings(Settings):
     def _only_gpus_are_several(self) -> Self:
         if self.gpus_per_worker > 1 and self.device != "cuda":
             raise ValueError(
-                f"--gpus-per-worker {self.gpus_per_worker}: --device {self.device} has none; drop one of the two"
+                f"--gpus-per-worker {self.gpus_per_worker}: --device {self.device} has none; drop it, or give --device cuda"
             )
         return self
 

@@ -232,6 +232,20 @@ MUTATIONS = (
         STEPS,
     ),
     Mutation(
+        "rows that passed another device's layers do not come home",
+        "adadecode/kernels/staged.py",
+        "        if at is not self._home:",
+        "        if at is self._home:",
+        ("tests/unit/engine/test_staged.py",),
+    ),
+    Mutation(
+        "what is home beside its layers does not count when layers are divided",
+        "adadecode/kernels/stages.py",
+        "if home_bytes + before[starts[0]] <= most:",
+        "if before[starts[0]] <= most:",
+        ("tests/unit/kernels/test_stages.py",),
+    ),
+    Mutation(
         "native ties go to another id",
         "adadecode/kernels/native.cpp",
         "(tops[j] == best.top && ids[j] < best.id)",

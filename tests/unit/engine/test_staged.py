@@ -20,6 +20,7 @@ from adadecode.engine.policy import OneExit, Policy
 from adadecode.engine.transformers import generate_with_transformers
 from adadecode.errors import UsageError
 from adadecode.kernels.choose import Steps
+from adadecode.kernels.eager import EagerStep
 from adadecode.kernels.staged import StagedStep
 from adadecode.kernels.weights import ExitTest
 from adadecode.methods import METHODS, names_that_owe
@@ -68,6 +69,31 @@ def test_heads_with_a_layer_of_their_own_propose_what_they_do_on_one_device(fami
         decoded = generate(model, request, policy, drafters_of(policy, block_heads(model, exits)))
         rounds.append((decoded.generation.output_token_ids, decoded.generation.num_accepted, decoded.logits.tolist()))
     assert rounds[0] == rounds[1]
+
+
+@pytest.mark.parametrize("exits", [(1, 4), (2, 3, 5)])
+def test_whatever_a_graph_is_captured_for_is_run_before_the_prompt(exits, monkeypatch):
+    """A graph is captured where a segment is run for the first time: never while a clock runs."""
+    ran, ready = list[tuple[int, int, int]](), set[tuple[int, int, int]]()
+    segment, prefill = EagerStep.segment, EagerStep.prefill
+
+    def noted(step: EagerStep, start: int, stop: int) -> None:
+        ran.append((id(step), start, stop))
+        segment(step, start, stop)
+
+    def marked(step: EagerStep, prompt_ids: list[int]) -> torch.Tensor:
+        ready.update(ran)
+        ran.clear()
+        return prefill(step, prompt_ids)
+
+    monkeypatch.setattr(EagerStep, "segment", noted)
+    monkeypatch.setattr(EagerStep, "prefill", marked)
+    model, policy = tiny_model(num_layers=6, num_stages=3), Policy(exits, (0.0,) * len(exits), 4)
+    heads = block_heads(model, exits)
+    ready.clear()
+    generate(model, Request(PROMPT, 12), policy, drafters_of(policy, heads))
+    assert len(ready) >= len(exits) + 3
+    assert set(ran) == ready
 
 
 def test_rows_are_independent_and_ties_go_to_the_lowest_over_stages():
@@ -146,5 +172,5 @@ def test_gpus_that_are_not_there_or_have_no_layer_are_refused(monkeypatch):
         devices_of(settings, 3)
     assert [str(device) for device in devices_of(settings, 4)] == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
     assert devices_of(ModelSettings(device="cuda"), 3) == [torch.device("cuda")]
-    with pytest.raises(ValueError, match="--gpus-per-worker 2: --device cpu has none; drop one of the two"):
+    with pytest.raises(ValueError, match="--gpus-per-worker 2: --device cpu has none; drop it, or give --device cuda"):
         ModelSettings(gpus_per_worker=2)
