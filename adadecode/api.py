@@ -90,6 +90,11 @@ def _evaluate(
                 _execute(prepared, progress, watch, stop, models)
             finally:
                 watch.on_end()
+            if settings.profile is not None and prepared.todo:
+                from adadecode.runs.profiles import profile_lines
+
+                for line in profile_lines(prepared.folder.storage):
+                    observer.say(line)
         except KeyboardInterrupt:
             if not stop.is_made:
                 raise
@@ -128,7 +133,10 @@ def _execute(
     stop.install()  # Ray has set handlers of its own
     check_before_run(prepared, observer.say)
     metered = Metered(progress, prepared.folder.run_id, lambda: not prepared.lease.lost)
-    run_on_ray(prepared, Together(observer, metered), stop)
+    try:
+        run_on_ray(prepared, Together(observer, metered), stop)
+    finally:
+        metered.on_end()
 
 
 def examine(settings: EvalConfig, out: str | Path | None = None) -> Iterator[Finding]:

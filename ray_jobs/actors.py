@@ -32,10 +32,14 @@ class EvalTask:
 
 @dataclass(frozen=True)
 class ShardWork:
-    """A shard to evaluate and commit, or, with `sample_idx`, one sample of it whose rows are returned instead."""
+    """A shard to evaluate and commit, or, with `sample_idx`, one sample of it whose rows are returned instead.
+
+    The worker that commits a shard that `is_profiled` writes a trace of itself then.
+    """
 
     shard: Shard
     sample_idx: int | None = None
+    is_profiled: bool = False
 
 
 class SplitSample(NamedTuple):
@@ -79,7 +83,7 @@ class Evaluator(PooledActor):
 
         with lost_device_ends_the_process():
             if work.sample_idx is None:
-                done = do_shard(self._worker, work.shard, self._folder)
+                done = do_shard(self._worker, work.shard, self._folder, work.is_profiled)
                 self._metrics.count_drafts(done.num_drafted, done.num_accepted)
                 return Done(done.outcome, done.full_s)
             rows, facts, full_s = evaluate_sample_alone(self._worker, work.shard, work.sample_idx)

@@ -16,6 +16,7 @@ from adadecode.doctor.subject import Subject
 from adadecode.errors import AdaDecodeError, ResourcesError
 from adadecode.settings import EvalConfig
 from ray_jobs.cluster import actor_resources, connect, is_ours, num_places, with_absolute_paths
+from ray_jobs.labels import gpu_type_findings, selected
 from ray_jobs.node_probe import open_token
 from ray_jobs.nodes import (
     NO_TOKEN,
@@ -94,6 +95,7 @@ def joined_cluster(subject: Subject) -> Iterator[Finding]:
     yield found
     if found.status == "will fail":
         return
+    yield from gpu_type_findings(config, nodes_for_workers(config, nodes))
     quick = check_nodes(config, subject.location, nodes, PATIENT_S)
     yield from quick
     is_open = any(finding.check == "authentication" and finding.status == "warning" for finding in quick)
@@ -108,7 +110,7 @@ def resources_finding(config: EvalConfig, nodes: Sequence[Node], what: str) -> F
         resources, threads = actor_resources(config, nodes)
     except AdaDecodeError as error:
         return Finding.of_error("cluster", error)
-    places = num_places(resources, nodes)
+    places = num_places(resources, selected(config, nodes))
     needs = ", ".join(f"{amount:g} {name.removeprefix('num_')}" for name, amount in resources.items())
     found = f"{what}: room for {places} workers of {needs} and {threads} threads"
     if not places:

@@ -18,6 +18,7 @@ from adadecode.runs.run import PreparedRun
 from adadecode.runs.storage import absolute
 from adadecode.settings import EvalConfig
 from ray_jobs.cluster import actor_resources, is_ours, num_places
+from ray_jobs.labels import gpu_type_findings, selected
 from ray_jobs.node_probe import NodeFacts, node_facts, probe
 
 Node = dict[str, Any]  # as `ray.nodes` has it
@@ -54,8 +55,10 @@ def check_before_run(prepared: PreparedRun, say: Say) -> None:
     """
     if is_ours(prepared.config.address):
         return
-    here = ray.get_runtime_context().get_node_id()
-    findings = check_nodes(prepared.config, absolute(prepared.folder.location), alive_nodes(), QUICK_S, trusted=here)
+    here, config, nodes = ray.get_runtime_context().get_node_id(), prepared.config, alive_nodes()
+    findings = list(gpu_type_findings(config, nodes_for_workers(config, nodes)))
+    if all(finding.status != "will fail" for finding in findings):
+        findings += check_nodes(config, absolute(prepared.folder.location), nodes, QUICK_S, trusted=here)
     problems = [f"{finding.check}: {finding.text()}" for finding in findings if finding.status == "will fail"]
     for finding in findings:
         if finding.status == "warning" and finding.check not in ("authentication", "token file"):
@@ -75,7 +78,7 @@ def nodes_for_workers(config: EvalConfig, nodes: Sequence[Node]) -> list[Node]:
         resources, _ = actor_resources(config, nodes)
     except ResourcesError:
         return []
-    return [node for node in nodes if num_places(resources, [node])]
+    return [node for node in selected(config, nodes) if num_places(resources, [node])]
 
 
 def check_nodes(

@@ -75,10 +75,19 @@ class Pool:
     """The processes behind the scheduler's names of actors, and the futures of what each was assigned."""
 
     def __init__(
-        self, actor_class: Any, task: Any, threads: int, resources: dict[str, float], load_with: Sequence[Any] = ()
+        self,
+        actor_class: Any,
+        task: Any,
+        threads: int,
+        resources: dict[str, float],
+        load_with: Sequence[Any] = (),
+        label_selector: dict[str, str] | None = None,
     ) -> None:
-        """`resources` are Ray's options of one actor, which computes with `threads`; it is loaded with `load_with`."""
-        self._actor_class = actor_class.options(**resources)
+        """`resources` are Ray's options of one actor, which computes with `threads`; it is loaded with `load_with`.
+
+        Actors start only on nodes that `label_selector` takes.
+        """
+        self._actor_class = actor_class.options(label_selector=label_selector, **resources)
         self._task, self._threads, self._load_with = task, threads, load_with
         self.resources = resources
         self._assigned: dict[ray.ObjectRef, tuple[str, Item]] = {}

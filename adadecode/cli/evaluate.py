@@ -110,7 +110,7 @@ def plan_command(config_file: Path | None, rates: str | None, gpus: tuple[int, .
         raise UsageError(
             f"--gpus {','.join(map(str, gpus))}: numbers of workers, each from 1 to {MAX_WORKERS}, such as 1,2,4,8"
         )
-    shards, plan = plan_run(config)
+    config, shards, plan = plan_run(config)
     for task in dict.fromkeys(shard.task for shard in shards):
         of_task = [shard for shard in shards if shard.task == task]
         num_samples = sum(len(shard.examples) for shard in of_task)
@@ -127,7 +127,9 @@ def plan_command(config_file: Path | None, rates: str | None, gpus: tuple[int, .
 
         capacity = plan_capacity(shards, plan, config, read_rates(rates), gpus or DEFAULT_GPUS)
         console().print(methods_table(capacity))
-        console().print(times_table(capacity, "GPU" if config.device == "cuda" else "worker"))
+        console().print(
+            times_table(capacity, "GPU" if config.device == "cuda" and config.gpus_per_worker == 1 else "worker")
+        )
         for line in capacity_lines(capacity):
             say(line)
 

@@ -31,7 +31,7 @@ from adadecode.model.exit_heads import ExitHeads
 from adadecode.model.head_files import load_heads
 from adadecode.model.head_tensors import original_heads
 from adadecode.model.load import LoadModel, chat_template_hash, load_model, use_threads
-from adadecode.model.machine_kind import MachineKind, tuned_elsewhere
+from adadecode.model.machine_kind import MachineKind, gpu_names, tuned_elsewhere
 from adadecode.model.medusa_heads import MedusaHeads, load_medusa_heads
 from adadecode.model.memory import broken_devices_named, out_of_memory_named
 from adadecode.provenance import code_hash, cpu_name, gpu_driver
@@ -64,7 +64,7 @@ class Worker:
 
     def facts(self) -> dict[str, Any]:
         """What only the worker knows of where and with what it ran; stored with every commit."""
-        gpu = torch.cuda.get_device_name() if self.config.device == "cuda" else None
+        gpu = gpu_names(self.model.devices) if self.config.device == "cuda" else None
         return {
             "worker_id": self.worker_id,
             "ready_at": None if self.ready_at is None else self.ready_at.isoformat(),

@@ -33,9 +33,11 @@ def config(model_folder, heads_folder, prompts_file) -> EvalConfig:
 
 
 def test_two_actors_commit_the_tables_of_a_local_run(ray_cluster, config, tmp_path):
-    config = config.model_copy(update={"repeats": 4})
+    config = config.model_copy(update={"repeats": 4, "profile": 1})
     observer = Recorder()
     result = run_on_cluster(config, tmp_path / "ray", observer=observer)
+    (trace,) = (tmp_path / "ray" / "profile").iterdir()
+    assert trace.name in ("worker-0-00011.json.gz", "worker-1-00011.json.gz"), "of the longest shard, which is first"
     assert sum(outcome.num_samples for outcome in observer.outcomes) == 12
     assert result.num_missing == 0
     assert set(result.verify["parity"].to_pylist()) == {"exact"}
