@@ -18,7 +18,7 @@ from ray_jobs.cluster import actor_resources, num_asked, num_places, with_absolu
 from ray_jobs.driver import Driver
 from ray_jobs.events import Item
 from ray_jobs.labels import selected, selector_of
-from ray_jobs.limits import FIRST_DEADLINE_S, Limits
+from ray_jobs.limits import FIRST_DEADLINE_S, FIRST_SAMPLE_S, Limits
 from ray_jobs.pool import Pool
 from ray_jobs.scheduler import Scheduler
 from ray_jobs.state import ActorState, Phase
@@ -63,16 +63,22 @@ def _drive(
     first, *others = longest_first(prepared.todo)
     scheduler = Scheduler(
         (shard_item(first, config.profile is not None), *map(shard_item, others)),
-        limits
-        or Limits(
-            first_deadline_s=max(FIRST_DEADLINE_S, config.deadline_s),
-            least_deadline_s=config.deadline_s,
-            grace_s=config.grace_s,
-        ),
+        limits or limits_of(prepared),
         split_shard,
     )
     pool = Pool(actor_class, task, threads, resources, label_selector=selector_of(config))
     EvaluationDriver(pool, scheduler, cluster, prepared, observer, is_stopping).drive()
+
+
+def limits_of(prepared: PreparedRun) -> Limits:
+    """How patient the run is: as its settings say, and with the first shards the longer the more samples they have."""
+    config = prepared.config
+    largest = max(len(shard.examples) for shard in prepared.todo)
+    return Limits(
+        first_deadline_s=max(FIRST_DEADLINE_S, largest * FIRST_SAMPLE_S, config.deadline_s),
+        least_deadline_s=config.deadline_s,
+        grace_s=config.grace_s,
+    )
 
 
 class EvaluationDriver(Driver):

@@ -110,7 +110,7 @@ def plan_command(config_file: Path | None, rates: str | None, gpus: tuple[int, .
         raise UsageError(
             f"--gpus {','.join(map(str, gpus))}: numbers of workers, each from 1 to {MAX_WORKERS}, such as 1,2,4,8"
         )
-    shards, plan = plan_run(config)
+    config, shards, plan = plan_run(config)
     for task in dict.fromkeys(shard.task for shard in shards):
         of_task = [shard for shard in shards if shard.task == task]
         num_samples = sum(len(shard.examples) for shard in of_task)

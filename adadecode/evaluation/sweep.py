@@ -73,6 +73,8 @@ def state_of(cell: Cell, out: str) -> str:
         return "new"
     run, num_done = run_in(storage), len(commit_names(storage))
     theirs, ours = part_of(run, "config"), cell.config.model_dump(mode="json")
+    if ours["shard_size"] is None:  # then it is that of the run
+        ours["shard_size"] = theirs.get("shard_size")
     if num_done and fingerprint_of(theirs, {}) != fingerprint_of(ours, {}):
         raise RunFolderError(
             f"cell {cell.name!r}: {storage.location!r} has results of other settings ({changed_settings(theirs, ours)}): "

@@ -93,7 +93,9 @@ class EvalConfig(PlacementSettings, MethodSettings, StopSettings, DataSettings, 
     warmup: int = Field(
         default=1, ge=0, le=MAX_WARMUP, description="Generations per method and worker that are not recorded."
     )
-    shard_size: int = Field(default=4, ge=1, le=MAX_COUNT, description="Samples committed together.")
+    shard_size: Annotated[
+        int | None, Flag(unset="4; above 8,000 samples 1/2000 of them, at most 64; that of the run if --out holds one")
+    ] = Field(default=None, ge=1, le=MAX_COUNT, description="Samples committed together.")
     check_logits: bool = Field(default=True, description="Compare logits too, bit by bit.")
     task_stops: bool = Field(default=False, description="The task's own stop strings too, which end its plain prompts.")
 
