@@ -32,6 +32,9 @@ efficiency: $(READY)
 	PYTHONPATH=. $(BIN)/python tests/efficiency/simulate_makespan.py
 	PYTHONPATH=. $(BIN)/python tests/efficiency/simulate_bad_places.py
 	PYTHONPATH=. $(BIN)/python tests/efficiency/driver_memory.py --samples 100000
+	PYTHONPATH=. $(BIN)/python tests/efficiency/scheduler_cost.py
+	PYTHONPATH=. $(BIN)/python tests/efficiency/driver_scaling.py --actors 8
+	PYTHONPATH=. $(BIN)/python tests/efficiency/bucket_commits.py --shards 300
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

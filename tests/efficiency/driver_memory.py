@@ -67,7 +67,7 @@ def rows_of(shard: Shard, tokens: np.ndarray) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=100_000)
-    parser.add_argument("--shard-size", type=int, default=4)
+    parser.add_argument("--shard-size", type=int, help="the run's own default unless given")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = measure(given.samples, given.shard_size, Path(folder))
@@ -76,12 +76,13 @@ def main() -> None:
         raise SystemExit(f"the driver took more than {MAX_PEAK_BYTES} bytes")
 
 
-def measure(num_samples: int, shard_size: int, folder: Path) -> dict[str, Any]:
+def measure(num_samples: int, shard_size: int | None, folder: Path) -> dict[str, Any]:
     """Plans, commits, closes and opens again a run of `num_samples`; returns seconds and peaks of memory."""
     prompts = folder / "prompts.jsonl"
     with prompts.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps({"prompt": f"{i} " + "w " * 64}) + "\n" for i in range(num_samples))
-    flags = {"local": True, "task": "jsonl", "data_file": str(prompts), "methods": METHODS, "shard_size": shard_size}
+    flags = {"local": True, "task": "jsonl", "data_file": str(prompts), "methods": METHODS}
+    flags |= {} if shard_size is None else {"shard_size": shard_size}
     config = build_settings(EvalConfig, None, flags)
     tokens = np.random.default_rng(0).integers(0, 128_000, OUTPUT_LEN)
     began, in_commit_s = time.perf_counter(), 0.0
@@ -93,9 +94,9 @@ def measure(num_samples: int, shard_size: int, folder: Path) -> dict[str, Any]:
             facts = {"worker_id": "worker-0", "model_hash": "m"}
             assert prepared.folder.commit_shard(shard.shard_idx, rows, facts, "attempt")
             in_commit_s += time.perf_counter() - started
-        committed, before_close = time.perf_counter(), peak_bytes()
+        committed, before_close, before_cpu = time.perf_counter(), peak_bytes(), time.process_time()
         result = close_run(prepared)
-        closed = time.perf_counter()
+        closed, close_cpu_s = time.perf_counter(), time.process_time() - before_cpu
     assert result.num_missing == 0, result.num_missing
     assert not result.disagreements, result.disagreements[:3]
     with open_run(config, folder / "run") as prepared:
@@ -107,6 +108,7 @@ def measure(num_samples: int, shard_size: int, folder: Path) -> dict[str, Any]:
         "plan_s": round(planned - began, 1),
         "commit_s": round(in_commit_s, 1),
         "close_s": round(closed - committed, 1),
+        "close_cpu_s": round(close_cpu_s, 1),
         "open_again_s": round(opened - closed, 1),
         "peak_before_close_bytes": before_close,
         "peak_bytes": peak_bytes(),
