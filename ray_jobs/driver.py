@@ -56,7 +56,7 @@ class Driver(ABC):
         return False
 
     def on_wait(self) -> None:
-        """Called a few times a second."""
+        """Called a few times a second, however much happens."""
         return
 
     def on_lost_actor(self, line: str) -> None:
@@ -75,9 +75,11 @@ class Driver(ABC):
             self._pool.stop_all()
 
     def _drive(self) -> None:
-        num_wanted, next_look, is_stopped = 0, 0.0, False
+        num_wanted, next_look, next_wait, is_stopped = 0, 0.0, 0.0, False
+        wait_s = 0.0  # nothing is begun yet: no wait
         while True:
-            happened = self._pool.poll(WAIT_S)
+            happened = self._pool.poll(wait_s)
+            wait_s = WAIT_S
             self._cluster.check()
             now = time.monotonic()
             if now >= next_look and not is_stopped:
@@ -96,7 +98,9 @@ class Driver(ABC):
                     self._carry_out(action, result)
             if self._scheduler.is_over:
                 return
-            self.on_wait()
+            if now >= next_wait:  # not after each of a thousand actors' items: it looks at all of them
+                next_wait = now + WAIT_S
+                self.on_wait()
 
     def _let_go(self, num_wanted: int) -> list[tuple[Event, Any]]:
         """Ends the newest actors beyond `num_wanted` that wait for a node, so that no node is started for them."""

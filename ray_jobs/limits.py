@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 FIRST_DEADLINE_S = 900.0
+FIRST_SAMPLE_S = 225.0  # of each sample, where a shard has more than four
 
 
 @dataclass(frozen=True)

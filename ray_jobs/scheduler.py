@@ -200,9 +200,9 @@ class Scheduler:
     # What follows from the state.
 
     def _start_actors(self, now: float) -> list[Action]:
-        if now < self._setbacks.start_from:
+        if now < self._setbacks.start_from or len(self.actors) >= self._num_wanted:
             return []
-        if any(not actor.items and self._next_for(actor, now) for actor in self._ready(now)):
+        if any(not actor.items and self._next_for(actor, now) for actor in self._short_of_work(now)):
             return []  # it does what came back, sooner than a new one could
         actions: list[Action] = []
         while len(self.actors) < self._num_wanted and self._has_pending():
@@ -213,28 +213,28 @@ class Scheduler:
         return actions
 
     def _assign_items(self, now: float) -> list[Action]:
-        ready = self._ready(now)
+        short = self._short_of_work(now)
         actions: list[Action] = []
-        for actor in ready:
+        for actor in short:
             if not actor.items and (item := self._next_for(actor, now)):
                 actions.append(self._assign(actor, item, now))
-        for actor in () if self._limits.exclusive else ready:
+        for actor in () if self._limits.exclusive else short:
             if len(actor.items) == 1 and (item := self._next_for(actor, now)) and self._may_queue(actor.items[0], item):
                 actions.append(self._assign(actor, item, now))
-        for actor in ready:
+        for actor in short:
             if not actor.items:
-                actions += self._steal(actor, now) or self._speculate(actor, now)
+                if not (found := self._steal(actor, now) or self._speculate(actor, now)):
+                    break  # nor is there anything for another
+                actions += found
         return actions
 
-    def _ready(self, now: float) -> list[ActorState]:
-        """The actors that may be assigned something: not those at a place that rests."""
-        ready = [actor for actor in self.actors.values() if actor.phase is Phase.READY]
-        return [actor for actor in ready if not self._places.is_resting(actor.place, self.actors.values(), now)]
+    def _short_of_work(self, now: float) -> list[ActorState]:
+        """The actors that may be assigned something: not those with two items, nor those at a place that rests."""
+        short = [actor for actor in self.actors.values() if actor.phase is Phase.READY and len(actor.items) < 2]
+        return [actor for actor in short if not self._places.is_resting(actor.place, self.actors.values(), now)]
 
     def _next_for(self, actor: ActorState, now: float) -> Item | None:
         """The first pending item that `actor` may be assigned; None when there is none."""
-        if not self._has_pending():
-            return None
         found = next((item for item in self._pending if self._may_try(actor, item, now)), None)
         if found is None and (found := next(self._coming, None)) is not None:
             self._pending.append(found)
@@ -256,19 +256,19 @@ class Scheduler:
 
     def _steal(self, idle: ActorState, now: float) -> list[Action]:
         """Assigns `idle` the largest item that is queued with another actor; nothing when there is none."""
-        victims = [actor for actor in self.actors.values() if len(actor.items) == 2]
-        if not victims:
+        victims = (actor for actor in self.actors.values() if len(actor.items) == 2)
+        if (victim := max(victims, key=lambda actor: actor.items[1].size, default=None)) is None:
             return []
-        victim = max(victims, key=lambda actor: actor.items[1].size)
         item = victim.items[1]
         return [self._cancel(victim, item), self._assign(idle, item, now)]
 
     def _speculate(self, idle: ActorState, now: float) -> list[Action]:
         """Assigns `idle` the item that has been in flight longest with one actor alone; nothing when there is none."""
-        alone = [actor for actor in self.actors.values() if actor.items and self._may_speculate(actor.items[0])]
-        if not alone or self._limits.exclusive:
+        alone = (actor for actor in self.actors.values() if actor.items and self._may_speculate(actor.items[0]))
+        oldest = min(alone, key=lambda actor: actor.since, default=None)
+        if oldest is None or self._limits.exclusive:
             return []
-        return [self._assign(idle, min(alone, key=lambda actor: actor.since).items[0], now)]
+        return [self._assign(idle, oldest.items[0], now)]
 
     def _may_speculate(self, item: Item) -> bool:
         state = self._items.get(item.name)

@@ -24,7 +24,7 @@ from adadecode.cli.tasks import tasks_command
 from adadecode.cli.verify import verify_command
 from adadecode.errors import AdaDecodeError, UsageError
 from adadecode.files import keep_others_from_writing
-from adadecode.printable import is_unicode, printable
+from adadecode.printable import is_unicode, printable, without_password
 from adadecode.version import __version__
 
 
@@ -37,10 +37,11 @@ class OneLineErrors(click.Group):
             with model_notes_on_stderr():
                 return super().invoke(ctx)
         except AdaDecodeError as error:
-            say_on_stderr(f"adadecode: {error}")
+            say_on_stderr(f"adadecode: {without_password(str(error))}")
             ctx.exit(error.exit_code)
         except click.ClickException as error:
-            vars(error)["message"] = printable(error.message)  # final, but it may quote what was typed as it is
+            said = without_password(error.message)
+            vars(error)["message"] = printable(said)  # final, but it may quote what was typed as it is
             raise
 
     def main(self, *arguments: Any, **settings: Any) -> Any:

@@ -9,8 +9,12 @@ from adadecode.runs.patience import NUM_TRIES, REMEDY, PassingError, patiently
 
 EXTRAS = {"s3": "s3", "gs": "gcs"}  # what to install for a URL's protocol
 
-# `patiently` asks again: botocore's own tries within each of ours would take minutes
-CLIENTS: dict[str, dict[str, Any]] = {"s3": {"config_kwargs": {"retries": {"total_max_attempts": 1}}}, "gs": {}}
+# `patiently` asks again: botocore's own tries within each of ours would take minutes. Files are small and read many at a
+# time, whole: to read the parts of one at once s3fs would ask for its size before, which is as many requests again
+CLIENTS: dict[str, dict[str, Any]] = {
+    "s3": {"config_kwargs": {"retries": {"total_max_attempts": 1}}, "max_concurrency": 1},
+    "gs": {},
+}
 
 
 class ObjectStorage:

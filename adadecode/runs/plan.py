@@ -1,6 +1,6 @@
 """Which samples are evaluated together, the same for any number of workers, and which planned rows are there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +9,18 @@ import pyarrow.compute as pc
 from adadecode.files import short_hash
 from adadecode.records import Example, Shard
 from adadecode.report.schema import PLAN
+
+LEAST_SIZE, MOST_SHARDS, LARGEST_SIZE = 4, 2000, 64
+HASHED_ROWS = 10_000  # of a plan at a time
+
+
+def default_shard_size(num_samples: int) -> int:
+    """How many of a run's `num_samples` are a shard where nobody said how many.
+
+    LEAST_SIZE, more where that would be over MOST_SHARDS, never over LARGEST_SIZE (docs/scaling.md has the reasons). It
+    depends on no number of workers, as the plan does not.
+    """
+    return min(LARGEST_SIZE, max(LEAST_SIZE, -(-num_samples // MOST_SHARDS)))
 
 
 def make_plan(examples_by_task: Mapping[str, Sequence[Example]], shard_size: int) -> tuple[Shard, ...]:
@@ -34,18 +46,15 @@ def _prompt_len(example: Example) -> int:
 
 def plan_table(shards: Sequence[Shard]) -> pa.Table:
     """The plan as a table: one row per sample, with its shard, a hash of its prompt, and how many turns it has."""
-    rows = [
-        {
-            "task": shard.task,
-            "sample_id": example.sample_id,
-            "shard": shard.shard_idx,
-            "prompt_hash": _prompt_hash(example),
-            "num_turns": example.num_turns,
-        }
-        for shard in shards
-        for example in shard.examples
-    ]
-    return pa.Table.from_pylist(rows, schema=PLAN)
+    planned = [(shard, example) for shard in shards for example in shard.examples]
+    columns = {
+        "task": [shard.task for shard, _ in planned],
+        "sample_id": [example.sample_id for _, example in planned],
+        "shard": [shard.shard_idx for shard, _ in planned],
+        "prompt_hash": [_prompt_hash(example) for _, example in planned],
+        "num_turns": [example.num_turns for _, example in planned],
+    }
+    return pa.table(columns, schema=PLAN)
 
 
 def _prompt_hash(example: Example) -> str:
@@ -59,7 +68,14 @@ def _prompt_hash(example: Example) -> str:
 def plan_hash(table: pa.Table) -> str:
     """A hash of the whole plan: samples, prompts and their shards; without later turns that of version 0.1.0."""
     of_before = table if pc.any(pc.greater(table["num_turns"], 1)).as_py() else table.drop_columns(["num_turns"])
-    return short_hash(repr(of_before.to_pylist()))
+    return short_hash(*_shown(of_before))
+
+
+def _shown(table: pa.Table) -> Iterator[str]:
+    """`repr(table.to_pylist())` in pieces: the rows of millions of samples need not be in memory at once."""
+    for idx, batch in enumerate(table.to_batches(HASHED_ROWS)):
+        yield (", " if idx else "[") + repr(batch.to_pylist())[1:-1]
+    yield "]" if table.num_rows else "[]"
 
 
 def num_planned(plan: pa.Table, methods: Sequence[str], repeats: int) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -15,19 +16,24 @@ from adadecode.runs.fingerprint import source_hashes
 from adadecode.runs.folder import RunFolder, read_commits
 from adadecode.runs.kernels import resume_kernels
 from adadecode.runs.lease import Lease
-from adadecode.runs.plan import make_plan, plan_hash, plan_table
-from adadecode.runs.result import RunResult, judge_run
-from adadecode.runs.run_file import refuse_others_results
+from adadecode.runs.plan import default_shard_size, make_plan, plan_hash, plan_table
+from adadecode.runs.run_file import refuse_others_results, shard_size_at
 from adadecode.runs.scores import SCORES_FILE, score_commits, scorers_of
 from adadecode.runs.starts import new_start, starts_of
 from adadecode.runs.storage import open_storage
 from adadecode.settings import EvalConfig
 from adadecode.tasks import expand_task, find_task, load_examples, stops_of
 
+if TYPE_CHECKING:
+    from adadecode.runs.result import RunResult
+
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run whose folder is open and whose shards are known; `notes` say what is to be known before it goes on."""
+    """A run whose folder is open and whose shards are known; `notes` say what is to be known before it goes on.
+
+    `config` is what was asked for, with the size of the shards.
+    """
 
     config: EvalConfig
     folder: RunFolder
@@ -52,14 +58,18 @@ class PreparedRun:
         )
 
 
-def plan_run(config: EvalConfig) -> tuple[tuple[Shard, ...], pa.Table]:
-    """The shards of `config` and the plan table; reads the data sets, loads no model."""
+def plan_run(config: EvalConfig, out: str | Path | None = None) -> tuple[EvalConfig, tuple[Shard, ...], pa.Table]:
+    """`config` with the size of its shards, these and the plan table; reads the data sets, loads no model.
+
+    Where `config` has no size it is that of the run at `out`, which may be one of an earlier version, else the default.
+    """
     tasks = expand_task(config.task)
     for task in tasks:
         stops_of(config, task)  # raises where it has none
     examples = {task: load_examples(task, config) for task in tasks}
-    shards = make_plan(examples, config.shard_size)
-    return shards, plan_table(shards)
+    size = config.shard_size or shard_size_at(out) or default_shard_size(sum(map(len, examples.values())))
+    shards = make_plan(examples, size)
+    return config.model_copy(update={"shard_size": size}), shards, plan_table(shards)
 
 
 @contextlib.contextmanager
@@ -70,7 +80,7 @@ def open_run(config: EvalConfig, out: str | Path | None, command: str | None = N
     the run computes it again. run.json stores every start that has shards to compute, with the `command` typed for it.
     Raises LeaseError when another driver is at work there, and RunFolderError when the folder holds another run's results.
     """
-    shards, plan = plan_run(config)
+    config, shards, plan = plan_run(config, out)
     tasks = tuple(dict.fromkeys(shard.task for shard in shards))
     hashes = source_hashes(config, tasks) | {"plan": plan_hash(plan)}
     fingerprint = config.fingerprint(**hashes)
@@ -100,12 +110,14 @@ def open_run(config: EvalConfig, out: str | Path | None, command: str | None = N
         yield PreparedRun(config, folder, tasks, shards, plan, lease, tuple(notes), committed)
 
 
-def close_run(prepared: PreparedRun) -> RunResult:
+def close_run(prepared: PreparedRun) -> "RunResult":
     """Writes verify.parquet, summary.parquet and scores.parquet from the committed rows and sets the run's status.
 
     What attempts that lost left behind is deleted once no planned row is missing. Raises LeaseError, and writes nothing,
     when another driver has taken the run over.
     """
+    from adadecode.runs.result import judge_run  # its statistics take longer to import than a run to be opened
+
     prepared.lease.check()
     folder = prepared.folder
     commits = read_commits(folder.location)

@@ -27,6 +27,17 @@ def run_in(storage: Storage) -> dict[str, Any]:
     return run
 
 
+def shard_size_at(location: str | Path | None) -> int | None:
+    """The size of the shards of the run at `location`; None where none is, or it does not tell."""
+    if location is None:
+        return None
+    try:
+        size = part_of(run_in(open_storage(location)), "config").get("shard_size")
+    except RunFolderError:
+        return None  # no run: what else is wrong there whoever opens the folder says
+    return size if type(size) is int and size >= 1 else None
+
+
 def part_of(run: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The mapping `name` in a run.json; an empty one where somebody put another thing there."""
     part = run.get(name)

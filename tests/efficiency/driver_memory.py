@@ -35,6 +35,7 @@ def rows_of(shard: Shard, tokens: np.ndarray) -> list[dict[str, Any]]:
                 "sample_id": example.sample_id,
                 "method": method,
                 "repeat": 0,
+                "turn": 0,
                 "shard": shard.shard_idx,
                 "status": "ok",
                 "prompt_len": 64,

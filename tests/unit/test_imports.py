@@ -66,6 +66,7 @@ LEAVES = {
     "files",
     "provenance",
     "settings",
+    "stopwatch",
 }
 MAY_IMPORT: dict[str, set[str]] = {
     "version": set(),
@@ -75,6 +76,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "published": set(),
     "demo": {"published"},
     "printable": set(),
+    "stopwatch": set(),
     "files": {"errors"},
     "provenance": {"version", "files"},
     "settings": {"errors", "methods", "demo", "published", "files", "printable"},

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from ray.cluster_utils import Cluster
@@ -23,6 +24,8 @@ TITLES = {
     "runtime env agent": "ray::RuntimeEnvAgent",
     "dashboard agent": "ray::DashboardAgent",
 }
+HEAD = {"num_cpus": 1, "include_dashboard": False}
+IS_HEAD = "--head"  # to a raylet
 
 
 @pytest.fixture(autouse=True)
@@ -75,14 +78,43 @@ def test_a_command_that_loses_the_cluster_it_started_ends_as_documented_and_goes
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """A cluster to join, of one node, that this process started."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    """A cluster to join, of three nodes of one CPU with the head among them, that this process started."""
+    cluster = Cluster(initialize_head=True, head_node_args=HEAD)
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
     yield cluster
     cluster.shutdown()
 
 
-def test_a_command_whose_head_is_killed_ends_as_documented_and_goes_on_elsewhere(cluster, config, undisturbed, out):
-    config = config.model_copy(update={"workers": "auto"})
-    lose(config.model_copy(update={"address": cluster.address}), out, "gcs_server", is_ours=False)
-    finish(config.model_copy(update={"workers": 1}), out)
+def test_a_command_on_three_nodes_loses_one_and_then_lacks_nothing(cluster, config, undisturbed, out):
+    config = config.model_copy(update={"workers": 3, "address": cluster.address})
+    command = eval_command(config, out, "tests.integration.chaos.gated")
+    with Gate(out) as gate:
+        gate.close(2, "generate")
+        driver = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        at_work = gate.wait_for(3, lambda: driver.poll() is not None)
+        raylets = {psutil.Process(pid).ppid() for pid in at_work}
+        assert len(raylets) == 3, "a worker on each node"
+        (of_head,) = (pid for pid in raylets if IS_HEAD in psutil.Process(pid).cmdline())
+        os.kill(max(raylets - {of_head}), signal.SIGKILL)
+        gate.wait_for_at_most(2)
+        gate.open()
+        output, _ = driver.communicate()
+    assert driver.returncode == 0, output
+    assert len(read_commits(out)) == len(undisturbed) // (2 * config.repeats * len(config.methods))
+    assert deterministic(out).equals(undisturbed)
+
+
+def test_a_command_whose_head_is_killed_ends_as_documented_and_goes_on_under_a_new_one(
+    cluster, config, undisturbed, out
+):
+    config = config.model_copy(update={"workers": "auto", "address": cluster.address})
+    lose(config, out, "gcs_server", is_ours=False)
+    cluster.shutdown()
+    new = Cluster(initialize_head=True, head_node_args=HEAD | {"gcs_server_port": int(config.address.split(":")[1])})
+    try:
+        assert new.address == config.address
+        finish(config, out)
+    finally:
+        new.shutdown()
     assert deterministic(out).equals(undisturbed)

@@ -46,7 +46,7 @@ def predict(run: Path, prompts: Path, *, nums_workers: tuple[int, ...] = (1,), *
     """The capacity of a run of the tiny settings over `prompts`, from the rates of `run`."""
     settings = {"task": "jsonl", "data_file": str(prompts), "shard_size": 2, "methods": METHODS}
     config = EvalConfig(**(settings | changed))
-    shards, plan = plan_run(config)
+    config, shards, plan = plan_run(config)
     return plan_capacity(shards, plan, config, read_rates(run), nums_workers)
 
 

@@ -40,7 +40,7 @@ def create_late(storage, name, content):
 
 LocalStorage.create = create_late
 config = EvalConfig.model_validate(read_run(out)["config"])
-shards, _ = plan_run(config)
+_, shards, _ = plan_run(config)
 print(do_shard(load_worker(config, ("jsonl",), "late", 1), shards[0], RunFolder(out)), flush=True)
 """
 

@@ -174,10 +174,11 @@ def test_a_lossy_cell_is_reported_as_such_and_is_no_failure(cli, sweep_file, tmp
 
 
 def test_an_interrupted_sweep_is_finished_by_the_same_command(cli, sweep_file, tmp_path):
-    file, out = sweep_file({"a": {"gamma": 0.1}, "b": {"gamma": 0.2}}, shard_size=2), tmp_path / "out"
-    assert cli("sweep", "--config", file, "--out", out).exit_code == 0
+    file, out = sweep_file({"a": {"gamma": 0.1}, "b": {"gamma": 0.2}}), tmp_path / "out"
+    assert cli("sweep", "--config", file, "--shard-size", 2, "--out", out).exit_code == 0
     (out / "sweep.parquet").unlink()
     undo_shard(out / "b", 1)
+    # its shards keep their size where none is given
     result = cli("sweep", "--config", file, "--out", out)
     assert result.exit_code == 0, result.stderr
     assert "3 done before, 0 to do" in result.stdout

@@ -12,7 +12,7 @@ from adadecode.runs.folder import RunFolder, read_commits
 from adadecode.runs.kernels import settle_kernels
 from adadecode.settings import EvalConfig
 from ray_jobs.actors import ShardWork, SplitSample
-from ray_jobs.evaluation import EvaluationDriver, SplitShards, Waiting, phase_of, shard_item, split_shard
+from ray_jobs.evaluation import EvaluationDriver, SplitShards, Waiting, limits_of, phase_of, shard_item, split_shard
 from ray_jobs.events import Item
 from ray_jobs.state import ActorState, Phase
 from ray_jobs.watch import ClusterWatch
@@ -31,6 +31,13 @@ def test_a_shard_is_split_into_its_samples_and_a_sample_into_nothing():
     assert first == Item("sample a of shard 7 of task gsm8k", ShardWork(SHARD, 0))
     assert second == Item("sample b of shard 7 of task gsm8k", ShardWork(SHARD, 1))
     assert split_shard(first) == ()
+
+
+def test_the_first_shards_may_take_the_longer_the_more_samples_they_have():
+    for num_samples, deadline_s, first_s in ((4, 60.0, 900.0), (64, 60.0, 64 * 225.0), (64, 1e6, 1e6)):
+        shard = Shard(0, "gsm8k", SHARD.examples[:1] * num_samples)
+        limits = limits_of(SimpleNamespace(config=EvalConfig(deadline_s=deadline_s), todo=(shard,)))
+        assert (limits.first_deadline_s, limits.least_deadline_s) == (first_s, deadline_s)
 
 
 def test_a_ready_actor_is_idle_until_it_is_assigned_something():

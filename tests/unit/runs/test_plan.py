@@ -1,5 +1,6 @@
 """Sharding: stable ids into shards, whatever computes them, and which planned rows are there."""
 
+import json
 from dataclasses import replace
 
 import pyarrow as pa
@@ -7,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adadecode.files import short_hash
 from adadecode.records import Example
 from adadecode.report.schema import PLAN, SAMPLES
 from adadecode.runs.plan import (
+    default_shard_size,
     longest_first,
     make_plan,
     num_missing,
@@ -20,6 +23,7 @@ from adadecode.runs.plan import (
 )
 from adadecode.runs.run import plan_run
 from adadecode.settings import EvalConfig
+from tests.folders import write_prompts
 
 
 def examples(num: int, task: str = "a") -> list[Example]:
@@ -45,6 +49,41 @@ def test_every_sample_is_planned_once_in_order_in_shards_of_one_task(sizes, shar
         assert 1 <= len(of_task[-1]) <= shard_size
 
 
+@given(st.integers(0, 10**8))
+def test_a_run_of_any_size_has_few_shards_and_none_that_is_long(num_samples):
+    size = default_shard_size(num_samples)
+    num_shards = -(-num_samples // size)
+    assert 4 <= size <= 64
+    assert num_shards <= 2000 or size == 64
+    assert size == 4 or num_shards > 1000, "not so few that many workers would wait for the last"
+    assert size <= default_shard_size(num_samples + 1)
+
+
+def test_what_is_not_given_is_settled_as_if_it_were(tiny, tmp_path):
+    common = {"model": str(tiny.model), "task": "jsonl"}
+    for num_samples, size in ((5, 4), (8000, 4), (8001, 5)):
+        file = write_prompts(tmp_path / f"{num_samples}.jsonl", ["w5"] * num_samples)
+        left_out, given = (
+            EvalConfig(data_file=str(file), **common),
+            EvalConfig(data_file=str(file), shard_size=size, **common),
+        )
+        settled, shards, plan = plan_run(left_out)
+        assert (settled, len(shards)) == (given, -(-num_samples // size))
+        assert settled.fingerprint() == given.fingerprint(), (
+            "that of a run of an earlier version, where 4 was the default"
+        )
+        assert plan.equals(plan_run(given)[2])
+
+
+def test_a_run_that_goes_on_keeps_its_plan_where_no_size_is_given(tiny, tmp_path):
+    common = {"model": str(tiny.model), "task": "jsonl", "data_file": str(tiny.prompts)}
+    for stored, size in ({"shard_size": 3}, 3), ({"shard_size": True}, 4), ({}, 4), (None, 4):
+        (tmp_path / "run.json").write_text(json.dumps({"run_id": "run", "fingerprint": "f00d", "config": stored}))
+        assert plan_run(EvalConfig(**common), tmp_path)[0].shard_size == size
+    assert plan_run(EvalConfig(**common, shard_size=2), tmp_path)[0].shard_size == 2
+    assert plan_run(EvalConfig(**common), tmp_path / "none")[0].shard_size == 4
+
+
 def test_the_plan_table_has_a_row_per_sample_with_its_shard():
     table = plan_table(make_plan({"a": examples(3), "b": examples(1, "b")}, 2))
     assert table.schema == PLAN
@@ -58,6 +97,13 @@ def test_the_plan_table_has_a_row_per_sample_with_its_shard():
 def test_the_hash_is_the_same_on_every_machine_and_day():
     """A literal, since a hash that moves between versions would refuse to finish a run that is half done."""
     assert hash_of({"a": examples(3)}) == "b4df49d4dafd5f50"
+
+
+@pytest.mark.parametrize("num_samples", [0, 1, 4, 5, 9])
+def test_the_hash_of_a_plan_in_pieces_is_that_of_the_whole(num_samples, monkeypatch):
+    table = plan_table(make_plan({"a": examples(num_samples)}, 2))
+    monkeypatch.setattr("adadecode.runs.plan.HASHED_ROWS", 4)
+    assert plan_hash(table) == short_hash(repr(table.drop_columns(["num_turns"]).to_pylist()))
 
 
 @pytest.mark.parametrize("field", ["sample_id", "prompt", "chat_prompt", "reference"])
@@ -88,7 +134,7 @@ def test_plan_and_fingerprint_do_not_depend_on_workers_threads_or_ray(tiny):
         {"address": "ray://head:10001"},
     ]
     configs = [EvalConfig(**common, **placement) for placement in placements]
-    assert len({plan_hash(plan_run(config)[1]) for config in configs}) == 1
+    assert len({plan_hash(plan_run(config)[2]) for config in configs}) == 1
     assert len({config.fingerprint(plan="x") for config in configs}) == 1
 
 

@@ -44,6 +44,23 @@ def test_a_name_is_created_once_and_keeps_its_first_content(location):
     assert pickle.loads(pickle.dumps(storage)).read("a") == b"first"
 
 
+def test_each_use_of_a_bucket_is_one_request(s3_bucket, monkeypatch):
+    """A run has thousands of files, and a store takes time and money for each request."""
+    storage = open_storage(f"{s3_bucket}/requests")
+    asked: list[str] = []
+    call = storage._files._call_s3
+
+    async def counting(method: str, *arguments: object, **named: object) -> object:
+        asked.append(method)
+        return await call(method, *arguments, **named)
+
+    monkeypatch.setattr(storage._files, "_call_s3", counting)
+    storage.replace("a", b"1")
+    assert storage.create("b", b"2" * 100_000)
+    assert storage.read("b") == b"2" * 100_000
+    assert asked == ["put_object", "put_object", "get_object"]
+
+
 def test_of_eight_processes_that_create_one_name_exactly_one_wins(location):
     command = [sys.executable, "-c", CREATE, location]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in (str(ROOT), *sys.path) if path)}

@@ -219,7 +219,7 @@ def test_rates_of_a_conversation_are_of_all_its_turns(run, tiny, file):
     rates = read_rates(run[0])
     rows = [row for row in read_samples(run[0]).to_pylist() if row["method"] == "vanilla" and row["repeat"] == 0]
     config = build_settings(EvalConfig, None, {"task": "spec_bench", "data_file": str(file), "model": str(tiny.model)})
-    shards, plan = plan_run(config)
+    _, shards, plan = plan_run(config)
     capacity = plan_capacity(shards, plan, config, rates, (1,))
     assert capacity.num_same == 3
     assert capacity.tokens["vanilla"] == sum(row["output_len"] for row in rows)
