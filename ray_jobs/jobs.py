@@ -20,6 +20,7 @@ from ray_jobs.job_log import JobLog, show_growth, show_rest
 
 POLL_S, MOST_POLL_S, MOST_S = 0.5, 2.0, 30.0
 RETRY_S = 300.0
+PENDING_S = 30.0  # after which a job that has not begun is told
 LAST_OF_MESSAGE = 20  # lines
 LOST = (OSError, RuntimeError, aiohttp.ClientError, AuthenticationError)
 PROGRAM = re.compile(r"-m adadecode (.*)|\badadecode ((?:eval|sweep|train-heads|tune|certify)\b.*)", re.DOTALL)
@@ -51,6 +52,7 @@ def follow_job(
     Raises AdaDecodeError after that, and when the cluster does not know the job any more.
     """
     log, lost_at, pause_s = log or JobLog(say), None, POLL_S
+    tell_at: float | None = clock() + PENDING_S
     while True:
         shown_len = log.shown_len
         try:
@@ -58,6 +60,9 @@ def follow_job(
             if details.status.is_terminal():
                 show_end(client, job_id, details, log)
                 return details
+            if details.driver_node_id is None and tell_at is not None and clock() >= tell_at:
+                tell_at = None
+                say(f"job {job_id} waits: {on_one_line(details.message or details.status.value)}\n")
             if details.driver_node_id is not None:
                 show_growth(client, job_id, details.driver_node_id, log, lambda: has_ended(client, job_id))
             lost_at = None

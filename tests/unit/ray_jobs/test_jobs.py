@@ -171,6 +171,22 @@ def test_of_a_job_that_never_began_to_run_what_ray_says_is_shown():
     assert follower.text.count("\n") < 30
 
 
+def test_a_job_that_does_not_begin_is_told_once():
+    with Dashboard() as dashboard:
+        said = "Job has not started yet. It may be waiting for the runtime environment to be set up."
+        dashboard.records["job-1"] |= {"status": "PENDING", "driver_node_id": None, "message": said}
+        follower = Follower(dashboard)
+
+        def pause(seconds: float) -> None:
+            follower.now += 10
+            if follower.now > 100:
+                dashboard.records["job-1"] |= {"status": "STOPPED", "message": "stopped"}
+
+        follower.pause = pause
+        follower.follow()
+    assert follower.text == f"job job-1 waits: {said}\nstopped\n"
+
+
 @pytest.mark.parametrize(
     ("status", "driver_exit_code", "expected"),
     [
