@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -83,7 +83,7 @@ while sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[2]) and time.mon
 
 
 @contextlib.contextmanager
-def node_that_does_not_share(folder: Path, address: str, environment: dict[str, str]) -> Iterator[None]:
+def node_that_does_not_share(folder: Path, address: str, environment: dict[str, str]) -> Generator[None]:
     """A fourth node in the cluster, which sees another `folder`."""
     start = [str(Path(sys.executable).parent / "ray"), "start", "--block", f"--address={address}", "--num-cpus=1"]
     start += ["--disable-usage-stats", "--dashboard-agent-listen-port=0"]
