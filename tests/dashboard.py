@@ -14,6 +14,7 @@ from ray.job_submission import JobStatus
 from ray_jobs.dashboard import PatientClient
 
 TICK_S = 0.005
+ARRIVAL_S = 0.1  # before a cut: what a client has received and not read by then is lost to it
 LARGEST_PIECE = 65536  # as Ray sends them
 
 
@@ -117,6 +118,7 @@ class Answer(BaseHTTPRequestHandler):
                 start += len(piece)
                 left = None if left is None else left - len(piece)
             if left == 0 or server.is_down:
+                time.sleep(ARRIVAL_S)
                 self.close_connection = True
                 return
             if kind == "file" and start == len(server.log):

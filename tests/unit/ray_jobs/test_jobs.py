@@ -20,7 +20,7 @@ OF_LAST = len(b"".join(LINES[-job_log.LAST_LINES :]))
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch):
     monkeypatch.setattr(job_log, "INTERVAL_S", 0.01)
-    monkeypatch.setattr(job_log, "UNPLACED_S", 0.03)
+    monkeypatch.setattr(job_log, "UNPLACED_S", 1.0)  # less, and a busy machine is taken for the end of an answer
 
 
 class Follower:
@@ -65,7 +65,7 @@ def test_after_each_broken_connection_the_last_lines_are_sent_and_not_the_log():
     cuts = [200_000, *[75_001] * 10]
 
     def on_request(number: int) -> int | None:
-        dashboard.log += LOG[len(dashboard.log) :][:24_000]  # what is missed meanwhile
+        dashboard.log += LOG[len(dashboard.log) :][:12_000]  # what is missed meanwhile
         if number == len(cuts):
             dashboard.end_as(JobStatus.SUCCEEDED)
         return cuts[number] if number < len(cuts) else None
@@ -73,7 +73,7 @@ def test_after_each_broken_connection_the_last_lines_are_sent_and_not_the_log():
     with Dashboard(LOG[:200_000], on_request) as dashboard:
         follower = Follower(dashboard)
         follower.follow()
-    assert len(dashboard.log) > 400_000
+    assert len(dashboard.log) > 300_000
     assert follower.text == dashboard.log.decode(errors="replace"), "no byte is lost or there twice, no letter torn"
     assert dashboard.num_sent <= sum(cuts) + 3 * OF_LAST
 
