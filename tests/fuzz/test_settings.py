@@ -43,7 +43,16 @@ RIGHT = {
 }
 # Settings that are right beside few others only: they are there as odd ones.
 WITH_OTHERS = {"revision", "heads", "data_file", "prompt_field", "address", "outputs", "local", "shape", "kind"}
-WITH_OTHERS |= {"rank", "kl_top_k", "kernels", "num_shots", "shots_file", *RivalSettings.model_fields}
+WITH_OTHERS |= {
+    "label_selector",
+    "gpus_per_worker",
+    "rank",
+    "kl_top_k",
+    "kernels",
+    "num_shots",
+    "shots_file",
+    *RivalSettings.model_fields,
+}
 
 NUMBERS = [*range(-2, 3), 2**31, 2**63, 2**64, 10**12, 10**22, 10**30, -(10**30)]
 FLOATS = [0.5, -0.0, 5e-324, 1.0000001, 1e300, math.nan, math.inf, -math.inf]
