@@ -90,6 +90,11 @@ def _evaluate(
                 _execute(prepared, progress, watch, stop, models)
             finally:
                 watch.on_end()
+            if settings.profile is not None and prepared.todo:
+                from adadecode.runs.profiles import profile_lines
+
+                for line in profile_lines(prepared.folder.storage):
+                    observer.say(line)
         except KeyboardInterrupt:
             if not stop.is_made:
                 raise
@@ -120,15 +125,18 @@ def _execute(
         run_local(prepared, observer, stop, models)
         return
     from ray_jobs.cluster import connect
-    from ray_jobs.doctor import check_before_run
     from ray_jobs.evaluation import run_on_ray
     from ray_jobs.metrics import Metered
+    from ray_jobs.nodes import check_before_run
 
     connect(prepared.config.address)
     stop.install()  # Ray has set handlers of its own
     check_before_run(prepared, observer.say)
     metered = Metered(progress, prepared.folder.run_id, lambda: not prepared.lease.lost)
-    run_on_ray(prepared, Together(observer, metered), stop)
+    try:
+        run_on_ray(prepared, Together(observer, metered), stop)
+    finally:
+        metered.on_end()
 
 
 def examine(settings: EvalConfig, out: str | Path | None = None) -> Iterator[Finding]:

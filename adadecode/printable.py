@@ -10,7 +10,8 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202
 
 UNDECODED = "\ufffd"  # what bytes decode to that are no character, or not all of one
 
-USER_OF_URL = re.compile(r"(?<=://)[^/\s]*@")  # up to the last @ of the host's part: a password may have one too
+# Up to the last @ of the host's part, as a password may have one too; taken for a path, a URL has one slash
+USER_OF_URL = re.compile(r"(?:(?<=://)|(?<=:/))[^/\s]*@")
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -34,6 +35,11 @@ def on_one_line(said: object, max_len: int = 200) -> str:
 def without_password(text: str) -> str:
     """`text`, a URL or a line with URLs, without the user names and passwords before their hosts."""
     return USER_OF_URL.sub("HIDDEN@", text)
+
+
+def has_password(text: str) -> bool:
+    """Whether `text` has a URL with a user name or a password before its host."""
+    return USER_OF_URL.search(text) is not None
 
 
 def is_unicode(text: str) -> bool:

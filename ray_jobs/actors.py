@@ -13,6 +13,7 @@ from adadecode.errors import DeviceLostError, RunFolderError
 from adadecode.evaluation.rows import SampleRow
 from adadecode.records import Shard
 from adadecode.settings import EvalConfig
+from adadecode.stopwatch import lap, stopwatch
 from ray_jobs.pool import Done, PooledActor
 
 log = logging.getLogger("adadecode.actors")
@@ -31,10 +32,14 @@ class EvalTask:
 
 @dataclass(frozen=True)
 class ShardWork:
-    """A shard to evaluate and commit, or, with `sample_idx`, one sample of it whose rows are returned instead."""
+    """A shard to evaluate and commit, or, with `sample_idx`, one sample of it whose rows are returned instead.
+
+    The worker that commits a shard that `is_profiled` writes a trace of itself then.
+    """
 
     shard: Shard
     sample_idx: int | None = None
+    is_profiled: bool = False
 
 
 class SplitSample(NamedTuple):
@@ -52,10 +57,16 @@ class Evaluator(PooledActor):
 
     def load(self) -> None:
         """Loads the model and warms it up. Separate from `__init__`, so that errors arrive whole."""
-        from adadecode.evaluation.run_worker import load_run_worker
-        from adadecode.evaluation.worker_log import configure_worker_log
-        from adadecode.runs.folder import RunFolder
-        from ray_jobs.metrics import WorkerMetrics
+        with stopwatch() as watch:
+            watch.seconds["process"] = self.process_s
+            self._load()
+
+    def _load(self) -> None:
+        with lap("imports"):
+            from adadecode.evaluation.run_worker import load_run_worker
+            from adadecode.evaluation.worker_log import configure_worker_log
+            from adadecode.runs.folder import RunFolder
+            from ray_jobs.metrics import WorkerMetrics
 
         task = self._task
         self._folder = RunFolder(task.location)
@@ -72,7 +83,7 @@ class Evaluator(PooledActor):
 
         with lost_device_ends_the_process():
             if work.sample_idx is None:
-                done = do_shard(self._worker, work.shard, self._folder)
+                done = do_shard(self._worker, work.shard, self._folder, work.is_profiled)
                 self._metrics.count_drafts(done.num_drafted, done.num_accepted)
                 return Done(done.outcome, done.full_s)
             rows, facts, full_s = evaluate_sample_alone(self._worker, work.shard, work.sample_idx)

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import json
 import logging
 import os
 import secrets
@@ -14,17 +15,20 @@ from typing import Any, TypeVar
 import ray
 from pydantic import BaseModel
 from ray import _raylet
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.exceptions import AuthenticationError, RayError
 
 from adadecode.errors import ResourcesError, UsageError
 from adadecode.files import is_there
 from adadecode.printable import on_one_line
 from adadecode.settings import ORIGINAL_HEADS, EvalConfig, TrainConfig
+from ray_jobs.labels import selected
 
 PROBE_S, ALIVE_S = 5.0, 20.0
 LEAVE_S = 20.0
 RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"  # after which Ray ends a process whose head is gone
 LONG_S = 1_000_000
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # that the process above a job's driver gives it once the job is stopped
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 NODE_GROUP = "ray.io/node-group"  # a label of every node of a cluster that Ray's autoscaler or KubeRay manages
 LEAST_ASKED = 4
@@ -47,6 +51,7 @@ def connect(address: str | None) -> None:
             return
         try:
             _probe(address or os.environ["RAY_ADDRESS"])
+            keep_stop_wait_from_actors()
             ray.init(address=address, **quiet)
         except AuthenticationError as error:
             raise UsageError(
@@ -59,6 +64,16 @@ def connect(address: str | None) -> None:
                 f"--address {address!r}: no Ray cluster answers there; give HOST:PORT of a running head, or leave it out "
                 f"to start one on this machine ({on_one_line(error)})"
             ) from error
+
+
+def keep_stop_wait_from_actors() -> None:
+    """Takes STOP_WAIT out of what the actors of this job get: for one with a variable of its own Ray starts a process anew.
+
+    That is seconds for each, where it keeps some ready for those without.
+    """
+    config = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
+    if (config.get("runtime_env", {}).get("env_vars") or {}).pop(STOP_WAIT, None) is not None:
+        os.environ[RAY_JOB_CONFIG_JSON_ENV_VAR] = json.dumps(config)
 
 
 def mixed_versions(said: str) -> str:
@@ -127,36 +142,66 @@ def _probe(address: str) -> None:
 
 
 def actor_resources(config: EvalConfig | TrainConfig, nodes: Sequence[dict[str, Any]]) -> tuple[dict[str, float], int]:
-    """Ray's resource options of one actor and the threads it computes with: one GPU each, or an equal share of CPUs.
+    """Ray's resource options of one actor and the threads it computes with: its GPUs, or an equal share of CPUs.
 
-    `nodes` are those alive. With `--workers auto` on the CPU an actor takes what the smallest node has. Raises
+    `nodes` are those alive, of which only those count that the selector takes. What Ray gives an actor is of one node, so
+    that its GPUs are in one machine. With `--workers auto` on the CPU an actor takes what the smallest node has. Raises
     ResourcesError when the cluster cannot hold the workers asked for.
     """
+    if config.label_selector is not None and is_ours(config.address):
+        raise ResourcesError(
+            f"--label-selector {config.label_selector}: the cluster that is started on this machine has one node; drop "
+            "it, or give the --address of another"
+        )
+    nodes = selected(config, nodes)
     cpus_per_node = [int(node["Resources"].get("CPU", 0)) for node in nodes]
     num_cpus, num_gpus = sum(cpus_per_node), sum(int(node["Resources"].get("GPU", 0)) for node in nodes)
-    holds = f"the cluster has {num_cpus} CPUs and {num_gpus} GPUs"
+    there = "the cluster has" if config.label_selector is None else f"nodes with {config.label_selector} have"
+    holds = f"{there} {num_cpus} CPUs and {num_gpus} GPUs"
+    if config.device == "cuda":
+        return _on_gpus(config, nodes, holds, num_cpus)
     if config.workers == "auto":
-        if config.device == "cuda" and not num_gpus and is_ours(config.address):
-            raise ResourcesError(f"--device cuda --workers auto: {holds}, and no node can join it; use --device cpu")
-        if config.device == "cuda":
-            return {"num_gpus": 1, "num_cpus": 1}, config.threads or max(1, num_cpus // max(1, num_gpus))
         threads = config.threads or min((cpus for cpus in cpus_per_node if cpus), default=1)
         return {"num_cpus": threads}, threads
     workers = config.workers or 1
-    remedy = "--workers auto takes what there is and what joins" if isinstance(config, EvalConfig) else "add nodes"
-    if config.device == "cuda":
-        if workers > num_gpus:
-            raise ResourcesError(
-                f"--workers {workers}: {holds}, one GPU each; ask for 1..{num_gpus} workers, or {remedy}"
-            )
-        return {"num_gpus": 1, "num_cpus": 1}, config.threads or max(1, num_cpus // workers)
     if workers > num_cpus:
-        raise ResourcesError(f"--workers {workers}: {holds}; ask for 1..{num_cpus} workers on the CPU, or {remedy}")
+        raise ResourcesError(
+            f"--workers {workers}: {holds}; ask for 1..{num_cpus} workers on the CPU, or {_remedy(config)}"
+        )
     most = most_threads(workers, cpus_per_node)
     threads = config.threads or most
     if threads > most:
         raise ResourcesError(f"--threads {threads} for --workers {workers}: {holds}; ask for 1..{most} threads")
     return {"num_cpus": threads}, threads
+
+
+def _on_gpus(
+    config: EvalConfig | TrainConfig, nodes: Sequence[dict[str, Any]], holds: str, num_cpus: int
+) -> tuple[dict[str, float], int]:
+    """`actor_resources` with `--device cuda`, on a cluster that `holds` what this says and `num_cpus`."""
+    each, workers = config.gpus_per_worker, config.workers or 1
+    resources: dict[str, float] = {"num_gpus": each, "num_cpus": 1}
+    places, most = (
+        num_places(resources, nodes),
+        max((int(node["Resources"].get("GPU", 0)) for node in nodes), default=0),
+    )
+    if workers == "auto":
+        if not most and is_ours(config.address):
+            raise ResourcesError(f"--device cuda --workers auto: {holds}, and no node can join it; use --device cpu")
+        if most and not places and not is_autoscaled(nodes):
+            raise ResourcesError(f"--gpus-per-worker {each}: no node has as many; give 1..{most}, or add such nodes")
+        return resources, config.threads or max(1, num_cpus // max(1, places))
+    if workers > places:
+        with_each = (
+            "one GPU each" if each == 1 else f"--gpus-per-worker {each} of one node, of which none has over {most}"
+        )
+        allowed = f"ask for 1..{places} workers, or" if places else "give fewer, or"
+        raise ResourcesError(f"--workers {workers}: {holds}, {with_each}; {allowed} {_remedy(config)}")
+    return resources, config.threads or max(1, num_cpus // workers)
+
+
+def _remedy(config: EvalConfig | TrainConfig) -> str:
+    return "--workers auto takes what there is and what joins" if isinstance(config, EvalConfig) else "add nodes"
 
 
 def num_places(resources: dict[str, float], nodes: Sequence[dict[str, Any]]) -> int:
@@ -171,8 +216,12 @@ def num_asked(num_places: int, num_left: int, nodes: Sequence[dict[str, Any]]) -
     None where no autoscaler is; else no more than shards are left, and about as many again as there are. It sees actors
     that wait for a node, and they are gone with their driver: nobody pays for a node that a dead one has asked for.
     """
-    is_autoscaled = any(NODE_GROUP in node.get("Labels", {}) for node in nodes)
-    return max(0, min(num_left - num_places, max(LEAST_ASKED, num_places))) if is_autoscaled else 0
+    return max(0, min(num_left - num_places, max(LEAST_ASKED, num_places))) if is_autoscaled(nodes) else 0
+
+
+def is_autoscaled(nodes: Sequence[dict[str, Any]]) -> bool:
+    """Whether nodes of other kinds may be started where these `nodes` are."""
+    return any(NODE_GROUP in node.get("Labels", {}) for node in nodes)
 
 
 def most_threads(workers: int, cpus_per_node: list[int]) -> int:

@@ -13,36 +13,27 @@ from adadecode.doctor.checks import CHECKS, examine
 from adadecode.doctor.finding import Finding
 from adadecode.doctor.machine import seen_gpus, usable_cores
 from adadecode.doctor.subject import Subject
-from adadecode.errors import AdaDecodeError, ResourcesError, UsageError
-from adadecode.records import Say
-from adadecode.runs.run import PreparedRun
-from adadecode.runs.storage import absolute
+from adadecode.errors import AdaDecodeError, ResourcesError
 from adadecode.settings import EvalConfig
 from ray_jobs.cluster import actor_resources, connect, is_ours, num_places, with_absolute_paths
+from ray_jobs.labels import gpu_type_findings, selected
 from ray_jobs.node_probe import open_token
-from ray_jobs.nodes import NO_TOKEN, QUICK_S, Node, check_nodes, name_of, nodes_for_workers, on, results, token_finding
+from ray_jobs.nodes import (
+    NO_TOKEN,
+    Node,
+    alive_nodes,
+    check_nodes,
+    name_of,
+    nodes_for_workers,
+    on,
+    results,
+    token_finding,
+)
 
 PATIENT_S = 60.0  # for a node that is only asked
 DEEP_S = 900.0  # for a node that loads the model, once it has what a worker takes
 OF_DRIVER = tuple(check for check in CHECKS if check.where == "driver")
 OF_WORKER = tuple(check for check in CHECKS if check.where == "worker")
-
-
-def check_before_run(prepared: PreparedRun, say: Say) -> None:
-    """The quick part, before a run on a cluster that was joined; says warnings and raises UsageError for what will fail.
-
-    The driver's own node is not asked, and so none is of a cluster that this process started.
-    """
-    if is_ours(prepared.config.address):
-        return
-    here = ray.get_runtime_context().get_node_id()
-    findings = check_nodes(prepared.config, absolute(prepared.folder.location), alive_nodes(), QUICK_S, trusted=here)
-    problems = [f"{finding.check}: {finding.text()}" for finding in findings if finding.status == "will fail"]
-    for finding in findings:
-        if finding.status == "warning" and finding.check not in ("authentication", "token file"):
-            say(finding.line())
-    if problems:
-        raise UsageError("; ".join(problems))
 
 
 def examine_on_ray(config: EvalConfig, location: str) -> Iterator[Finding]:
@@ -104,6 +95,7 @@ def joined_cluster(subject: Subject) -> Iterator[Finding]:
     yield found
     if found.status == "will fail":
         return
+    yield from gpu_type_findings(config, nodes_for_workers(config, nodes))
     quick = check_nodes(config, subject.location, nodes, PATIENT_S)
     yield from quick
     is_open = any(finding.check == "authentication" and finding.status == "warning" for finding in quick)
@@ -112,18 +104,13 @@ def joined_cluster(subject: Subject) -> Iterator[Finding]:
     yield from merged(examine_nodes(subject, nodes))
 
 
-def alive_nodes() -> list[Node]:
-    """The nodes of the cluster that was joined."""
-    return [node for node in ray.nodes() if node["Alive"]]
-
-
 def resources_finding(config: EvalConfig, nodes: Sequence[Node], what: str) -> Finding:
     """Whether `nodes` can hold the workers of `config`; one where none can yet is a warning with --workers auto."""
     try:
         resources, threads = actor_resources(config, nodes)
     except AdaDecodeError as error:
         return Finding.of_error("cluster", error)
-    places = num_places(resources, nodes)
+    places = num_places(resources, selected(config, nodes))
     needs = ", ".join(f"{amount:g} {name.removeprefix('num_')}" for name, amount in resources.items())
     found = f"{what}: room for {places} workers of {needs} and {threads} threads"
     if not places:

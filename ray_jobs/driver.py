@@ -76,8 +76,10 @@ class Driver(ABC):
 
     def _drive(self) -> None:
         num_wanted, next_look, next_wait, is_stopped = 0, 0.0, 0.0, False
+        wait_s = 0.0  # nothing is begun yet
         while True:
-            happened = self._pool.poll(WAIT_S)
+            happened = self._pool.poll(wait_s)
+            wait_s = WAIT_S
             self._cluster.check()
             now = time.monotonic()
             if now >= next_look and not is_stopped:

@@ -1,5 +1,6 @@
 """An evaluation on Ray: actors evaluate and commit shards; the driver commits those that were done sample by sample."""
 
+import importlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from ray_jobs.actors import EvalActor, EvalTask, ShardWork, SplitSample
 from ray_jobs.cluster import actor_resources, num_asked, num_places, with_absolute_paths
 from ray_jobs.driver import Driver
 from ray_jobs.events import Item
+from ray_jobs.labels import selected, selector_of
 from ray_jobs.limits import FIRST_DEADLINE_S, FIRST_SAMPLE_S, Limits
 from ray_jobs.pool import Pool
 from ray_jobs.scheduler import Scheduler
@@ -58,12 +60,13 @@ def _drive(
     resources, threads = actor_resources(config, cluster.nodes())
     location = absolute(folder.location)  # an actor runs in a folder of its own
     task = EvalTask(with_absolute_paths(config), prepared.tasks, location, folder.fingerprint, threads)
+    first, *others = longest_first(prepared.todo)
     scheduler = Scheduler(
-        (shard_item(shard) for shard in longest_first(prepared.todo)),
+        (shard_item(first, config.profile is not None), *map(shard_item, others)),
         limits or limits_of(prepared),
         split_shard,
     )
-    pool = Pool(actor_class, task, threads, resources)
+    pool = Pool(actor_class, task, threads, resources, label_selector=selector_of(config))
     EvaluationDriver(pool, scheduler, cluster, prepared, observer, is_stopping).drive()
 
 
@@ -93,7 +96,7 @@ class EvaluationDriver(Driver):
         super().__init__(pool, scheduler, cluster)
         self._prepared, self._observer, self._stop = prepared, observer, stop
         self._split = SplitShards(prepared)
-        self._waiting = Waiting(pool.resources, observer.say)
+        self._waiting = Waiting(pool.resources, observer.say, prepared.config.label_selector)
         self._is_engine_told = False
         self._num_samples = sum(len(shard.examples) for shard in prepared.todo)
         self._num_left = len(prepared.todo)  # shards without a commit
@@ -103,7 +106,7 @@ class EvaluationDriver(Driver):
         workers = self._prepared.config.workers
         if workers == "auto":
             nodes = self._cluster.nodes()
-            places = num_places(self._pool.resources, nodes)
+            places = num_places(self._pool.resources, selected(self._prepared.config, nodes))
             workers = max(1, places + num_asked(places, self._num_left, nodes))
         return min(workers, self._num_samples)
 
@@ -123,6 +126,7 @@ class EvaluationDriver(Driver):
         return self._stop()
 
     def on_wait(self) -> None:
+        importlib.import_module("adadecode.runs.result")  # takes a second, when the run is closed or while actors start
         self._prepared.lease.check()
         workers = worker_states(self._scheduler, self._pool)
         self._observer.on_workers(workers)
@@ -139,8 +143,9 @@ class EvaluationDriver(Driver):
 class Waiting:
     """Says now and then that no node has room for an actor, while every actor waits for one."""
 
-    def __init__(self, resources: dict[str, float], say: Say) -> None:
-        self._needs = ", ".join(f"{amount:g} {name.removeprefix('num_')}" for name, amount in resources.items())
+    def __init__(self, resources: dict[str, float], say: Say, label_selector: str | None = None) -> None:
+        needs = ", ".join(f"{amount:g} {name.removeprefix('num_')}" for name, amount in resources.items())
+        self._needs = f"{needs} free" if label_selector is None else f"{label_selector} and {needs} free"
         self._say, self._due_s = say, WAITING_S
 
     def look_at(self, workers: Sequence[WorkerState]) -> None:
@@ -150,12 +155,13 @@ class Waiting:
             self._due_s = WAITING_S
         elif for_s >= self._due_s:
             self._due_s = for_s + 2 * WAITING_S
-            self._say(f"waiting for a node with {self._needs} free, {for_s:.0f} s by now")
+            self._say(f"waiting for a node with {self._needs}, {for_s:.0f} s by now")
 
 
-def shard_item(shard: Shard) -> Item:
+def shard_item(shard: Shard, is_profiled: bool = False) -> Item:
     """A whole shard as work; its size is its number of samples."""
-    return Item(f"shard {shard.shard_idx} of task {shard.task}", ShardWork(shard), len(shard.examples))
+    work = ShardWork(shard, is_profiled=is_profiled)
+    return Item(f"shard {shard.shard_idx} of task {shard.task}", work, len(shard.examples))
 
 
 def split_shard(item: Item) -> tuple[Item, ...]:

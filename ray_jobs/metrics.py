@@ -93,3 +93,7 @@ class Metered(Quiet):
 
     def on_lost_worker(self, line: str) -> None:
         self._metrics.worker_restarted()
+
+    def on_end(self) -> None:
+        """Reports how the run ended: what was reported last stays for about 20 s, for Prometheus to scrape once more."""
+        self._metrics.update(self._progress, (), self._is_ours())

@@ -11,10 +11,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from adadecode.doctor.finding import Finding
 from adadecode.doctor.run_folder import NOT_SHARED, is_answered, left_at, new_name
-from adadecode.errors import AdaDecodeError, ResourcesError
+from adadecode.errors import AdaDecodeError, ResourcesError, UsageError
 from adadecode.printable import on_one_line
+from adadecode.records import Say
+from adadecode.runs.run import PreparedRun
+from adadecode.runs.storage import absolute
 from adadecode.settings import EvalConfig
-from ray_jobs.cluster import actor_resources, num_places
+from ray_jobs.cluster import actor_resources, is_ours, num_places
+from ray_jobs.labels import gpu_type_findings, selected
 from ray_jobs.node_probe import NodeFacts, node_facts, probe
 
 Node = dict[str, Any]  # as `ray.nodes` has it
@@ -44,13 +48,37 @@ class Answer:
         return clock - self.received_at if clock > self.received_at else min(0.0, clock - self.sent_at)
 
 
+def check_before_run(prepared: PreparedRun, say: Say) -> None:
+    """The quick part, before a run on a cluster that was joined; says warnings and raises UsageError for what will fail.
+
+    The driver's own node is not asked, and so none is of a cluster that this process started.
+    """
+    if is_ours(prepared.config.address):
+        return
+    here, config, nodes = ray.get_runtime_context().get_node_id(), prepared.config, alive_nodes()
+    findings = list(gpu_type_findings(config, nodes_for_workers(config, nodes)))
+    if all(finding.status != "will fail" for finding in findings):
+        findings += check_nodes(config, absolute(prepared.folder.location), nodes, QUICK_S, trusted=here)
+    problems = [f"{finding.check}: {finding.text()}" for finding in findings if finding.status == "will fail"]
+    for finding in findings:
+        if finding.status == "warning" and finding.check not in ("authentication", "token file"):
+            say(finding.line())
+    if problems:
+        raise UsageError("; ".join(problems))
+
+
+def alive_nodes() -> list[Node]:
+    """The nodes of the cluster that was joined."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
 def nodes_for_workers(config: EvalConfig, nodes: Sequence[Node]) -> list[Node]:
     """Those of `nodes` that can hold a worker of `config`; none where the cluster cannot hold the run."""
     try:
         resources, _ = actor_resources(config, nodes)
     except ResourcesError:
         return []
-    return [node for node in nodes if num_places(resources, [node])]
+    return [node for node in selected(config, nodes) if num_places(resources, [node])]
 
 
 def check_nodes(

@@ -47,8 +47,16 @@ class PooledActor:
     `load` is called with goes to the actor alone.
     """
 
-    def hello(self) -> Place:
-        """Where this process runs; answers as soon as it does, and before anything is loaded or written."""
+    process_s = 0.0  # from when the driver asked for this process until it answered, by the clocks of both
+
+    def hello(self, asked_at: float, threads: int) -> Place:
+        """Where this process runs, which was asked for at `asked_at` (`time.time`) and computes with `threads`.
+
+        Answers as soon as it does, and before anything is loaded or written.
+        """
+        self.process_s = max(0.0, time.time() - asked_at)
+        # in a `runtime_env` it would have Ray start a process of its own, where one may wait that has Ray loaded
+        os.environ["OMP_NUM_THREADS"] = str(threads)
         keep_others_from_writing()
         context = ray.get_runtime_context()
         gpus = context.get_accelerator_ids().get("GPU", [])
@@ -67,12 +75,20 @@ class Pool:
     """The processes behind the scheduler's names of actors, and the futures of what each was assigned."""
 
     def __init__(
-        self, actor_class: Any, task: Any, threads: int, resources: dict[str, float], load_with: Sequence[Any] = ()
+        self,
+        actor_class: Any,
+        task: Any,
+        threads: int,
+        resources: dict[str, float],
+        load_with: Sequence[Any] = (),
+        label_selector: dict[str, str] | None = None,
     ) -> None:
-        """`resources` are Ray's options of one actor, which computes with `threads`; it is loaded with `load_with`."""
-        environment = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
-        self._actor_class = actor_class.options(runtime_env=environment, **resources)
-        self._task, self._load_with = task, load_with
+        """`resources` are Ray's options of one actor, which computes with `threads`; it is loaded with `load_with`.
+
+        Actors start only on nodes that `label_selector` takes.
+        """
+        self._actor_class = actor_class.options(label_selector=label_selector, **resources)
+        self._task, self._threads, self._load_with = task, threads, load_with
         self.resources = resources
         self._assigned: dict[ray.ObjectRef, tuple[str, Item]] = {}
         self.actors: dict[str, Any] = {}
@@ -81,7 +97,7 @@ class Pool:
     def start(self, name: str) -> None:
         """Starts an actor, loading."""
         actor = self.actors[name] = self._actor_class.remote(name, self._task)
-        self._assigned[actor.hello.remote()] = (name, HELLO)
+        self._assigned[actor.hello.remote(time.time(), self._threads)] = (name, HELLO)
         self._assigned[actor.load.remote(*self._load_with)] = (name, LOAD)
 
     def assign(self, name: str, item: Item) -> None:

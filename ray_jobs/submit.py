@@ -1,192 +1,207 @@
-"""Submits a command as a Ray job, follows its log and returns the driver's own exit code."""
+"""Submits a command as a Ray job: one job for one run, named as its folder is."""
 
-import asyncio
+import re
 import shlex
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from http import HTTPStatus
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import aiohttp
 import requests
-from ray.dashboard.modules.job.pydantic_models import JobDetails
-from ray.exceptions import AuthenticationError, RayError
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.dashboard.modules.job.pydantic_models import JobDetails, JobType
 
-from adadecode.errors import EXIT_FAILED, EXIT_OK, AdaDecodeError, UsageError
-from adadecode.printable import on_one_line
+from adadecode.errors import UsageError
+from adadecode.files import readable, short_hash
+from adadecode.printable import on_one_line, without_password
 from adadecode.records import Say
-from ray_jobs.cluster import TOKEN_REMEDY
+from ray_jobs.cluster import STOP_WAIT
+from ray_jobs.dashboard import ANSWER_S, PatientClient
+from ray_jobs.jobs import POLL_S
+from ray_jobs.packing import package_of
 
-POLL_S, MOST_S = 0.5, 30.0
 AGENT_TIMEOUT_S = 60.0
-QUIET_S = 60.0  # of a log, after which the job is asked for: a connection may be cut without a sign
-RETRY_S = 300.0
-ANSWER_S = 60.0
-# What no job needs of a working directory, and what should not leave this machine; patterns as in .gitignore.
-NEVER_SENT = (
-    *(".git/", ".venv/", "venv/", "__pycache__/", "/results/"),
-    *(".env", ".env.*", ".envrc", ".netrc", ".git-credentials", ".npmrc", ".pypirc"),
-    *(".ssh/", ".aws/", ".azure/", ".kube/", ".gnupg/", ".config/gcloud/", ".huggingface/"),
-    *("*.pem", "*.key", "*.p12", "*.pfx", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519"),
-)
+STOP_WAIT_S = 300  # that a driver has for its tables once its job is stopped; Ray's own 3 s are too few
+RUN_KEY = "adadecode_run"  # of a job's metadata: a hash of where its run lies
+NAME_LEN = 80
+LEAST_SECRET_LEN = 8
+SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY", re.IGNORECASE)
+USER_IN_URL = re.compile(r"://[^/\s]*@")
+# The folder of the interpreter that Ray runs on, found by the library that the shell's parent has loaded: the PATH of a
+# head that was started as .venv/bin/ray may begin with another. Nothing where there is no /proc.
+RAY_LIBRARY = r"s|.* \(/.*\)/lib/python[^/]*/site-packages/ray/_raylet.so$|\1/bin:|p"
+RAY_BIN = f"$(sed -n '{RAY_LIBRARY}' /proc/$PPID/maps 2>/dev/null | head -n 1)"
 
 
-def submit_job(command: str, arguments: Sequence[str], address: str, working_dir: str | None, say: Say) -> int:
-    """Runs `adadecode COMMAND ARGUMENTS` on the cluster whose dashboard is at `address`; returns its exit code.
+@dataclass(frozen=True)
+class Submission:
+    """What is to be a job: `adadecode COMMAND ARGUMENTS`, whose run lies at `out`, absolute or a URL."""
 
-    The log is passed on to `say` piece by piece. Ray itself tells SUCCEEDED from FAILED only; the driver's exit code
-    (3 for a parity mismatch, 4 for missing rows, ...) comes from the job's record. Raises UsageError when the job is not
-    taken, and AdaDecodeError when its cluster is lost.
+    command: str
+    arguments: tuple[str, ...]
+    out: str
+    working_dir: Path | None = None
+    most_mib: int = 100
+    requirements: Path | None = None
+
+    @property
+    def entrypoint(self) -> str:
+        """The shell command that a job runs, on the interpreter that Ray runs on, or in the environment made for it."""
+        program = f"exec {shlex.join(['python', '-m', 'adadecode', self.command, *self.arguments])}"
+        return program if self.requirements is not None else f'PATH="{RAY_BIN}$PATH"; {program}'
+
+    @property
+    def run_key(self) -> str:
+        """What tells this run from others of the same name."""
+        return short_hash(without_password(self.out))
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job of the cluster; `is_new` where this call has made it."""
+
+    job_id: str
+    is_new: bool
+
+
+def submit_job(client: PatientClient, submission: Submission, address: str, say: Say) -> Submitted:
+    """The job of a run: the one that waits or runs already, or a new one. Says how much of a folder is sent.
+
+    Raises UsageError for what must not be stored on a cluster or cannot be sent, and where the cluster takes no job.
     """
-    if not is_web_address(address):
-        raise UsageError(
-            f"--address {on_one_line(repr(address))}: submit needs the dashboard's, such as http://HOST:8265"
-        )
+    deadline = time.monotonic() + AGENT_TIMEOUT_S
     try:
-        client = PatientClient(address)
-    except (OSError, RuntimeError, ValueError, AuthenticationError, RayError, requests.RequestException) as error:
-        raise UsageError(
-            f"--address {address!r}: no Ray dashboard answers there; give http://HOST:8265 of a running head, and where "
-            f"it asks for a token {TOKEN_REMEDY} ({on_one_line(error)})"
-        ) from error
-    shell_command = entrypoint(command, arguments)
-    try:
-        job_id = _submit_when_ready(client, shell_command, runtime_env(working_dir))
+        jobs = client.list_jobs()
+        if (active := active_job(jobs, submission.run_key)) is not None:
+            return Submitted(active, is_new=False)
+        with tempfile.TemporaryDirectory(prefix="adadecode-") as scratch:
+            environment = runtime_env(submission, Path(scratch), say)
+            while True:
+                job_id = free_id(run_name(submission.out), {job.submission_id for job in jobs})
+                if _take(client, submission, job_id, environment, deadline):
+                    return Submitted(job_id, is_new=True)
+                jobs = client.list_jobs()
+                if (active := active_job(jobs, submission.run_key)) is not None:  # of two at once, the other's
+                    return Submitted(active, is_new=False)
     except requests.Timeout as error:
         raise UsageError(
-            f"the cluster at {address} gave no answer for {ANSWER_S:.0f} s and may have taken the job: look with "
-            f"ray job list --address {address}"
+            f"the cluster at {address} gave no answer for {ANSWER_S:.0f} s and may have taken the job: the same command "
+            "follows it, or submits it again"
         ) from error
+    except UsageError:
+        raise
     except (RuntimeError, ValueError, OSError) as error:
-        raise UsageError(
-            f"the cluster at {address} did not take the job; check --working-dir ({on_one_line(error)})"
-        ) from error
-    say(f"job {job_id}: {shell_command}\n")
-    details = follow_job(client, job_id, say, address)
-    say(f"job {job_id}: {details.status}\n")
-    return exit_code(details)
+        raise UsageError(f"the cluster at {address} did not take the job: {refusal(error)}") from error
 
 
-class PatientClient(JobSubmissionClient):
-    """Ray's client with an end to its patience: a request of which nothing was heard for ANSWER_S raises an OSError.
-
-    Ray's own waits for ever where a link was cut without a sign.
-    """
-
-    def _do_request(self, method: str, endpoint: str, **given: Any) -> requests.Response:
-        return super()._do_request(method, endpoint, timeout=ANSWER_S, **given)
-
-
-def is_web_address(address: str) -> bool:
-    """Whether `address` is that of a web server: http(s)://HOST, with a port from 1 to 65535 where it has one."""
+def _take(
+    client: PatientClient, submission: Submission, job_id: str, environment: dict[str, Any], deadline: float
+) -> bool:
+    """Submits the job; False where it is to be tried again, with another id or after the head's agent has started."""
     try:
-        parts = urlsplit(address)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is none, or brackets that do not close
-        return False
-
-
-def entrypoint(command: str, arguments: Sequence[str]) -> str:
-    """The shell command a job runs, with the `python` of the node it is on."""
-    return shlex.join(["python", "-m", "adadecode", command, *arguments])
-
-
-def runtime_env(working_dir: str | None) -> dict[str, Any]:
-    """Ray's environment of the job: the folder that is sent, less NEVER_SENT and what its .gitignore names."""
-    return {"working_dir": working_dir, "excludes": list(NEVER_SENT)} if working_dir else {}
-
-
-def _submit_when_ready(client: JobSubmissionClient, shell_command: str, environment: dict[str, Any]) -> str:
-    """The id of the submitted job; a head that has just started answers before its agent can take jobs."""
-    deadline = time.monotonic() + AGENT_TIMEOUT_S
-    while True:
-        try:
-            return client.submit_job(entrypoint=shell_command, runtime_env=environment)
-        except RuntimeError as error:
-            if "No available agent" not in str(error) or time.monotonic() > deadline:
-                raise
+        metadata = {RUN_KEY: submission.run_key}
+        client.submit_job(
+            entrypoint=submission.entrypoint, submission_id=job_id, runtime_env=environment, metadata=metadata
+        )
+    except RuntimeError as error:
+        is_starting = "No available agent" in str(error)
+        if "already exists" not in str(error) and not (is_starting and time.monotonic() < deadline):
+            raise
+        if is_starting:
             time.sleep(POLL_S)
+        return False
+    return True
 
 
-@dataclass
-class JobLog:
-    """A log that is read from its beginning more than once, and shown once; lengths in characters."""
-
-    say: Say
-    shown_len: int = 0
-    read_len: int = 0
-
-    def add(self, text: str) -> None:
-        """Takes the next piece; shows what of it was not shown before."""
-        self.read_len += len(text)
-        if self.read_len > self.shown_len:
-            self.say(text[self.shown_len - self.read_len :])
-            self.shown_len = self.read_len
-
-    async def tail(self, client: JobSubmissionClient, job_id: str) -> None:
-        """Reads the log from its beginning until the job has ended or been quiet for QUIET_S."""
-        self.read_len = 0
-        pieces = aiter(client.tail_job_logs(job_id))
-        try:
-            while True:
-                self.add(await asyncio.wait_for(anext(pieces), QUIET_S))
-        except (StopAsyncIteration, TimeoutError):
-            return
+def refusal(error: Exception) -> str:
+    """Why a cluster took no job, in a line with the remedy."""
+    if "No available agent" in str(error):
+        return (
+            f"no agent has answered on its head for {AGENT_TIMEOUT_S:.0f} s. Most likely another Ray on that host has the "
+            "agent's port (52365): stop that one, or start the head with another --dashboard-agent-listen-port; its "
+            "dashboard_agent.log says more"
+        )
+    last = str(error).strip().rpartition("\n")[2]  # Ray sends a traceback
+    return f"check --working-dir and --requirements ({on_one_line(last)})"
 
 
-def follow_job(
-    client: JobSubmissionClient,
-    job_id: str,
-    say: Say,
-    address: str,
-    clock: Callable[[], float] = time.monotonic,
-    pause: Callable[[float], None] = time.sleep,
-) -> JobDetails:
-    """Passes a job's log on until the job has ended; returns its record.
+def active_job(jobs: Sequence[JobDetails], run_key: str) -> str | None:
+    """The id of the job of a run that waits or runs; None where there is none."""
+    for job in jobs:
+        is_same = job.type is JobType.SUBMISSION and (job.metadata or {}).get(RUN_KEY) == run_key
+        if is_same and not job.status.is_terminal():
+            return job.submission_id
+    return None
 
-    A lost connection is told once, and tried again for RETRY_S with growing pauses. Raises AdaDecodeError after that, and
-    when the cluster does not know the job any more.
+
+def run_name(out: str) -> str:
+    """The last part of where a run lies, as Ray takes it for an id: letters, digits, `_`, `.` and `-`."""
+    last = out.rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", last).strip("-.")[:NAME_LEN] or "run"
+
+
+def free_id(name: str, taken: set[str | None]) -> str:
+    """`name`, or with the first number from 2 on that is free: Ray appends to the log of an id that is used again."""
+    if name not in taken:
+        return name
+    number = 2
+    while f"{name}-{number}" in taken:
+        number += 1
+    return f"{name}-{number}"
+
+
+def runtime_env(submission: Submission, scratch: Path, say: Say) -> dict[str, Any]:
+    """Ray's environment of the job: the folder that is sent, packed in `scratch`, and the packages asked for.
+
+    Its variables are for the process that starts and stops the driver: `connect` takes them back from the driver's actors.
     """
-    log, lost_at, pause_s = JobLog(say), None, POLL_S
-    while True:
-        shown_len = log.shown_len
-        try:
-            asyncio.run(log.tail(client, job_id))
-            details = client.get_job_info(job_id)
-            lost_at = None
-            if details.status.is_terminal():
-                log.read_len = 0
-                log.add(client.get_job_logs(job_id))
-                return details
-        except (OSError, RuntimeError, aiohttp.ClientError, AuthenticationError) as error:
-            if is_unknown_job(error):
-                raise AdaDecodeError(
-                    f"the cluster at {address} knows no job {job_id} any more: its head was started anew; what is "
-                    "committed stays, and the same command continues"
-                ) from error
-            if lost_at is None:
-                lost_at = clock()
-                say(f"the connection to {address} is lost; trying again for {RETRY_S:.0f} s ({on_one_line(error)})\n")
-            if clock() - lost_at > RETRY_S:
-                raise AdaDecodeError(
-                    f"the dashboard at {address} has not answered for {RETRY_S:.0f} s; the job may go on: "
-                    f"ray job logs --address {address} --follow {job_id}"
-                ) from error
-        pause_s = POLL_S if log.shown_len > shown_len else min(2 * pause_s, MOST_S)
-        pause(pause_s)
+    environment: dict[str, Any] = {"env_vars": {STOP_WAIT: str(STOP_WAIT_S)}}
+    if submission.working_dir is not None:
+        package = package_of(submission.working_dir)
+        package.check(submission.most_mib)
+        say(f"{package.line()}\n")
+        package.write(scratch / "working-dir.zip")
+        environment["working_dir"] = str(scratch / "working-dir.zip")
+    if submission.requirements is not None:
+        environment["pip"] = {"packages": read_requirements(submission.requirements)}
+    return environment
 
 
-def is_unknown_job(error: Exception) -> bool:
-    """Whether the dashboard answered that there is no such job."""
-    status = error.status if isinstance(error, aiohttp.ClientResponseError) else None
-    return status == HTTPStatus.NOT_FOUND or f"status code {HTTPStatus.NOT_FOUND}" in str(error)
+def read_requirements(path: Path) -> list[str]:
+    """The lines of a requirements file; raises UsageError for what a cluster cannot install or may not know."""
+    with readable("--requirements", path):
+        text = path.read_text(encoding="utf-8", errors="replace")
+    lines = [line for written in text.splitlines() if (line := re.sub(r"(^|\s)#.*", "", written).strip())]
+    for line in lines:
+        if USER_IN_URL.search(line):
+            raise UsageError(
+                f"--requirements {str(path)!r}: {on_one_line(without_password(line))!r} has a password, and a job's "
+                "environment is stored and shown on the cluster: set up pip's index on its nodes"
+            )
+        if re.match(r"(-r|-c|-e|--requirement|--constraint|--editable)\b|\.{0,2}/|file:", line):
+            raise UsageError(
+                f"--requirements {str(path)!r}: {on_one_line(line)!r} names a file of this machine, which the nodes lack: "
+                "give packages with versions"
+            )
+    if not lines:
+        raise UsageError(f"--requirements {str(path)!r} names no package: give lines such as regex==2026.11.15")
+    return lines
 
 
-def exit_code(details: JobDetails) -> int:
-    """The driver's exit code; 1 for a job that was stopped or never started."""
-    if details.status == JobStatus.SUCCEEDED:
-        return EXIT_OK
-    return details.driver_exit_code or EXIT_FAILED
+def check_no_secret(arguments: Sequence[str], environ: Mapping[str, str]) -> None:
+    """Raises UsageError for a password or a secret variable's value in `arguments`: a job's command is stored and shown."""
+    secrets = {
+        name: value for name, value in environ.items() if SECRET_NAMES.search(name) and len(value) >= LEAST_SECRET_LEN
+    }
+    for argument in arguments:
+        if USER_IN_URL.search(argument):
+            raise UsageError(
+                f"{on_one_line(repr(without_password(argument)))}: a job's command is stored and shown on the cluster, and "
+                "this has a password in it; leave it out, and set keys where the head is started"
+            )
+        if (found := next((name for name, value in secrets.items() if value in argument), None)) is not None:
+            raise UsageError(
+                f"an argument holds the value of {found}: a job's command is stored and shown on the cluster; leave it "
+                f"out, and set {found} where the head is started"
+            )

@@ -34,6 +34,7 @@ from ray_jobs.actors import lost_device_ends_the_process
 from ray_jobs.cluster import actor_resources, with_absolute_paths
 from ray_jobs.driver import Driver
 from ray_jobs.events import Item
+from ray_jobs.labels import selector_of
 from ray_jobs.limits import Limits
 from ray_jobs.pool import Done, Pool, PooledActor
 from ray_jobs.scheduler import Scheduler
@@ -152,7 +153,7 @@ def _make_outputs(
     assert config.workers is not None, config
     num_actors = min(config.workers, -(-num_prompts // config.part_prompts))
     task = TrainTask(config.model_copy(update={"threads": threads}), outputs, heads)
-    pool = Pool(OutputsActor, task, threads, resources)
+    pool = Pool(OutputsActor, task, threads, resources, label_selector=selector_of(config))
     scheduler = Scheduler(chunk_items(prompts, config.part_prompts), LIMITS, is_final=is_refusal)
     driver = OutputsDriver(pool, scheduler, cluster, num_actors, OutputsProgress(num_prompts, say), say)
     driver.drive()
@@ -164,7 +165,8 @@ def _train(config: TrainConfig, parts: list[Part], out: Path, say: Say, cluster:
     """Trains in one actor, with one GPU or all threads of a node; one that dies is replaced and resumes."""
     resources, threads = actor_resources(config.model_copy(update={"workers": 1}), cluster.nodes())
     resources |= {"max_concurrency": 2}  # so that it can tell what it says while it works
-    pool = Pool(TrainActor, TrainTask(config.model_copy(update={"threads": threads}), out, out), threads, resources)
+    task = TrainTask(config.model_copy(update={"threads": threads}), out, out)
+    pool = Pool(TrainActor, task, threads, resources, label_selector=selector_of(config))
     scheduler = Scheduler([Item("the training", parts)], LIMITS, is_final=is_refusal)
     driver = TrainDriver(pool, scheduler, cluster, say)
     driver.drive()

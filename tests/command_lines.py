@@ -56,7 +56,13 @@ def parse(command: Sequence[str]) -> dict[str, Any]:
     name, *arguments = command
     if name not in main.commands:
         raise click.UsageError(f"there is no command {name!r}")
-    parameters = main.commands[name].make_context(name, list(arguments)).params
+    called = main.commands[name]
+    if isinstance(called, click.Group):
+        below, *arguments = arguments
+        if below not in called.commands:
+            raise click.UsageError(f"there is no command {name} {below!r}")
+        called = called.commands[below]
+    parameters = called.make_context(name, list(arguments)).params
     if name == "submit":
         return parse([parameters["command"], *with_absolute_out(parameters["arguments"])])
     kinds: dict[str, Any] = {"eval": EvalConfig, "plan": EvalConfig, "train-heads": TrainConfig, "tune": TuneConfig}
@@ -76,7 +82,8 @@ def all_flags() -> set[str]:
     """Every flag of every command."""
     found = {"--help", "--version"}
     for command in main.commands.values():
-        for parameter in command.params:
+        below = command.commands.values() if isinstance(command, click.Group) else ()
+        for parameter in (parameter for one in (command, *below) for parameter in one.params):
             if isinstance(parameter, click.Option):
                 found |= {*parameter.opts, *parameter.secondary_opts}
     return found

@@ -4,7 +4,11 @@ Only the fields that are used, or that are easily mistaken for those, and each b
 that it does not know without a word, so a name with a typing error would do nothing.
 """
 
+import re
 from typing import Any
+
+NAME = "[a-z]([a-z0-9-]{0,45}[a-z0-9])?"  # at most 47 characters
+QUEUE = "kueue.x-k8s.io/queue-name"
 
 OPEN, QUANTITIES = (str,), (str, int)  # any names, with values of these types
 TEXT, NUMBER, YES_NO = str, int, bool
@@ -130,8 +134,24 @@ def check_manifest(document: dict[str, Any]) -> None:
     assert kind is not None, f"no such kind: {document['apiVersion']} {document['kind']}"
     _check(document, {"apiVersion": TEXT, "kind": TEXT, "metadata": METADATA, **kind}, document["kind"])
     spec = document.get("spec", {})
-    if document["kind"] == "RayJob" and spec.get("ttlSecondsAfterFinished"):
-        assert spec.get("shutdownAfterJobFinishes"), "the operator refuses a time to live without it"
+    if document["kind"] == "RayJob":
+        assert re.fullmatch(NAME, document["metadata"]["name"]), "the operator refuses such a name"
+        assert spec.get("shutdownAfterJobFinishes") or not spec.get("ttlSecondsAfterFinished"), "no time to live"
+        _check_cluster(spec["rayClusterSpec"], document)
+    elif document["kind"] == "RayCluster":
+        assert re.fullmatch(NAME, document["metadata"]["name"]), "the operator refuses such a name"
+        _check_cluster(spec, document)
+
+
+def _check_cluster(spec: dict[str, Any], document: dict[str, Any]) -> None:
+    """What KubeRay's operator and Kueue refuse of the cluster `spec` in `document`, though its fields are known."""
+    if spec.get("authOptions", {}).get("mode") == "token":
+        assert spec.get("rayVersion"), "the operator asks for rayVersion where there is a token"
+    if spec.get("enableInTreeAutoscaling"):
+        groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+        policies = {group["template"]["spec"].get("restartPolicy", "Never") for group in groups}
+        assert policies == {"Never"}, "the operator refuses another restartPolicy with autoscaler v2"
+        assert QUEUE not in document["metadata"].get("labels", {}), "Kueue refuses what scales itself"
 
 
 def _check(value: Any, expected: Any, where: str) -> None:

@@ -29,6 +29,7 @@ from adadecode.model.exit_heads import ExitHeads
 from adadecode.model.head_tensors import HeadTensors, Shortlist
 from adadecode.model.medusa_heads import MedusaHeads, MedusaTensors
 from adadecode.model.ngram_store import NgramStore
+from adadecode.model.placement import place
 from adadecode.settings import Kernels
 from adadecode.training.ngrams import build_nodes
 from adadecode.training.outputs import GreedyOutput
@@ -102,10 +103,16 @@ def tiny_lm(
 
 
 def tiny_model(
-    family: str = "llama", *, dtype: torch.dtype = torch.float32, kernels: Kernels = "eager", **settings: Any
+    family: str = "llama",
+    *,
+    dtype: torch.dtype = torch.float32,
+    kernels: Kernels = "eager",
+    num_stages: int = 1,
+    **settings: Any,
 ) -> DecoderModel:
-    """The decoder over `tiny_lm`, in `dtype`, with `kernels`."""
-    return DecoderModel(tiny_lm(family, **settings).to(dtype), kernels)
+    """The decoder over `tiny_lm`, in `dtype`, with `kernels`; its layers in so many stages, all on the CPU."""
+    lm = tiny_lm(family, **settings).to(dtype)
+    return DecoderModel(lm, kernels, stages=place(lm, [torch.device("cpu")] * num_stages))
 
 
 def random_heads(

@@ -47,7 +47,8 @@ def run_bench(config: BenchConfig, say: Say) -> tuple[BenchResult, list[BenchRow
     say(f"{config.name}: {len(subject.prompts)} prompts, W = {subject.width}; counting {', '.join(subject.methods)}")
     counted = count_calls(subject)
     if is_cuda:
-        torch.cuda.reset_peak_memory_stats()
+        for device in subject.model.devices:
+            torch.cuda.reset_peak_memory_stats(device)
     measure(subject, counted, 0)
     memory = memory_used(subject)
     say("warm")

@@ -18,6 +18,7 @@ from adadecode.kernels.arithmetic import arithmetic
 from adadecode.kernels.library import load_library
 from adadecode.kernels.weights import Head
 from adadecode.model.decoder import DecoderModel
+from adadecode.model.machine_kind import gpu_names
 from adadecode.provenance import cpu_name, gpu_driver
 
 COPY_BYTES, NUM_COPIES, NUM_WARMUP_COPIES = 2 << 30, 20, 3
@@ -70,8 +71,8 @@ class ReadBandwidth:
 
 
 def memory_used(subject: BenchSubject) -> Memory:
-    """Bytes of the weights, of the heads, of keys and values, and at the peak of device and process until now."""
-    is_cuda = subject.model.device.type == "cuda"
+    """Bytes of the weights, of the heads, of keys and values, and at the peak of devices and process until now."""
+    gpus = [device for device in subject.model.devices if device.type == "cuda"]
     weights = _storages(subject.model.lm.parameters())
     used = [used_tests(heads, subject.policies[task].exits, subject.width) for task, heads in subject.heads.items()]
     found = [test for tests in used for test in tests.values()]
@@ -89,8 +90,8 @@ def memory_used(subject: BenchSubject) -> Memory:
         if draft is None
         else sum(_storages(draft.lm.parameters()).values()) + _kv_bytes(draft, min(longest, draft.context_len)),
         medusa_heads_bytes=sum(_storages(medusa).values()) if medusa else None,
-        peak_device_bytes=torch.cuda.max_memory_allocated() if is_cuda else None,
-        peak_device_reserved_bytes=torch.cuda.max_memory_reserved() if is_cuda else None,
+        peak_device_bytes=sum(map(torch.cuda.max_memory_allocated, gpus)) if gpus else None,
+        peak_device_reserved_bytes=sum(map(torch.cuda.max_memory_reserved, gpus)) if gpus else None,
         peak_rss_bytes=peak_rss_bytes(),
     )
 
@@ -120,7 +121,7 @@ def machine_of(subject: BenchSubject) -> BenchMachine:
     """Where and with what `subject` runs."""
     is_cuda = subject.model.device.type == "cuda"
     return BenchMachine(
-        device=torch.cuda.get_device_name() if is_cuda else cpu_name(),
+        device=gpu_names(subject.model.devices) if is_cuda else cpu_name(),
         driver=gpu_driver() if is_cuda else None,
         cuda=torch.version.cuda if is_cuda else None,
         python=platform.python_version(),

@@ -45,11 +45,12 @@ def evaluate(
 ) -> "RunResult":
     """`adadecode.evaluate`, shown by `watcher` as it goes; says how to go on when it ends early."""
     from adadecode import api
-    from adadecode.report.tables import model_notes
-    from adadecode.runs.folder import read_run
 
     try:
         result = api.evaluate(config, out, observer=watcher, stop=stop, command=resume_command(), models=models)
+        from adadecode.report.tables import model_notes
+        from adadecode.runs.folder import read_run
+
         names = {} if config.local else {"model": config.model, "draft_model": config.decode.draft_model}
         for of, name in names.items():  # those of a local run were said when it was loaded
             for note in model_notes(read_run(result.folder), of):
@@ -126,7 +127,9 @@ def plan_command(config_file: Path | None, rates: str | None, gpus: tuple[int, .
 
         capacity = plan_capacity(shards, plan, config, read_rates(rates), gpus or DEFAULT_GPUS)
         console().print(methods_table(capacity))
-        console().print(times_table(capacity, "GPU" if config.device == "cuda" else "worker"))
+        console().print(
+            times_table(capacity, "GPU" if config.device == "cuda" and config.gpus_per_worker == 1 else "worker")
+        )
         for line in capacity_lines(capacity):
             say(line)
 
@@ -183,7 +186,9 @@ def print_run(run: str, *, detail: bool) -> int:
     """Prints a run, in `detail` or not, a certification or what was published of a run; returns its exit code."""
     from adadecode.certify.result import is_certification, read_certification
     from adadecode.cli.certify import print_certification
+    from adadecode.evaluation.start_up import start_up_lines
     from adadecode.report.tables import provenance_lines
+    from adadecode.runs.engines import stored_facts
     from adadecode.runs.folder import read_run
     from adadecode.runs.lease import driver_status
     from adadecode.runs.listing import read_published
@@ -205,10 +210,11 @@ def print_run(run: str, *, detail: bool) -> int:
             say(line)
         return print_published(facts, *published, detail=detail)
     result = read_result(run)
+    start_up = start_up_lines(stored_facts(facts)) if detail else []
     status = facts["status"] if result.status == "running" else result.status
     for line in (*provenance_lines(facts | {"status": status}), *start_lines(facts)):
         say(line)
-    print_result(result, result.findings(), detail=detail)
+    print_result(result, [*result.findings(), *start_up], detail=detail)
     return result.exit_code
 
 

@@ -16,6 +16,7 @@ from adadecode.cli.evaluate import eval_command, plan_command, report_command
 from adadecode.cli.export import export_command
 from adadecode.cli.generate import bench_command, generate_command
 from adadecode.cli.heads import train_heads_command, tune_command
+from adadecode.cli.jobs import jobs_command
 from adadecode.cli.score import score_command
 from adadecode.cli.submit import submit_command
 from adadecode.cli.sweep import sweep_command
@@ -23,7 +24,7 @@ from adadecode.cli.tasks import tasks_command
 from adadecode.cli.verify import verify_command
 from adadecode.errors import AdaDecodeError, UsageError
 from adadecode.files import keep_others_from_writing
-from adadecode.printable import is_unicode, printable
+from adadecode.printable import is_unicode, printable, without_password
 from adadecode.version import __version__
 
 
@@ -36,10 +37,11 @@ class OneLineErrors(click.Group):
             with model_notes_on_stderr():
                 return super().invoke(ctx)
         except AdaDecodeError as error:
-            say_on_stderr(f"adadecode: {error}")
+            say_on_stderr(f"adadecode: {without_password(str(error))}")
             ctx.exit(error.exit_code)
         except click.ClickException as error:
-            vars(error)["message"] = printable(error.message)  # final, but it may quote what was typed as it is
+            said = without_password(error.message)
+            vars(error)["message"] = printable(said)  # final, but it may quote what was typed as it is
             raise
 
     def main(self, *arguments: Any, **settings: Any) -> Any:
@@ -86,6 +88,7 @@ for command in (
     score_command,
     tasks_command,
     submit_command,
+    jobs_command,
 ):
     main.add_command(command)
 

@@ -85,10 +85,14 @@ def _shown(value: Any) -> str:
 def decode_default(decode: type[DecodeSettings], name: str) -> str | None:
     """The default of a decode setting: the demo's policy for the demo, the paper's for every other model."""
     field = decode.model_fields[name]
-    papers = decode.model_validate({})
-    demos = decode.model_validate({"policy": "demo", **read_policy("demo")})
-    paper, demo = (default_text(field, getattr(settings, name)) for settings in (papers, demos))
+    paper, demo = (default_text(field, getattr(settings, name)) for settings in decode_defaults(decode))
     return paper if paper == demo else f"{demo} for the demo, else {paper}"
+
+
+@functools.cache
+def decode_defaults(decode: type[DecodeSettings]) -> tuple[DecodeSettings, DecodeSettings]:
+    """The decode settings of a model of no policy, and those of the demo."""
+    return decode.model_validate({}), decode.model_validate({"policy": "demo", **read_policy("demo")})
 
 
 def option_of(setting: Setting) -> Decorator:

@@ -18,7 +18,15 @@ decoding settings (`policy`, `gamma`, `exits` and so on) stand flat beside the o
 
 def reference() -> str:
     """The page: a section per command with its flags."""
-    return "\n".join([HEAD, *(line for name in main.commands for line in section(name, main.commands[name]))])
+    return "\n".join([HEAD, *(line for name in main.commands for line in sections(name, main.commands[name]))])
+
+
+def sections(name: str, command: click.Command) -> Iterator[str]:
+    """The section of `command`, and of a group those of its commands."""
+    yield from section(name, command)
+    if isinstance(command, click.Group):
+        for below in command.commands.values():
+            yield from section(f"{name} {below.name}", below)
 
 
 def section(name: str, command: click.Command) -> Iterator[str]:

@@ -41,7 +41,7 @@ def _facts(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 # Of a worker: what is no fact of its rows, or told elsewhere.
-PROCESS = ("pid", "worker_id", "ready_at", "others", "model_notes")
+PROCESS = ("pid", "worker_id", "ready_at", "start_up", "others", "model_notes")
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from adadecode.doctor.finding import Finding
-from adadecode.doctor.machine import gb
+from adadecode.doctor.machine import SLOWER, gb
 from adadecode.doctor.subject import Subject
 from adadecode.engine.decode import check_can_decode, decode
 from adadecode.engine.draft_model import check_draft_model
@@ -38,9 +38,12 @@ def model(subject: Subject) -> Iterator[Finding]:
     seconds = time.perf_counter() - started
     for note in loaded.notes:
         yield Finding.warning("model", note, "check that the files are those of one model")
-    yield Finding.ok(
-        "model", f"loaded in {seconds:.1f} s, {loaded.kernels} kernels, {subject.config.dtype} on {loaded.device.type}"
-    )
+    if loaded.chosen_kernels.because is not None and loaded.device.type == "cuda":  # what only the device tells
+        what = f"{loaded.kernels}, because {loaded.chosen_kernels.because}"
+        yield Finding.warning("kernels", what, SLOWER)
+    layers = ", ".join(f"{stage.start + 1}-{stage.stop} on {stage.device}" for stage in loaded.weights.stages)
+    where = f"layers {layers}" if layers else f"on {loaded.device.type}"
+    yield Finding.ok("model", f"loaded in {seconds:.1f} s, {loaded.kernels} kernels, {subject.config.dtype} {where}")
 
 
 def rows(subject: Subject) -> Iterator[Finding]:
@@ -81,18 +84,19 @@ def heads(subject: Subject) -> Iterator[Finding]:
 
 
 def graphs(subject: Subject) -> Iterator[Finding]:
-    """On a CUDA device: the graphs of a round can be captured and replayed."""
+    """On a CUDA device: the graphs of a round, where its steps are any, can be captured and replayed."""
     loaded = subject.model
-    if loaded.device.type != "cuda":
+    if loaded.device.type != "cuda" or loaded.kernels == "eager":
         return
-    torch.cuda.reset_peak_memory_stats()
+    for device in loaded.devices:
+        torch.cuda.reset_peak_memory_stats(device)
     for task in subject.tasks:
         policy, exit_heads = _policy(subject, task), subject.heads(task)
         tests = [test for drafter in drafters_of(policy, exit_heads) for test in drafter.tests]
         with out_of_memory_named():
             one_round(loaded, policy, tests, subject.num_positions)
     torch.cuda.synchronize()
-    reserved = torch.cuda.max_memory_reserved()
+    reserved = sum(map(torch.cuda.max_memory_reserved, loaded.devices))
     yield Finding.ok("graphs", f"captured and replayed; {gb(reserved)} reserved with model and cache")
 
 

@@ -21,6 +21,7 @@ from adadecode.settings import EvalConfig
 from adadecode.version import __version__
 
 BFLOAT16_FROM = (8, 0)  # the compute capability that multiplies bfloat16 itself
+SLOWER = "outputs are as exact, and decoding is slower until that is mended"
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -133,6 +134,9 @@ def gpu_findings(
     yield Finding.ok(
         "gpus", f"{'; '.join(gpu.text() for gpu in found)}; driver {driver or 'unknown'}, torch for CUDA {cuda}"
     )
+    if config.gpus_per_worker > len(found):
+        what = f"{len(found)} seen, and --gpus-per-worker {config.gpus_per_worker} takes more"
+        yield Finding.fails("gpus", what, f"give 1..{len(found)}, or a machine with more")
     names = sorted({gpu.name for gpu in found})
     if len(names) > 1:
         what = f"they are of several kinds ({', '.join(names)}), and speeds are averaged over workers"
@@ -175,11 +179,10 @@ def kernels(subject: Subject) -> Iterator[Finding]:
     config = subject.config
     chosen = choose_kernels(config.kernels, torch.device(config.device), getattr(torch, config.dtype))
     if chosen.because is not None:
-        remedy = "outputs are as exact, and decoding is slower until that is mended"
-        yield Finding.warning("kernels", f"{chosen.kernels}, because {chosen.because}", remedy)
+        yield Finding.warning("kernels", f"{chosen.kernels}, because {chosen.because}", SLOWER)
         return
     by = f", compiled by {compiler_version()}" if chosen.kernels == "native" else ""
-    graphs = ", as CUDA graphs" if config.device == "cuda" else ""
+    graphs = ", as CUDA graphs" if config.device == "cuda" and chosen.kernels == "compile" else ""
     yield Finding.ok("kernels", f"{chosen.kernels}{by}{graphs}")
 
 

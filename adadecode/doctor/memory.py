@@ -11,13 +11,16 @@ from adadecode.doctor.sources import head_bytes
 from adadecode.doctor.subject import Subject
 from adadecode.kernels.choose import choose_kernels
 from adadecode.kernels.kv_cache import bucket_columns, num_columns
+from adadecode.kernels.stages import balanced_stages
 from adadecode.model.head_files import TENSORS
 from adadecode.model.medusa_heads import TENSORS as MEDUSA_TENSORS
 from adadecode.model.memory import SMALLER_MODEL
-from adadecode.model.size import model_size
+from adadecode.model.placement import devices_of
+from adadecode.model.size import ModelSize, model_size
 
 PROCESS_BYTES = 500_000_000  # a worker with torch and transformers and nothing loaded
 CUDA_BYTES = 1_500_000_000  # CUDA's context, its libraries' workspaces and the graphs of a run
+GRAPHS = "graphs and CUDA itself"  # on each GPU
 TIGHT = 0.9  # of what is free: more is a warning
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
@@ -26,8 +29,10 @@ def memory(subject: Subject) -> Iterator[Finding]:
     """What the workers on this machine need is free, on the device where they compute and on the host."""
     needs = needed(subject)
     if subject.config.device == "cuda":
-        free, _ = torch.cuda.mem_get_info()
-        yield memory_finding("GPU memory", needs, 1, free)
+        of_gpus = on_each_gpu(subject, needs)
+        for idx, of_gpu in enumerate(of_gpus):
+            free, _ = torch.cuda.mem_get_info(idx)
+            yield memory_finding("GPU memory" if len(of_gpus) == 1 else f"GPU {idx} memory", of_gpu, 1, free)
         host = {"weights on their way": needs["weights"], "processes": PROCESS_BYTES}
         yield memory_finding("memory", host, subject.num_workers, free_host())
     else:
@@ -35,12 +40,12 @@ def memory(subject: Subject) -> Iterator[Finding]:
 
 
 def needed(subject: Subject) -> dict[str, int]:
-    """The bytes that one worker takes on its device, by what they hold; estimates, but for the weights and the cache."""
+    """The bytes that one worker takes on its devices, by what they hold; estimates, but for the weights and the cache."""
     config = subject.config
     is_cuda = config.device == "cuda"
     chosen = choose_kernels(config.kernels, torch.device(config.device), getattr(torch, config.dtype))
     is_native = chosen.kernels == "native"
-    sizes = {flag: model_size(described, config.dtype) for flag, (described, _) in subject.described.items()}
+    sizes = sizes_of(subject)
     own, positions = sizes["--model"], subject.num_positions
     columns = bucket_columns(positions, subject.model_config.max_position_embeddings) if is_cuda else 0
     columns = columns or num_columns(positions)
@@ -53,11 +58,37 @@ def needed(subject: Subject) -> dict[str, int]:
         "their packed copy": sum(size.packed for size in sizes.values()) if is_native else 0,
         "cache": sum(size.column for size in sizes.values()) * columns * (2 if is_cuda else 1),
         "heads": heads * (2 if is_native else 1),
-        "graphs and CUDA itself": CUDA_BYTES if is_cuda else 0,
+        GRAPHS: CUDA_BYTES if is_cuda else 0,
         "logits to compare": logits if config.check_logits and not is_cuda else 0,
         "the process": 0 if is_cuda else PROCESS_BYTES,
     }
     return {name: num_bytes for name, num_bytes in found.items() if num_bytes}
+
+
+def sizes_of(subject: Subject) -> dict[str, ModelSize]:
+    """The size of the model and of the draft model, where there is one, by their flags."""
+    return {flag: model_size(described, subject.config.dtype) for flag, (described, _) in subject.described.items()}
+
+
+def on_each_gpu(subject: Subject, needs: Mapping[str, int]) -> list[dict[str, int]]:
+    """What of `needs` comes to each GPU of a worker: its layers and their cache, and all the rest to the first.
+
+    Raises UsageError for more GPUs than layers.
+    """
+    devices = devices_of(subject.config, subject.model_config.num_hidden_layers)
+    sizes = sizes_of(subject)
+    own = sizes["--model"]
+    stages = balanced_stages(own.layers, own.weights - sum(own.layers), devices)
+    cache_of_layer = needs["cache"] * own.column // sum(size.column for size in sizes.values()) // len(own.layers)
+    others = [
+        {
+            "weights": sum(own.layers[stage.start : stage.stop]),
+            "cache": cache_of_layer * (stage.stop - stage.start),
+        }
+        for stage in stages[1:]
+    ]
+    home = {name: num_bytes - sum(other.get(name, 0) for other in others) for name, num_bytes in needs.items()}
+    return [home, *(other | {GRAPHS: needs[GRAPHS]} for other in others)]
 
 
 def memory_finding(check: str, needs: Mapping[str, int], num_workers: int, free: int | None) -> Finding:

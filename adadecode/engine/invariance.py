@@ -80,8 +80,10 @@ def check_ties(model: DecoderModel, width: int) -> int:
     *before, last = weights.head.matrices
     half, planted = len(last) // 2, last.clone()
     planted[half : 2 * half], planted[2 * half :] = planted[:half], planted[:1]
-    tied = replace(weights, layers=weights.layers[:1], head=Head((*before, planted)))
-    steps = Steps(tied, model.steps.prefill, "native" if model.kernels == "native" else "eager")
+    tied = replace(weights, layers=weights.layers[:1], stages=(), head=Head((*before, planted)))
+    is_graphed = model.device.type == "cuda" and model.kernels != "eager"
+    kernels = "native" if model.kernels == "native" else "graphs" if is_graphed else "eager"  # none is compiled anew
+    steps = Steps(tied, model.steps.prefill, kernels)
     step = steps.new(width, width)
     num_tied = 0
     for count in range(1, min(width, model.context_len) + 1):

@@ -41,7 +41,7 @@ def _origin(model: DecoderModel, step: DecodeStep) -> str:
     for name, weight in model.lm.named_parameters():
         if not weight.isfinite().all():
             return f"{name} holds NaN or infinity"
-    step.cache.kv.zero_()
+    step.cache.clear()
     step.begin(0)
     step.put(0, [0])
     for layer in range(model.num_layers):

@@ -23,7 +23,7 @@ from adadecode.settings import EvalConfig, in_full
 # Settings that change how long a sample takes, beside those of `decode`.
 DECISIVE_FIELDS = (
     *("model", "revision", "heads", "dtype", "device", "kernels", "methods", "check_logits", "threads"),
-    *("num_shots", "shots_file", "system_prompt", "stop_strings", "task_stops"),
+    *("gpus_per_worker", "num_shots", "shots_file", "system_prompt", "stop_strings", "task_stops"),
 )
 
 

@@ -28,8 +28,9 @@ def run_local(
     worker = load_run_worker(config, prepared.tasks, "local", config.threads, prepared.folder.storage, load)
     for line in (*kernels_lines(prepared.folder.storage), *worker.notes()):
         observer.say(line)
+    profiled = prepared.todo[0] if config.profile is not None else None
     for shard in prepared.todo:
         prepared.lease.check()
         if is_stopping():
             return
-        observer.on_shard(do_shard(worker, shard, prepared.folder).outcome)
+        observer.on_shard(do_shard(worker, shard, prepared.folder, shard is profiled).outcome)

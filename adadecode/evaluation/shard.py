@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from adadecode.evaluation.profiling import profile_shard
 from adadecode.evaluation.rows import SampleRow, commit_rows
 from adadecode.evaluation.worker import Worker, evaluate_sample, evaluate_shard
 from adadecode.evaluation.worker_log import shard_context
@@ -28,8 +29,8 @@ class ShardDone(NamedTuple):
     num_accepted: int = 0
 
 
-def do_shard(worker: Worker, shard: Shard, folder: RunFolder) -> ShardDone:
-    """Evaluates `shard` on `worker` and commits its rows, unless that was done."""
+def do_shard(worker: Worker, shard: Shard, folder: RunFolder, is_profiled: bool = False) -> ShardDone:
+    """Evaluates `shard` on `worker` and commits its rows, unless that was done; profiles the worker then if it shall be."""
     with shard_context(shard.shard_idx):
         if (outcome := folder.committed_outcome(shard.shard_idx)) is not None:
             log.info("was committed before")
@@ -38,6 +39,8 @@ def do_shard(worker: Worker, shard: Shard, folder: RunFolder) -> ShardDone:
         rows = evaluate_shard(worker, shard)
         log.info("evaluated in %.1f s", time.perf_counter() - started)
         outcome = commit_rows(folder, shard, rows, commit_facts(worker))
+        if is_profiled:
+            profile_shard(worker, shard, folder.storage)
         num_drafted, num_accepted = (sum(getattr(row, name) or 0 for row in rows) for name in DRAFTS)
         return ShardDone(outcome, full_length_s(rows, worker.config), num_drafted, num_accepted)
 

@@ -52,4 +52,4 @@ def files_of(model: str) -> tuple[tuple[str, int, int], ...]:
 
 def _of_model(settings: ModelSettings) -> tuple[object, ...]:
     """What decides which weights are loaded where."""
-    return settings.model, settings.revision, settings.dtype, settings.device
+    return settings.model, settings.revision, settings.dtype, settings.device, settings.gpus_per_worker

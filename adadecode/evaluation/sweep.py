@@ -18,7 +18,7 @@ from adadecode.runs.editions import parquet_bytes
 from adadecode.runs.fingerprint import changed_settings, heads_folders
 from adadecode.runs.run_file import RUN_FILE, part_of, run_in
 from adadecode.runs.storage import join, open_storage
-from adadecode.settings import fingerprint_of
+from adadecode.settings import ModelSettings, fingerprint_of
 from adadecode.tasks import expand_task, task_domain
 from adadecode.tasks.heads import medusa_folder
 
@@ -85,10 +85,7 @@ def state_of(cell: Cell, out: str) -> str:
 
 def by_model(cells: Sequence[Cell]) -> list[Cell]:
     """`cells` in the order in which they run: those of one model one after the other, so that it is loaded once."""
-    models = [
-        (cell.config.model, cell.config.revision, cell.config.dtype, cell.config.device, cell.config.kernels)
-        for cell in cells
-    ]
+    models = [cell.config.model_dump(include=set(ModelSettings.model_fields)) for cell in cells]
     return [cell for _, cell in sorted(zip(models, cells, strict=True), key=lambda pair: models.index(pair[0]))]
 
 

@@ -5,7 +5,6 @@ import logging
 import os
 import socket
 import sys
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -23,6 +22,7 @@ from adadecode.engine.tally import Decoded
 from adadecode.evaluation.compare import compare, logits_digest
 from adadecode.evaluation.failures import Failure, result_or_failure
 from adadecode.evaluation.rows import SampleRow, Turn, turns, unanswered_rows
+from adadecode.evaluation.start_up import WARM_UP, StartUp, start_up_lines
 from adadecode.kernels.arithmetic import arithmetic
 from adadecode.methods import METHODS, REFERENCE, Method
 from adadecode.model.decoder import DecoderModel
@@ -31,18 +31,18 @@ from adadecode.model.exit_heads import ExitHeads
 from adadecode.model.head_files import load_heads
 from adadecode.model.head_tensors import original_heads
 from adadecode.model.load import LoadModel, chat_template_hash, load_model, use_threads
-from adadecode.model.machine_kind import MachineKind, tuned_elsewhere
+from adadecode.model.machine_kind import MachineKind, gpu_names, tuned_elsewhere
 from adadecode.model.medusa_heads import MedusaHeads, load_medusa_heads
 from adadecode.model.memory import broken_devices_named, out_of_memory_named
 from adadecode.provenance import code_hash, cpu_name, gpu_driver
 from adadecode.records import Shard
 from adadecode.settings import DecodingSettings, Domain, EvalConfig, tuned_for
+from adadecode.stopwatch import lap, stopwatch
 from adadecode.tasks import expand_task, score, stops_of, task_domain
 from adadecode.tasks.encode import check_stops, decode_output, encode_prompt
 from adadecode.tasks.heads import heads_folder, medusa_folder, reads_heads
 
 log = logging.getLogger(__name__)
-
 WARMUP_TOKENS = 16
 
 
@@ -60,13 +60,15 @@ class Worker:
     medusa: dict[str, MedusaHeads] = field(default_factory=dict[str, MedusaHeads])  # per task
     checked: set[int] = field(default_factory=set[int])  # S of the steps in which rows were found to be independent
     ready_at: datetime | None = None  # when it was warm; None before
+    start_up: StartUp | None = None  # what it had taken by then
 
     def facts(self) -> dict[str, Any]:
         """What only the worker knows of where and with what it ran; stored with every commit."""
-        gpu = torch.cuda.get_device_name() if self.config.device == "cuda" else None
+        gpu = gpu_names(self.model.devices) if self.config.device == "cuda" else None
         return {
             "worker_id": self.worker_id,
             "ready_at": None if self.ready_at is None else self.ready_at.isoformat(),
+            "start_up": None if self.start_up is None else self.start_up.facts(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "cpu": cpu_name(),
@@ -97,8 +99,7 @@ class Worker:
 
     def _draft_facts(self) -> dict[str, Any]:
         """The same of the draft model, where there is one."""
-        draft = self.draft
-        if draft is None:
+        if (draft := self.draft) is None:
             return {}
         return {
             "draft_model_hash": draft.model_hash,
@@ -146,7 +147,25 @@ def load_worker(
     config: EvalConfig, tasks: tuple[str, ...], worker_id: str, threads: int | None, load: LoadModel = load_model
 ) -> Worker:
     """Loads heads, and models by `load`, checks that rows are independent at this width, and warms every method up."""
-    started = time.perf_counter()
+    with stopwatch() as watch:
+        with lap("model"):
+            worker = _load(config, tasks, worker_id, threads, load)
+        with lap("rows"):
+            for num_positions in NUM_POSITIONS:
+                check_rows_once(worker.model, worker.width, num_positions, worker.checked)
+        for task in tasks:
+            for method in config.methods * config.warmup:
+                with lap(WARM_UP + method):
+                    _warm_up(worker, task, method)
+        worker = replace(worker, ready_at=datetime.now(UTC), start_up=StartUp.of(watch))
+    loaded = f"loaded and warmed up {config.model}, {worker.model.kernels} kernels"
+    for line in (loaded, *start_up_lines([worker.facts()]), *worker.notes()):
+        log.info(line)
+    return worker
+
+
+def _load(config: EvalConfig, tasks: tuple[str, ...], worker_id: str, threads: int | None, load: LoadModel) -> Worker:
+    """A worker with all that its methods need, not yet warm."""
     code_hash()  # of the files as they are now, when they are imported: commits store it hours later
     use_threads(threads)
     model, tokenizer = load(config, "--model")
@@ -158,17 +177,7 @@ def load_worker(
     check_draft_model(draft)
     for task in tasks:  # what a method lacks is told before anything is measured
         check_can_decode(model, worker.methods, worker.policy(task), heads.get(task), draft, medusa.get(task))
-    for num_positions in NUM_POSITIONS:
-        check_rows_once(model, width, num_positions, worker.checked)
-    for task in tasks:
-        for method in config.methods * config.warmup:
-            _warm_up(worker, task, method)
-    log.info(
-        "loaded and warmed up %s in %.1f s, %s kernels", config.model, time.perf_counter() - started, model.kernels
-    )
-    for line in worker.notes():
-        log.info(line)
-    return replace(worker, ready_at=datetime.now(UTC))
+    return worker
 
 
 def _warm_up(worker: Worker, task: str, method: str) -> None:

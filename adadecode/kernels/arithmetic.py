@@ -1,7 +1,7 @@
 """What torch may compute in several ways, pinned to one: the precision of sums and products, and who computes attention."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypedDict
 
 import torch
@@ -14,6 +14,7 @@ from adadecode.kernels.weights import Weights
 # Of a decode step, whose attention has a mask, and of a prompt, whose has none; the faster first.
 STEP_BACKENDS = (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 PREFILL_BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+PLAIN_BACKENDS = (SDPBackend.MATH,)  # of steps whose every operation is one call of torch
 
 
 def set_exact_arithmetic() -> None:
@@ -48,14 +49,16 @@ def arithmetic() -> Arithmetic:
     )
 
 
-def attention_by(backends: SDPBackend | Sequence[SDPBackend]) -> AbstractContextManager[object]:
-    """A context in which the first of `backends` that can computes attention, and no other."""
+def attention_by(backends: SDPBackend | Sequence[SDPBackend] | None) -> AbstractContextManager[object]:
+    """A context in which the first of `backends` that can computes attention, and no other; torch's choice without any."""
+    if backends is None:
+        return nullcontext()
     wanted = [backends] if isinstance(backends, SDPBackend) else list(backends)
     return sdpa_kernel(wanted, set_priority=True)
 
 
-def step_backend(weights: Weights) -> SDPBackend:
-    """The one backend that computes the attention of decode steps on the device of `weights`, found by trying.
+def step_backend(weights: Weights, backends: Sequence[SDPBackend] = STEP_BACKENDS) -> SDPBackend:
+    """The one of `backends` that computes the attention of decode steps on the device of `weights`, found by trying.
 
     Raises KernelsError when none can.
     """
@@ -64,7 +67,7 @@ def step_backend(weights: Weights) -> SDPBackend:
     queries = like.new_zeros(1, shape.num_kv_heads, num_rows, shape.head_dim)
     keys = like.new_zeros(1, shape.num_kv_heads, num_columns, shape.head_dim)
     mask = like.new_zeros(num_rows, num_columns)
-    for backend in STEP_BACKENDS:
+    for backend in backends:
         try:
             with attention_by(backend):
                 scaled_dot_product_attention(queries, keys, keys, attn_mask=mask, scale=shape.scale)

@@ -3,28 +3,34 @@
 import importlib.util
 import os
 import shutil
+from collections.abc import Callable
 
 import torch
+from torch.nn.attention import SDPBackend
 
 from adadecode.errors import KernelsError
-from adadecode.kernels.arithmetic import set_exact_arithmetic, step_backend
+from adadecode.kernels.arithmetic import PLAIN_BACKENDS, set_exact_arithmetic, step_backend
 from adadecode.kernels.eager import CompiledStep, EagerStep, LayerStep, Prefill, compile_layer_step
-from adadecode.kernels.graphed import GraphedStep, free_workspaces
+from adadecode.kernels.graphed import GraphedStep, free_workspaces, why_no_graphs
 from adadecode.kernels.kv_cache import KVCache, bucket_columns, num_columns
 from adadecode.kernels.layers import layer_step
 from adadecode.kernels.library import NATIVE_DTYPES, load_library
 from adadecode.kernels.native import NativeStep
 from adadecode.kernels.packed import PackedWeights
 from adadecode.kernels.shared import SharedSteps
+from adadecode.kernels.staged import StagedStep
+from adadecode.kernels.stages import computing_on
 from adadecode.kernels.step import DecodeStep
 from adadecode.kernels.weights import Weights
 from adadecode.records import ChosenKernels
 from adadecode.settings import Kernels
+from adadecode.stopwatch import lap
 
 
 class Steps:
     """The decode steps of one model, and what they share: packed weights, compiled layers, graphs and their memory."""
 
+    @lap("kernels")
     def __init__(self, weights: Weights, prefill: Prefill, kernels: Kernels) -> None:
         """Steps over `weights` with `kernels`; `auto` takes the fastest there are, torch's run prompts by `prefill`.
 
@@ -32,31 +38,64 @@ class Steps:
         """
         set_exact_arithmetic()
         self.weights, self.prefill = weights, prefill
-        self.chosen = choose_kernels(kernels, weights.device, weights.dtype)
-        self._is_compiled = self.chosen.kernels == "compile"
-        self.layer_step: LayerStep = compile_layer_step() if self._is_compiled else layer_step
-        self._packed = PackedWeights(weights) if self.chosen.kernels == "native" else None
-        self._compiled_shapes: set[tuple[int, int]] = set()  # W and S
         self._is_cuda = weights.device.type == "cuda"
-        self._attention = step_backend(weights) if self._is_cuda else None
-        self._graphed: SharedSteps[GraphedStep] | None = None
+        self.chosen = choose_kernels(kernels, weights.device, weights.dtype)
+        self._attention = self._settle_on_cuda(kernels) if self._is_cuda else None
+        self._is_compiled = self.chosen.kernels == "compile"
+        self._is_graphed = self._is_cuda and self.chosen.kernels != "eager"
+        self.layer_step: LayerStep = compile_layer_step() if self._is_compiled else layer_step
+        self._of_stages = [weights.at(stage.device) for stage in weights.stages] or [weights]
+        self._packed = PackedWeights(weights) if self.chosen.kernels == "native" else None
+        assert self._packed is None or not weights.stages, weights.stages
+        self._compiled_shapes: set[tuple[int, int]] = set()  # W and S
+        self._graphed: SharedSteps[DecodeStep] | None = None
+
+    def _settle_on_cuda(self, kernels: Kernels) -> SDPBackend:
+        """Who computes the attention of steps on CUDA. Graphs are tried first: where they fail, `auto` does without.
+
+        Raises KernelsError when they fail and were asked for.
+        """
+        weights = self.weights
+        if self.chosen.kernels != "eager":
+            attention, columns = step_backend(weights), bucket_columns(1, weights.context_len)
+            pool = torch.cuda.graph_pool_handle()
+            problem = why_no_graphs(
+                lambda: GraphedStep(weights, self.prefill, 1, weights.new_cache(columns), layer_step, pool, attention)
+            )
+            if problem is None:
+                return attention
+            free_workspaces()
+            if kernels != "auto":
+                raise KernelsError(
+                    f"--kernels {kernels}: CUDA graphs fail here ({problem}); use --kernels eager, which is slower"
+                )
+            self.chosen = ChosenKernels("eager", f"CUDA graphs fail here ({problem})")
+        return step_backend(weights, PLAIN_BACKENDS)
 
     def new(self, width: int, num_positions: int) -> DecodeStep:
         """The decode step of one request: W = `width` rows over columns for `num_positions` positions.
 
-        On a CUDA device requests share steps and the cache of their S: one request decodes at a time.
+        Graphed steps, and the cache of their S, are shared by requests: one decodes at a time.
         """
-        weights, prefill, layer_step = self.weights, self.prefill, self.layer_step
         columns = self.num_columns(num_positions)
         if self._packed is not None:
-            return NativeStep(weights, self._packed, width, columns)
-        if self._is_cuda:
+            return NativeStep(self.weights, self._packed, width, columns)
+        if self._is_graphed:
             self._graphed = self._graphed or self._new_graphed()
             return self._graphed.step(width, columns)
-        cache = weights.new_cache(columns)
+        prefill, layer_step, cache = self.prefill, self.layer_step, self.weights.new_cache(columns)
         if self._is_compiled:
-            return CompiledStep(weights, prefill, width, cache, layer_step, self._compiled_shapes)
-        return EagerStep(weights, prefill, width, cache, layer_step)
+            ready = self._compiled_shapes
+            return self._over_stages(lambda w: CompiledStep(w, prefill, width, cache, layer_step, ready))
+        return self._over_stages(lambda w: EagerStep(w, prefill, width, cache, layer_step, self._attention))
+
+    def _over_stages(self, make: Callable[[Weights], EagerStep]) -> DecodeStep:
+        """The step that `make` gives for the weights; over stages one of a step for each, of the weights as it has them."""
+        steps: list[EagerStep] = []
+        for weights in self._of_stages:
+            with computing_on(weights.device):
+                steps.append(make(weights))
+        return StagedStep(self.weights.stages, steps) if self.weights.stages else steps[0]
 
     def num_columns(self, num_positions: int) -> int:
         """S for a request of `num_positions` positions; one of few where each S is captured or compiled for."""
@@ -69,16 +108,18 @@ class Steps:
         """Who computes the attention of decode steps; None where torch's choice is left to torch, on a CPU."""
         return None if self._attention is None else self._attention.name
 
-    def _new_graphed(self) -> SharedSteps[GraphedStep]:
-        """Graphed steps that share a pool, with room for two caches of the whole context or several shorter ones."""
-        weights, prefill, layer_step = self.weights, self.prefill, self.layer_step
-        attention, pool = self._attention, torch.cuda.graph_pool_handle()
+    def _new_graphed(self) -> SharedSteps[DecodeStep]:
+        """Graphed steps that share a pool on a device, with room for two caches of the whole context or several shorter."""
+        prefill, layer_step, attention = self.prefill, self.layer_step, self._attention
         assert attention is not None
+        pools = {weights.device: torch.cuda.graph_pool_handle() for weights in self._of_stages}
 
-        def new_step(width: int, cache: KVCache) -> GraphedStep:
-            return GraphedStep(weights, prefill, width, cache, layer_step, pool, attention)
+        def new_step(width: int, cache: KVCache) -> DecodeStep:
+            return self._over_stages(
+                lambda w: GraphedStep(w, prefill, width, cache, layer_step, pools[w.device], attention)
+            )
 
-        return SharedSteps(weights.new_cache, new_step, 2 * num_columns(weights.context_len))
+        return SharedSteps(self.weights.new_cache, new_step, 2 * num_columns(self.weights.context_len))
 
     def drop(self) -> None:
         """Lets go of the steps that requests share, their buffers and graphs, and the pool that ended with them."""
@@ -94,12 +135,18 @@ def choose_kernels(kernels: Kernels, device: torch.device, dtype: torch.dtype) -
     if kernels == "native" and not can_be_native:
         raise KernelsError(
             f"--kernels native: only on a CPU in float32 or bfloat16, not on {device.type} in {name}; "
-            "use --kernels eager or compile"
+            f"use --kernels eager{' or compile' if device.type == 'cpu' else ', graphs or compile'}"
+        )
+    if kernels == "graphs" and device.type != "cuda":
+        raise KernelsError(
+            f"--kernels graphs: they are CUDA's, not to be had on {device.type}; use --device cuda, or --kernels auto"
         )
     if kernels == "compile":
         _check_compilable(device)
-    if kernels in ("eager", "compile") or device.type != "cpu":
-        return ChosenKernels("eager" if kernels == "auto" else kernels)
+    if kernels in ("eager", "graphs", "compile"):
+        return ChosenKernels(kernels)
+    if device.type != "cpu":
+        return ChosenKernels("graphs")
     if not can_be_native:
         return ChosenKernels("eager", f"native ones compute in float32 and bfloat16, not in {name}")
     try:

@@ -9,13 +9,16 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 from torch.nn.functional import embedding
 
 from adadecode.errors import KernelsError
+from adadecode.kernels.arithmetic import PREFILL_BACKENDS, attention_by
 from adadecode.kernels.kv_cache import KVCache
 from adadecode.kernels.layers import gate_step, head_step, layer_step, top1
 from adadecode.kernels.step import Proposals, Segment, blocks_of, check_slots, check_token_ids, run_probe_test
 from adadecode.kernels.weights import Block, ExitTest, Gate, Head, LayerWeights, Weights
+from adadecode.stopwatch import lap
 
 LayerStep = Callable[..., Tensor]  # `layer_step`, as written or compiled
 # Runs a prompt `[T]`, fills the cache; gives the last row's logits `[V]`, and the hidden states `[T, d]` after the layers.
@@ -73,11 +76,20 @@ class EagerStep:
     """
 
     def __init__(
-        self, weights: Weights, prefill: Prefill, width: int, cache: KVCache, layer_step: LayerStep = layer_step
+        self,
+        weights: Weights,
+        prefill: Prefill,
+        width: int,
+        cache: KVCache,
+        layer_step: LayerStep = layer_step,
+        attention: SDPBackend | None = None,
     ) -> None:
-        """W = `width` rows over `cache`; prompts are run by `prefill`, one layer of rows by `layer_step`."""
+        """W = `width` rows over `cache`; prompts are run by `prefill`, one layer of rows by `layer_step`.
+
+        `attention` is who computes that of the rows, on CUDA; None leaves that of rows and prompts to torch.
+        """
         self.weights, self.width = weights, width
-        self._prefill, self._layer_step = prefill, layer_step
+        self._prefill, self._layer_step, self._attention = prefill, layer_step, attention
         self.cache = cache
         device, dtype = weights.device, weights.dtype
         self.hidden = torch.zeros(width, weights.width, dtype=dtype, device=device)
@@ -86,7 +98,7 @@ class EagerStep:
         self._slots = torch.arange(width, device=device)
         self._columns = torch.arange(cache.num_columns, device=device)
         self._repeats = weights.shape.num_heads // weights.shape.num_kv_heads
-        self._host = torch.zeros(width + 3, dtype=torch.long, pin_memory=device.type == "cuda")
+        self._host = torch.zeros(width + 3, dtype=torch.long)
         self._blocks: dict[int, Block] = {}  # by exit layer, of the tests last prepared
         self._block_rows: WeakKeyDictionary[Block, BlockRows] = WeakKeyDictionary()
 
@@ -99,10 +111,11 @@ class EagerStep:
     def prefill(self, prompt_ids: list[int]) -> Tensor:
         check_token_ids(prompt_ids, self.weights.vocab_size)
         token_ids = torch.tensor(prompt_ids, device=self.hidden.device)
-        logits, hidden = self._prefill(token_ids, self.cache, {*self._blocks, self.weights.num_layers})
-        self.hidden[0] = hidden[self.weights.num_layers][-1]
-        for exit_layer, block in self._blocks.items():
-            self._prefill_block(self._block_rows[block], hidden[exit_layer])
+        with attention_by(None if self._attention is None else PREFILL_BACKENDS):
+            logits, hidden = self._prefill(token_ids, self.cache, {*self._blocks, self.weights.num_layers})
+            self.hidden[0] = hidden[self.weights.num_layers][-1]
+            for exit_layer, block in self._blocks.items():
+                self._prefill_block(self._block_rows[block], hidden[exit_layer])
         return logits
 
     def _prefill_block(self, block: BlockRows, hidden: Tensor) -> None:
@@ -124,7 +137,8 @@ class EagerStep:
 
     def run(self, lo: int, hi: int, start: int, stop: int) -> None:
         self._point_at(lo, hi)
-        self.segment(start, stop)
+        with attention_by(self._attention):
+            self.segment(start, stop)
 
     def _point_at(self, lo: int, hi: int) -> None:
         """Slots [lo, hi) take part in what comes next."""
@@ -223,5 +237,6 @@ class CompiledStep(EagerStep):
         super().prepare(boundaries, tests)
         shape = (self.width, self.cache.num_columns)
         if shape not in self._compiled_shapes:
-            self.segment(0, 1)  # all layers are alike, and no slot takes part
+            with lap("kernels"):
+                self.segment(0, 1)  # all layers are alike, and no slot takes part
             self._compiled_shapes.add(shape)

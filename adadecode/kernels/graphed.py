@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from adadecode.kernels.arithmetic import PREFILL_BACKENDS, attention_by
+from adadecode.kernels.arithmetic import attention_by
 from adadecode.kernels.eager import EagerStep, LayerStep, Prefill
 from adadecode.kernels.kv_cache import KVCache
 from adadecode.kernels.step import Proposals
 from adadecode.kernels.weights import Block, ExitTest, Gate, Head, Weights
+from adadecode.printable import on_one_line
+from adadecode.stopwatch import lap
 
 WARMUPS = 3
 
@@ -25,13 +27,16 @@ GraphPool = Any  # memory that graphs share, as `torch.cuda.graph_pool_handle` n
 
 
 @functools.cache
-def capture_stream() -> torch.cuda.Stream:
-    """The one stream on which this process warms up and captures: libraries hold a workspace for each that they see."""
+def capture_stream(device_idx: int = 0) -> torch.cuda.Stream:
+    """The one stream of the current device, of this number, on which this process warms up and captures.
+
+    Libraries hold a workspace for each stream that they see.
+    """
     return torch.cuda.Stream()
 
 
-def capture(call: Callable[[], object], pool: GraphPool) -> Callable[[], None]:
-    """The replay of a graph of `call`; raises what `call` raised.
+def capture(call: Callable[[], object], pool: GraphPool, device_idx: int = 0) -> Callable[[], None]:
+    """The replay of a graph of `call` on the current device, of this number; raises what `call` raised.
 
     An error in `call` spoils the capture, and torch then fails to end it: that second error would hide the first, such as
     memory that ran out, and leave the stream of the capture the current one.
@@ -39,7 +44,7 @@ def capture(call: Callable[[], object], pool: GraphPool) -> Callable[[], None]:
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     first_error: BaseException | None = None
     try:
-        with torch.cuda.graph(graph, pool=pool, stream=capture_stream()):
+        with torch.cuda.graph(graph, pool=pool, stream=capture_stream(device_idx)):
             try:
                 call()
             except BaseException as error:
@@ -75,8 +80,9 @@ class GraphedStep(EagerStep):
         attention: SDPBackend,
     ) -> None:
         """`attention` is who computes the rows' attention."""
-        super().__init__(weights, prefill, width, cache, layer_step)
-        self._pool, self._attention = pool, attention
+        super().__init__(weights, prefill, width, cache, layer_step, attention)
+        self._pool = pool
+        self._host = self._host.pin_memory()
         self._segments: dict[tuple[int, int, Block | None], Callable[[], None]] = {}
         self._tests: dict[Head | Gate, tuple[Callable[[], None], Tensor]] = {}
         self._verify: tuple[Callable[[], None], Tensor] | None = None
@@ -96,9 +102,8 @@ class GraphedStep(EagerStep):
         self._verify_graph()
 
     def prefill(self, prompt_ids: list[int]) -> Tensor:
-        self.cache.kv.zero_()  # what an earlier request left there may not be finite
-        with attention_by(PREFILL_BACKENDS):
-            return super().prefill(prompt_ids)
+        self.cache.clear()  # what an earlier request left there may not be finite
+        return super().prefill(prompt_ids)
 
     def put(self, slot: int, token_ids: list[int]) -> None:
         self._copied.synchronize()  # the buffer may still be on its way to the device
@@ -154,13 +159,15 @@ class GraphedStep(EagerStep):
         torch.cuda.current_stream().synchronize()
         return self._landing
 
+    @lap("kernels")
     def _capture(self, call: Callable[[], object]) -> Callable[[], None]:
         """A graph of `call`, which must leave its buffers as replaying it once would.
 
         Warm-ups and capture run `call` on the live buffers, so hidden states and cache are put back between them; what
         the warm-ups wrote to the cache, the first replay writes again.
         """
-        hidden, stream = self.hidden.clone(), capture_stream()
+        device_idx = self.hidden.device.index
+        hidden, stream = self.hidden.clone(), capture_stream(device_idx)
         with attention_by(self._attention):
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
@@ -168,7 +175,7 @@ class GraphedStep(EagerStep):
                     call()
                     self.hidden.copy_(hidden)
             torch.cuda.current_stream().wait_stream(stream)
-            replay = capture(call, self._pool)
+            replay = capture(call, self._pool, device_idx)
         self.hidden.copy_(hidden)
         return replay
 
@@ -180,3 +187,27 @@ def free_workspaces() -> None:
     """Frees what cuBLAS holds for its streams, unless a graph is left that was captured with it."""
     if not _alive:
         torch._C._cuda_clearCublasWorkspaces()
+
+
+@torch.inference_mode()
+def why_no_graphs(new_step: Callable[[], GraphedStep]) -> str | None:
+    """What fails, on one line, when `new_step`'s first layer and the LM head are captured and replayed; None if nothing.
+
+    It stands for all graphs of a model: its layers are alike, and so are its heads. Raises what is no fault of graphs:
+    memory that ran out, and the error of a device that is lost.
+    """
+    try:
+        _replay_once(new_step())
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        torch.cuda.synchronize()  # raises where the device is lost
+        return on_one_line(error)
+    return None
+
+
+def _replay_once(step: GraphedStep) -> None:
+    step.begin(0)
+    step.put(0, [0])
+    step.run(0, 1, 0, 1)
+    step.verify(0, 1)

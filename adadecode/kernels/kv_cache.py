@@ -3,8 +3,12 @@
 Shapes: L layers, S columns, G key/value heads, D head width, T rows.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from adadecode.kernels.stages import Stage
 
 COLUMN_MULTIPLE = 64
 SMALLEST_BUCKET = 256
@@ -27,18 +31,40 @@ def bucket_columns(num_positions: int, context_len: int) -> int:
 
 
 class KVCache:
-    """Keys and values of every layer, `kv` `[L, 2, G, S, D]`.
+    """Keys and values of every layer, each on the device of its stage.
 
     Column i belongs to position i; the last column is scratch, where rows that take no part in a step write. Rejected
     columns are not cleared: no row attends past its own position, and a column is rewritten before any row may see it
     again. In a prefill it serves transformers' layers as their cache.
     """
 
-    def __init__(self, num_layers: int, num_kv_heads: int, head_dim: int, num_columns: int, like: Tensor) -> None:
-        """Allocates zeros for S = `num_columns`, in the dtype and device of `like`."""
+    def __init__(
+        self,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        num_columns: int,
+        like: Tensor,
+        stages: Sequence[Stage] = (),
+    ) -> None:
+        """Allocates zeros for S = `num_columns`, in the dtype of `like`; without `stages` all on its device."""
         self.num_columns = num_columns
-        shape = (num_layers, 2, num_kv_heads, num_columns, head_dim)
-        self.kv = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self._of_stages = [
+            torch.zeros(stop - start, 2, num_kv_heads, num_columns, head_dim, dtype=like.dtype, device=device)
+            for device, start, stop in stages or (Stage(like.device, 0, num_layers),)
+        ]
+        self._layers = [layer for of_stage in self._of_stages for layer in of_stage]
+
+    @property
+    def kv(self) -> Tensor:
+        """Keys and values of all layers `[L, 2, G, S, D]`, where they are on one device."""
+        [kv] = self._of_stages
+        return kv
+
+    def clear(self) -> None:
+        """Makes all of them zero."""
+        for of_stage in self._of_stages:
+            of_stage.zero_()
 
     @property
     def scratch(self) -> int:
@@ -47,7 +73,7 @@ class KVCache:
 
     def layer(self, layer_idx: int) -> tuple[Tensor, Tensor]:
         """Keys and values of one layer, `[G, S, D]` each."""
-        keys, values = self.kv[layer_idx]
+        keys, values = self._layers[layer_idx]
         return keys, values
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: object) -> tuple[Tensor, Tensor]:

@@ -4,12 +4,13 @@ Shapes: L layers, d model width, F width of the MLP, H query heads, G key/value 
 V vocabulary, K outputs of a head.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from adadecode.kernels.kv_cache import KVCache
+from adadecode.kernels.stages import Stage
 
 OPTIONAL_WEIGHTS = ("qkv_bias", "q_norm", "k_norm")
 
@@ -103,7 +104,8 @@ class Weights:
     """All weights of a causal LM, as its decode steps read them.
 
     `embedding` `[V, d]`, the last `norm` `[d]`, and `rotary`, cos and sin `[positions, D]`, at least one for every
-    position of the context of `context_len`, in the dtype of the weights.
+    position of the context of `context_len`, in the dtype of the weights. `stages` say which layers are on which device;
+    there are none where all are on one.
     """
 
     embedding: Tensor
@@ -113,6 +115,7 @@ class Weights:
     rotary: tuple[Tensor, Tensor]
     shape: LayerShape
     context_len: int
+    stages: tuple[Stage, ...] = ()
 
     @property
     def num_layers(self) -> int:
@@ -140,7 +143,13 @@ class Weights:
 
     @property
     def device(self) -> torch.device:
-        return self.embedding.device
+        """Where the rows of a step are: home, where there are stages."""
+        return self.rotary[0].device
+
+    def at(self, device: torch.device) -> "Weights":
+        """The same for the rows of a step on `device`, one of a stage: whatever is no layer stays at home."""
+        cos, sin = self.rotary
+        return replace(self, rotary=(cos.to(device), sin.to(device)))
 
     @property
     def column_bytes(self) -> int:
@@ -148,6 +157,7 @@ class Weights:
         return 2 * self.num_layers * self.shape.num_kv_heads * self.shape.head_dim * self.dtype.itemsize
 
     def new_cache(self, num_columns: int, num_layers: int | None = None) -> KVCache:
-        """Zeroed keys and values with S = `num_columns`, of all layers unless `num_layers` are given."""
-        shape = self.shape
-        return KVCache(num_layers or self.num_layers, shape.num_kv_heads, shape.head_dim, num_columns, self.embedding)
+        """Zeroed keys and values with S = `num_columns`, of all layers unless `num_layers`, at home, are given."""
+        shape, stages = self.shape, () if num_layers else self.stages
+        num_layers = num_layers or self.num_layers
+        return KVCache(num_layers, shape.num_kv_heads, shape.head_dim, num_columns, self.embedding, stages)

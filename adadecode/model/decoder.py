@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 from adadecode.files import short_hash
 from adadecode.kernels.choose import Steps
 from adadecode.kernels.kv_cache import COLUMN_MULTIPLE, KVCache
+from adadecode.kernels.stages import Stage
 from adadecode.kernels.step import DecodeStep
 from adadecode.kernels.weights import Head, LayerShape, Weights
 from adadecode.model.families import check_supported, read_layers
@@ -24,11 +25,13 @@ from adadecode.settings import Kernels
 class DecoderModel:
     """A frozen causal LM: its weights, facts about it, and the steps that decode with it. Holds no decoding state."""
 
-    def __init__(self, lm: Any, kernels: Kernels = "eager", notes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, lm: Any, kernels: Kernels = "eager", notes: tuple[str, ...] = (), stages: tuple[Stage, ...] = ()
+    ) -> None:
         """Wraps `lm`, a loaded transformers causal LM, to decode with `kernels`; `auto` takes the fastest there are.
 
-        `notes` say what was odd about its files. Raises UnsupportedModelError when the engine cannot decode it,
-        KernelsError when it cannot do so with `kernels`.
+        `notes` say what was odd about its files, `stages` which layers are on which of several devices. Raises
+        UnsupportedModelError when the engine cannot decode it, KernelsError when it cannot do so with `kernels`.
         """
         check_supported(lm.config)
         self.notes = notes
@@ -40,7 +43,7 @@ class DecoderModel:
         self.eos_token_ids = _eos_token_ids(lm)
         lm.generation_config = GenerationConfig()  # greedy means greedy: no penalties from the model's own defaults
         self.model_hash = hash_weights(lm)
-        self.weights = read_weights(lm)
+        self.weights = read_weights(lm, stages)
         # of lm alone: a prefill that knew the decoder would keep it in memory, in a circle
         self.steps = Steps(self.weights, functools.partial(prefill, lm), kernels)
 
@@ -56,7 +59,13 @@ class DecoderModel:
 
     @property
     def device(self) -> torch.device:
+        """Where all of it is; of a model on several devices the first, home, where whatever is no layer is."""
         return self.weights.device
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """All that its layers are on, home first."""
+        return tuple(dict.fromkeys(stage.device for stage in self.weights.stages)) or (self.device,)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -95,8 +104,11 @@ class DecoderModel:
         return self.lm.lm_head(self.final_norm(hidden))
 
 
-def read_weights(lm: Any) -> Weights:
-    """The weights of `lm`, whose projections become views of the joined ones, so that they are in memory once."""
+def read_weights(lm: Any, stages: tuple[Stage, ...] = ()) -> Weights:
+    """The weights of `lm`, in `stages` where it is on several devices; its projections become views of the joined ones.
+
+    So they are in memory once.
+    """
     config, head = lm.config, lm.lm_head.weight
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     positions = torch.arange(config.max_position_embeddings + COLUMN_MULTIPLE + 1, device=head.device)
@@ -110,6 +122,7 @@ def read_weights(lm: Any) -> Weights:
         rotary=(cos[0], sin[0]),
         shape=LayerShape(config.num_attention_heads, config.num_key_value_heads, head_dim, config.rms_norm_eps),
         context_len=config.max_position_embeddings,
+        stages=stages,
     )
 
 

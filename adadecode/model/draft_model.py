@@ -20,7 +20,7 @@ def load_draft_model(
     name = config.decode.draft_model
     if name is None:
         return None
-    named = {"model": name, "revision": config.decode.draft_revision}
+    named = {"model": name, "revision": config.decode.draft_revision, "gpus_per_worker": 1}  # the first one
     draft, of_draft = load(config.model_copy(update=named), FLAG)
     _check_tokens(config, tokenizer, of_draft)
     return draft

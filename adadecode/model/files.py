@@ -76,7 +76,7 @@ class ModelFiles:
 
         And UsageError when the hub, which may have it, cannot be asked.
         """
-        path = self._path(file)
+        path = self.path(file)
         return None if path is None else read_object(path)
 
     def damage(self, file: str) -> str | None:
@@ -87,7 +87,8 @@ class ModelFiles:
             return str(error)
         return None
 
-    def _path(self, file: str) -> Path | None:
+    def path(self, file: str) -> Path | None:
+        """Where `file` is, fetched from the hub where it is not here; None when there is none. Raises as `json` does."""
         if self.gguf is not None:
             return None
         if self.folder is not None:

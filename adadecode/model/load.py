@@ -29,6 +29,8 @@ from adadecode.model.families import check_supported
 from adadecode.model.files import ModelFiles, find_model, reason
 from adadecode.model.gguf import check_gguf
 from adadecode.model.memory import SMALLER_MODEL, is_out_of_memory, out_of_memory_named
+from adadecode.model.placement import check_device, devices_of, place
+from adadecode.model.weight_files import fetch_weights
 from adadecode.settings import ModelSettings
 
 log = logging.getLogger(__name__)
@@ -48,10 +50,10 @@ def load_model(settings: ModelSettings, flag: str = "--model") -> Loaded:
     out is an AdaDecodeError.
     """
     transformers_logging.disable_progress_bar()
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device 'cuda': no CUDA device is visible to this process; use --device cpu")
+    check_device(settings)
     files = find_model(settings.model, settings.revision, flag)
     raw, config = _read_config(files)
+    devices = devices_of(settings, config.num_hidden_layers)
     tokenizer = _read_tokenizer(files, config)
     with _explained(files, "what ends a sequence cannot be read"):
         ends = ends_of(files, raw, config.vocab_size)
@@ -63,7 +65,8 @@ def load_model(settings: ModelSettings, flag: str = "--model") -> Loaded:
         notes.append(f"{where}: {few(unused)}; its outputs may be another model's")
     for note in notes:
         log.warning("%s %r: %s", files.flag, files.name, note)
-    return DecoderModel(lm.to(settings.device), settings.kernels, tuple(notes)), tokenizer
+    stages = place(lm, devices)
+    return DecoderModel(lm, settings.kernels, tuple(notes), stages), tokenizer
 
 
 def use_threads(threads: int | None) -> None:
@@ -121,6 +124,8 @@ def _read_weights(files: ModelFiles, config: Any, dtype: torch.dtype) -> tuple[A
 
     Raises UsageError when tensors are missing, of other shapes, of more layers, quantised, or damaged.
     """
+    with _explained(files, "its weights cannot be fetched"):
+        fetch_weights(files)
     # a bar, which nothing else hides, goes to stderr while a GGUF file is unpacked
     unpacking = contextlib.nullcontext() if files.gguf is None else contextlib.redirect_stderr(io.StringIO())
     with _explained(files, "its weights cannot be loaded"), unpacking:

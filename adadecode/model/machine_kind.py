@@ -1,6 +1,7 @@
 """Which kind of machine decodes, as far as it decides which policy is fast there."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -28,7 +29,7 @@ class MachineKind(NamedTuple):
         read = [t for layer in weights.layers for t in vars(layer).values() if t is not None] + [*weights.head.matrices]
         num_bytes = sum(tensor.nbytes for tensor in read)
         return cls(
-            processor=torch.cuda.get_device_name() if is_gpu else processor_family(),
+            processor=gpu_names(model.devices) if is_gpu else processor_family(),
             threads=torch.get_num_threads(),
             dtype=str(model.dtype).removeprefix("torch."),
             weights="cache" if not is_gpu and num_bytes <= CACHE_SHARE * cache_bytes() else "memory",
@@ -36,6 +37,12 @@ class MachineKind(NamedTuple):
 
     def text(self) -> str:
         return f"{self.processor}, threads {self.threads}, {self.dtype}, weights in {self.weights}"
+
+
+def gpu_names(devices: Sequence[torch.device]) -> str:
+    """The GPUs `devices` by their names, as a table has them: `2 x NVIDIA H100`, or one name alone."""
+    names = Counter(torch.cuda.get_device_name(device) for device in devices)
+    return " + ".join(name if count == 1 else f"{count} x {name}" for name, count in names.items())
 
 
 def tuned_elsewhere(tuned_for: Mapping[str, Any] | None, here: MachineKind) -> list[str]:

@@ -11,7 +11,9 @@ from adadecode.printable import on_one_line
 # Of RuntimeErrors, torch.AcceleratorErrors among them: on the host, outside of torch's allocator, in NVIDIA's libraries.
 WORDS = ("can't allocate memory", "std::bad_alloc", "out of memory", "_STATUS_ALLOC_FAILED")
 SMALLER = "try a smaller --dtype such as bfloat16, fewer --max-drafts, shorter prompts or fewer --max-new-tokens"
-SMALLER_MODEL = "try a smaller --dtype such as bfloat16, --device cpu, or end what else is on this device"
+SMALLER_MODEL = (
+    "try a smaller --dtype such as bfloat16, more --gpus-per-worker, --device cpu, or end what else is on this device"
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -9,9 +9,10 @@ from adadecode.model.load import ATTENTION, NO_CODE
 
 
 class ModelSize(NamedTuple):
-    """Bytes of a model: of all `weights`, of those that native kernels keep `packed` once more, of a cache column."""
+    """Bytes of a model: all `weights`, each layer's, what native kernels keep `packed` once more, a column of the cache."""
 
     weights: int
+    layers: tuple[int, ...]
     packed: int
     column: int
     vocab_size: int
@@ -27,4 +28,5 @@ def model_size(config: Any, dtype: str) -> ModelSize:
     num_packed = numbers - (0 if head is embedding else embedding.numel())
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     column = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * itemsize
-    return ModelSize(numbers * itemsize, num_packed * itemsize, column, config.vocab_size)
+    layers = tuple(sum(parameter.numel() for parameter in layer.parameters()) * itemsize for layer in lm.model.layers)
+    return ModelSize(numbers * itemsize, layers, num_packed * itemsize, column, config.vocab_size)

@@ -1,4 +1,4 @@
-"""Where the weights of a model are: in its folder, in the hub's cache, or still on the hub."""
+"""Where the weights of a model are: in its folder, in the hub's cache, or still on the hub, from which they are fetched."""
 
 import contextlib
 import re
@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, constants, snapshot_download
 
 from adadecode.model.checkpoint import INDEX_SUFFIX, WEIGHTS, checkpoint_files, refused_as_pickled
 from adadecode.model.files import HUB_TIMEOUT_S, ModelFiles, on_this_machine, reason
+from adadecode.stopwatch import lap
 
 PART = re.compile(r"model-\d+-of-\d+\.safetensors")  # of the weights that an index lists
 
@@ -30,11 +31,31 @@ def find_weights(files: ModelFiles) -> WeightFiles:
     if files.folder is not None:
         with files.refused():
             return WeightFiles("folder", _sum_of(checkpoint_files(files.folder)))
+    if cached := _cached(files):
+        return WeightFiles("cache", _sum_of(cached))
+    return WeightFiles("hub", _on_hub(files), _free_at(Path(constants.HF_HUB_CACHE)))
+
+
+def fetch_weights(files: ModelFiles) -> None:
+    """Has the weights of a hub's model in its cache.
+
+    The hub's client locks each file that it fetches: of a node's workers one does, and the others wait for it.
+    """
+    if files.gguf is not None or files.folder is not None or _cached(files):
+        return
+    with lap("fetch"):
+        if files.path(WEIGHTS) is None and (index := files.json(WEIGHTS + INDEX_SUFFIX)) is not None:
+            names = sorted(set(index["weight_map"].values()))
+            snapshot_download(files.source, revision=files.revision, allow_patterns=names)
+
+
+def _cached(files: ModelFiles) -> list[Path]:
+    """The weights of a hub's model in its cache; none where it lacks some."""
     cached = on_this_machine(files.source, files.revision)
     if cached is not None:
         with contextlib.suppress(ValueError):  # it has the configuration, and not all of the weights
-            return WeightFiles("cache", _sum_of(checkpoint_files(Path(cached))))
-    return WeightFiles("hub", _on_hub(files), _free_at(Path(constants.HF_HUB_CACHE)))
+            return checkpoint_files(Path(cached))
+    return []
 
 
 def _sum_of(paths: list[Path]) -> int:

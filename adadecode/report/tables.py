@@ -13,9 +13,8 @@ from adadecode.methods import REFERENCE, names_that_owe
 from adadecode.report.cells import ABSENT, cell, fraction_text, number_text
 from adadecode.report.parity import row_name
 from adadecode.report.summary import parity_line
-from adadecode.settings import PlacementSettings
+from adadecode.settings import PLACEMENT
 
-PLACEMENT = set(PlacementSettings.model_fields)
 MODELS = ("model", "draft_model")
 COLUMNS = (
     "task",

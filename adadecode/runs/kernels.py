@@ -58,8 +58,7 @@ def resume_kernels(storage: Storage, commits: Mapping[int, dict[str, Any]]) -> N
         storage.delete(KERNELS_FILE)
         return
     kernels = used.most_common(1)[0][0]
-    is_slow = kernels == "eager" and all(commit["worker"].get("gpu") is None for commit in commits.values())
-    because = "committed shards were computed with them" if is_slow else None
+    because = "committed shards were computed with them" if kernels == "eager" else None
     storage.create(KERNELS_FILE, _json_bytes({"kernels": kernels, "because": because, "by": None}))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -16,13 +17,15 @@ from adadecode.runs.folder import RunFolder, read_commits
 from adadecode.runs.kernels import resume_kernels
 from adadecode.runs.lease import Lease
 from adadecode.runs.plan import default_shard_size, make_plan, plan_hash, plan_table
-from adadecode.runs.result import RunResult, judge_run
 from adadecode.runs.run_file import refuse_others_results, shard_size_at
 from adadecode.runs.scores import SCORES_FILE, score_commits, scorers_of
 from adadecode.runs.starts import new_start, starts_of
 from adadecode.runs.storage import open_storage
 from adadecode.settings import EvalConfig
 from adadecode.tasks import expand_task, find_task, load_examples, stops_of
+
+if TYPE_CHECKING:
+    from adadecode.runs.result import RunResult
 
 
 @dataclass(frozen=True)
@@ -107,12 +110,14 @@ def open_run(config: EvalConfig, out: str | Path | None, command: str | None = N
         yield PreparedRun(config, folder, tasks, shards, plan, lease, tuple(notes), committed)
 
 
-def close_run(prepared: PreparedRun) -> RunResult:
+def close_run(prepared: PreparedRun) -> "RunResult":
     """Writes verify.parquet, summary.parquet and scores.parquet from the committed rows and sets the run's status.
 
     What attempts that lost left behind is deleted once no planned row is missing. Raises LeaseError, and writes nothing,
     when another driver has taken the run over.
     """
+    from adadecode.runs.result import judge_run  # its statistics take longer to import than a run to be opened
+
     prepared.lease.check()
     folder = prepared.folder
     commits = read_commits(folder.location)

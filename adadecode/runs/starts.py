@@ -6,10 +6,10 @@ from typing import Any
 
 from adadecode.printable import without_password
 from adadecode.provenance import code_hash, git_sha
-from adadecode.settings import EvalConfig, PlacementSettings
+from adadecode.settings import PLACEMENT, EvalConfig
 from adadecode.version import __version__
 
-PLACEMENT = tuple(PlacementSettings.model_fields)  # the settings that a resume may have otherwise
+UNTOLD = {"gpus_per_worker": 1}  # what need not be said
 MAX_SHOWN = 3
 
 
@@ -50,7 +50,8 @@ def _lines(starts: list[dict[str, Any]]) -> Iterator[str]:
     for idx, start in enumerate(starts):
         command = start.get("command") or "command not stored"
         settings = start["placement"] if isinstance(start.get("placement"), dict) else {}
-        placement = ", ".join(f"{name}={settings[name]}" for name in PLACEMENT if settings.get(name) is not None)
+        told = [name for name in PLACEMENT if settings.get(name) not in (None, UNTOLD.get(name))]
+        placement = ", ".join(f"{name}={settings[name]}" for name in told)
         code, revision = start.get("code_hash"), start.get("git_sha")
         made_by = [f"adadecode {start.get('adadecode', 'unknown')}"]
         made_by += [f"code {code}"] if code else [f"revision {str(revision)[:12]}"] if revision else []

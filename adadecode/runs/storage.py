@@ -5,6 +5,7 @@ from typing import Protocol
 
 from adadecode.errors import UsageError
 from adadecode.files import check_location
+from adadecode.printable import has_password, without_password
 from adadecode.runs.bucket import EXTRAS, ObjectStorage
 from adadecode.runs.disk import LocalStorage
 
@@ -49,6 +50,7 @@ def open_storage(location: str | Path) -> Storage:
     if not is_url(text):
         check_location(text)
         return LocalStorage(Path(text))
+    check_url(text)
     protocol, _, rest = text.partition("://")
     if protocol not in EXTRAS or not rest.strip("/"):
         raise UsageError(
@@ -63,14 +65,27 @@ def is_url(location: str) -> bool:
     return "://" in location
 
 
+def check_url(url: str) -> None:
+    """Raises UsageError where `url` holds a user name or a password: a run's location is stored and shown."""
+    if has_password(url):
+        raise UsageError(
+            f"{without_password(url)!r}: give no user name or password in it; a store's keys come from the environment or "
+            "the cloud's own files"
+        )
+
+
 def join(location: str | Path, name: str) -> str:
     """`name` below `location`."""
     return f"{str(location).rstrip('/')}/{name}" if is_url(str(location)) else str(Path(location) / name)
 
 
 def absolute(location: str | Path) -> str:
-    """`location` for a process in another folder: a URL as it is, a path made absolute; raises UsageError for neither."""
+    """`location` for a process in another folder: a URL as it is, a path made absolute; raises UsageError for neither.
+
+    And for a URL with a password.
+    """
     if is_url(str(location)):
+        check_url(str(location))
         return str(location)
     check_location(str(location))
     return str(Path(location).resolve())

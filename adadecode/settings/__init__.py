@@ -18,6 +18,7 @@ from adadecode.settings.files import FileSettings
 from adadecode.settings.groups import (
     MAX_WORKERS,
     ORIGINAL_HEADS,
+    PLACEMENT,
     READ_BEFORE,
     DataSettings,
     DecodeSettings,
@@ -50,6 +51,7 @@ from adadecode.settings.rivals import (
     nothing_drafts,
     skip_layers_missing,
 )
+from adadecode.settings.selector import allowed_values, parsed_selector
 from adadecode.settings.stops import STOPPED_BEFORE, StopSettings, own_stops
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "MAX_WORKERS",
     "ORIGINAL_HEADS",
     "PATIENCE",
+    "PLACEMENT",
     "READ_BEFORE",
     "STOPPED_BEFORE",
     "ApiName",
@@ -88,6 +91,7 @@ __all__ = [
     "TrainedKind",
     "TuneConfig",
     "allowed_errors",
+    "allowed_values",
     "build_settings",
     "checked_decode",
     "draft_model_missing",
@@ -100,6 +104,7 @@ __all__ = [
     "members",
     "nothing_drafts",
     "own_stops",
+    "parsed_selector",
     "read_policy",
     "read_settings",
     "settings_of",

@@ -20,6 +20,7 @@ from adadecode.settings.groups import (
     MAX_WARMUP,
     MAX_WORKERS,
     ORIGINAL_HEADS,
+    PLACEMENT,
     READ_BEFORE,
     Address,
     DataSettings,
@@ -35,10 +36,11 @@ from adadecode.settings.groups import (
 )
 from adadecode.settings.policy import DECODED_BEFORE, with_policy
 from adadecode.settings.rivals import MAX_DRAFTS, check_read, nothing_drafts
+from adadecode.settings.selector import SELECTOR_TEXT, LabelSelector
 from adadecode.settings.stops import STOPPED_BEFORE, StopSettings
 
 # Settings of a run that version 0.1.0 did not have, as its runs were.
-BEFORE: dict[str, object] = {**READ_BEFORE, **STOPPED_BEFORE}
+BEFORE: dict[str, object] = {**READ_BEFORE, **STOPPED_BEFORE, "gpus_per_worker": 1}
 TrainedKind = Literal["transform", "low-rank", "full", "shortlist", "block", "original", "medusa"]
 Loss = Literal["kl", "argmax", "acceptance"]
 MAX_STORE_MB = 1000.0
@@ -114,9 +116,7 @@ def fingerprint_of(settings: Mapping[str, Any], facts: Mapping[str, str | None])
     data or decoding that came later is left out where it is as all runs were before.
     """
     decisive = {
-        name: value
-        for name, value in settings.items()
-        if name not in PlacementSettings.model_fields and (name, value) not in BEFORE.items()
+        name: value for name, value in settings.items() if name not in PLACEMENT and (name, value) not in BEFORE.items()
     }
     if is_mapping(decode := decisive.get("decode")):
         later = DECODED_BEFORE.items()
@@ -186,12 +186,13 @@ class TrainConfig(ThreadSettings, DataSettings, ModelSettings):
         default=None, ge=1, le=MAX_WORKERS, description="Ray actors that generate."
     )
     address: Address = Field(default=None, description=f"{ADDRESS_TEXT}, with --workers.")
+    label_selector: LabelSelector = Field(default=None, description=SELECTOR_TEXT)
 
     @model_validator(mode="after")
     def _every_setting_has_an_effect(self) -> Self:
-        if self.kernels == "compile":
+        if self.kernels in ("graphs", "compile"):
             raise ValueError(
-                "--kernels compile: outputs are made by native kernels or by transformers; use auto or eager"
+                f"--kernels {self.kernels}: outputs are made by native kernels or by transformers; use auto or eager"
             )
         if self.rank is not None and self.kind != "low-rank":
             raise ValueError(f"--rank {self.rank}: only heads of --kind low-rank have one, not {self.kind}; drop it")
@@ -209,8 +210,9 @@ class TrainConfig(ThreadSettings, DataSettings, ModelSettings):
         unused = taught & self.model_fields_set if self.kind == "original" else set[str]()
         if unused:
             raise ValueError(f"--kind original trains nothing: drop {flags_of(unused)}")
-        if self.address is not None and self.workers is None:
-            raise ValueError(f"--address {self.address}: without --workers no cluster is used; give both or neither")
+        for flag, value in (("--address", self.address), ("--label-selector", self.label_selector)):
+            if value is not None and self.workers is None:
+                raise ValueError(f"{flag} {value}: without --workers no cluster is used; give both or neither")
         return self
 
 
@@ -263,6 +265,10 @@ class BenchConfig(ThreadSettings, MethodSettings, DataSettings, DecodingSettings
     def _shape_stands_alone(self) -> Self:
         of_data = DataSettings.model_fields.keys() - {"limit"}
         beside = {"model", "revision", "heads", *of_data} & self.model_fields_set
+        if self.shape is not None and self.gpus_per_worker > 1:
+            raise ValueError(
+                f"--gpus-per-worker {self.gpus_per_worker}: --shape {self.shape} is made on one device; drop one of the two"
+            )
         if self.shape is not None and beside:
             raise ValueError(
                 f"--shape {self.shape} has synthetic weights, heads and prompts: drop it, or {flags_of(beside)}"

@@ -8,7 +8,13 @@ from typing import Annotated, Any, TypeGuard, Union, cast, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
-from adadecode.printable import is_unicode
+from adadecode.printable import has_password, is_unicode
+
+# Settings that say where something is; they are stored with a run and shown.
+PLACES = {
+    *("model", "revision", "heads", "data_file", "shots_file", "outputs", "policy", "address"),
+    *("draft_model", "draft_revision", "medusa_heads"),
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,8 @@ class Settings(BaseModel):
             raise ValueError(f"true and false mean nothing here{nothing_means(field)}")
         if not all(is_unicode(part) and "\0" not in part for part in parts if isinstance(part, str)):
             raise ValueError("it has a character that no text has")
+        if info.field_name in PLACES and isinstance(value, str) and has_password(value):
+            raise ValueError("give no user name or password in it, for it is stored and shown: tokens have variables")
         if is_verbatim(field):
             return (value,) if isinstance(value, str) else cast("object", value)
         if isinstance(value, str) and not value.strip():

@@ -20,11 +20,12 @@ from pydantic import (
 from adadecode.methods import DEFAULT_METHODS, METHODS, REFERENCE
 from adadecode.settings.fields import Flag, Settings
 from adadecode.settings.rivals import MAX_DRAFTS, MAX_LAYERS, RivalSettings
+from adadecode.settings.selector import SELECTOR_TEXT, LabelSelector
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Device = Literal["cpu", "cuda"]
 HeadKind = Literal["full", "shortlist"]
-Kernels = Literal["auto", "native", "eager", "compile"]
+Kernels = Literal["auto", "native", "eager", "graphs", "compile"]
 Domain = Literal["math", "code"]
 Stop = Literal["token", "chain"]
 
@@ -35,6 +36,8 @@ MAX_WARMUP = 1000
 MAX_SHOTS = 1000
 MAX_THREADS = 1024
 MAX_WORKERS = 10**5
+MAX_TRACED = 32  # tokens: a trace has about a megabyte of each before it is packed
+MAX_GPUS = 64  # of a node
 MAX_SECONDS = 1e7
 MAX_SEED = 2**32 - 1
 
@@ -130,10 +133,24 @@ class ModelSettings(Settings):
     )
     dtype: Dtype = Field(default="bfloat16", description="What the weights are loaded in.")
     device: Device = Field(default="cpu", description="Where decoding runs.")
+    gpus_per_worker: int = Field(
+        default=1,
+        ge=1,
+        le=MAX_GPUS,
+        description="GPUs of one node over which the layers of a model are spread that is too large for one.",
+    )
     kernels: Kernels = Field(
         default="auto",
-        description="Who computes: native needs a CPU and a C++ compiler, auto takes the fastest there is.",
+        description="Who computes: native a CPU with a C++ compiler; on CUDA graphs, eager does without; auto what works.",
     )
+
+    @model_validator(mode="after")
+    def _only_gpus_are_several(self) -> Self:
+        if self.gpus_per_worker > 1 and self.device != "cuda":
+            raise ValueError(
+                f"--gpus-per-worker {self.gpus_per_worker}: --device {self.device} has none; drop it, or give --device cuda"
+            )
+        return self
 
 
 class HeadsSettings(Settings):
@@ -240,10 +257,11 @@ class PlacementSettings(ThreadSettings):
 
     workers: Annotated[int | Literal["auto"], BeforeValidator(number_or_auto)] = Field(
         default=1,
-        description="Ray actors: one GPU each, or an equal share of the CPUs; auto: what the cluster holds, also later.",
+        description="Ray actors, with their GPUs or an equal share of the CPUs; auto: what the cluster holds, also later.",
     )
     local: bool = Field(default=False, description="In this process, without Ray.")
     address: Address = Field(default=None, description=f"{ADDRESS_TEXT}.")
+    label_selector: LabelSelector = Field(default=None, description=SELECTOR_TEXT)
     deadline_s: Annotated[float, Flag("deadline")] = Field(
         default=60.0,
         gt=0.0,
@@ -257,9 +275,18 @@ class PlacementSettings(ThreadSettings):
         default="5%", description="Samples that may fail before the run stops: N, or P% of those planned."
     )
     retry_errors: bool = Field(default=False, description="Compute shards with failed samples again.")
+    profile: Annotated[int | None, Flag(unset="no trace")] = Field(
+        default=None, ge=1, le=MAX_TRACED, description="Trace N more tokens of each method on one worker, for no row."
+    )
 
     @model_validator(mode="after")
     def _local_has_one_worker(self) -> Self:
-        if self.local and (self.workers != 1 or self.address is not None):
-            raise ValueError("a local run has one worker and no cluster: drop --local, or --workers and --address")
+        if self.local and (self.workers != 1 or self.address is not None or self.label_selector is not None):
+            raise ValueError(
+                "a local run has one worker and no cluster: drop --local, or --workers, --address and --label-selector"
+            )
         return self
+
+
+# What decides where and with how much a run is done, and none of its results: a resume may have other ones.
+PLACEMENT = (*PlacementSettings.model_fields, "gpus_per_worker")

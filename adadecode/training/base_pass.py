@@ -69,7 +69,7 @@ def run_base(model: DecoderModel, batch: list[GreedyOutput], exits: tuple[int, .
     kept: dict[int, Tensor] = {}
 
     def keep(exit_layer: int, hidden: Tensor) -> None:
-        kept[exit_layer] = hidden
+        kept[exit_layer] = hidden.to(model.device)
 
     hooks = [
         model.lm.model.layers[e - 1].register_forward_hook(lambda *call, exit_layer=e: keep(exit_layer, call[-1]))

@@ -152,7 +152,7 @@ class BlockHead(TrainedHead):
         self._model, self._dtype = model, model.dtype
         self.token_ids = token_ids
         self._token_rows = lm_head_rows(model, token_ids)
-        self.layer = copy.deepcopy(model.lm.model.layers[-1]).float().requires_grad_(True)
+        self.layer = copy.deepcopy(model.lm.model.layers[-1]).to(model.device).float().requires_grad_(True)
         self.transform = nn.Parameter(torch.eye(model.width, device=model.device))
 
     def enter(self, hidden: Tensor) -> Tensor:

@@ -152,7 +152,7 @@ def find_part(model: DecoderModel, chunk: Chunk, config: TrainConfig, out: Path,
         return None
     stored = {key.decode(): value.decode() for key, value in (found.metadata or {}).items()}
     if stored.get("kernels", "auto") == config.kernels == "auto":
-        stored["kernels"] = model.kernels  # an earlier version stored the part, and not what auto came to
+        stored["kernels"] = _generated_by(model)  # an earlier version stored the part, and not what auto came to
     differing = [name for name, value in _made_from(model, chunk, config).items() if stored.get(name) != value]
     if differing and config.outputs is not None:
         raise RunFolderError(
@@ -213,13 +213,18 @@ def part_path(out: Path, part_idx: int) -> Path:
     return out / OUTPUTS_DIR / f"part-{part_idx:05d}.parquet"
 
 
+def _generated_by(model: DecoderModel) -> str:
+    """The kernels of `greedy_continuations`: at a near tie others may choose the other token."""
+    return "native" if model.kernels == "native" else "eager"
+
+
 def _made_from(model: DecoderModel, chunk: Chunk, config: TrainConfig) -> dict[str, str]:
     """All that decides the outputs of `chunk`, as a part's metadata have it."""
     return {
         "base_model_hash": model.model_hash,
         "dtype": str(model.dtype).removeprefix("torch."),
         "eos_token_ids": json.dumps(sorted(model.eos_token_ids)),
-        "kernels": model.kernels,  # never `auto`; at a near tie others may choose the other token
+        "kernels": _generated_by(model),
         "max_new_tokens": str(config.max_new_tokens),
         "prompts_hash": hash_ids(chunk.prompts),
     }

@@ -20,7 +20,7 @@ from adadecode.errors import UsageError
 from adadecode.files import PRIVATE, make_folder, whole_file, write_whole
 from adadecode.kernels.arithmetic import arithmetic
 from adadecode.model.load import load_model, use_threads
-from adadecode.model.machine_kind import MachineKind
+from adadecode.model.machine_kind import MachineKind, gpu_names
 from adadecode.model.memory import out_of_memory_named
 from adadecode.provenance import cpu_name, provenance
 from adadecode.records import Prompt, Say
@@ -107,7 +107,7 @@ def tune(subject: TuneSubject, prompts: list[Prompt], out: Path, say: Say) -> Tu
         variants=contenders,
         costs=costs,
         machine=TuneMachine(
-            device=torch.cuda.get_device_name() if subject.config.device == "cuda" else cpu_name(),
+            device=gpu_names(subject.model.devices) if subject.config.device == "cuda" else cpu_name(),
             threads=torch.get_num_threads(),
             kind=MachineKind.of(subject.model),
             attention=subject.model.steps.attention,

@@ -97,7 +97,8 @@ def draft_models(draw: Any, of: dict[str, Any], dtype: torch.dtype, kernels: Any
 def cases(draw: Any, kernels: Any) -> Case:
     """A model with `kernels`, a policy, a prompt, and heads and a draft model for it."""
     of, dtype = draw(models(vocab_size=97)), draw(st.sampled_from(DTYPES[kernels]))
-    model = tiny_model(dtype=dtype, kernels=kernels, **of)
+    num_stages = draw(st.integers(1, min(3, of["num_layers"]))) if kernels == "eager" else 1
+    model = tiny_model(dtype=dtype, kernels=kernels, num_stages=num_stages, **of)
     layers = st.integers(1, model.num_layers - 1)
     exits = tuple(sorted(draw(st.sets(layers, max_size=3))))
     policy = Policy(

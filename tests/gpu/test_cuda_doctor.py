@@ -7,6 +7,7 @@ from adadecode.doctor import loaded
 from adadecode.doctor.checks import examine
 from adadecode.doctor.memory import CUDA_BYTES, needed
 from adadecode.doctor.subject import Subject
+from adadecode.kernels.graphed import GraphedStep
 from adadecode.settings import EvalConfig
 
 pytestmark = [
@@ -37,3 +38,19 @@ def test_graphs_that_cannot_be_captured_are_one_line(tmp_path, monkeypatch):
     (line,) = [finding.line() for finding in found if finding.status == "will fail"]
     assert line.startswith("will fail  graphs: RuntimeError: CUDA error: operation not permitted")
     assert [finding.check for finding in found if finding.status == "not tried"] == ["methods"]
+
+
+def test_graphs_without_which_auto_decodes_are_a_warning_and_the_rest_is_looked_at(tmp_path, monkeypatch):
+    segment = GraphedStep.segment
+
+    def refusing(step: GraphedStep, start: int, stop: int) -> None:
+        if torch.cuda.is_current_stream_capturing():
+            torch.cuda.synchronize()  # no capture allows that
+        segment(step, start, stop)
+
+    monkeypatch.setattr(GraphedStep, "segment", refusing)
+    found = list(examine(Subject(CONFIG, str(tmp_path / "run"))))
+    (line,) = [finding.line() for finding in found if finding.status != "ok"]
+    assert line.startswith("warning    kernels: eager, because CUDA graphs fail here (")
+    assert "graphs" not in {finding.check for finding in found}, "there are none"
+    assert "methods" in {finding.check for finding in found}

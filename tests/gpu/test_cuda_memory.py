@@ -35,7 +35,7 @@ TOO_MUCH = 1 << 50  # bytes
 @pytest.fixture
 def model():
     lm = synthetic_lm("llama-160m", dtype=torch.bfloat16, device="cuda", agreement=0.8, **SIZES)
-    yield DecoderModel(lm, "eager")
+    yield DecoderModel(lm, "graphs")
     gc.collect()
     torch.cuda.empty_cache()
 
@@ -136,7 +136,7 @@ def test_captures_add_no_stream_and_workspaces_go_with_the_last_graph(model):
 def test_the_pinned_backend_computes_the_attention_of_steps(dtype):
     """Its kernels are named for it: what a profiler sees is what the worker records."""
     lm = synthetic_lm("llama-160m", dtype=dtype, device="cuda", agreement=0.8, **SIZES)
-    model = DecoderModel(lm, "eager")
+    model = DecoderModel(lm, "graphs")
     assert model.steps.attention in (SDPBackend.EFFICIENT_ATTENTION.name, SDPBackend.MATH.name)
     step = model.new_step(8, 100)
     step.prefill([1, 2, 3])

@@ -60,7 +60,7 @@ def make_lm(dtype: torch.dtype, name: str = "llama-160m", **changed):
 
 
 def make_model(dtype: torch.dtype, name: str = "llama-160m", **changed) -> DecoderModel:
-    return DecoderModel(make_lm(dtype, name, **changed), "eager")
+    return DecoderModel(make_lm(dtype, name, **changed), "graphs")
 
 
 def prompt_of(model: DecoderModel, length: int, seed: int = 0) -> list[int]:
@@ -86,7 +86,7 @@ def assert_same_bits(expected: Decoded, other: Decoded) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_are_independent_in_every_family(family, dtype):
     lm = tiny_lm(family, num_layers=3, hidden_size=256, intermediate_size=320, head_dim=64, vocab_size=512)
-    model = DecoderModel(lm.to(DEVICE, dtype), "eager")
+    model = DecoderModel(lm.to(DEVICE, dtype), "graphs")
     for width in (8, 16):
         check_rows_independent(model, width)
 
@@ -119,7 +119,7 @@ def test_methods_that_are_compared_with_adadecode_give_vanillas_bits(dtype):
     request = Request([*prompt_of(model, 40), *prompt_of(model, 40)], 200, record_logits=True)
     policy = Policy(max_drafts=5, layerskip=OneExit(EXITS[0], 4))
     vanilla = decode(model, METHODS["vanilla"], request, policy)
-    drafts = {"its first layers": DecoderModel(half, "eager"), "the whole": make_model(dtype)}
+    drafts = {"its first layers": DecoderModel(half, "graphs"), "the whole": make_model(dtype)}
     for name, draft in [("ngram", None), ("layerskip", None), *(("speculative", draft) for draft in drafts)]:
         found = decode(model, METHODS[name], request, policy, heads, None if draft is None else drafts[draft])
         assert_same_bits(vanilla, found)
@@ -149,7 +149,7 @@ def test_bits_hold_to_the_last_column_of_every_bucket(dtype, bucket):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_graph_captured_for_a_short_request_serves_a_long_one(dtype):
     lm = make_lm(dtype)
-    used, fresh = DecoderModel(lm, "eager"), DecoderModel(lm, "eager")
+    used, fresh = DecoderModel(lm, "graphs"), DecoderModel(lm, "graphs")
     policy = Policy(EXITS, (0.3, 0.3), 5)
     decode_both(used, prompt_of(used, 5), 12, policy)
     expected = decode_both(fresh, prompt_of(fresh, 30), 220, policy)
@@ -161,7 +161,7 @@ def test_a_graph_captured_for_a_short_request_serves_a_long_one(dtype):
 
 def test_a_long_request_leaves_nothing_behind_for_a_short_one():
     lm = make_lm(torch.bfloat16)
-    used, fresh = DecoderModel(lm, "eager"), DecoderModel(lm, "eager")
+    used, fresh = DecoderModel(lm, "graphs"), DecoderModel(lm, "graphs")
     policy = Policy(EXITS, (0.3, 0.3), 5)
     decode_both(used, prompt_of(used, 30), 220, policy)
     assert_same_bits(

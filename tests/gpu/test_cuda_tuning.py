@@ -25,7 +25,7 @@ PROMPTS = [[5, 9, 11, 13], [7, 8, 7, 8, 7], list(range(3, 40)), [50, 51] * 6]
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_replay_makes_every_call_of_the_engine_with_the_same_answers(dtype):
-    model = DecoderModel(tiny_lm().to("cuda", dtype), "eager")
+    model = DecoderModel(tiny_lm().to("cuda", dtype), "graphs")
     heads = random_heads(model, EXITS, gates=random_gates(model, EXITS))
     traces = [record(model, heads, SPACE, Prompt("tiny", str(i), prompt)) for i, prompt in enumerate(PROMPTS)]
     rng, num_wrong = random.Random(0), 0

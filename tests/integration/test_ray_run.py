@@ -33,9 +33,11 @@ def config(model_folder, heads_folder, prompts_file) -> EvalConfig:
 
 
 def test_two_actors_commit_the_tables_of_a_local_run(ray_cluster, config, tmp_path):
-    config = config.model_copy(update={"repeats": 4})
+    config = config.model_copy(update={"repeats": 4, "profile": 1})
     observer = Recorder()
     result = run_on_cluster(config, tmp_path / "ray", observer=observer)
+    (trace,) = (tmp_path / "ray" / "profile").iterdir()
+    assert trace.name in ("worker-0-00011.json.gz", "worker-1-00011.json.gz"), "of the longest shard, which is first"
     assert sum(outcome.num_samples for outcome in observer.outcomes) == 12
     assert result.num_missing == 0
     assert set(result.verify["parity"].to_pylist()) == {"exact"}
@@ -44,6 +46,9 @@ def test_two_actors_commit_the_tables_of_a_local_run(ray_cluster, config, tmp_pa
     assert workers == {"worker-0", "worker-1"}
     assert {commit["worker"]["worker_id"] for commit in read_commits(tmp_path / "ray").values()} <= workers
     assert {state.phase for states in observer.workers for state in states} >= {"starting", "working"}
+    for worker in read_run(tmp_path / "ray")["workers"]:
+        assert worker["threads"] == 1
+        assert min(worker["start_up"][lap] for lap in ("process_s", "imports_s", "model_s", "rows_s")) > 0
     run_in_process(config, tmp_path / "local")
     assert deterministic(tmp_path / "ray").equals(deterministic(tmp_path / "local"))
 

@@ -1,17 +1,22 @@
 """A job submitted to a head started by hand, with token authentication and the dashboard on loopback."""
 
 import contextlib
+import fcntl
 import os
+import pty
 import secrets
+import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
+from collections.abc import Generator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.request import ProxyHandler, Request, build_opener
 
 import pyarrow.parquet as pq
@@ -19,8 +24,10 @@ import pytest
 import ray
 
 from adadecode.runs.folder import read_run
+from tests.completion_server import CompletionServer
 from tests.integration.runs import deterministic
 from tests.planted_secrets import VARIABLES, found_in, places_of_secrets, plant_files
+from tests.planting import Row, plant
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -43,6 +50,7 @@ class Head(NamedTuple):
     address: str
     environment: dict[str, str]
     join_at: str
+    agent_port: int
 
 
 @pytest.fixture(scope="module")
@@ -54,21 +62,28 @@ def head():
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "PATH": "/usr/local/bin:/usr/bin:/bin",  # as of a head that was started by the path of its `ray` alone
         "OMP_NUM_THREADS": "1",
         "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray-"),  # a head leaves its address there for whoever comes next
         **VARIABLES,  # secrets, which every process of the cluster knows and none may tell
     }
+    address = f"http://127.0.0.1:{dashboard}"
+    with started_head(environment, port, dashboard, agent):
+        yield Head(address, environment, f"127.0.0.1:{port}", agent)
+
+
+@contextlib.contextmanager
+def started_head(environment: dict[str, str], port: int, dashboard: int, agent: int) -> Generator[None]:
+    """A head on these ports, until the end of the context."""
     command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={port}"]
     command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
     command += [f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats"]
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    address = f"http://127.0.0.1:{dashboard}"
     try:
         wait_for_head(process, dashboard)
-        yield Head(address, environment, f"127.0.0.1:{port}")
+        yield
     finally:
         process.terminate()  # `--block` ends the processes it started
         try:
@@ -133,22 +148,24 @@ def adadecode(*arguments: str, environment: dict[str, str]) -> subprocess.Comple
     return subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
 
 
-def test_a_submitted_job_succeeds_with_the_tables_of_a_local_run(
-    head, model_folder, heads_folder, prompts_file, tmp_path
-):
-    address, environment, _ = head
-    run = ["--model", str(model_folder), "--heads", str(heads_folder), "--task", "jsonl"]
-    run += ["--data-file", str(prompts_file), "--limit", "6", "--gamma", "0.05", "--max-new-tokens", "16"]
-    run += ["--methods", "vanilla,adadecode", "--shard-size", "2", "--threads", "1"]
-    submit = ["submit", "--address", address, "eval", *run]
-    submitted = adadecode(*submit, "--workers", "2", "--out", str(tmp_path / "job"), environment=environment)
+def test_a_submitted_job_succeeds_with_the_tables_of_a_local_run_and_each_exit_code_comes_back(head, tmp_path):
+    address, environment, *_ = head
+    run = ["eval", "--task", "demo", "--limit", "2", "--max-new-tokens", "16", "--shard-size", "1", "--threads", "1"]
+    submit = ["submit", "--address", address, *run]
+    submitted = adadecode(*submit, "--workers", "2", "--out", str(tmp_path / "demo"), environment=environment)
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
-    assert "SUCCEEDED" in submitted.stdout
-    assert "parity 6/6, logits 6/6" in submitted.stdout
-    local = adadecode("eval", "--local", *run, "--out", str(tmp_path / "local"), environment=environment)
+    assert submitted.stdout.endswith("job demo: SUCCEEDED, exit code 0\n")
+    assert "parity 4/4, logits 4/4" in submitted.stdout
+    local = adadecode(*run, "--local", "--out", str(tmp_path / "local"), environment=environment)
     assert local.returncode == 0, local.stdout + local.stderr
-    assert deterministic(tmp_path / "job").equals(deterministic(tmp_path / "local"))
-    assert read_run(tmp_path / "job")["fingerprint"] == read_run(tmp_path / "local")["fingerprint"]
+    assert deterministic(tmp_path / "demo").equals(deterministic(tmp_path / "local"))
+    assert read_run(tmp_path / "demo")["fingerprint"] == read_run(tmp_path / "local")["fingerprint"]
+
+    plant(tmp_path / "demo", break_token)
+    broken = adadecode(*submit, "--workers", "2", "--out", str(tmp_path / "demo"), environment=environment)
+    assert broken.returncode == 3, broken.stdout + broken.stderr
+    assert "0 to do" in broken.stdout, "a run that is submitted again is resumed"
+    assert broken.stdout.endswith("job demo-2: FAILED, exit code 3\n")
 
     wrong = adadecode(*submit, "--gamma", "1.5", "--out", str(tmp_path / "wrong"), environment=environment)
     assert wrong.returncode == 2, "the driver's own exit code, not Ray's 1"
@@ -159,6 +176,140 @@ def test_a_submitted_job_succeeds_with_the_tables_of_a_local_run(
     assert refused.returncode == 2
     assert "Traceback" not in refused.stderr
     assert refused.stderr.startswith("adadecode: --address")
+
+
+def break_token(rows: list[Row]) -> None:
+    """Makes one token of adadecode's first row another."""
+    row = next(row for row in rows if row["method"] == "adadecode")
+    row["output_token_ids"][4] += 1 if row["output_token_ids"][4] == 0 else -1
+
+
+@pytest.mark.slow
+def test_a_run_is_one_job_that_is_stopped_left_and_resumed(head, tmp_path):
+    address, environment, *_ = head
+    out = tmp_path / "long"
+    run = ["eval", "--task", "demo-math", "--limit", "16", "--repeats", "6", "--shard-size", "1", "--workers", "1"]
+    submit = [str(BIN / "adadecode"), "submit", "--address", address, *run, "--threads", "1", "--out", str(out)]
+
+    def of_jobs(command: str, *arguments: str) -> subprocess.CompletedProcess:
+        return adadecode("jobs", command, "--address", address, *arguments, environment=environment)
+
+    with on_a_terminal(submit, environment) as (process, terminal):  # Ctrl-C, and yes: the job is stopped
+        assert "1/16 samples" in read_until(terminal, "1/16 samples")
+        os.write(terminal, b"\x03")
+        read_until(terminal, "stop job long too? [y/N]")
+        os.write(terminal, b"y\n")
+        said = read_until(terminal, "exit code")
+        assert process.wait(60) == 4, said
+    assert "planned rows are missing" in said, "its driver had the time to write its tables"
+    assert "job long: STOPPED, exit code 4" in said
+
+    twice = [adadecode(*submit[1:4], "--no-wait", *submit[4:], environment=environment) for _ in range(2)]
+    assert [done.returncode for done in twice] == [0, 0]
+    assert "job long-2: adadecode eval" in twice[0].stdout
+    assert f"job long-2: runs for {out} already" in twice[1].stdout
+    assert f"adadecode jobs logs --address {address} --follow long-2" in twice[0].stdout
+    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(
+        submit, env=environment, cwd=REPOSITORY, **streams
+    ) as left:  # Ctrl-C without a terminal: it is left running
+        assert any("job long-2: runs" in line for line in left.stdout)
+        time.sleep(1)
+        left.send_signal(signal.SIGINT)
+        said = left.stdout.read()
+        assert left.wait(60) == 4
+    assert "job long-2 is left running" in said
+    assert f"adadecode jobs stop --address {address} long-2" in said
+    with subprocess.Popen(submit, env=environment, cwd=REPOSITORY, **streams) as following:
+        assert any("samples in" in line for line in following.stdout)
+        stopped = of_jobs("stop", "long-2")
+        assert (stopped.returncode, stopped.stdout.splitlines()[-1]) == (0, "job long-2: STOPPED")
+        assert following.stdout.read().endswith("job long-2: STOPPED, exit code 4\n")
+        assert following.wait(60) == 4
+    again = of_jobs("stop", "long-2")
+    assert (again.returncode, again.stdout) == (0, "job long-2 had ended before: STOPPED\n")
+
+    done = adadecode(*submit[1:], environment=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "job long-3: SUCCEEDED, exit code 0" in done.stdout
+    assert len(deterministic(out)) == 16 * 6 * 3
+    assert "16/16 samples" in of_jobs("logs", "long-3").stdout
+    assert of_jobs("logs", "--follow", "long-2").returncode == 4
+    assert of_jobs("logs", "none").returncode == of_jobs("stop", "none").returncode == 2
+    listed = of_jobs("ls").stdout.splitlines()
+    assert [line.split()[:2] for line in listed[2:5]] == [
+        ["long-3", "SUCCEEDED"],
+        ["long-2", "STOPPED"],
+        ["long", "STOPPED"],
+    ]
+    assert max(map(len, listed)) <= 80
+
+
+@contextlib.contextmanager
+def on_a_terminal(command: list[str], environment: dict[str, str]) -> Generator[tuple[subprocess.Popen, int]]:
+    """A process whose input and output are a terminal that it heeds, and the other end of that."""
+    near, far = pty.openpty()
+
+    def take_terminal() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    with subprocess.Popen(
+        command,
+        env=environment,
+        cwd=REPOSITORY,
+        stdin=far,
+        stdout=far,
+        stderr=far,
+        start_new_session=True,
+        preexec_fn=take_terminal,
+    ) as process:
+        os.close(far)
+        try:
+            yield process, near
+        finally:
+            process.kill()
+            os.close(near)
+
+
+def read_until(terminal: int, text: str) -> str:
+    """What a terminal shows up to `text`; all of it, where the process ends before."""
+    said = b""
+    deadline = time.monotonic() + 120
+    while text.encode() not in said and time.monotonic() < deadline:
+        if select.select([terminal], [], [], 1.0)[0]:
+            try:
+                said += os.read(terminal, 65536)
+            except OSError:  # the process has ended
+                break
+    assert text.encode() in said, said.decode()
+    return said.decode().replace("\r\n", "\n")
+
+
+@pytest.mark.slow
+def test_a_submitted_certification_gets_no_key_and_its_verdict_comes_back(head, prompts_file, tmp_path):
+    address, environment, *_ = head
+    with CompletionServer() as server:
+        run = ["--baseline", server.url, "--candidate", server.url, "--task", "jsonl", "--data-file", str(prompts_file)]
+        run += ["--limit", "2", "--max-new-tokens", "4", "--out", str(tmp_path / "certified")]
+        with_key = {**environment, "ADADECODE_CANDIDATE_API_KEY": "planted-key-of-a-server"}
+        done = adadecode("submit", "--address", address, "certify", *run, environment=with_key)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ADADECODE_CANDIDATE_API_KEY is not sent" in done.stderr
+    assert not any("authorization" in {name.lower() for name in asked.headers} for asked in server.asked)
+
+
+@pytest.mark.slow
+def test_a_head_whose_agents_port_another_ray_has_is_told_in_a_line(head, tmp_path):
+    """The first head's agent listens where the second's should."""
+    port, dashboard = free_ports(2)
+    environment = head.environment | {"RAY_TMPDIR": tempfile.mkdtemp(prefix="ray-")}
+    with started_head(environment, port, dashboard, head.agent_port):
+        run = ["eval", "--task", "demo-math", "--limit", "1", "--out", str(tmp_path / "run")]
+        address = f"http://127.0.0.1:{dashboard}"
+        done = adadecode("submit", "--address", address, *run, environment=environment)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "another Ray on that host has the agent's port" in line
 
 
 @pytest.mark.parametrize("tokens", [{"RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_MODE": "disabled"}, {}])
@@ -188,7 +339,7 @@ def test_a_job_is_followed_across_a_lost_connection_and_its_log_is_there_once(he
         stderr=subprocess.STDOUT,
         text=True,
     ) as submitted:
-        assert any(line.startswith("job raysubmit_") for line in submitted.stdout)  # reads up to it
+        assert any(line.startswith("job job") for line in submitted.stdout)  # reads up to it
         wire.cut()
         assert any("is lost; trying again for" in line for line in submitted.stdout)
         wire.mend()
@@ -216,7 +367,7 @@ def test_a_working_folder_is_sent_without_what_may_be_secret(head, model_folder,
 def test_a_job_leaves_no_secret_in_its_run_its_log_its_record_or_what_ray_keeps(
     head, model_folder, heads_folder, prompts_file, tmp_path
 ):
-    address, environment, _ = head
+    address, environment, *_ = head
     token = environment["RAY_AUTH_TOKEN"]
     work, left = tmp_path / "work", tmp_path / "left"
     work.mkdir()
@@ -252,7 +403,7 @@ def test_a_job_leaves_no_secret_in_its_run_its_log_its_record_or_what_ray_keeps(
 
 @pytest.mark.slow
 def test_a_submitted_sweep_ends_with_a_table_of_all_cells(head, model_folder, heads_folder, prompts_file, tmp_path):
-    address, environment, _ = head
+    address, environment, *_ = head
     run = ["--model", str(model_folder), "--heads", str(heads_folder), "--task", "jsonl", "--data-file"]
     run += [str(prompts_file), "--limit", "2", "--max-new-tokens", "8", "--methods", "vanilla,adadecode"]
     grid = ["--gammas", "0.05,0.5", "--workers", "2", "--threads", "1", "--out", str(tmp_path / "grid")]
@@ -260,12 +411,12 @@ def test_a_submitted_sweep_ends_with_a_table_of_all_cells(head, model_folder, he
     assert done.returncode == 0, done.stdout + done.stderr
     cells = {row["cell"] for row in pq.read_table(tmp_path / "grid" / "sweep.parquet").to_pylist()}
     assert len(cells) == 2, cells
-    assert f"python -m adadecode sweep --model {model_folder}" in done.stdout
+    assert f"exec python -m adadecode sweep --model {model_folder}" in done.stdout
 
 
 @pytest.mark.slow
 def test_a_submitted_training_makes_heads_that_a_submitted_tune_takes(head, model_folder, prompts_file, tmp_path):
-    address, environment, _ = head
+    address, environment, *_ = head
     submit = ["submit", "--address", address]
     data = ["--model", str(model_folder), "--task", "jsonl", "--data-file", str(prompts_file), "--max-new-tokens", "12"]
     heads = ["--exits", "1,2,3", "--epochs", "1", "--batch-tokens", "128", "--workers", "2", "--threads", "1"]

@@ -13,7 +13,7 @@ import yaml
 
 from adadecode.settings import EvalConfig, build_settings
 from tests.command_lines import comments, parse, program_commands
-from tests.kuberay import check_manifest
+from tests.kuberay import QUEUE, check_manifest
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -22,6 +22,7 @@ YAML_FILES = sorted(CLUSTER.rglob("*.yaml"))
 SBATCH = CLUSTER / "slurm" / "eval.sbatch"
 RAY_VERSION = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)[1]
 TOKEN = "~/.ray/auth_token"
+LEAST_GROUP = {"rayStartParams": {}, "template": {"spec": {"containers": [{"name": "ray", "image": "x"}]}}}
 
 
 def name(path: Path) -> str:
@@ -81,7 +82,7 @@ def test_the_commands_that_check_a_gpu_are_ones_the_program_takes(monkeypatch):
     for command in commands:
         parse(command)
     shapes = re.findall(r"^bench \S+ (.*)$", script, re.MULTILINE)
-    assert len(shapes) == 7
+    assert len(shapes) == 9
     for flags in shapes:
         parse(["bench", *flags.split()])
 
@@ -118,6 +119,17 @@ def test_manifests_have_the_fields_and_values_that_kuberay_and_kubernetes_know(p
         ({"rayClusterSpec": {"headGroupSpec": {"rayStartParams": {"num-cpus": 0}, "template": {}}}}, "rayStartParams"),
         ({"rayClusterSpec": {}}, "RayJob.spec.rayClusterSpec"),
         ({"ttlSecondsAfterFinished": 60, "shutdownAfterJobFinishes": False}, "time to live"),
+        ({"rayClusterSpec": {"authOptions": {"mode": "token"}, "headGroupSpec": LEAST_GROUP}}, "asks for rayVersion"),
+        (
+            {
+                "rayClusterSpec": {
+                    "enableInTreeAutoscaling": True,
+                    "headGroupSpec": LEAST_GROUP,
+                    "workerGroupSpecs": [],
+                }
+            },
+            "Kueue refuses",
+        ),
     ],
 )
 def test_a_wrong_field_of_a_manifest_is_found(planted, found):
@@ -145,8 +157,7 @@ def test_ray_jobs_retry_end_in_time_clean_up_and_may_be_queued():
         assert spec["activeDeadlineSeconds"] > spec["preRunningDeadlineSeconds"] > 0
         assert spec["shutdownAfterJobFinishes"] is True, "Kueue asks for it too"
         assert spec["ttlSecondsAfterFinished"] > 0
-    for queued in (*of_kind("RayJob"), *of_kind("RayCluster")):
-        assert queued["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]
+        assert job["metadata"]["labels"][QUEUE]
 
 
 def test_every_ray_cluster_asks_for_a_token_and_takes_no_work_on_its_head():

@@ -66,6 +66,7 @@ LEAVES = {
     "files",
     "provenance",
     "settings",
+    "stopwatch",
 }
 MAY_IMPORT: dict[str, set[str]] = {
     "version": set(),
@@ -75,6 +76,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "published": set(),
     "demo": {"published"},
     "printable": set(),
+    "stopwatch": set(),
     "files": {"errors"},
     "provenance": {"version", "files"},
     "settings": {"errors", "methods", "demo", "published", "files", "printable"},
@@ -277,6 +279,24 @@ def test_reading_and_judging_a_run_loads_no_engine(module):
     """`report` and `verify` are for machines that decode nothing."""
     loaded = {name.split(".")[0] for name in run_python(f"import sys, {module}; print(*sys.modules)").split()}
     assert not loaded & {"torch", "transformers", "ray", "datasets"}
+
+
+def test_a_driver_on_ray_loads_no_engine_and_no_statistics_before_its_actors_are_asked_for():
+    """They take seconds, and the actors load the engine anyway, each for itself."""
+    modules = ("adadecode.api", "adadecode.runs.run", "adadecode.cli.watch", "adadecode.evaluation.progress")
+    needed = ", ".join([*modules, *imported_by_a_run_on_ray()])
+    loaded = {name.split(".")[0] for name in run_python(f"import sys, {needed}; print(*sys.modules)").split()}
+    assert "ray" in loaded
+    assert not loaded & {"torch", "transformers", "scipy", "datasets"}
+
+
+def imported_by_a_run_on_ray() -> set[str]:
+    """The modules of ray_jobs that `adadecode.api` imports to run an evaluation."""
+    tree = ast.parse((ROOT / "adadecode" / "api.py").read_text(encoding="utf-8"))
+    (execute,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "_execute")
+    names = {name.rpartition(".")[0] for name in imports(execute) if part(name) == "ray_jobs"}
+    assert names, "nothing of Ray's is imported there any more"
+    return names
 
 
 def test_a_local_run_loads_no_ray(tiny, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 
 from adadecode.cli.submit import show_text
 from adadecode.files import PRIVATE, keep_others_from_writing, make_folder
+from adadecode.settings import EvalConfig
 from tests.planted_secrets import FILES, IN_FILES, VARIABLES, found_in, places_of_secrets, plant_files
 
 OTHERS_WRITE = 0o022
@@ -59,6 +60,35 @@ def test_a_setting_that_is_none_is_refused_without_its_value(cli, tiny, tmp_path
     assert refused.exit_code == 2
     assert "hf_token" in refused.stderr
     assert found_in((refused.stdout + refused.stderr).encode()) == []
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--model", "https://u:{}@hub.example/m"),
+        ("--address", "ray://u:{}@head:10001"),
+        ("--data-file", "s3://u:{}@bucket/rows.jsonl"),
+        ("--heads", "https://u:{}@hub.example/heads"),
+        ("--out", "s3://u:{}@bucket/run"),
+        ("--config", "s3://u:{}@bucket/settings.yaml"),
+        ("--policy", "s3://u:{}@bucket/policy.yaml"),
+        ("--no-such-flag=https://u:{}@host"),
+    ],
+    ids=lambda flags: flags[0] if isinstance(flags, tuple) else flags,
+)
+@pytest.mark.parametrize("command", ["eval", "doctor"])
+def test_a_password_in_a_url_is_refused_and_not_shown(cli, tiny, tmp_path, monkeypatch, flags, command):
+    """What a run is told is stored with it, and what is refused is in a log."""
+    monkeypatch.chdir(tmp_path)
+    given = [flag.format(IN_FILES) for flag in ((flags,) if isinstance(flags, str) else flags)]
+    refused = cli(command, *tiny.flags(max_new_tokens=2), *given)
+    assert refused.exit_code == 2, refused.stdout
+    assert found_in((refused.stdout + refused.stderr).encode()) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_text_may_have_what_looks_like_a_password():
+    assert EvalConfig(system_prompt="Write to https://me@example.org").system_prompt is not None
 
 
 def test_a_planted_secret_is_found_in_whatever_form(tmp_path):

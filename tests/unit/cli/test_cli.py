@@ -44,7 +44,7 @@ def eval_error(tiny, usage_error, tmp_path):
         ({"gate": 0.5}, "--gate 0.5: the heads in "),
         ({"head": "shortlist"}, "--head shortlist: the heads in "),
         ({"head": "tiny"}, "--head 'tiny': Input should be 'full' or 'shortlist'"),
-        ({"kernels": "fast"}, "--kernels 'fast': Input should be 'auto', 'native', 'eager' or 'compile'"),
+        ({"kernels": "fast"}, "--kernels 'fast': Input should be 'auto', 'native', 'eager', 'graphs' or 'compile'"),
         ({"kernels": "native", "dtype": "float16"}, "--kernels native: only on a CPU in float32 or bfloat16"),
         ({"policy": "none.yaml"}, "--policy 'none.yaml': give paper, demo or a YAML file"),
         ({"exits": "4,2"}, "--exits 4,2: exit layers must increase"),
@@ -363,7 +363,7 @@ def test_submit_needs_a_folder_every_node_sees(usage_error):
     assert "--out is missing" in usage_error("submit", "train-heads", "--task", "gsm8k")
     assert "--out is missing" in usage_error("submit", "sweep", "--gammas", "0.5,0.6")
     assert "--out is missing" in usage_error("submit", "tune", "--task", "gsm8k")
-    assert "'bench' is not one of 'eval', 'train-heads', 'sweep', 'tune'" in usage_error("submit", "bench")
+    assert "'bench' is not one of 'eval', 'sweep', 'train-heads', 'tune', 'certify'" in usage_error("submit", "bench")
 
 
 def test_help_and_version_cost_nothing(cli):

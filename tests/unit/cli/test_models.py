@@ -112,7 +112,7 @@ def test_a_model_that_does_not_fit_the_device_is_the_same_line_in_every_command(
     assert result.exit_code == 1
     assert (
         "adadecode: out of memory (CUDA out of memory. Tried to allocate 20.00 MiB.); try a smaller --dtype such as "
-        "bfloat16, --device cpu, or end what else is on this device"
+        "bfloat16, more --gpus-per-worker, --device cpu, or end what else is on this device"
     ) in result.stderr.splitlines()
 
 

@@ -86,6 +86,13 @@ def test_a_check_comes_after_those_that_it_needs():
             "Tesla T4 has compute capability 7.5, which computes bfloat16 slowly: give --dtype",
         ),
         (CUDA, [H100, T4], "570.1", "12.8", "they are of several kinds (NVIDIA H100, Tesla T4)"),
+        (
+            EvalConfig(device="cuda", gpus_per_worker=2),
+            [H100],
+            "570.1",
+            "12.8",
+            "1 seen, and --gpus-per-worker 2 takes more: give 1..1",
+        ),
     ],
 )
 def test_a_gpu_that_cannot_be_used_is_one_line_with_the_remedy(config, gpus, driver, cuda, line):

@@ -1,16 +1,21 @@
 """A run that is looked at here: files, heads, memory, rows and the run folder, with a fault planted for each line."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from adadecode.doctor.checks import CHECKS, examine
+from adadecode.doctor.checks import CHECKS, Check, examine
 from adadecode.doctor.loaded import one_round
-from adadecode.doctor.run_folder import answer, is_answered, left_at, new_name
+from adadecode.doctor.run_folder import answer, folder, is_answered, left_at, new_name
 from adadecode.doctor.sources import weights_finding
 from adadecode.doctor.subject import Subject
+from adadecode.engine.decode import decode
 from adadecode.engine.policy import make_policy
+from adadecode.errors import UsageError
 from adadecode.kernels.eager import EagerStep
 from adadecode.model.files import ModelFiles
 from adadecode.model.weight_files import WeightFiles, bytes_of_weights, find_weights
@@ -32,6 +37,11 @@ def subject(tiny, tmp_path: Path, **changed: object) -> Subject:
         "max_new_tokens": 10,
     }
     return Subject(build_settings(EvalConfig, None, flags | changed), str(tmp_path / "run"))
+
+
+def checks(*names: str) -> list[Check]:
+    """Those of the table with these names, whatever they come after."""
+    return [replace(check, after=()) for check in CHECKS if check.name in names]
 
 
 def problems(found) -> list[str]:
@@ -158,6 +168,25 @@ def test_what_is_needed_is_what_the_model_takes_when_it_is_loaded(tiny, tmp_path
     assert needs["cache"] == columns * looked.model.weights.column_bytes
 
 
+def test_what_a_worker_of_two_gpus_needs_is_divided_between_them(tiny, tmp_path):
+    from adadecode.doctor.memory import CUDA_BYTES, GRAPHS, needed, on_each_gpu, sizes_of
+
+    looked = subject(tiny, tmp_path, device="cuda", gpus_per_worker=2)
+    needs, own = needed(looked), sizes_of(looked)["--model"]
+    home, other = on_each_gpu(looked, needs)
+    assert other.keys() == {"weights", "cache", GRAPHS}
+    assert home[GRAPHS] == other[GRAPHS] == CUDA_BYTES
+    assert {name: home[name] + other.get(name, 0) for name in needs if name != GRAPHS} == {
+        name: num_bytes for name, num_bytes in needs.items() if name != GRAPHS
+    }
+    num_layers = len(own.layers)
+    assert other["weights"] % own.layers[0] == 0
+    assert other["cache"] * num_layers == needs["cache"] * (other["weights"] // own.layers[0])
+    with pytest.raises(UsageError, match=rf"--gpus-per-worker 60: the model has {num_layers} layers"):
+        on_each_gpu(subject(tiny, tmp_path, device="cuda", gpus_per_worker=60), needs)
+    assert on_each_gpu(subject(tiny, tmp_path, device="cuda"), needs) == [needs]
+
+
 def test_rows_that_depend_on_each_other_are_found_on_the_loaded_model(tiny, tmp_path):
     looked = subject(tiny, tmp_path)
     plain = looked.model.steps.layer_step
@@ -169,6 +198,62 @@ def test_rows_that_depend_on_each_other_are_found_on_the_loaded_model(tiny, tmp_
     (line,) = problems(examine(looked))
     assert line.startswith("will fail  rows: at W = 8 and S = 64")
     assert "try another --threads" in line
+
+
+def test_every_number_of_rows_is_tried_on_the_loaded_model(tiny, tmp_path):
+    looked = subject(tiny, tmp_path)
+    plain = looked.model.steps.layer_step
+
+    def odd_among_five(weights, shape, hidden, rotary, columns, mask, keys, values):
+        out = plain(weights, shape, hidden, rotary, columns, mask, keys, values)
+        return out * 1.5 if int((columns != keys.shape[1] - 1).sum()) == 5 else out
+
+    looked.model.steps.layer_step = odd_among_five
+    (line,) = problems(examine(looked, checks("model", "rows")))
+    assert "will fail  rows: " in line
+    assert "a row's bits depend on how many there are (slot 0 of 5 rows differs from a row alone)" in line
+
+
+def test_a_head_that_takes_another_than_the_lowest_of_equal_logits_is_found(tiny, tmp_path, monkeypatch):
+    verdicts = EagerStep.verdicts
+
+    def last_of_equals(step):
+        found = verdicts(step)
+        found[0] = step.logits.shape[1] - 1 - step.logits.flip(1).argmax(dim=-1)
+        return found
+
+    looked = subject(tiny, tmp_path)
+    monkeypatch.setattr(EagerStep, "verdicts", last_of_equals)
+    (line,) = problems(examine(looked, checks("ties")))
+    assert line.startswith("will fail  ties: at W = 8 in torch.float32 the argmax of 1 rows takes token ")
+
+
+def test_a_method_with_other_tokens_or_logits_than_vanilla_is_found(tiny, tmp_path, monkeypatch):
+    def altered(loaded, method, *rest):
+        found = decode(loaded, method, *rest)
+        return found._replace(logits=found.logits + 1) if method.name == "adadecode" else found
+
+    looked = subject(tiny, tmp_path)
+    monkeypatch.setattr("adadecode.doctor.loaded.decode", altered)
+    (line,) = problems(examine(looked, checks("methods")))
+    assert line.startswith("will fail  methods: adadecode gives other logits than vanilla for a short prompt: ")
+
+
+def test_what_is_odd_about_a_models_files_is_a_warning(tiny, tmp_path):
+    other = shutil.copytree(tiny.model, tmp_path / "other")
+    tensors = load_file(other / WEIGHTS)
+    save_file(tensors | {"model.extra.weight": tensors["model.norm.weight"].clone()}, other / WEIGHTS)
+    (line,) = problems(examine(subject(tiny, tmp_path, model=str(other)), checks("model")))
+    assert line.startswith(
+        "warning    model: in the checkpoint and in no layer that config.json describes: model.extra"
+    )
+
+
+def test_a_disk_that_is_nearly_full_is_a_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=3_000_000))
+    (found,) = folder(str(tmp_path / "run"))
+    assert found.line().startswith("warning    run folder: ")
+    assert "its disk has 3 MB left: make room" in found.text()
 
 
 def test_a_run_folder_that_cannot_be_made_is_one_line(tiny, tmp_path):

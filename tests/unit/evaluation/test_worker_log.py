@@ -58,22 +58,21 @@ def test_every_line_of_a_worker_names_run_shard_and_actor(tiny, tmp_path):
     assert {(run, actor) for _, run, _, actor, _ in lines} == {("gsm8k-1a2b", "worker-0")}
     shown = [(level, shard, re.sub(r"\d+\.\d s", "T s", message)) for level, _, shard, _, message in lines]
     assert shown[0][:2] == ("INFO", "-")
-    assert re.fullmatch(
-        rf"loaded and warmed up {re.escape(str(tiny.model))} in T s, (native|eager) kernels", shown[0][2]
-    )
+    assert re.fullmatch(rf"loaded and warmed up {re.escape(str(tiny.model))}, (native|eager) kernels", shown[0][2])
+    assert re.fullmatch(r"start-up of worker-0: T s \(.+\)", shown[1][2])
     started = "started: {} samples, methods vanilla, vanilla-w1, adadecode"
     too_long = "failed: PromptTooLongError: the prompt has 2000 tokens; the model's context of 1024 needs 1 to 1023"
-    assert shown[1:5] == [
+    assert shown[2:6] == [
         ("INFO", "0", started.format(2)),
         ("INFO", "0", "evaluated in T s"),
         ("INFO", "0", "committed 6 rows"),
         ("INFO", "1", started.format(1)),
     ]
-    assert [(level, shard) for level, shard, _ in shown[5:8]] == [("WARNING", "1")] * 3
+    assert [(level, shard) for level, shard, _ in shown[6:9]] == [("WARNING", "1")] * 3
     methods = ("vanilla-w1", "adadecode", "vanilla")  # their order in shard 1
-    for method, (_, _, message) in zip(methods, shown[5:8], strict=True):
+    for method, (_, _, message) in zip(methods, shown[6:9], strict=True):
         assert message.startswith(f"jsonl/00002 {method} {too_long}")
-    assert shown[8:] == [
+    assert shown[9:] == [
         ("INFO", "1", "evaluated in T s"),
         ("INFO", "1", "committed 3 rows"),
         ("INFO", "0", "was committed before"),

@@ -1,20 +1,26 @@
 """Which kernels a model decodes with, and what its steps share."""
 
+import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import pytest
 import torch
 from torch import Tensor
 from torch._inductor.exc import InductorError
 
+from adadecode.engine.drafters import drafters_of
+from adadecode.engine.generate import Request, generate
 from adadecode.engine.invariance import check_rows_independent
+from adadecode.engine.policy import Policy
 from adadecode.errors import KernelsError
+from adadecode.kernels import choose
 from adadecode.kernels.choose import choose_kernels
 from adadecode.kernels.eager import EagerStep
 from adadecode.kernels.native import NativeStep
+from adadecode.kernels.weights import Weights
 from adadecode.model.decoder import DecoderModel
-from tests.models import needs_compiler, tiny_lm, tiny_model
+from tests.models import needs_compiler, random_heads, tiny_lm, tiny_model
 
 CPU = torch.device("cpu")
 
@@ -38,14 +44,67 @@ def test_native_kernels_are_refused_where_there_are_none(device, dtype):
     name = str(dtype).removeprefix("torch.")
     with pytest.raises(KernelsError, match=rf"--kernels native: only on a CPU .* not on {device} in {name}; use"):
         choose_kernels("native", torch.device(device), dtype)
-    assert choose_kernels("auto", torch.device(device), dtype).kernels == "eager"
+    assert choose_kernels("auto", torch.device(device), dtype).kernels == ("eager" if device == "cpu" else "graphs")
+
+
+def test_graphs_are_refused_where_there_are_none():
+    with pytest.raises(KernelsError, match="--kernels graphs: they are CUDA's, not to be had on cpu; use") as caught:
+        choose_kernels("graphs", CPU, torch.float32)
+    assert caught.value.exit_code == 2
 
 
 def test_auto_says_why_it_is_slower_than_it_could_be_and_nothing_where_it_is_not():
     half = choose_kernels("auto", CPU, torch.float16)
     assert half.lines() == ["kernels: eager, because native ones compute in float32 and bfloat16, not in float16"]
-    for device, kernels in (("cuda", "auto"), ("cuda", "eager"), ("cpu", "eager")):
+    for device, kernels in (("cuda", "auto"), ("cuda", "eager"), ("cuda", "graphs"), ("cpu", "eager")):
         assert choose_kernels(kernels, torch.device(device), torch.float32).lines() == []
+
+
+CAPTURING = "CUDA error: operation not permitted when stream is capturing"
+
+
+@contextlib.contextmanager
+def uncapturable() -> Generator[None]:
+    """The device is called CUDA meanwhile, and every capture fails."""
+
+    def refuse(*_: object) -> None:
+        raise torch.AcceleratorError(f"{CAPTURING}\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side assertions")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Weights, "device", property(lambda _: torch.device("cuda")))
+        patch.setattr(choose, "GraphedStep", refuse)
+        patch.setattr(choose, "_check_compilable", lambda _: None)
+        for name in ("graph_pool_handle", "synchronize"):
+            patch.setattr(torch.cuda, name, lambda: None)
+        patch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None, raising=False)
+        yield
+
+
+def test_auto_does_without_graphs_where_they_fail_and_says_what_failed():
+    with uncapturable():
+        model = DecoderModel(tiny_lm(), "auto")
+    assert model.chosen_kernels.lines() == [
+        f"kernels: eager, because CUDA graphs fail here ({CAPTURING} Compile with `TORCH_USE_CUDA_DSA` to enable "
+        "device-side assertions)"
+    ]
+    assert type(model.new_step(8, 20)) is EagerStep
+    assert model.steps.attention == "MATH", "nothing but one call of torch after the other"
+    check_rows_independent(model, 8)
+    request = Request([5, 6, 7] * 3, 20, record_logits=True)
+    policy = Policy((1, 2, 3), (0.05,) * 3, 5)
+    vanilla = generate(model, request)
+    adadecode = generate(model, request, policy, drafters_of(policy, random_heads(model, policy.exits)))
+    assert torch.equal(vanilla.logits, adadecode.logits)
+    assert adadecode.generation.num_accepted > 0
+
+
+def test_graphs_that_were_asked_for_and_fail_are_one_line():
+    for kernels in ("graphs", "compile"):
+        with (
+            uncapturable(),
+            pytest.raises(KernelsError, match=f"^--kernels {kernels}: CUDA graphs fail here .*; use --kernels eager"),
+        ):
+            DecoderModel(tiny_lm(), kernels)
 
 
 @pytest.mark.parametrize(

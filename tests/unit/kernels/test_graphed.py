@@ -5,13 +5,14 @@ torch.cuda is replaced by fakes that fail as it does; tests/gpu runs the real th
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
 import pytest
 import torch
 
 from adadecode.evaluation.failures import Failure, result_or_failure
 from adadecode.kernels import graphed
-from adadecode.kernels.graphed import capture, capture_stream, free_workspaces
+from adadecode.kernels.graphed import capture, capture_stream, free_workspaces, why_no_graphs
 from tests.models import tiny_model
 
 
@@ -111,3 +112,43 @@ def test_workspaces_are_freed_when_no_graph_is_left_that_uses_them(monkeypatch):
     del step
     free_workspaces()
     assert freed == ["all"]
+
+
+class OneCall:
+    """Stands in for a step; `run` raises `error`, if any."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error, self.calls = error, list[str]()
+
+    def begin(self, first_position: int) -> None:
+        self.calls.append("begin")
+
+    def put(self, slot: int, token_ids: list[int]) -> None:
+        self.calls.append("put")
+
+    def run(self, lo: int, hi: int, start: int, stop: int) -> None:
+        self.calls.append("run")
+        if self.error is not None:
+            raise self.error
+
+    def verify(self, lo: int, hi: int) -> None:
+        self.calls.append("verify")
+
+
+def test_graphs_are_tried_on_a_layer_and_the_head_and_what_fails_is_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    step: Any = OneCall()
+    assert why_no_graphs(lambda: step) is None
+    assert step.calls == ["begin", "put", "run", "verify"]
+    step = OneCall(RuntimeError("operation not permitted\nwhen capturing"))
+    assert why_no_graphs(lambda: step) == "operation not permitted when capturing"
+
+
+def test_what_is_no_fault_of_graphs_is_raised(monkeypatch):
+    step: Any = OneCall(torch.OutOfMemoryError("tried to allocate 20 MiB"))
+    with pytest.raises(torch.OutOfMemoryError):
+        why_no_graphs(lambda: step)
+    monkeypatch.setattr(torch.cuda, "synchronize", failing(torch.AcceleratorError("an illegal memory access")))
+    step = OneCall(torch.AcceleratorError("an illegal memory access"))
+    with pytest.raises(torch.AcceleratorError, match="illegal"):
+        why_no_graphs(lambda: step)

@@ -111,6 +111,7 @@ def test_steps_of_two_widths_share_one_cache_of_the_whole_context(monkeypatch):
     monkeypatch.setattr("adadecode.kernels.choose.free_workspaces", lambda: None)
     model = DecoderModel(tiny_lm(num_layers=1, context_len=131_072, hidden_size=8), "eager")
     monkeypatch.setattr(model.steps, "_is_cuda", True)
+    monkeypatch.setattr(model.steps, "_is_graphed", True)
     monkeypatch.setattr(model.steps, "_attention", "any")
     monkeypatch.setattr(
         "adadecode.kernels.choose.GraphedStep", lambda weights, _, width, cache, *rest: NotedStep(width, cache)

@@ -1,9 +1,10 @@
 """Which kind of machine a policy is for, and that a run on another says so."""
 
 import pytest
+import torch
 
 from adadecode.cli.main import main
-from adadecode.model.machine_kind import MachineKind, cache_bytes, processor_family, tuned_elsewhere
+from adadecode.model.machine_kind import MachineKind, cache_bytes, gpu_names, processor_family, tuned_elsewhere
 from adadecode.provenance import cpu_name
 from adadecode.settings import tuned_for
 from tests.folders import save_tiny_heads, save_tiny_model, write_prompts
@@ -98,3 +99,10 @@ def test_an_evaluation_with_a_policy_for_another_machine_says_so(tmp_path, capsy
     assert ended.value.code == 0
     shown = capsys.readouterr()
     assert "tuned for another kind of machine (a processor of long ago, threads 1, float32" in shown.out + shown.err
+
+
+def test_several_gpus_are_told_by_their_number_and_names(monkeypatch):
+    names = ["H100", "H100", "A100"]
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: names[device.index])
+    gpus = [torch.device("cuda", idx) for idx in range(3)]
+    assert [gpu_names(gpus[:count]) for count in (1, 2, 3)] == ["H100", "2 x H100", "2 x H100 + A100"]

@@ -6,9 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from adadecode.errors import UsageError
-from adadecode.settings import DecodeSettings, EvalConfig
-from ray_jobs.cluster import NODE_GROUP, connect, most_threads, num_asked, with_absolute_paths
+from adadecode.errors import ResourcesError, UsageError
+from adadecode.settings import DecodeSettings, EvalConfig, TrainConfig
+from ray_jobs.cluster import (
+    NODE_GROUP,
+    actor_resources,
+    connect,
+    most_threads,
+    num_asked,
+    num_places,
+    with_absolute_paths,
+)
 
 
 @pytest.mark.parametrize(
@@ -81,3 +89,51 @@ def test_where_an_autoscaler_is_more_actors_are_asked_for_than_there_is_room_for
     assert [num_asked(places, 100, scaled) for places in (0, 1, 8, 50, 90)] == [4, 4, 8, 50, 10]
     assert num_asked(0, 2, scaled) == 2, "no more than shards are left"
     assert num_asked(8, 3, scaled) == 0, "at the end of a run nobody starts a node"
+
+
+def nodes_of(*num_gpus: int, labels: dict[str, str] | None = None) -> list[dict]:
+    """Nodes of 16 CPUs with so many GPUs each."""
+    return [{"Labels": labels or {}, "Resources": {"CPU": 16.0, "GPU": float(gpus)}} for gpus in num_gpus]
+
+
+def on_gpus(each: int, workers: int | str = 1, address: str | None = "127.0.0.1:6379") -> EvalConfig:
+    return EvalConfig(device="cuda", gpus_per_worker=each, workers=workers, address=address)
+
+
+@pytest.mark.parametrize(("each", "places"), [(1, 15), (2, 7), (3, 4), (4, 3), (8, 1)])
+def test_a_worker_takes_its_gpus_of_one_node(each, places):
+    nodes = nodes_of(8, 4, 3, 0)
+    for workers in ("auto", 1):
+        resources, _ = actor_resources(on_gpus(each, workers), nodes)
+        assert resources == {"num_gpus": each, "num_cpus": 1}
+        assert num_places(resources, nodes) == places
+    actor_resources(on_gpus(each, places), nodes)
+    with pytest.raises(
+        ResourcesError, match=rf"--workers {places + 1}: .* 15 GPUs, .*; ask for 1\.\.{places} workers, or"
+    ):
+        actor_resources(on_gpus(each, places + 1), nodes)
+
+
+def test_workers_share_the_cpus_whatever_gpus_they_take():
+    assert actor_resources(on_gpus(4, "auto"), nodes_of(8, 8))[1] == 8
+    assert actor_resources(on_gpus(1, 4), nodes_of(8, 8))[1] == 8
+
+
+def test_more_gpus_than_any_node_has_are_one_line_unless_an_autoscaler_may_start_such_a_node():
+    for nodes in (nodes_of(4, 4), nodes_of(1)):
+        most = int(nodes[0]["Resources"]["GPU"])
+        with pytest.raises(
+            ResourcesError, match=rf"--gpus-per-worker 8: no node has as many; give 1\.\.{most}, or add"
+        ):
+            actor_resources(on_gpus(8, "auto"), nodes)
+        with pytest.raises(
+            ResourcesError, match=rf"--gpus-per-worker 8 of one node, of which none has over {most}; give"
+        ):
+            actor_resources(on_gpus(8), nodes)
+    training = TrainConfig(task="gsm8k", device="cuda", gpus_per_worker=8, workers=1)
+    with pytest.raises(ResourcesError, match="--gpus-per-worker 8 of one node"):
+        actor_resources(training, nodes_of(4))
+    scaled = nodes_of(4, labels={NODE_GROUP: "workers"})
+    assert actor_resources(on_gpus(8, "auto"), scaled)[0]["num_gpus"] == 8
+    assert num_asked(num_places({"num_gpus": 8}, scaled), 100, scaled) == 4, "nodes with 8 are asked for"
+    assert actor_resources(on_gpus(8, "auto"), nodes_of(0))[0]["num_gpus"] == 8, "a node may join"

@@ -11,7 +11,6 @@ from adadecode.errors import UsageError
 from adadecode.settings import EvalConfig
 from ray_jobs.cluster import mixed_versions
 from ray_jobs.doctor import (
-    check_before_run,
     dashboard_finding,
     merged,
     on_own_node,
@@ -20,7 +19,7 @@ from ray_jobs.doctor import (
     token_findings,
 )
 from ray_jobs.node_probe import NodeFacts, open_token
-from ray_jobs.nodes import Answer, node_findings
+from ray_jobs.nodes import Answer, check_before_run, node_findings
 
 HERE = NodeFacts("driver", "2.60.0", "3.11.7", "2.13.0", "abcd", 100.0, asks_for_token=True, open_token=None)
 NODE = {"Resources": {"CPU": 4.0, "GPU": 1.0}}
@@ -119,8 +118,8 @@ def test_a_node_that_cannot_use_the_folder_fails_the_run_only_where_no_other_may
 def test_eval_says_warnings_before_it_begins_and_ends_with_what_will_fail(monkeypatch):
     weak, open_ = Finding.warning("clocks", "off", "NTP"), Finding.warning("authentication", "none", "a token")
     found, said = [weak, open_], list[str]()
-    monkeypatch.setattr("ray_jobs.doctor.check_nodes", lambda *_, **__: found)
-    monkeypatch.setattr("ray_jobs.doctor.alive_nodes", list)
+    monkeypatch.setattr("ray_jobs.nodes.check_nodes", lambda *_, **__: found)
+    monkeypatch.setattr("ray_jobs.nodes.alive_nodes", list)
     monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
     config = EvalConfig(address="head:6379")
     prepared = SimpleNamespace(config=config, folder=SimpleNamespace(location="/shared/run"))

@@ -1,22 +1,40 @@
-"""What a submitted job runs, and the exit code it ends with; no cluster."""
+"""What a submitted job runs, how it is named, what is never stored with it; no cluster."""
 
 import shlex
 import socket
-from collections.abc import AsyncIterator
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
-import aiohttp
 import pytest
-import requests
-from ray.dashboard.modules.job.pydantic_models import JobDetails, JobType
-from ray.job_submission import JobStatus
 
 from adadecode.cli.main import main
-from adadecode.cli.submit import with_absolute_out
-from adadecode.errors import AdaDecodeError, UsageError
-from ray_jobs.submit import MOST_S, NEVER_SENT, RETRY_S, PatientClient, entrypoint, exit_code, follow_job, submit_job
+from adadecode.cli.submit import LARGEST_MIB, MOST_MIB, SUBMITTED, with_absolute_out
+from adadecode.errors import UsageError
+from ray_jobs import dashboard, packing
+from ray_jobs.dashboard import ADDRESS_VARIABLES, open_dashboard
+from ray_jobs.submit import (
+    RUN_KEY,
+    Submission,
+    active_job,
+    check_no_secret,
+    free_id,
+    read_requirements,
+    refusal,
+    run_name,
+    runtime_env,
+    submit_job,
+)
 from tests.command_lines import parse, program_commands
+from tests.dashboard import Dashboard, record
+from tests.planted_secrets import VARIABLES, found_in
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+def submission(command: str, arguments: list[str], **given: object) -> Submission:
+    with_out = with_absolute_out(arguments)
+    return Submission(command, with_out, with_out[with_out.index("--out") + 1], **given)
 
 
 @pytest.mark.parametrize(
@@ -26,26 +44,134 @@ from tests.command_lines import parse, program_commands
         ("train-heads", "--task gsm8k --workers 4 --exits 4,8"),
         ("sweep", "--task demo --gammas 0.6,0.75 --workers 4"),
         ("tune", "--task demo-math --limit 8"),
+        ("certify", "--baseline http://a:8000 --candidate http://b:8000 --task demo"),
     ],
 )
 def test_a_job_runs_the_module_with_the_same_command_and_out_made_absolute(command, flags, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    arguments = with_absolute_out([*flags.split(), "--out", "an out"])
-    job = entrypoint(command, arguments)
-    assert job.startswith(f"python -m adadecode {command} --task ")
-    assert [[command, *arguments]] == list(program_commands(job))
-    assert str(parse([command, *arguments])["out"]) == str(tmp_path / "an out")
+    job = submission(command, [*flags.split(), "--out", "an out"]).entrypoint
+    (words,) = program_commands(job)
+    assert words[0] == command
+    assert str(parse(words)["out"]) == str(tmp_path / "an out")
 
 
 def test_submit_takes_the_commands_that_make_results():
-    submit = main.commands["submit"]
-    (choice,) = (parameter.type for parameter in submit.params if parameter.name == "command")
-    assert list(choice.choices) == ["eval", "train-heads", "sweep", "tune"]
+    (choice,) = (parameter.type for parameter in main.commands["submit"].params if parameter.name == "command")
+    assert tuple(choice.choices) == SUBMITTED == ("eval", "sweep", "train-heads", "tune", "certify")
+    assert (MOST_MIB, LARGEST_MIB) == (packing.MOST_MIB, packing.LARGEST_MIB)
 
 
 @pytest.mark.parametrize("out", ["s3://bucket/run", "gs://bucket/run"])
 def test_an_out_in_a_bucket_stays_as_it_is(out):
-    assert shlex.split(entrypoint("sweep", with_absolute_out([f"--out={out}"])))[-2:] == ["--out", out]
+    assert shlex.split(submission("sweep", [f"--out={out}"]).entrypoint)[-2:] == ["--out", out]
+
+
+def test_a_job_runs_on_the_interpreter_whose_ray_its_parent_has_loaded(tmp_path):
+    """Its shell asks the process above it, here one that has Ray's library and no python on its PATH."""
+    code = """
+import os, subprocess, sys, ray_jobs.submit, adadecode.cli.jobs
+shell = sys.argv[1].replace("exec python -m adadecode", "command -v python; printf '%s\\n'")
+subprocess.run(shell, shell=True, env={"PATH": "/usr/bin:/bin"}, check=True)
+print(*{name.split(".")[0] for name in sys.modules} & {"torch", "transformers", "datasets"})
+"""
+    entrypoint = submission("eval", ["--out", str(tmp_path / "a b")]).entrypoint
+    command = [sys.executable, "-c", code, entrypoint]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    python, *words, heavy = done.stdout.splitlines()
+    assert Path(python).parent.resolve() == Path(sys.executable).parent.resolve()
+    assert words == ["eval", "--out", str(tmp_path / "a b")]
+    assert heavy == "", "and submit loads no engine"
+
+
+@pytest.mark.parametrize(
+    ("out", "name"),
+    [
+        ("/shared/results/qwen3-gsm8k", "qwen3-gsm8k"),
+        ("/shared/results/demo.1_x/", "demo.1_x"),
+        ("s3://bucket/folder/run 7", "run-7"),
+        ("/r/..h\u00fctte \x1b[2J", "h-tte-2J"),
+        ("/r/\u00fc", "run"),
+        (f"/r/{'x' * 300}", "x" * 80),
+    ],
+)
+def test_a_job_has_the_name_of_its_run(out, name):
+    assert run_name(out) == name
+
+
+def test_an_id_that_was_used_gets_a_number():
+    assert free_id("demo", {"other", None}) == "demo"
+    assert free_id("demo", {"demo", "demo-2", "demo-4"}) == "demo-3"
+
+
+def test_a_run_that_runs_is_followed_and_one_that_ended_or_another_of_the_name_is_not():
+    mine, other = submission("eval", ["--out", "/a/demo"]), submission("eval", ["--out", "/b/demo"])
+    assert mine.run_key != other.run_key
+    with Dashboard() as there:
+        there.records = {
+            "demo": record("demo", status="STOPPED", metadata={RUN_KEY: mine.run_key}),
+            "demo-2": record("demo-2", metadata={RUN_KEY: other.run_key}),
+            "demo-3": record("demo-3", status="PENDING", metadata={RUN_KEY: mine.run_key}),
+        }
+        jobs = there.client().list_jobs()
+    assert active_job(jobs, mine.run_key) == "demo-3"
+    assert active_job(jobs, other.run_key) == "demo-2"
+    assert active_job(jobs[:2], mine.run_key) is None
+
+
+def test_a_folder_that_is_too_large_is_refused_before_anything_is_sent(tmp_path):
+    (tmp_path / "model.bin").write_bytes(bytes(2 * packing.MIB))
+    job = submission("eval", ["--out", "/a/b"], working_dir=tmp_path, most_mib=1)
+    with Dashboard() as there, pytest.raises(UsageError, match=r"model.bin \(2.0 MiB\).* or give --max-mib 2"):
+        submit_job(there.client(), job, there.address, print)
+
+
+def test_the_packages_of_a_job_are_those_of_the_file(tmp_path):
+    file = tmp_path / "constraints.txt"
+    file.write_text("# pinned\n\nregex==2026.11.15  # fast\n--extra-index-url https://example.org/simple\n")
+    job = submission("eval", ["--out", "/a/b"], requirements=file)
+    assert runtime_env(job, tmp_path, print)["pip"] == {
+        "packages": ["regex==2026.11.15", "--extra-index-url https://example.org/simple"]
+    }
+    assert job.entrypoint == "exec python -m adadecode eval --out /a/b", "the python of the environment made for it"
+    assert len(read_requirements(REPOSITORY / "constraints.txt")) > 50
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("-r other.txt", "names a file of this machine"),
+        ("-e .", "names a file of this machine"),
+        ("./wheels/x.whl", "names a file of this machine"),
+        ("--index-url https://user:planted@example.org/simple", "has a password"),
+        ("# nothing", "names no package"),
+    ],
+)
+def test_requirements_that_a_cluster_cannot_install_or_may_not_know_are_one_line(tmp_path, line, said):
+    file = tmp_path / "requirements.txt"
+    file.write_text(f"{line}\n")
+    with pytest.raises(UsageError, match=said) as caught:
+        read_requirements(file)
+    assert "planted" not in str(caught.value)
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_requirements(tmp_path / "none.txt")
+
+
+def test_no_secret_becomes_part_of_a_jobs_command():
+    for name, value in VARIABLES.items():
+        with pytest.raises(UsageError, match=name) as caught:
+            check_no_secret(["--system-prompt", f"key {value}"], VARIABLES)
+        assert found_in(str(caught.value).encode()) == []
+    with pytest.raises(UsageError, match="has a password in it") as caught:
+        check_no_secret(["--baseline=http://user:pa@ss@host/v1"], {})
+    assert "pa@ss" not in str(caught.value)
+    check_no_secret(["--out", "s3://bucket/run", "--task", "demo"], {**VARIABLES, "MY_TOKEN": "demo"})
+
+
+def test_a_head_whose_agent_does_not_come_names_the_port_that_another_ray_has():
+    said = refusal(RuntimeError("Request failed with status code 500: No available agent to submit job, please try."))
+    assert "another Ray on that host has the agent's port (52365)" in said
+    assert "--dashboard-agent-listen-port" in said
+    assert refusal(RuntimeError("Traceback:\n  a line\nValueError: too large\n")).endswith("(ValueError: too large)")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +184,7 @@ def test_an_out_in_a_bucket_stays_as_it_is(out):
 )
 def test_an_address_of_another_form_is_refused_in_one_line_that_names_the_right_one(address):
     with pytest.raises(UsageError, match="such as http://HOST:8265") as caught:
-        submit_job("eval", [], address, None, print)
+        open_dashboard(address)
     assert str(caught.value).isprintable()
 
 
@@ -67,7 +193,23 @@ def test_an_address_of_another_form_is_refused_in_one_line_that_names_the_right_
 )
 def test_an_address_where_no_dashboard_can_answer_is_one_line(address):
     with pytest.raises(UsageError, match="no Ray dashboard answers there"):
-        submit_job("eval", [], address, None, print)
+        open_dashboard(address)
+
+
+def test_an_address_that_is_given_wins_over_rays_variables_and_these_over_the_usual_one(monkeypatch):
+    for name in ADDRESS_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    with Dashboard() as one, Dashboard() as two:
+        monkeypatch.setattr(dashboard, "DEFAULT_ADDRESS", one.address)
+        assert open_dashboard(None)[1] == one.address
+        monkeypatch.setenv("RAY_ADDRESS", two.address)
+        assert open_dashboard(None)[1] == two.address
+        client, address = open_dashboard(one.address)
+        assert client.get_address() == address == one.address, "Ray's own client would heed the variable alone"
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", one.address)
+        assert open_dashboard(None)[1] == one.address
+    with pytest.raises(UsageError, match="RAY_API_SERVER_ADDRESS 'http"):
+        open_dashboard(None)
 
 
 @pytest.fixture
@@ -78,113 +220,6 @@ def mute():
 
 
 def test_a_dashboard_that_takes_a_request_and_never_answers_is_not_waited_for_for_ever(mute, monkeypatch):
-    monkeypatch.setattr("ray_jobs.submit.ANSWER_S", 0.1)
+    monkeypatch.setattr(dashboard, "ANSWER_S", 0.1)
     with pytest.raises(UsageError, match="no Ray dashboard answers there"):
-        submit_job("eval", [], mute, None, print)
-    client = PatientClient.__new__(PatientClient)  # as if it had been reached before
-    vars(client).update(_address=mute, _cookies=None, _headers={}, _verify=True)
-    for request in (client.get_job_info, client.get_job_logs):
-        with pytest.raises(OSError, match="timed out"):
-            request("job-1")
-
-
-@pytest.mark.parametrize(
-    ("status", "driver_exit_code", "expected"),
-    [
-        (JobStatus.SUCCEEDED, 0, 0),
-        (JobStatus.FAILED, 3, 3),
-        (JobStatus.FAILED, None, 1),
-        (JobStatus.STOPPED, None, 1),
-    ],
-)
-def test_the_exit_code_is_the_drivers_own_and_1_where_there_is_none(status, driver_exit_code, expected):
-    assert exit_code(record(status, driver_exit_code)) == expected
-
-
-def record(status: JobStatus, driver_exit_code: int | None = None) -> Any:
-    details: Any = JobDetails  # most of its fields have defaults that types do not show
-    return details(type=JobType.SUBMISSION, entrypoint="x", status=status, driver_exit_code=driver_exit_code)
-
-
-LINES = [f"line {i} of the log\n" for i in range(6)]
-RESET, REFUSED = aiohttp.ServerDisconnectedError(), requests.ConnectionError("connection refused\nby the peer")
-GONE = RuntimeError("Request failed with status code 404: Job job-1 does not exist.")
-
-
-class Wire:
-    """A dashboard whose job has written all LINES and ends with the last of `cuts`, and the time.
-
-    Each connection breaks after as many lines as the next of `cuts` says, for its reason; None: it does not break.
-    """
-
-    def __init__(self, *cuts: tuple[int, Exception | None]) -> None:
-        self.cuts, self.said, self.pauses, self.num_whole = list(cuts), [], [], 0
-        self.now = 0.0
-
-    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
-        num_lines, error = self.cuts.pop(0) if len(self.cuts) > 1 else self.cuts[0]
-        for line in LINES[:num_lines]:
-            yield line
-        if error is not None:
-            raise error
-
-    def get_job_info(self, job_id: str) -> Any:
-        return record(JobStatus.SUCCEEDED if len(self.cuts) == 1 else JobStatus.RUNNING)
-
-    def get_job_logs(self, job_id: str) -> str:
-        self.num_whole += 1
-        return "".join(LINES)
-
-    def pause(self, seconds: float) -> None:
-        self.pauses.append(seconds)
-        self.now += seconds
-
-    def follow(self) -> Any:
-        client: Any = self
-        return follow_job(client, "job-1", self.said.append, "http://head:8265", lambda: self.now, self.pause)
-
-
-def test_a_log_is_shown_once_and_fetched_whole_once():
-    wire = Wire((6, None))
-    assert wire.follow().status == JobStatus.SUCCEEDED
-    assert "".join(wire.said) == "".join(LINES)
-    assert wire.num_whole == 1
-
-
-@pytest.mark.parametrize("error", [RESET, REFUSED, RuntimeError("Request failed with status code 503: starting")])
-def test_a_lost_connection_is_told_once_and_no_line_is_lost_or_there_twice(error):
-    wire = Wire((2, error), (0, REFUSED), (1, error), (4, None), (6, None))
-    assert wire.follow().status == JobStatus.SUCCEEDED
-    (told,) = [
-        line for line in wire.said if line.startswith("the connection to http://head:8265 is lost; trying again")
-    ]
-    assert told.count("\n") == 1
-    wire.said.remove(told)
-    assert "".join(wire.said) == "".join(LINES)
-
-
-def test_a_connection_that_stays_lost_is_given_up_after_five_minutes_with_how_to_follow_the_job():
-    wire = Wire((1, REFUSED), (0, REFUSED))
-    with pytest.raises(
-        AdaDecodeError, match=r"has not answered for 300 s; .* ray job logs --address .* --follow job-1"
-    ):
-        wire.follow()
-    assert RETRY_S < wire.now <= RETRY_S + MOST_S
-    assert wire.pauses == sorted(wire.pauses), "the pauses grow"
-    assert len(wire.said) == 2
-
-
-def test_a_job_that_the_head_no_longer_knows_is_one_line_at_once():
-    wire = Wire((2, GONE))
-    with pytest.raises(AdaDecodeError, match=r"knows no job job-1 any more: .* the same command continues"):
-        wire.follow()
-    assert wire.pauses == []
-
-
-def test_the_security_page_lists_what_is_never_sent():
-    text = (Path(__file__).parents[3] / "SECURITY.md").read_text(encoding="utf-8")
-    told = [pattern for pattern in NEVER_SENT if f"`{pattern}`" in text]
-    keys = {name for name in NEVER_SENT if name.startswith("id_")}
-    assert set(NEVER_SENT) - set(told) == {".git/", ".venv/", "venv/", "__pycache__/", "/results/", *keys}, (
-        "told in words"
-    )
+        open_dashboard(mute)

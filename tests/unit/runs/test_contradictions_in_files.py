@@ -79,7 +79,9 @@ def test_settings_that_rows_contradict_are_told_of_the_rows_too(run, cli):
 
 
 def test_settings_of_placement_are_no_part_of_the_fingerprint(run, cli):
-    edit_json(run / "run.json", lambda content: content["config"].update(threads=7, workers=3, local=False))
+    edit_json(
+        run / "run.json", lambda content: content["config"].update(threads=7, workers=3, local=False, gpus_per_worker=2)
+    )
     assert cli("verify", run).exit_code == 0
 
 

@@ -46,8 +46,8 @@ def test_a_run_with_rows_keeps_its_kernels_and_one_without_does_not(location):
     resume_kernels(storage, commits_of("eager"))
     assert kernels_lines(storage) == ["kernels: eager, because committed shards were computed with them"]
     resume_kernels(storage, {})
-    resume_kernels(storage, commits_of("eager", gpu="H100"))
-    assert kernels_lines(storage) == [], "there are no faster ones on a GPU"
+    resume_kernels(storage, commits_of("graphs", gpu="H100"))
+    assert kernels_lines(storage) == [], "what auto takes on a GPU"
 
 
 def test_kernels_that_cannot_be_read_are_one_line(tmp_path):
