@@ -98,6 +98,18 @@ def test_a_load_that_raised_is_told_with_its_place_when_another_has_loaded():
     ]
 
 
+def test_however_much_happens_all_actors_are_looked_at_a_few_times_a_second(monkeypatch):
+    """Looking at a thousand actors after each of their items would take the driver longer than all else."""
+    looks: list[int] = []
+    monkeypatch.setattr(ListeningDriver, "on_wait", lambda driver: looks.append(len(driver._pool.actors)))
+    for wait_s, num_looks in ((1000.0, 1), (0.0, 5)):
+        monkeypatch.setattr("ray_jobs.driver.WAIT_S", wait_s)
+        looks.clear()
+        done = [Finished("worker-0", "i0"), Finished("worker-0", "i1")]
+        ListeningDriver([Started("worker-0"), Started("worker-1"), Loaded("worker-0"), *done], num_actors=2).drive()
+        assert len(looks) == num_looks
+
+
 def test_actors_that_wait_for_a_node_are_let_go_when_fewer_are_wanted(monkeypatch):
     """An actor that waits is what an autoscaler starts a node for."""
     monkeypatch.setattr("ray_jobs.driver.WANTED_EVERY_S", 0.0)
