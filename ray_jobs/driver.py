@@ -56,7 +56,7 @@ class Driver(ABC):
         return False
 
     def on_wait(self) -> None:
-        """Called a few times a second, however much happens."""
+        """Called a few times a second, however much happens, and when an actor has loaded."""
         return
 
     def on_lost_actor(self, line: str) -> None:
@@ -98,7 +98,8 @@ class Driver(ABC):
                     self._carry_out(action, result)
             if self._scheduler.is_over:
                 return
-            if now >= next_wait:  # not after each of a thousand actors' items: it looks at all of them
+            has_loaded = any(isinstance(event, Loaded) for event, _ in happened)
+            if now >= next_wait or has_loaded:  # not after each of a thousand actors' items: it looks at all of them
                 next_wait = now + WAIT_S
                 self.on_wait()
 
