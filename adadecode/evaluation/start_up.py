@@ -32,7 +32,7 @@ class StartUp:
     def of(cls, watch: Stopwatch) -> "StartUp":
         """What `watch` has counted by now."""
         watch.begin("")
-        seconds = {name: round(s, 3) for name, s in watch.seconds.items()}
+        seconds = {name: round(s, 6) for name, s in watch.seconds.items()}
         return cls(
             *(seconds.get(lap) for lap in ("process", "imports", "fetch", "model", "kernels", "rows")),
             warm_up_s={lap.removeprefix(WARM_UP): s for lap, s in seconds.items() if lap.startswith(WARM_UP)},

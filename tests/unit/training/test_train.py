@@ -11,6 +11,7 @@ KNOWN_OTHERWISE = {
 }
 # Where things are and who does them; the outputs are the same parts cut elsewhere.
 DECIDES_NOTHING = {"outputs", "part_prompts", "batch_prompts", "store_mb", "workers", "address", "threads"}
+DECIDES_NOTHING |= {"label_selector", "gpus_per_worker"}
 
 
 def test_every_setting_of_a_training_decides_the_heads_or_is_known_not_to():

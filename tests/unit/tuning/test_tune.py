@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[3]
 NEW_KEYS = {f"machine.{name}" for name in ("attention", "float32_precision", "reduced_precision_sums")}
 NEW_KEYS |= {
     "costs.per_segment_s",
+    "settings.gpus_per_worker",
     *("machine.kind", *(f"machine.kind.{name}" for name in ("processor", "threads", "dtype", "weights"))),
     "provenance.code_hash",
     "made_from.eos_token_ids",
