@@ -69,6 +69,12 @@ def gpu_driver() -> str | None:
     return told.split()[0] if told else None
 
 
+def gpu_names() -> tuple[str, ...]:
+    """The kinds of NVIDIA GPUs of this machine, by name; none where nvidia-smi does not tell."""
+    told = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+    return tuple(sorted({line.strip() for line in told.splitlines()})) if told else ()
+
+
 def _version(package: str) -> str | None:
     """The version of an installed package; None where there is none."""
     try:

@@ -17,7 +17,7 @@ import ray
 from ray import _raylet
 
 from adadecode.doctor.run_folder import answer
-from adadecode.provenance import code_hash
+from adadecode.provenance import code_hash, gpu_names
 
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
@@ -34,6 +34,7 @@ class NodeFacts(NamedTuple):
     asks_for_token: bool
     open_token: str | None  # the path of a token file that others may read
     folder: str | None = None
+    gpus: tuple[str, ...] = ()  # their names, which tell more apart than labels of Ray's do
 
 
 def node_facts() -> NodeFacts:
@@ -47,6 +48,7 @@ def node_facts() -> NodeFacts:
         code=code_hash(),
         asks_for_token=internals.get_authentication_mode() == internals.AuthenticationMode.TOKEN,
         open_token=open_token(os.environ),
+        gpus=gpu_names(),
         clock=time.time(),
     )
 

@@ -18,7 +18,7 @@ from adadecode.runs.run import PreparedRun
 from adadecode.runs.storage import absolute
 from adadecode.settings import EvalConfig
 from ray_jobs.cluster import actor_resources, is_ours, num_places
-from ray_jobs.labels import gpu_type_findings, selected
+from ray_jobs.labels import gpu_type_findings, gpu_types, selected
 from ray_jobs.node_probe import NodeFacts, node_facts, probe
 
 Node = dict[str, Any]  # as `ray.nodes` has it
@@ -94,7 +94,12 @@ def check_nodes(
         return []
     with left_at(location) as left:
         answers = ask_nodes(asked, location, left, timeout_s)
-    return list(node_findings(node_facts(), answers, location, len(able) - len(asked)))
+    here, num_trusted = node_facts(), len(able) - len(asked)
+    findings = list(node_findings(here, answers, location, num_trusted))
+    if config.device == "cuda" and config.workers != 1 and len(gpu_types(able)) < 2:
+        gpus = {answer.node: answer.facts.gpus for answer in answers if answer.facts is not None}
+        findings += gpu_name_findings(gpus | ({"this node": here.gpus} if num_trusted else {}))
+    return findings
 
 
 def ask_nodes(nodes: Sequence[Node], location: str, left: str, timeout_s: float) -> list[Answer]:
@@ -223,6 +228,15 @@ def _version_findings(driver: NodeFacts, facts: Mapping[str, NodeFacts]) -> Iter
             yield finding("versions", f"{names[field]} is {other} on {where} and {here} here", SAME_EVERYWHERE)
     if facts and not is_mixed:
         yield Finding.ok("versions", f"Ray {driver.ray}, Python {driver.python}, torch {driver.torch} on {_num(facts)}")
+
+
+def gpu_name_findings(gpus: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
+    """Whether nodes have `gpus` of several names where Ray's label tells one, as of an H100 with SXM and with PCIe."""
+    names = sorted({name for of_node in gpus.values() for name in of_node})
+    if len(names) > 1:
+        told = "; ".join(f"{name} on {_listed([node for node in gpus if name in gpus[node]])}" for name in names)
+        what = f"{told}, and the speeds of one table would be averages over them"
+        yield Finding.warning("GPU types", what, "label the nodes (ray start --labels) and give --label-selector")
 
 
 def _clock_findings(told: Mapping[str, Answer]) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from adadecode.doctor.finding import Finding
 from adadecode.doctor.subject import Subject
 from adadecode.errors import UsageError
 from adadecode.settings import EvalConfig
-from ray_jobs import doctor
+from ray_jobs import doctor, nodes
 from ray_jobs.cluster import mixed_versions
 from ray_jobs.doctor import (
     dashboard_finding,
@@ -22,7 +22,7 @@ from ray_jobs.doctor import (
     token_findings,
 )
 from ray_jobs.node_probe import NodeFacts, open_token
-from ray_jobs.nodes import Answer, check_before_run, node_findings
+from ray_jobs.nodes import Answer, check_before_run, gpu_name_findings, node_findings
 
 HERE = NodeFacts("driver", "2.60.0", "3.11.7", "2.13.0", "abcd", 100.0, asks_for_token=True, open_token=None)
 NODE = {"Resources": {"CPU": 4.0, "GPU": 1.0}}
@@ -135,6 +135,33 @@ def test_eval_says_warnings_before_it_begins_and_ends_with_what_will_fail(monkey
     prepared.config = EvalConfig()
     check_before_run(prepared, said.append)
     assert len(said) == 2, "a cluster of its own is not asked"
+
+
+def test_gpus_that_ray_labels_alike_are_told_apart_by_their_names():
+    sxm, pcie = ("NVIDIA H100 80GB HBM3",), ("NVIDIA H100 PCIe",)
+    assert list(gpu_name_findings({"node0": sxm, "node1": sxm, "head": ()})) == []
+    (found,) = gpu_name_findings({"node0": sxm, "node1": pcie, "node2": sxm})
+    assert found.line().startswith(
+        "warning    GPU types: NVIDIA H100 80GB HBM3 on node0, node2; NVIDIA H100 PCIe on node1, and the speeds of one"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_told"),
+    [
+        ({"device": "cuda", "workers": 2}, True),
+        ({"device": "cuda", "workers": 1}, False),
+        ({"device": "cpu", "workers": 2, "threads": 1}, False),
+    ],
+)
+def test_names_of_gpus_are_compared_where_several_workers_compute_on_them(settings, is_told, monkeypatch, tmp_path):
+    told = answers(HERE._replace(gpus=("NVIDIA H100 PCIe",)))
+    monkeypatch.setattr(nodes, "ask_nodes", lambda *_: told)
+    monkeypatch.setattr(nodes, "node_facts", lambda: HERE._replace(gpus=("NVIDIA H100 80GB HBM3",)))
+    able = [NODE | {"NodeID": name} for name in ("here", "there")]
+    config = EvalConfig(address="head:6379", **settings)
+    found = nodes.check_nodes(config, str(tmp_path), able, 1.0, trusted="here")
+    assert ("GPU types" in [finding.check for finding in found]) is is_told
 
 
 @pytest.mark.parametrize("clock", [98.5, 99.0, 100.0, 101.0, 102.9])
