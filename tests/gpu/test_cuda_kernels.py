@@ -1,12 +1,10 @@
 """What of the CUDA path can be switched off: graphs, by `--kernels eager` or where they fail, and compiled layers."""
 
-import gc
-
 import pytest
 import torch
 from torch.nn.attention import SDPBackend
 
-from adadecode.bench.synthetic import synthetic_lm, synthetic_prompts
+from adadecode.bench.synthetic import synthetic_prompts
 from adadecode.engine.drafters import drafters_of
 from adadecode.engine.generate import Request, generate
 from adadecode.engine.invariance import check_rows_independent, check_ties
@@ -16,6 +14,7 @@ from adadecode.errors import KernelsError
 from adadecode.kernels.eager import EagerStep
 from adadecode.kernels.graphed import GraphedStep
 from adadecode.model.decoder import DecoderModel
+from tests.gpu.models import make_lm
 from tests.models import block_heads, random_heads
 
 pytestmark = [
@@ -25,27 +24,6 @@ pytestmark = [
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 POLICY = Policy((1, 2, 3), (0.3,) * 3, 5)
-SIZES = {
-    "num_hidden_layers": 4,
-    "hidden_size": 512,
-    "intermediate_size": 1024,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-    "vocab_size": 2048,
-    "max_position_embeddings": 4096,
-}
-
-
-@pytest.fixture(autouse=True)
-def _leave_no_graphs():
-    yield
-    gc.collect()
-    torch.cuda.empty_cache()
-
-
-def make_lm(dtype: torch.dtype):
-    return synthetic_lm("llama-160m", dtype=dtype, device="cuda", agreement=0.8, **SIZES)
 
 
 def decode_both(model: DecoderModel, policy: Policy = POLICY, num_new: int = 300) -> tuple[Decoded, Decoded]:
@@ -60,7 +38,7 @@ def decode_both(model: DecoderModel, policy: Policy = POLICY, num_new: int = 300
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_eager_steps_keep_the_contract_without_a_graph_or_a_fused_call(dtype):
-    lm = make_lm(dtype)
+    lm = make_lm(dtype, num_hidden_layers=4)
     model = DecoderModel(lm, "eager")
     assert type(model.new_step(8, 40)) is EagerStep
     assert model.steps.attention == SDPBackend.MATH.name
@@ -76,7 +54,7 @@ def test_eager_steps_keep_the_contract_without_a_graph_or_a_fused_call(dtype):
 @torch.inference_mode()
 def test_calls_that_follow_each_other_at_once_read_what_was_meant_for_each():
     """The host writes the next call's places while the device may not have begun the one before."""
-    model = DecoderModel(make_lm(torch.float32), "eager")
+    model = DecoderModel(make_lm(torch.float32, num_hidden_layers=4), "eager")
     slow, fast = (model.new_step(8, 200) for _ in range(2))
     for step in (slow, fast):
         step.prefill([1, 2, 3])
@@ -90,7 +68,7 @@ def test_calls_that_follow_each_other_at_once_read_what_was_meant_for_each():
 
 
 def test_eager_steps_run_blocks():
-    model = DecoderModel(make_lm(torch.bfloat16), "eager")
+    model = DecoderModel(make_lm(torch.bfloat16, num_hidden_layers=4), "eager")
     [prompt] = synthetic_prompts(model.vocab_size, 1, 40, 0)
     request, policy = Request(prompt, 60, record_logits=True), Policy((2,), (0.02,), 5)
     vanilla = generate(model, request, Policy(rows=policy.width))
@@ -99,7 +77,7 @@ def test_eager_steps_run_blocks():
 
 
 def test_auto_does_without_graphs_where_a_capture_fails_and_the_device_is_as_good_as_before(monkeypatch):
-    lm = make_lm(torch.bfloat16)
+    lm = make_lm(torch.bfloat16, num_hidden_layers=4)
     expected, _ = decode_both(DecoderModel(lm, "eager"))
     segment = GraphedStep.segment
 

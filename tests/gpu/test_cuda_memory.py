@@ -6,38 +6,26 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend
 
-from adadecode.bench.synthetic import synthetic_lm, synthetic_prompts
+from adadecode.bench.synthetic import synthetic_prompts
 from adadecode.engine.generate import Request, generate
 from adadecode.engine.policy import Policy
 from adadecode.evaluation.failures import Failure, result_or_failure
 from adadecode.kernels import graphed
 from adadecode.kernels.graphed import capture, capture_stream
 from adadecode.model.decoder import DecoderModel
+from tests.gpu.models import make_lm
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
     pytest.mark.filterwarnings("default"),  # a library's advice about the device at hand is no failure
 ]
 
-SIZES = {
-    "num_hidden_layers": 4,
-    "hidden_size": 512,
-    "intermediate_size": 1024,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-    "vocab_size": 2048,
-    "max_position_embeddings": 4096,
-}
 TOO_MUCH = 1 << 50  # bytes
 
 
 @pytest.fixture
 def model():
-    lm = synthetic_lm("llama-160m", dtype=torch.bfloat16, device="cuda", agreement=0.8, **SIZES)
-    yield DecoderModel(lm, "graphs")
-    gc.collect()
-    torch.cuda.empty_cache()
+    return DecoderModel(make_lm(torch.bfloat16, num_hidden_layers=4), "graphs")
 
 
 def decode(model: DecoderModel, length: int = 30, width: int = 8) -> torch.Tensor:
@@ -135,7 +123,7 @@ def test_captures_add_no_stream_and_workspaces_go_with_the_last_graph(model):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_the_pinned_backend_computes_the_attention_of_steps(dtype):
     """Its kernels are named for it: what a profiler sees is what the worker records."""
-    lm = synthetic_lm("llama-160m", dtype=dtype, device="cuda", agreement=0.8, **SIZES)
+    lm = make_lm(dtype, num_hidden_layers=4)
     model = DecoderModel(lm, "graphs")
     assert model.steps.attention in (SDPBackend.EFFICIENT_ATTENTION.name, SDPBackend.MATH.name)
     step = model.new_step(8, 100)

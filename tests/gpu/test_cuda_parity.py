@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 
-from adadecode.bench.synthetic import synthetic_lm, synthetic_prompts
+from adadecode.bench.synthetic import synthetic_prompts
 from adadecode.engine.decode import decode
 from adadecode.engine.drafters import drafters_of
 from adadecode.engine.generate import Request, generate
@@ -24,6 +24,7 @@ from adadecode.model.exit_heads import ExitHeads
 from adadecode.model.head_tensors import HeadTensors, Shortlist
 from adadecode.model.load import load_model
 from adadecode.settings import ModelSettings
+from tests.gpu.models import make_lm
 from tests.models import FAMILIES, block_heads, medusa_heads, random_gates, random_heads, random_transforms, tiny_lm
 from tests.unit.engine.test_medusa import Scripted
 
@@ -35,28 +36,6 @@ pytestmark = [
 DEVICE = "cuda"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 EXITS = (2, 4)
-# heads and widths as real models have them, so that kernels are the ones real models get
-SIZES = {
-    "num_hidden_layers": 6,
-    "hidden_size": 512,
-    "intermediate_size": 1024,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-    "vocab_size": 2048,
-    "max_position_embeddings": 4096,
-}
-
-
-@pytest.fixture(autouse=True)
-def _leave_no_graphs():
-    yield
-    gc.collect()
-    torch.cuda.empty_cache()
-
-
-def make_lm(dtype: torch.dtype, name: str = "llama-160m", **changed):
-    return synthetic_lm(name, dtype=dtype, device=DEVICE, agreement=0.8, **{**SIZES, **changed})
 
 
 def make_model(dtype: torch.dtype, name: str = "llama-160m", **changed) -> DecoderModel:

@@ -1,12 +1,9 @@
 """A model whose layers are in stages, on CUDA: on two GPUs where there are two, else both stages on the one there is."""
 
-import gc
-from typing import Any
-
 import pytest
 import torch
 
-from adadecode.bench.synthetic import synthetic_lm, synthetic_prompts
+from adadecode.bench.synthetic import synthetic_prompts
 from adadecode.engine.decode import decode
 from adadecode.engine.generate import Request
 from adadecode.engine.invariance import check_every_count, check_rows_independent, check_ties
@@ -20,7 +17,7 @@ from adadecode.model.decoder import DecoderModel
 from adadecode.model.load import load_model
 from adadecode.model.placement import place
 from adadecode.settings import Kernels, ModelSettings
-from tests.gpu.test_cuda_parity import SIZES
+from tests.gpu.models import make_lm
 from tests.models import block_heads, medusa_heads, random_heads
 
 NUM_GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -32,15 +29,8 @@ DEVICES = [torch.device("cuda", 0), torch.device("cuda", 1 if NUM_GPUS > 1 else 
 EXITS = (2, 4)
 
 
-@pytest.fixture(autouse=True)
-def _leave_no_graphs():
-    yield
-    gc.collect()
-    torch.cuda.empty_cache()
-
-
 def make_model(num_stages: int, dtype: torch.dtype, kernels: Kernels) -> DecoderModel:
-    lm: Any = synthetic_lm("llama-160m", dtype=dtype, device="cuda", agreement=0.8, **SIZES)
+    lm = make_lm(dtype)
     return DecoderModel(lm, kernels, stages=place(lm, DEVICES[:num_stages]))
 
 
