@@ -15,7 +15,7 @@ from adadecode.runs import patience
 from adadecode.runs.disk import LocalStorage
 from adadecode.runs.folder import RunFolder, read_commits
 from adadecode.runs.listing import runs_below
-from adadecode.runs.run_file import refuse_others_results
+from adadecode.runs.run_file import refuse_others_results, shard_size_at
 from adadecode.runs.storage import open_storage
 from tests.unit.runs.test_folder import FACTS, commit
 
@@ -102,6 +102,25 @@ def test_a_disk_that_stays_away_is_asked_a_few_times_and_then_one_line(run, monk
     with pytest.raises(RunFolderError, match=r"cannot be written \(Stale file handle, at 4 tries\): what is committed"):
         commit(run)
     assert len(calls) == patience.NUM_TRIES
+
+
+def test_a_disk_that_is_away_hides_no_size_of_shards(run, tmp_path, monkeypatch):
+    """As if none were there: the run would be planned anew and then refused as another's."""
+    config = FACTS["config"] | {"shard_size": 3}
+    sized = RunFolder.open(tmp_path / "sized", "f00d", FACTS | {"config": config}).location
+    assert [shard_size_at(location) for location in (sized, run.location, tmp_path / "none", None)] == [
+        3,
+        None,
+        None,
+        None,
+    ]
+
+    def away(path):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(Path, "read_bytes", away)
+    with pytest.raises(patience.PassingError, match="cannot be read"):
+        shard_size_at(sized)
 
 
 def test_a_link_whose_answer_was_lost_is_ours(tmp_path, monkeypatch):
