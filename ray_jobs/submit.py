@@ -102,9 +102,11 @@ def _try_to_submit(client: PatientClient, submission: Submission, scratch: Path,
             )
             return Submitted(job_id, is_new=True)
         except (RuntimeError, requests.ConnectionError) as error:
-            deadline = deadline or time.monotonic() + RETRY_S
-            if not may_pass(error) or time.monotonic() > deadline:
+            if not may_pass(error) or (deadline is not None and time.monotonic() > deadline):
                 raise
+            if deadline is None and isinstance(error, requests.ConnectionError):
+                say(f"the connection broke; trying again for {RETRY_S:.0f} s ({on_one_line(error)})\n")
+            deadline = deadline or time.monotonic() + RETRY_S
         time.sleep(POLL_S)
 
 
