@@ -75,7 +75,7 @@ def unmapped_weights(subject: Subject) -> int:
     """The bytes of weights that a worker with GPUs holds on the host for a while, in memory of its own.
 
     Safetensors are mapped: their pages are the system's, shared by all workers and taken back where there is need. What
-    is unpacked (GGUF) or is of another dtype than `--dtype` is not; where the configuration names none it is taken as equal.
+    is unpacked (GGUF) or is of another dtype than `--dtype` is not; where the configuration names none it is taken as that.
     """
     wanted, sizes = getattr(torch, subject.config.dtype), sizes_of(subject)
     return sum(

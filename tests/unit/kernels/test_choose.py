@@ -15,8 +15,8 @@ from adadecode.engine.invariance import check_rows_independent
 from adadecode.engine.policy import Policy
 from adadecode.errors import KernelsError
 from adadecode.kernels import choose
-from adadecode.kernels.choose import choose_kernels
 from adadecode.kernels.arithmetic import PLAIN_BACKENDS
+from adadecode.kernels.choose import choose_kernels
 from adadecode.kernels.eager import EagerStep
 from adadecode.kernels.native import NativeStep
 from adadecode.kernels.weights import Weights

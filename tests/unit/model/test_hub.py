@@ -78,7 +78,9 @@ def test_a_hubs_model_with_pickled_weights_alone_is_refused_and_nothing_of_them_
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with serving(folder, "org/pickled") as hub:
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        for name, value in {"HF_HUB_CACHE": str(tmp_path / "cache"), "ENDPOINT": hub.address}.items():
+        constants = {"HF_HUB_CACHE": str(tmp_path / "cache"), "ENDPOINT": hub.address}
+        constants["HUGGINGFACE_CO_URL_TEMPLATE"] = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, value in constants.items():
             monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
         with pytest.raises(UsageError, match=r"its weights are pickled \(pytorch_model.bin\).*may hold code"):
             fetch_weights(ModelFiles("org/pickled", "org/pickled"))

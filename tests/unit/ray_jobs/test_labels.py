@@ -104,15 +104,15 @@ def test_a_label_that_a_node_lacks_is_no_value():
         (
             config(workers=1),
             NODES,
-            "ok         GPU types: A100 on 1 node, H100 on 2 nodes, GPUs that Ray does not know on 1 node; one worker mixes "
-            "none",
+            "ok         GPU types: A100 on 1 node, H100 on 2 nodes, GPUs that Ray does not know on 1 node; one worker "
+            "mixes none",
         ),
         (
             config(workers=2),
             NODES,
-            "will fail  GPU types: A100 on 1 node, H100 on 2 nodes, GPUs that Ray does not know on 1 node, and the speeds of one table would be averages over "
-            "them: keep to one with --label-selector ray.io/accelerator-type=H100, or mix them knowingly with "
-            "--label-selector 'ray.io/accelerator-type=in(A100,H100)'",
+            "will fail  GPU types: A100 on 1 node, H100 on 2 nodes, GPUs that Ray does not know on 1 node, and the "
+            "speeds of one table would be averages over them: keep to one with --label-selector "
+            "ray.io/accelerator-type=H100, or mix them knowingly with --label-selector 'ray.io/accelerator-type=in(A100,H100)'",
         ),
         (config(f"{ACCELERATOR}=A100", workers=2), NODES, "ok         GPU types: A100 on 1 node"),
         (
