@@ -33,7 +33,14 @@ class NotFiniteError(UsageError):
 
 
 class KernelsError(UsageError):
-    """The kernels that were asked for cannot be had on this machine, device or dtype."""
+    """The kernels that were asked for cannot be had on this machine, device or dtype.
+
+    `reason` is why, without the remedy: other kernels are one where the user named these, not where a run has them.
+    """
+
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = message if reason is None else reason
 
 
 class ExitHeadsError(UsageError):

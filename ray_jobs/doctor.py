@@ -11,7 +11,7 @@ from ray._private import worker
 
 from adadecode.doctor.checks import CHECKS, examine
 from adadecode.doctor.finding import Finding
-from adadecode.doctor.machine import seen_gpus, usable_cores
+from adadecode.doctor.machine import num_gpus, usable_cores
 from adadecode.doctor.subject import Subject
 from adadecode.errors import AdaDecodeError, ResourcesError
 from adadecode.settings import EvalConfig
@@ -42,7 +42,7 @@ def examine_on_ray(config: EvalConfig, location: str) -> Iterator[Finding]:
     yield from examine(subject, OF_DRIVER)
     yield from token_findings(os.environ)
     if is_ours(config.address):
-        here = {"Resources": {"CPU": usable_cores(), "GPU": len(seen_gpus())}}
+        here = {"Resources": {"CPU": usable_cores(), "GPU": num_gpus()}}
         yield from own_cluster(config, here)
         yield from examine(on_own_node(subject, here), OF_WORKER)
         return

@@ -36,16 +36,28 @@ def gpu_types(nodes: Sequence[Node]) -> Counter[str]:
     return Counter(sorted(node["Labels"][ACCELERATOR] for node in nodes if ACCELERATOR in node.get("Labels", {})))
 
 
+def _on(what: str, num_nodes: int) -> str:
+    return f"{what} on {'1 node' if num_nodes == 1 else f'{num_nodes} nodes'}"
+
+
 def gpu_type_findings(config: EvalConfig, able: Sequence[Node]) -> Iterator[Finding]:
     """Whether workers of `config` on the nodes that are `able` to hold one would be on GPUs of one type.
 
-    Several will fail, unless the selector says of this label which there may be: a speed is of one machine.
+    Several will fail, unless the selector says of this label which there may be: a speed is of one machine. One worker
+    mixes nothing. GPUs that Ray does not know beside a type that it does may be of that type: a warning.
     """
     types = gpu_types(able) if config.device == "cuda" else Counter[str]()
     if not types:
         return
-    told = ", ".join(f"{name} on {'1 node' if num == 1 else f'{num} nodes'}" for name, num in types.items())
-    if len(types) == 1:
+    num_unknown = len(able) - types.total()
+    told = ", ".join(_on(name, num) for name, num in types.items())
+    told = f"{told}, {_on('GPUs that Ray does not know', num_unknown)}" if num_unknown else told
+    if config.workers == 1:
+        yield Finding.ok("GPU types", told if len(types) == 1 and not num_unknown else f"{told}; one worker mixes none")
+    elif len(types) == 1 and num_unknown:
+        what = f"{told}: should they be others, the table's speeds are averages over them"
+        yield Finding.warning("GPU types", what, f"keep to one with --label-selector {ACCELERATOR}={next(iter(types))}")
+    elif len(types) == 1:
         yield Finding.ok("GPU types", told)
     elif ACCELERATOR in (selector_of(config) or {}):
         what = f"{told}, as --label-selector says: the table's speeds are averages over them"

@@ -109,6 +109,11 @@ def gpus(subject: Subject) -> Iterator[Finding]:
     yield from gpu_findings(subject.config, found, gpu_driver(), torch.version.cuda, archs)
 
 
+def num_gpus() -> int:
+    """How many GPUs torch sees, told without taking any of their memory; a full one counts too."""
+    return torch.cuda.device_count()
+
+
 def seen_gpus() -> list[Gpu]:
     """The GPUs that torch sees."""
     if not torch.cuda.is_available():
@@ -182,8 +187,10 @@ def kernels(subject: Subject) -> Iterator[Finding]:
         yield Finding.warning("kernels", f"{chosen.kernels}, because {chosen.because}", SLOWER)
         return
     by = f", compiled by {compiler_version()}" if chosen.kernels == "native" else ""
-    graphs = ", as CUDA graphs" if config.device == "cuda" and chosen.kernels == "compile" else ""
-    yield Finding.ok("kernels", f"{chosen.kernels}{by}{graphs}")
+    is_graphed = config.device == "cuda" and chosen.kernels != "eager"
+    as_graphs = ", as CUDA graphs" if is_graphed and chosen.kernels == "compile" else ""
+    tried = ", tried when the model is loaded" if is_graphed else ""
+    yield Finding.ok("kernels", f"{chosen.kernels}{by}{as_graphs}{tried}")
 
 
 def compiler_version() -> str:

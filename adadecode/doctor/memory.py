@@ -33,7 +33,8 @@ def memory(subject: Subject) -> Iterator[Finding]:
         for idx, of_gpu in enumerate(of_gpus):
             free, _ = torch.cuda.mem_get_info(idx)
             yield memory_finding("GPU memory" if len(of_gpus) == 1 else f"GPU {idx} memory", of_gpu, 1, free)
-        host = {"weights on their way": needs["weights"], "processes": PROCESS_BYTES}
+        host = {"weights on their way": unmapped_weights(subject), "processes": PROCESS_BYTES}
+        host = {name: num_bytes for name, num_bytes in host.items() if num_bytes}
         yield memory_finding("memory", host, subject.num_workers, free_host())
     else:
         yield memory_finding("memory", needs, subject.num_workers, free_host())
@@ -44,7 +45,7 @@ def needed(subject: Subject) -> dict[str, int]:
     config = subject.config
     is_cuda = config.device == "cuda"
     chosen = choose_kernels(config.kernels, torch.device(config.device), getattr(torch, config.dtype))
-    is_native = chosen.kernels == "native"
+    is_native, is_graphed = chosen.kernels == "native", is_cuda and chosen.kernels != "eager"
     sizes = sizes_of(subject)
     own, positions = sizes["--model"], subject.num_positions
     columns = bucket_columns(positions, subject.model_config.max_position_embeddings) if is_cuda else 0
@@ -56,7 +57,7 @@ def needed(subject: Subject) -> dict[str, int]:
     found = {
         "weights": sum(size.weights for size in sizes.values()),
         "their packed copy": sum(size.packed for size in sizes.values()) if is_native else 0,
-        "cache": sum(size.column for size in sizes.values()) * columns * (2 if is_cuda else 1),
+        "cache": sum(size.column for size in sizes.values()) * columns * (2 if is_graphed else 1),
         "heads": heads * (2 if is_native else 1),
         GRAPHS: CUDA_BYTES if is_cuda else 0,
         "logits to compare": logits if config.check_logits and not is_cuda else 0,
@@ -68,6 +69,20 @@ def needed(subject: Subject) -> dict[str, int]:
 def sizes_of(subject: Subject) -> dict[str, ModelSize]:
     """The size of the model and of the draft model, where there is one, by their flags."""
     return {flag: model_size(described, subject.config.dtype) for flag, (described, _) in subject.described.items()}
+
+
+def unmapped_weights(subject: Subject) -> int:
+    """The bytes of weights that a worker with GPUs holds on the host for a while, in memory of its own.
+
+    Safetensors are mapped: their pages are the system's, shared by all workers and taken back where there is need. What
+    is unpacked (GGUF) or is of another dtype than `--dtype` is not; where the configuration names none it is taken as that.
+    """
+    wanted, sizes = getattr(torch, subject.config.dtype), sizes_of(subject)
+    return sum(
+        sizes[flag].weights
+        for flag, (described, _) in subject.described.items()
+        if subject.models[flag].gguf is not None or (described.dtype or wanted) != wanted
+    )
 
 
 def on_each_gpu(subject: Subject, needs: Mapping[str, int]) -> list[dict[str, int]]:

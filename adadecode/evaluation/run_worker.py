@@ -69,7 +69,7 @@ def _load_with(
         return load(settled.kernels)
     except KernelsError as error:
         here = choose_kernels("auto", torch.device(config.device), getattr(torch, config.dtype))
-        why = str(error) if here.because is None else f"auto gives {here.kernels} because {here.because}"
+        why = error.reason if here.because is None else f"auto gives {here.kernels} because {here.because}"
         raise KernelsError(
             f"the run at {storage.location!r} has {settled.kernels} kernels, and here {why}: mend that on "
             f"{socket.gethostname()}, or start another run with another --out"

@@ -14,7 +14,7 @@ from adadecode.kernels.weights import Weights
 # Of a decode step, whose attention has a mask, and of a prompt, whose has none; the faster first.
 STEP_BACKENDS = (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 PREFILL_BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
-PLAIN_BACKENDS = (SDPBackend.MATH,)  # of steps whose every operation is one call of torch
+PLAIN_BACKENDS = (SDPBackend.MATH,)  # of steps and prompts whose every operation is plain
 
 
 def set_exact_arithmetic() -> None:

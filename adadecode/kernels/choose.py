@@ -66,9 +66,8 @@ class Steps:
                 return attention
             free_workspaces()
             if kernels != "auto":
-                raise KernelsError(
-                    f"--kernels {kernels}: CUDA graphs fail here ({problem}); use --kernels eager, which is slower"
-                )
+                why = f"CUDA graphs fail here ({problem})"
+                raise KernelsError(f"--kernels {kernels}: {why}; use --kernels eager, which is slower", why)
             self.chosen = ChosenKernels("eager", f"CUDA graphs fail here ({problem})")
         return step_backend(weights, PLAIN_BACKENDS)
 
@@ -87,7 +86,8 @@ class Steps:
         if self._is_compiled:
             ready = self._compiled_shapes
             return self._over_stages(lambda w: CompiledStep(w, prefill, width, cache, layer_step, ready))
-        return self._over_stages(lambda w: EagerStep(w, prefill, width, cache, layer_step, self._attention))
+        attention = self._attention
+        return self._over_stages(lambda w: EagerStep(w, prefill, width, cache, layer_step, attention, PLAIN_BACKENDS))
 
     def _over_stages(self, make: Callable[[Weights], EagerStep]) -> DecodeStep:
         """The step that `make` gives for the weights; over stages one of a step for each, of the weights as it has them."""

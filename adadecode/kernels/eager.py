@@ -83,13 +83,16 @@ class EagerStep:
         cache: KVCache,
         layer_step: LayerStep = layer_step,
         attention: SDPBackend | None = None,
+        prompts: Sequence[SDPBackend] = PREFILL_BACKENDS,
     ) -> None:
         """W = `width` rows over `cache`; prompts are run by `prefill`, one layer of rows by `layer_step`.
 
-        `attention` is who computes that of the rows, on CUDA; None leaves that of rows and prompts to torch.
+        `attention` is who computes that of the rows, on CUDA, and the first of `prompts` that can that of prompts; None
+        leaves both to torch.
         """
         self.weights, self.width = weights, width
-        self._prefill, self._layer_step, self._attention = prefill, layer_step, attention
+        self._prefill, self._layer_step = prefill, layer_step
+        self._attention, self._prompts = attention, None if attention is None else prompts
         self.cache = cache
         device, dtype = weights.device, weights.dtype
         self.hidden = torch.zeros(width, weights.width, dtype=dtype, device=device)
@@ -111,7 +114,7 @@ class EagerStep:
     def prefill(self, prompt_ids: list[int]) -> Tensor:
         check_token_ids(prompt_ids, self.weights.vocab_size)
         token_ids = torch.tensor(prompt_ids, device=self.hidden.device)
-        with attention_by(None if self._attention is None else PREFILL_BACKENDS):
+        with attention_by(self._prompts):
             logits, hidden = self._prefill(token_ids, self.cache, {*self._blocks, self.weights.num_layers})
             self.hidden[0] = hidden[self.weights.num_layers][-1]
             for exit_layer, block in self._blocks.items():

@@ -27,7 +27,7 @@ GraphPool = Any  # memory that graphs share, as `torch.cuda.graph_pool_handle` n
 
 
 @functools.cache
-def capture_stream(device_idx: int = 0) -> torch.cuda.Stream:
+def capture_stream(device_idx: int) -> torch.cuda.Stream:
     """The one stream of the current device, of this number, on which this process warms up and captures.
 
     Libraries hold a workspace for each stream that they see.
@@ -35,7 +35,7 @@ def capture_stream(device_idx: int = 0) -> torch.cuda.Stream:
     return torch.cuda.Stream()
 
 
-def capture(call: Callable[[], object], pool: GraphPool, device_idx: int = 0) -> Callable[[], None]:
+def capture(call: Callable[[], object], pool: GraphPool, device_idx: int) -> Callable[[], None]:
     """The replay of a graph of `call` on the current device, of this number; raises what `call` raised.
 
     An error in `call` spoils the capture, and torch then fails to end it: that second error would hide the first, such as

@@ -79,7 +79,7 @@ class DecoderModel:
     def new_step(self, width: int, num_positions: int) -> DecodeStep:
         """The decode step of one request: W = `width` rows over columns for `num_positions` positions.
 
-        On a CUDA device requests share steps and the cache of their S: one request decodes at a time.
+        Graphed steps, and the cache of their S, are shared by requests: one decodes at a time.
         """
         return self.steps.new(width, num_positions)
 

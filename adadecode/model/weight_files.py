@@ -40,11 +40,17 @@ def fetch_weights(files: ModelFiles) -> None:
     """Has the weights of a hub's model in its cache.
 
     The hub's client locks each file that it fetches: of a node's workers one does, and the others wait for it.
+    Raises UsageError where the hub has no weights that are taken, or cannot be asked.
     """
     if files.gguf is not None or files.folder is not None or _cached(files):
         return
     with lap("fetch"):
-        if files.path(WEIGHTS) is None and (index := files.json(WEIGHTS + INDEX_SUFFIX)) is not None:
+        if files.path(WEIGHTS) is not None:
+            return
+        index = files.json(WEIGHTS + INDEX_SUFFIX)
+        if index is None:
+            _on_hub(files)  # says what is there instead
+        else:
             names = sorted(set(index["weight_map"].values()))
             snapshot_download(files.source, revision=files.revision, allow_patterns=names)
 

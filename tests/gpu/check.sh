@@ -30,9 +30,8 @@ if [[ -e $out/README.md && ${#only[@]} = 0 ]]; then
     exit 1
 fi
 mkdir -p "$out" || exit 1
+grep -qxF "# $name" "$out/README.md" 2> /dev/null || printf '%s\n\n' "$facts" >> "$out/README.md" || exit 1
 cat >> "$out/README.md" << END || exit 1
-$facts
-
 Made by \`tests/gpu/check.sh\`; each check has its log beside its tables.
 
 | check | exit code | seconds | command |
@@ -71,7 +70,7 @@ bench() {
 }
 
 check doctor 200 "$python" -m adadecode doctor --local --device cuda --out "$out/doctor/run"
-check pytest 400 "$python" -m pytest tests/gpu -p no:cacheprovider --durations 10
+check pytest 900 "$python" -m pytest tests/gpu -p no:cacheprovider --durations 10
 check eval-demo 120 "$python" -m adadecode eval --local --device cuda --task demo --limit 8 \
     --max-new-tokens 96 --out "$out/eval-demo"
 bench llama-3.1-8b-graphs --shape llama-3.1-8b --kernels graphs

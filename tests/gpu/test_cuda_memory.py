@@ -64,9 +64,9 @@ def test_memory_that_runs_out_in_a_capture_is_told_and_the_process_captures_and_
     outer = torch.cuda.current_stream()
     for _ in range(2):
         with pytest.raises(torch.OutOfMemoryError):
-            capture(too_much, torch.cuda.graph_pool_handle())
+            capture(too_much, torch.cuda.graph_pool_handle(), 0)
         assert torch.cuda.current_stream() == outer
-    failure = result_or_failure("a sample", lambda: capture(too_much, torch.cuda.graph_pool_handle()), model)
+    failure = result_or_failure("a sample", lambda: capture(too_much, torch.cuda.graph_pool_handle(), 0), model)
     assert isinstance(failure, Failure)
     assert failure.is_out_of_memory
     assert torch.equal(decode(model), expected)
@@ -123,9 +123,9 @@ def test_bits_are_the_same_after_a_bucket_was_let_go_of(model):
 
 def test_captures_add_no_stream_and_workspaces_go_with_the_last_graph(model):
     decode(model)
-    stream = capture_stream()
+    stream = capture_stream(torch.cuda.current_device())
     decode(model, 900)
-    assert capture_stream() is stream
+    assert capture_stream(torch.cuda.current_device()) is stream
     assert len(graphed._alive) > 0
     model.drop_steps()
     gc.collect()

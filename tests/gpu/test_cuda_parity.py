@@ -232,10 +232,7 @@ def test_vanilla_repeats_itself_and_agrees_with_transformers():
 
 @torch.inference_mode()
 def play(step: DecodeStep, prompt: list[int]) -> list[torch.Tensor]:
-    """Hidden states and logits after every call of a round with parked slots.
-
-    The device finishes each call before the next: an eager step's control buffer may not change under a copy.
-    """
+    """Hidden states and logits after every call of a round with parked slots."""
     step.hidden.zero_()
     kept = [step.prefill(prompt)]
     step.begin(len(prompt))
@@ -264,7 +261,8 @@ def test_a_replayed_graph_gives_the_bits_of_the_same_operations_one_by_one(dtype
     prompt = prompt_of(model, 33)
     graphed = model.new_step(width, 100)
     assert isinstance(graphed, GraphedStep)
-    eager = EagerStep(model.weights, model.steps.prefill, width, model.weights.new_cache(graphed.cache.num_columns))
+    cache, attention = model.weights.new_cache(graphed.cache.num_columns), model.steps._attention
+    eager = EagerStep(model.weights, model.steps.prefill, width, cache, attention=attention)
     if width == 1:
         expected, found = (play_one_row(step, prompt) for step in (eager, graphed))
     else:

@@ -164,7 +164,7 @@ def test_every_ray_cluster_asks_for_a_token_and_takes_no_work_on_its_head():
     assert len(ray_clusters()) == 3
     for cluster in ray_clusters():
         assert cluster["authOptions"] == {"mode": "token"}
-        assert cluster["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}, "and no dashboard-host"
+        assert cluster["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0", "num-gpus": "0"}, "no dashboard-host"
         assert cluster["headGroupSpec"].get("serviceType", "ClusterIP") == "ClusterIP"
         assert not cluster["headGroupSpec"].get("enableIngress")
         assert "nvidia.com/gpu" not in str(cluster["headGroupSpec"])

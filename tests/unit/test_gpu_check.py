@@ -70,7 +70,7 @@ def test_what_is_there_is_made_again_only_where_it_is_named(check, tmp_path):
     assert again.returncode == 1
     assert not (out / "eval-demo" / "old").exists()
     assert not (out / "doctor").exists()
-    assert (out / "README.md").read_text().count("# gpu-stand-in") == 2
+    assert (out / "README.md").read_text().count("# gpu-stand-in") == 1
     unknown = check(out, "eval")
     assert unknown.returncode == 1
     assert unknown.stdout.endswith(f"no check is called eval; results in {out}\n")

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from adadecode.doctor.checks import CHECKS, Check, examine
@@ -187,6 +188,31 @@ def test_what_a_worker_of_two_gpus_needs_is_divided_between_them(tiny, tmp_path)
     assert on_each_gpu(subject(tiny, tmp_path, device="cuda"), needs) == [needs]
 
 
+def test_on_a_gpu_weights_count_on_the_host_only_where_they_are_not_mapped(tiny, tmp_path, monkeypatch):
+    from adadecode.doctor.memory import PROCESS_BYTES, memory, sizes_of
+
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (80 * 10**9, 80 * 10**9))
+    for dtype, is_mapped in (("float32", True), ("bfloat16", False)):
+        looked = subject(tiny, tmp_path, device="cuda", dtype=dtype)
+        looked.num_workers = 3
+        needs = PROCESS_BYTES + (0 if is_mapped else sizes_of(looked)["--model"].weights)
+        statuses = {}
+        for free in (3 * needs - 1, 4 * PROCESS_BYTES):
+            monkeypatch.setattr("adadecode.doctor.memory.free_host", lambda free=free: free)
+            gpu, host = memory(looked)
+            statuses[free] = host.status
+            assert (gpu.check, gpu.status, host.check) == ("GPU memory", "ok", "memory")
+            assert ("weights on their way" in host.found) is not is_mapped
+        assert list(statuses.values()) == ["will fail", "ok"]
+
+
+def test_only_graphs_keep_two_caches(tiny, tmp_path):
+    from adadecode.doctor.memory import needed
+
+    eager, graphs = (needed(subject(tiny, tmp_path, device="cuda", kernels=kernels)) for kernels in ("eager", "graphs"))
+    assert graphs["cache"] == 2 * eager["cache"]
+
+
 def test_rows_that_depend_on_each_other_are_found_on_the_loaded_model(tiny, tmp_path):
     looked = subject(tiny, tmp_path)
     plain = looked.model.steps.layer_step
@@ -226,6 +252,15 @@ def test_a_head_that_takes_another_than_the_lowest_of_equal_logits_is_found(tiny
     monkeypatch.setattr(EagerStep, "verdicts", last_of_equals)
     (line,) = problems(examine(looked, checks("ties")))
     assert line.startswith("will fail  ties: at W = 8 in torch.float32 the argmax of 1 rows takes token ")
+
+
+def test_no_room_for_the_head_in_which_ties_are_planted_is_a_warning(tiny, tmp_path, monkeypatch):
+    def full(*_: object) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.05 GiB")
+
+    monkeypatch.setattr("adadecode.doctor.loaded.check_ties", full)
+    (line,) = problems(examine(subject(tiny, tmp_path), checks("ties")))
+    assert line.startswith("warning    ties: there is no room for a second LM head")
 
 
 def test_a_method_with_other_tokens_or_logits_than_vanilla_is_found(tiny, tmp_path, monkeypatch):

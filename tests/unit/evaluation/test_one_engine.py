@@ -186,6 +186,20 @@ def test_kernels_that_fail_where_auto_would_take_them_too_say_what_failed(monkey
         run_worker.load_run_worker(EvalConfig(dtype="float32"), (), "worker-1", 1, open_storage(tmp_path))
 
 
+def test_a_worker_without_the_graphs_of_its_run_is_not_told_to_use_other_kernels(monkeypatch, tmp_path):
+    def load_worker(config, tasks, worker_id, threads, load):
+        why = "CUDA graphs fail here (no capture)"
+        raise KernelsError(f"--kernels graphs: {why}; use --kernels eager, which is slower", why)
+
+    monkeypatch.setattr(run_worker, "load_worker", load_worker)
+    storage = open_storage(tmp_path)
+    settle_kernels(storage, ChosenKernels("graphs"), "another")
+    with pytest.raises(
+        KernelsError, match=r"has graphs kernels, and here CUDA graphs fail here \(no capture\): mend that"
+    ):
+        run_worker.load_run_worker(EvalConfig(device="cuda", dtype="float32"), (), "worker-1", 1, storage)
+
+
 @pytest.mark.parametrize("command", ["generate", "bench", "train-heads", "tune"])
 def test_every_command_that_decodes_says_why_kernels_are_slow(command, tiny, cli, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere/no-such-g++")

@@ -15,6 +15,7 @@ from adadecode.engine.invariance import check_rows_independent
 from adadecode.engine.policy import Policy
 from adadecode.errors import KernelsError
 from adadecode.kernels import choose
+from adadecode.kernels.arithmetic import PLAIN_BACKENDS
 from adadecode.kernels.choose import choose_kernels
 from adadecode.kernels.eager import EagerStep
 from adadecode.kernels.native import NativeStep
@@ -89,6 +90,7 @@ def test_auto_does_without_graphs_where_they_fail_and_says_what_failed():
     ]
     assert type(model.new_step(8, 20)) is EagerStep
     assert model.steps.attention == "MATH", "nothing but one call of torch after the other"
+    assert model.new_step(8, 20)._prompts == PLAIN_BACKENDS, "of prompts too"
     check_rows_independent(model, 8)
     request = Request([5, 6, 7] * 3, 20, record_logits=True)
     policy = Policy((1, 2, 3), (0.05,) * 3, 5)

@@ -68,7 +68,7 @@ def failing(error: BaseException) -> Callable[[], object]:
 def test_memory_that_runs_out_in_a_capture_is_not_hidden_by_the_capture_that_cannot_end(device):
     device.ending = torch.AcceleratorError("operation failed due to a previous error during capture")
     with pytest.raises(torch.OutOfMemoryError, match="20 MiB") as caught:
-        capture(failing(torch.OutOfMemoryError("tried to allocate 20 MiB")), pool=(0, 1))
+        capture(failing(torch.OutOfMemoryError("tried to allocate 20 MiB")), pool=(0, 1), device_idx=0)
     assert device.current == "outer"
     assert caught.value.__suppress_context__, "a log shows the first error alone"
 
@@ -77,7 +77,7 @@ def test_a_sample_whose_capture_finds_no_memory_is_tried_again_and_the_device_is
     device.ending = torch.AcceleratorError("operation failed due to a previous error during capture")
     model = tiny_model(num_layers=1)
     call = failing(torch.OutOfMemoryError("tried to allocate 20 MiB"))
-    failure = result_or_failure("a sample", lambda: capture(call, pool=(0, 1)), model)
+    failure = result_or_failure("a sample", lambda: capture(call, pool=(0, 1), device_idx=0), model)
     assert isinstance(failure, Failure)
     assert (failure.error_type, failure.is_out_of_memory) == ("OutOfMemoryError", True)
     assert len(device.captured_on) == 2
@@ -87,13 +87,13 @@ def test_a_sample_whose_capture_finds_no_memory_is_tried_again_and_the_device_is
 def test_a_capture_that_only_fails_to_end_says_so(device):
     device.ending = torch.AcceleratorError("unspecified launch failure")
     with pytest.raises(torch.AcceleratorError, match="launch failure"):
-        capture(lambda: None, pool=(0, 1))
+        capture(lambda: None, pool=(0, 1), device_idx=0)
     assert device.current == "outer"
 
 
 def test_all_captures_are_on_one_stream(device):
     for _ in range(3):
-        capture(lambda: None, pool=(0, 1))
+        capture(lambda: None, pool=(0, 1), device_idx=0)
     assert device.captured_on == ["side 1"] * 3
     assert device.num_streams == 1
     assert device.current == "outer"

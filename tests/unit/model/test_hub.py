@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from adadecode.errors import UsageError
+from adadecode.model.files import ModelFiles
+from adadecode.model.weight_files import fetch_weights
 from tests.folders import save_tiny_model
 from tests.hub import serving
 from tests.model_folders import edit
@@ -67,3 +70,18 @@ def test_of_workers_on_one_node_one_fetches_each_file_of_a_hubs_model(tmp_path):
     (weights, fetch_s), (others_weights, others_fetch_s) = map(json.loads, told)
     assert weights == others_weights
     assert min(fetch_s, others_fetch_s) > 1.0, "the one that did not fetch waited"
+
+
+def test_a_hubs_model_with_pickled_weights_alone_is_refused_and_nothing_of_them_is_fetched(tmp_path, monkeypatch):
+    """In this process: where the hub and its cache are is read when its client is imported."""
+    folder = save_tiny_model(tmp_path / "served", num_layers=2)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with serving(folder, "org/pickled") as hub:
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        constants = {"HF_HUB_CACHE": str(tmp_path / "cache"), "ENDPOINT": hub.address}
+        constants["HUGGINGFACE_CO_URL_TEMPLATE"] = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, value in constants.items():
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        with pytest.raises(UsageError, match=r"its weights are pickled \(pytorch_model.bin\).*may hold code"):
+            fetch_weights(ModelFiles("org/pickled", "org/pickled"))
+    assert "pytorch_model.bin" not in hub.fetched

@@ -4,11 +4,14 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from adadecode.doctor.checks import CHECKS
 from adadecode.doctor.finding import Finding
 from adadecode.doctor.subject import Subject
 from adadecode.errors import UsageError
 from adadecode.settings import EvalConfig
+from ray_jobs import doctor
 from ray_jobs.cluster import mixed_versions
 from ray_jobs.doctor import (
     dashboard_finding,
@@ -195,6 +198,23 @@ def test_a_cluster_of_our_own_without_a_token_is_a_warning(monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     (found,) = [finding for finding in own_cluster(EvalConfig(), NODE) if finding.status != "ok"]
     assert (found.check, found.status) == ("authentication", "warning")
+
+
+def test_a_gpu_with_no_room_for_a_context_is_one_line_and_no_traceback(monkeypatch, tmp_path):
+    def full(_: int) -> None:
+        raise torch.OutOfMemoryError("CUDA error: out of memory")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", full)
+    monkeypatch.setattr(doctor, "OF_DRIVER", ())
+    monkeypatch.setattr(doctor, "OF_WORKER", tuple(check for check in CHECKS if check.name == "gpus"))
+    found = list(doctor.examine_on_ray(EvalConfig(device="cuda"), str(tmp_path)))
+    assert [(one.check, one.status) for one in found if one.check in ("cluster", "gpus")] == [
+        ("cluster", "ok"),
+        ("gpus", "will fail"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -94,17 +94,29 @@ def test_a_label_that_a_node_lacks_is_no_value():
 @pytest.mark.parametrize(
     ("settings", "nodes", "line"),
     [
-        (config(), [H100, H100, UNKNOWN], "ok         GPU types: H100 on 2 nodes"),
+        (config(workers=2), [H100, H100], "ok         GPU types: H100 on 2 nodes"),
         (
-            config(),
-            NODES,
-            "will fail  GPU types: A100 on 1 node, H100 on 2 nodes, and the speeds of one table would be averages over "
-            "them: keep to one with --label-selector ray.io/accelerator-type=H100, or mix them knowingly with "
-            "--label-selector 'ray.io/accelerator-type=in(A100,H100)'",
+            config(workers=2),
+            [H100, H100, UNKNOWN],
+            "warning    GPU types: H100 on 2 nodes, GPUs that Ray does not know on 1 node: should they be others, the "
+            "table's speeds are averages over them: keep to one with --label-selector ray.io/accelerator-type=H100",
         ),
-        (config(f"{ACCELERATOR}=A100"), NODES, "ok         GPU types: A100 on 1 node"),
         (
-            config(f"{ACCELERATOR}=in(A100,H100)"),
+            config(workers=1),
+            NODES,
+            "ok         GPU types: A100 on 1 node, H100 on 2 nodes, GPUs that Ray does not know on 1 node; one worker "
+            "mixes none",
+        ),
+        (
+            config(workers=2),
+            NODES,
+            "will fail  GPU types: A100 on 1 node, H100 on 2 nodes, GPUs that Ray does not know on 1 node, and the "
+            "speeds of one table would be averages over them: keep to one with --label-selector "
+            "ray.io/accelerator-type=H100, or mix them knowingly with --label-selector 'ray.io/accelerator-type=in(A100,H100)'",
+        ),
+        (config(f"{ACCELERATOR}=A100", workers=2), NODES, "ok         GPU types: A100 on 1 node"),
+        (
+            config(f"{ACCELERATOR}=in(A100,H100)", workers="auto"),
             NODES,
             "warning    GPU types: A100 on 1 node, H100 on 2 nodes, as --label-selector says: the table's speeds are "
             "averages over them: keep to one with ray.io/accelerator-type=H100",
