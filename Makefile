@@ -34,6 +34,7 @@ efficiency: $(READY)
 	PYTHONPATH=. $(BIN)/python tests/efficiency/driver_memory.py --samples 100000
 	PYTHONPATH=. $(BIN)/python tests/efficiency/scheduler_cost.py
 	PYTHONPATH=. $(BIN)/python tests/efficiency/driver_scaling.py --actors 8
+	PYTHONPATH=. $(BIN)/python tests/efficiency/job_overhead.py --repeats 1
 	PYTHONPATH=. $(BIN)/python tests/efficiency/bucket_commits.py --shards 300
 
 lint: $(READY)

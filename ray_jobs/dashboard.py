@@ -14,7 +14,7 @@ from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobSubmissionClient
 
 from adadecode.errors import UsageError
-from adadecode.printable import on_one_line
+from adadecode.printable import has_password, on_one_line, without_password
 from ray_jobs.cluster import TOKEN_REMEDY
 
 ANSWER_S = 60.0
@@ -34,7 +34,7 @@ class PatientClient(JobSubmissionClient):
 
     def log_session(self) -> aiohttp.ClientSession:
         """A session with the token, for requests whose answers come in pieces."""
-        return aiohttp.ClientSession(self._address, headers=self._headers, cookies=self._cookies)
+        return aiohttp.ClientSession(headers=self._headers, cookies=self._cookies)
 
 
 def open_dashboard(address: str | None) -> tuple[PatientClient, str]:
@@ -42,11 +42,14 @@ def open_dashboard(address: str | None) -> tuple[PatientClient, str]:
 
     An address that is given wins over the variables, where Ray's own client heeds them alone. Raises UsageError.
     """
-    if address is not None and not is_web_address(address):
-        raise UsageError(
-            f"--address {on_one_line(repr(address))}: submit needs the dashboard's, such as http://HOST:8265"
-        )
     name, found = ("--address", address) if address is not None else address_of_environment()
+    if has_password(found):
+        raise UsageError(
+            f"{name} {on_one_line(repr(without_password(found)))}: leave its user name and password out, as commands with "
+            f"it are shown; where the dashboard asks for a token {TOKEN_REMEDY}"
+        )
+    if address is not None and not is_web_address(address):
+        raise UsageError(f"--address {on_one_line(repr(address))}: give the dashboard's, such as http://HOST:8265")
     try:
         if not is_web_address(found):
             found = get_address_for_submission_client(None)  # asks the head of a cluster where its dashboard is

@@ -4,6 +4,7 @@ import importlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal
 
 from adadecode.evaluation.observer import QUIET, Observer
@@ -126,7 +127,7 @@ class EvaluationDriver(Driver):
         return self._stop()
 
     def on_wait(self) -> None:
-        importlib.import_module("adadecode.runs.result")  # takes a second, when the run is closed or while actors start
+        _import_statistics()
         self._prepared.lease.check()
         workers = worker_states(self._scheduler, self._pool)
         self._observer.on_workers(workers)
@@ -138,6 +139,12 @@ class EvaluationDriver(Driver):
 
     def on_lost_actor(self, line: str) -> None:
         self._observer.on_lost_worker(line)
+
+
+@cache
+def _import_statistics() -> None:
+    """Takes a second, which the end of the run would cost, while actors start."""
+    importlib.import_module("adadecode.runs.result")
 
 
 class Waiting:

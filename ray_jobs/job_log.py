@@ -1,4 +1,4 @@
-"""A job's log, read as it grows: each byte comes over the wire once, also where connections break.
+"""A job's log, read as it grows: what was shown of it is not fetched whole again where connections break.
 
 Ray has three ways to a log (2.60, `dashboard/modules/job` and `log`). `get_job_logs` fetches all of it. `tail_job_logs`
 sends what is new while its connection lasts, and begins at the beginning each time one is opened. The state API
@@ -24,7 +24,7 @@ LAST_LINES, ALL_LINES = 2000, -1
 END_LEN = 16384
 INTERVAL_S = 0.5  # in which the head looks whether a log has grown
 QUIET_S = 60.0  # of a log, after which it is asked for anew: a connection may be cut without a sign
-UNPLACED_S = 5.0  # of quiet, after which what came is taken for all the last lines
+UNPLACED_S = 5.0  # after which what came is taken for all the last lines
 WHOLE_S = 3600.0  # that the head has for sending a whole log; its default is 30 s
 
 
@@ -37,8 +37,8 @@ def new_decoder() -> codecs.IncrementalDecoder:
 class JobLog:
     """What was shown of a log that grows at its end; lengths in bytes.
 
-    What comes after it is found in the log's last lines by its own end, END_LEN bytes. A log that repeats these word for
-    word is read again from its beginning.
+    What comes after it is found in the log's last lines by its own end, END_LEN bytes or all of a shorter log. One that
+    repeats these word for word is read again from its beginning.
     """
 
     say: Say
@@ -113,29 +113,34 @@ async def _read(
     wanted: dict[str, Any] = {"node_id": node_id, "filename": JOB_LOGS_PATH_TEMPLATE.format(submission_id=job_id)}
     wanted |= {"lines": reading.num_lines, "timeout": int(WHOLE_S)}
     wanted |= {"interval": INTERVAL_S} if kind == "stream" else {}
-    patience = aiohttp.ClientTimeout(total=None, sock_connect=ANSWER_S, sock_read=ANSWER_S if kind == "file" else None)
+    silence_s = ANSWER_S if kind == "file" else QUIET_S + ANSWER_S
+    patience = aiohttp.ClientTimeout(total=None, sock_connect=ANSWER_S, sock_read=silence_s)
     async with (
         client.log_session() as session,
-        session.get(f"/api/v0/logs/{kind}", params=wanted, timeout=patience) as answer,
+        session.get(f"{client.get_address()}/api/v0/logs/{kind}", params=wanted, timeout=patience) as answer,
     ):
         if not answer.ok:
             raise RuntimeError(f"status code {answer.status}: {on_one_line(await answer.text())}")
-        heard_at = time.monotonic()
+        opened_at = heard_at = time.monotonic()
         while True:
             try:
                 piece = await asyncio.wait_for(answer.content.readany(), None if kind == "file" else 2 * INTERVAL_S)
-            except TimeoutError:
+            except (TimeoutError, aiohttp.ClientPayloadError) as error:
+                if kind == "file":
+                    raise
+                if isinstance(error, aiohttp.ClientPayloadError):  # the head ends each after a while
+                    log.is_lost = not reading.is_placed()
+                    return
                 quiet_s = time.monotonic() - heard_at
                 log.is_lost = not reading.is_placed() and quiet_s > UNPLACED_S
                 if log.is_lost or quiet_s > QUIET_S or await asyncio.to_thread(has_ended):
                     return
                 continue
-            except aiohttp.ClientPayloadError:
-                if kind == "file":
-                    raise
-                return  # the head ends each after a while
             if not piece:
                 log.is_lost = not reading.is_placed()
                 return
             heard_at = time.monotonic()
             reading.add(piece)
+            if kind == "stream" and not reading.is_placed() and heard_at - opened_at > UNPLACED_S:
+                log.is_lost = True  # also where the log goes on and on
+                return

@@ -66,13 +66,15 @@ def follow_job(
             if details.driver_node_id is not None:
                 show_growth(client, job_id, details.driver_node_id, log, lambda: has_ended(client, job_id))
             lost_at = None
+        except BrokenPipeError:  # of what is shown: no connection breaks so
+            raise
         except LOST as error:
             if is_unknown_job(error):
                 raise AdaDecodeError(
                     f"the cluster at {address} knows no job {job_id} any more: its head was started anew; what is "
                     "committed stays, and the same command continues"
                 ) from error
-            if lost_at is None:
+            if lost_at is None or log.shown_len > shown_len:
                 lost_at = clock()
                 say(f"the connection to {address} is lost; trying again for {RETRY_S:.0f} s ({on_one_line(error)})\n")
             if clock() - lost_at > RETRY_S:
@@ -117,7 +119,7 @@ def stop_command(job_id: str, address: str) -> str:
 def find_job(client: PatientClient, job_id: str, address: str) -> JobDetails:
     """The record of a job that was submitted; raises UsageError where there is none, AdaDecodeError without an answer."""
     try:
-        details = client.get_job_info(job_id) if re.fullmatch(r"[\w.-]+", job_id) else None
+        details = client.get_job_info(job_id) if re.fullmatch(r"\w[\w.-]*", job_id) else None
     except LOST as error:
         if not is_unknown_job(error):
             raise AdaDecodeError(f"the dashboard at {address} does not answer: {on_one_line(error)}") from error
@@ -135,19 +137,29 @@ def show_log(client: PatientClient, job_id: str, say: Say, address: str) -> None
     details = find_job(client, job_id, address)
     try:
         show_end(client, job_id, details, JobLog(say))
+    except BrokenPipeError:
+        raise
     except LOST as error:
         raise AdaDecodeError(f"the dashboard at {address} does not answer: {on_one_line(error)}") from error
+
+
+def ask_to_stop(client: PatientClient, job_id: str, address: str) -> None:
+    """Asks a job to stop, as Ctrl-C asks a run; raises AdaDecodeError where the dashboard does not answer."""
+    try:
+        client.stop_job(job_id)
+    except LOST as error:
+        raise AdaDecodeError(
+            f"the dashboard at {address} does not answer, and job {job_id} may go on ({on_one_line(error)}): "
+            f"{stop_command(job_id, address)}"
+        ) from error
 
 
 def stop_job(
     client: PatientClient, job_id: str, address: str, pause: Callable[[float], None] = time.sleep
 ) -> JobDetails:
-    """Asks a job to stop, as Ctrl-C asks a run, and waits until it has ended; returns its record.
-
-    Raises AdaDecodeError where the dashboard does not answer.
-    """
+    """Asks a job to stop and waits until it has ended; returns its record; raises as `ask_to_stop` does."""
+    ask_to_stop(client, job_id, address)
     try:
-        client.stop_job(job_id)
         while not (details := client.get_job_info(job_id)).status.is_terminal():
             pause(POLL_S)
     except LOST as error:

@@ -16,15 +16,16 @@ from ray._private.thirdparty.pathspec.pathspec import PathSpec
 
 from adadecode.errors import UsageError
 from adadecode.printable import on_one_line
+from adadecode.settings.sending import LARGEST_MIB
 
 MIB = 1 << 20
-MOST_MIB, LARGEST_MIB = 100, 500  # unless told otherwise; Ray takes no package of 512
 NUM_NAMED = 3
 FIRST_DAY = (1980, 1, 1, 0, 0, 0)  # so that the same files are the same archive
 # What often holds a secret, and what no job needs; patterns as in .gitignore, in small letters.
 NEVER_SENT = (
     *(".git", ".venv/", "venv/", "__pycache__/", ".cache/", ".tox/", ".nox/", ".ipynb_checkpoints/", "node_modules/"),
     *(".env*", ".netrc", ".git-credentials", ".npmrc", ".pypirc", ".s3cfg", ".boto", ".vault-token", ".htpasswd"),
+    *(".pgpass", ".ray/"),
     *(".ssh/", ".aws/", ".azure/", ".kube/", ".docker/", ".gnupg/", "**/.config/gcloud/", ".huggingface/"),
     *("*.pem", "*.key", "*.p12", "*.pfx", "*.ppk", "*.jks", "*.kdbx", "application_default_credentials.json"),
     *("id_rsa", "id_dsa", "id_ecdsa", "id_ed25519", "id_ecdsa_sk", "id_ed25519_sk"),

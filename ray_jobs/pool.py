@@ -52,7 +52,8 @@ class PooledActor:
     def hello(self, asked_at: float, threads: int) -> Place:
         """Where this process runs, which was asked for at `asked_at` (`time.time`) and computes with `threads`.
 
-        Answers as soon as it does, and before anything is loaded or written.
+        Answers as soon as it does, before the model is loaded and before anything is written. What the actor's module
+        imports is imported by then: where that is torch, the variable set here comes too late for it (`use_threads`).
         """
         self.process_s = max(0.0, time.time() - asked_at)
         # in a `runtime_env` it would have Ray start a process of its own, where one may wait that has Ray loaded

@@ -14,23 +14,22 @@ from ray.dashboard.modules.job.pydantic_models import JobDetails, JobType
 
 from adadecode.errors import UsageError
 from adadecode.files import readable, short_hash
-from adadecode.printable import on_one_line, without_password
+from adadecode.printable import has_password, on_one_line, without_password
 from adadecode.records import Say
 from ray_jobs.cluster import STOP_WAIT
-from ray_jobs.dashboard import ANSWER_S, PatientClient
+from ray_jobs.dashboard import PatientClient
 from ray_jobs.jobs import POLL_S
 from ray_jobs.packing import package_of
 
-AGENT_TIMEOUT_S = 60.0
+RETRY_S = 60.0  # of a head that has no agent yet, or a connection that breaks
 STOP_WAIT_S = 300  # that a driver has for its tables once its job is stopped; Ray's own 3 s are too few
 RUN_KEY = "adadecode_run"  # of a job's metadata: a hash of where its run lies
 NAME_LEN = 80
 LEAST_SECRET_LEN = 8
 SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY", re.IGNORECASE)
-USER_IN_URL = re.compile(r"://[^/\s]*@")
 # The folder of the interpreter that Ray runs on, found by the library that the shell's parent has loaded: the PATH of a
 # head that was started as .venv/bin/ray may begin with another. Nothing where there is no /proc.
-RAY_LIBRARY = r"s|.* \(/.*\)/lib/python[^/]*/site-packages/ray/_raylet.so$|\1/bin:|p"
+RAY_LIBRARY = r"s|.* \(/.*\)/lib[64]*/python[^/]*/[a-z]*-packages/ray/_raylet.so$|\1/bin:|p"
 RAY_BIN = f"$(sed -n '{RAY_LIBRARY}' /proc/$PPID/maps 2>/dev/null | head -n 1)"
 
 
@@ -41,8 +40,8 @@ class Submission:
     command: str
     arguments: tuple[str, ...]
     out: str
+    most_mib: int  # of working_dir
     working_dir: Path | None = None
-    most_mib: int = 100
     requirements: Path | None = None
 
     @property
@@ -54,7 +53,7 @@ class Submission:
     @property
     def run_key(self) -> str:
         """What tells this run from others of the same name."""
-        return short_hash(without_password(self.out))
+        return short_hash(without_password(self.out.rstrip("/")))
 
 
 @dataclass(frozen=True)
@@ -70,24 +69,13 @@ def submit_job(client: PatientClient, submission: Submission, address: str, say:
 
     Raises UsageError for what must not be stored on a cluster or cannot be sent, and where the cluster takes no job.
     """
-    deadline = time.monotonic() + AGENT_TIMEOUT_S
     try:
-        jobs = client.list_jobs()
-        if (active := active_job(jobs, submission.run_key)) is not None:
-            return Submitted(active, is_new=False)
         with tempfile.TemporaryDirectory(prefix="adadecode-") as scratch:
-            environment = runtime_env(submission, Path(scratch), say)
-            while True:
-                job_id = free_id(run_name(submission.out), {job.submission_id for job in jobs})
-                if _take(client, submission, job_id, environment, deadline):
-                    return Submitted(job_id, is_new=True)
-                jobs = client.list_jobs()
-                if (active := active_job(jobs, submission.run_key)) is not None:  # of two at once, the other's
-                    return Submitted(active, is_new=False)
-    except requests.Timeout as error:
+            return _try_to_submit(client, submission, Path(scratch), say)
+    except (requests.Timeout, requests.ConnectionError) as error:
         raise UsageError(
-            f"the cluster at {address} gave no answer for {ANSWER_S:.0f} s and may have taken the job: the same command "
-            "follows it, or submits it again"
+            f"the connection to {address} broke, and the cluster may have taken the job: the same command follows it, or "
+            f"submits it again ({on_one_line(error)})"
         ) from error
     except UsageError:
         raise
@@ -95,30 +83,46 @@ def submit_job(client: PatientClient, submission: Submission, address: str, say:
         raise UsageError(f"the cluster at {address} did not take the job: {refusal(error)}") from error
 
 
-def _take(
-    client: PatientClient, submission: Submission, job_id: str, environment: dict[str, Any], deadline: float
-) -> bool:
-    """Submits the job; False where it is to be tried again, with another id or after the head's agent has started."""
-    try:
-        metadata = {RUN_KEY: submission.run_key}
-        client.submit_job(
-            entrypoint=submission.entrypoint, submission_id=job_id, runtime_env=environment, metadata=metadata
-        )
-    except RuntimeError as error:
-        is_starting = "No available agent" in str(error)
-        if "already exists" not in str(error) and not (is_starting and time.monotonic() < deadline):
-            raise
-        if is_starting:
-            time.sleep(POLL_S)
-        return False
-    return True
+def _try_to_submit(client: PatientClient, submission: Submission, scratch: Path, say: Say) -> Submitted:
+    """The job of a run; tries again for RETRY_S where that may help: of a job that was taken unheard, it finds that one."""
+    environment: dict[str, Any] | None = None
+    deadline: float | None = None
+    while True:
+        try:
+            jobs = client.list_jobs()
+            if (active := active_job(jobs, submission.run_key)) is not None:
+                return Submitted(active, is_new=False)
+            environment = environment or runtime_env(submission, scratch, say)
+            job_id = free_id(run_name(submission.out), {job.submission_id for job in jobs})
+            client.submit_job(
+                entrypoint=submission.entrypoint,
+                submission_id=job_id,
+                runtime_env=environment,
+                metadata={RUN_KEY: submission.run_key},
+            )
+            return Submitted(job_id, is_new=True)
+        except (RuntimeError, requests.ConnectionError) as error:
+            if not may_pass(error) or (deadline is not None and time.monotonic() > deadline):
+                raise
+            if deadline is None and isinstance(error, requests.ConnectionError):
+                say(f"the connection broke; trying again for {RETRY_S:.0f} s ({on_one_line(error)})\n")
+            deadline = deadline or time.monotonic() + RETRY_S
+        time.sleep(POLL_S)
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether another try may succeed: the connection broke, the head's agent has not started, or an id was just taken."""
+    if isinstance(error, requests.ConnectionError):
+        return True
+    said = str(error)
+    return "No available agent" in said or ("submission_id" in said and "already exists" in said)
 
 
 def refusal(error: Exception) -> str:
     """Why a cluster took no job, in a line with the remedy."""
     if "No available agent" in str(error):
         return (
-            f"no agent has answered on its head for {AGENT_TIMEOUT_S:.0f} s. Most likely another Ray on that host has the "
+            f"no agent has answered on its head for {RETRY_S:.0f} s. Most likely another Ray on that host has the "
             "agent's port (52365): stop that one, or start the head with another --dashboard-agent-listen-port; its "
             "dashboard_agent.log says more"
         )
@@ -174,12 +178,12 @@ def read_requirements(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8", errors="replace")
     lines = [line for written in text.splitlines() if (line := re.sub(r"(^|\s)#.*", "", written).strip())]
     for line in lines:
-        if USER_IN_URL.search(line):
+        if has_password(line):
             raise UsageError(
-                f"--requirements {str(path)!r}: {on_one_line(without_password(line))!r} has a password, and a job's "
-                "environment is stored and shown on the cluster: set up pip's index on its nodes"
+                f"--requirements {str(path)!r}: {on_one_line(without_password(line))!r} has a user name or a password, and "
+                "a job's environment is stored and shown on the cluster: set up pip's index on its nodes"
             )
-        if re.match(r"(-r|-c|-e|--requirement|--constraint|--editable)\b|\.{0,2}/|file:", line):
+        if re.match(r"(-r|-c|-e|--requirement|--constraint|--editable)\b|\.{0,2}/|(.*@\s*)?file:", line):
             raise UsageError(
                 f"--requirements {str(path)!r}: {on_one_line(line)!r} names a file of this machine, which the nodes lack: "
                 "give packages with versions"
@@ -195,10 +199,10 @@ def check_no_secret(arguments: Sequence[str], environ: Mapping[str, str]) -> Non
         name: value for name, value in environ.items() if SECRET_NAMES.search(name) and len(value) >= LEAST_SECRET_LEN
     }
     for argument in arguments:
-        if USER_IN_URL.search(argument):
+        if has_password(argument):
             raise UsageError(
                 f"{on_one_line(repr(without_password(argument)))}: a job's command is stored and shown on the cluster, and "
-                "this has a password in it; leave it out, and set keys where the head is started"
+                "this has a user name or a password in it; leave it out, and set keys where the head is started"
             )
         if (found := next((name for name, value in secrets.items() if value in argument), None)) is not None:
             raise UsageError(

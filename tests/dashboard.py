@@ -14,6 +14,7 @@ from ray.job_submission import JobStatus
 from ray_jobs.dashboard import PatientClient
 
 TICK_S = 0.005
+PREFIX = "/team"  # of a proxy, with or without which it answers
 ARRIVAL_S = 0.1  # before a cut: what a client has received and not read by then is lost to it
 LARGEST_PIECE = 65536  # as Ray sends them
 
@@ -32,6 +33,11 @@ class Dashboard(ThreadingHTTPServer):
         self.log, self.on_request = bytearray(log), on_request
         self.records: dict[str, dict[str, Any]] = {"job-1": record("job-1")}
         self.num_sent = self.num_asked = 0
+        self.lines_asked: list[int] = []  # of each request for the log
+        self.submitted: list[dict[str, Any]] = []
+        self.on_submit: Callable[[int], bytes | None] = lambda number: (
+            b""
+        )  # an error's text; None: cut without an answer
         self.is_down = False
         self.thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
 
@@ -75,7 +81,7 @@ class Answer(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        url = urlsplit(self.path)
+        url = urlsplit(self.path.removeprefix(PREFIX))
         if self.server.is_down:
             self.close_connection = True
         elif url.path == "/api/version":
@@ -89,8 +95,28 @@ class Answer(BaseHTTPRequestHandler):
             self.send_log(url.path.rpartition("/")[2], parse_qs(url.query))
 
     def do_POST(self) -> None:
-        self.server.end_as(JobStatus.STOPPED)
-        self.answer(200, {"stopped": True})
+        if self.server.is_down:
+            self.close_connection = True
+        elif urlsplit(self.path).path == "/api/jobs/":
+            self.take_job(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        else:
+            self.server.end_as(JobStatus.STOPPED)
+            self.answer(200, {"stopped": True})
+
+    def take_job(self, job: dict[str, Any]) -> None:
+        """Makes a job of it; where `on_submit` says so, its client does not hear of that, or is refused."""
+        server = self.server
+        server.submitted.append(job)
+        error = server.on_submit(len(server.submitted) - 1)
+        if error:
+            self.answer(500, error.decode())
+            return
+        job_id = job["submission_id"]
+        server.records[job_id] = record(job_id, entrypoint=job["entrypoint"], metadata=job["metadata"])
+        if error is None:
+            self.close_connection = True
+        else:
+            self.answer(200, {"job_id": job_id, "submission_id": job_id})
 
     def answer(self, status: int, content: Any) -> None:
         body = json.dumps(content).encode()
@@ -105,6 +131,7 @@ class Answer(BaseHTTPRequestHandler):
         left = server.on_request(server.num_asked)
         server.num_asked += 1
         num_lines = int(query["lines"][0])
+        server.lines_asked.append(num_lines)
         log = bytes(server.log)
         start = 0 if num_lines < 0 else len(log) - len(b"".join(log.splitlines(keepends=True)[-num_lines:]))
         self.send_response(200)

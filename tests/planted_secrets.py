@@ -37,6 +37,8 @@ FILES = (
         ".config/gcloud/access.db",
         ".git/config",
         ".huggingface/token",
+        ".ray/auth_token",
+        ".pgpass",
     ),
 )
 PACKED = re.compile(rb"H4sI[A-Za-z0-9+/=]{40,}")  # gzip in base64, as in a page

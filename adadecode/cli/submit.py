@@ -13,13 +13,13 @@ from adadecode.cli.console import say, say_on_stderr
 from adadecode.cli.options import some_path, some_text
 from adadecode.errors import EXIT_INCOMPLETE, EXIT_OK, UsageError
 from adadecode.printable import printable
+from adadecode.settings.sending import LARGEST_MIB, MOST_MIB
 
 if TYPE_CHECKING:
     from ray_jobs.dashboard import PatientClient
 
 SUBMITTED = ("eval", "sweep", "train-heads", "tune", "certify")
 ADDRESS_HELP = "The head's dashboard.  [default: $RAY_API_SERVER_ADDRESS, $RAY_ADDRESS, else http://127.0.0.1:8265]"
-MOST_MIB, LARGEST_MIB = 100, 500  # of a folder that is sent; Ray takes no package of 512
 
 
 @click.command("submit", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -68,7 +68,7 @@ def submit_command(
     check_no_secret(arguments, os.environ)
     arguments = with_absolute_out(arguments)
     out = arguments[arguments.index("--out") + 1]
-    submission = Submission(command, arguments, out, working_dir, max_mib, requirements)
+    submission = Submission(command, arguments, out, max_mib, working_dir, requirements)
     if command == "certify":
         say_keys_stay()
     client, address = open_dashboard(address)
@@ -97,7 +97,7 @@ def say_keys_stay() -> None:
 def follow_or_leave(client: "PatientClient", job_id: str, address: str) -> int:
     """Shows a job's log until it has ended; returns its driver's exit code, and 4 where Ctrl-C left it running."""
     from ray_jobs.job_log import JobLog
-    from ray_jobs.jobs import exit_code, follow_command, follow_job, stop_command
+    from ray_jobs.jobs import ask_to_stop, exit_code, follow_command, follow_job, stop_command
 
     log = JobLog(show_text)
     try:
@@ -106,7 +106,7 @@ def follow_or_leave(client: "PatientClient", job_id: str, address: str) -> int:
         except KeyboardInterrupt:
             if not is_stop_wanted(job_id):
                 raise
-            client.stop_job(job_id)
+            ask_to_stop(client, job_id, address)
             details = follow_job(client, job_id, show_text, address, log)
     except KeyboardInterrupt:
         say(f"job {job_id} is left running")

@@ -46,14 +46,16 @@ class StartUp:
 
 def start_up_lines(workers: Iterable[Mapping[str, Any]]) -> list[str]:
     """A line with the longest start-up of `workers`, facts of any content, by what it was for; none where none says it."""
-    laps = {worker.get("worker_id"): seconds for worker in workers if (seconds := _seconds(worker.get("start_up")))}
-    if not laps:
+    found = ((worker.get("worker_id"), _seconds(worker.get("start_up"))) for worker in workers)
+    said = [
+        (worker_id, laps) for worker_id, laps in found if laps
+    ]  # a resumed run's workers have the names of the first
+    if not said:
         return []
-    totals = {worker: sum(seconds.values()) for worker, seconds in laps.items()}
-    slowest = max(totals, key=lambda worker: totals[worker])
-    parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in laps[slowest].items() if seconds >= 0.05)
-    of = f"start-up of {on_one_line(slowest)}" + (f", the longest of {len(laps)} workers" if len(laps) > 1 else "")
-    return [f"{of}: {totals[slowest]:.1f} s ({parts})"]
+    worker_id, laps = max(said, key=lambda one: sum(one[1].values()))
+    parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in laps.items() if seconds >= 0.05)
+    of = f"start-up of {on_one_line(worker_id)}" + (f", the longest of {len(said)} workers" if len(said) > 1 else "")
+    return [f"{of}: {sum(laps.values()):.1f} s ({parts})"]
 
 
 def _seconds(start_up: Any) -> dict[str, float]:

@@ -19,10 +19,12 @@ KERNELS_FILE = "kernels.json"
 def settled_kernels(storage: Storage) -> ChosenKernels | None:
     """The kernels of the run; None before a worker has loaded. Raises RunFolderError when they cannot be read."""
     try:
-        found = from_json(storage.read(KERNELS_FILE))
-        return ChosenKernels(found["kernels"], found["because"])
+        content = storage.read(KERNELS_FILE)
     except FileNotFoundError:
         return None
+    try:
+        found = from_json(content)
+        return ChosenKernels(found["kernels"], found["because"])
     except (ValueError, KeyError, TypeError) as error:
         raise RunFolderError(
             f"{join(storage.location, KERNELS_FILE)}: damaged; delete it and run the same command again"

@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from adadecode.errors import AdaDecodeError, LeaseError, RunFolderError
 from adadecode.files import from_json
+from adadecode.runs.patience import PassingError
 from adadecode.runs.storage import Storage
 
 HEARTBEAT_S = 5.0
@@ -154,6 +155,8 @@ class Lease:
             if (OWNER - content["owner"].keys()) or ({"beat", "released"} - content.keys()):
                 return None
             _seconds_since(content.get("beat_at", content["since"]))
+        except PassingError:
+            raise  # a disk that does not answer does not say that nobody holds the lease
         except (FileNotFoundError, ValueError, AttributeError, KeyError, TypeError):
             return None  # deleted by its successor, or damaged: no driver writes such a file
         return content

@@ -9,15 +9,21 @@ from adadecode.files import from_json
 from adadecode.runs.commits import commit_names, each, read_commit
 from adadecode.runs.editions import WITHDRAWN
 from adadecode.runs.fingerprint import changed_settings
+from adadecode.runs.patience import PassingError
 from adadecode.runs.storage import Storage, open_storage
 
 RUN_FILE = "run.json"
 
 
 def run_in(storage: Storage) -> dict[str, Any]:
-    """The run.json in `storage`; raises RunFolderError when it has none that names a run."""
+    """The run.json in `storage`; raises RunFolderError when it has none that names a run.
+
+    As PassingError when the storage does not answer, which says nothing of what is there.
+    """
     try:
         run = from_json(storage.read(RUN_FILE))
+    except PassingError:
+        raise
     except (FileNotFoundError, ValueError) as error:
         raise RunFolderError(f"{storage.location!r} is not a run folder: it has no readable {RUN_FILE}") from error
     if not isinstance(run, dict) or not all(isinstance(run.get(name), str) for name in ("run_id", "fingerprint")):
@@ -28,11 +34,16 @@ def run_in(storage: Storage) -> dict[str, Any]:
 
 
 def shard_size_at(location: str | Path | None) -> int | None:
-    """The size of the shards of the run at `location`; None where none is, or it does not tell."""
+    """The size of the shards of the run at `location`; None where none is, or it does not tell.
+
+    Raises PassingError when the storage does not answer: another size would be another run's.
+    """
     if location is None:
         return None
     try:
         size = part_of(run_in(open_storage(location)), "config").get("shard_size")
+    except PassingError:
+        raise
     except RunFolderError:
         return None  # no run: what else is wrong there whoever opens the folder says
     return size if type(size) is int and size >= 1 else None

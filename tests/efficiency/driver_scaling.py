@@ -51,7 +51,7 @@ class Sleeper(PooledActor):
         return Done(ShardOutcome(len(work.shard.examples), 0, 0, 0.0, 0, 0), self.seconds)
 
 
-class Stopwatch(Quiet):
+class Starter(Quiet):
     """Lets the actors begin once all are there, and notes when they began and ended."""
 
     def __init__(self, num_actors: int, go: Path) -> None:
@@ -86,7 +86,7 @@ def measure(address: str, num_actors: int, shards_per_actor: int, seconds: float
         flags = {"task": "jsonl", "data_file": str(prompts), "shard_size": SHARD_SIZE, "workers": num_actors}
         config = build_settings(EvalConfig, None, flags | {"threads": 1, "address": address})
         actor_class = ray.remote(type("TimedSleeper", (Sleeper,), {"go": go, "seconds": seconds}))
-        watch, asked_at = Stopwatch(num_actors, go), time.monotonic()
+        watch, asked_at = Starter(num_actors, go), time.monotonic()
         with open_run(config, Path(folder, "run")) as prepared:
             run_on_ray(prepared, watch, actor_class=actor_class)
     assert watch.num_samples == num_samples, watch.num_samples

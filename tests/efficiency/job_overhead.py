@@ -5,21 +5,19 @@ object: the least and the median seconds of each stage. The first job, which fil
 stages are told by the modules it imports, through an audit hook that this script puts into it; the worker's by its
 `start_up` in run.json.
 
-    python tests/efficiency/job_overhead.py --repeats 5
+    python -m tests.efficiency.job_overhead --repeats 5
 """
 
-import contextlib
 import json
 import os
 import secrets
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -29,9 +27,9 @@ import requests
 
 from adadecode.provenance import cpu_name
 from adadecode.runs.folder import read_run, read_samples
+from tests.heads import BIN, free_ports, started_head
 
 REPOSITORY = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
 RUN = ("--task", "demo", "--limit", "2", "--workers", "1", "--threads", "1")
 MARKED = ("adadecode.api", "ray")  # modules at whose first import the driver's next stage begins
 DRIVER = (
@@ -54,39 +52,6 @@ if sys.orig_argv[1:4] == ["-m", "adadecode", "eval"]:
     mark("python")
     sys.addaudithook(hook)
 """
-
-
-@contextlib.contextmanager
-def head(environment: Mapping[str, str]) -> Generator[str]:
-    """A head of two CPUs on loopback; the address of its dashboard."""
-    port, dashboard, agent = free_ports(3)
-    command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={port}"]
-    command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
-    command += [f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats"]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
-    try:
-        for _ in range(450):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", dashboard)) == 0:
-                    break
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{dashboard}"
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=20)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody has."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def submit(address: str, environment: Mapping[str, str], out: Path) -> float:
@@ -141,7 +106,9 @@ def main(repeats: int) -> None:
         environment |= {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OVERHEAD_MARKS": str(folder / "marks")}
         environment["PYTHONPATH"] = os.pathsep.join((name, str(REPOSITORY)))
         found = []
-        with head(environment) as address:
+        port, dashboard, agent = free_ports(3)
+        address = f"http://127.0.0.1:{dashboard}"
+        with started_head(environment, port, dashboard, agent):
             for repeat in range(-1, repeats):
                 (folder / "marks").unlink(missing_ok=True)
                 out = folder / f"run{repeat}"

@@ -3,11 +3,9 @@
 The nodes are raylets of this machine, which Ray's fake provider starts and ends; the autoscaler is the real one.
 """
 
-import contextlib
 import json
 import os
 import secrets
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,8 +15,9 @@ import pytest
 import ray
 
 from adadecode.runs.folder import read_run
+from tests.heads import BIN, free_ports, started_head
 from tests.integration.runs import deterministic
-from tests.integration.test_submit import BIN, adadecode, free_ports, wait_for_head
+from tests.integration.test_submit import adadecode
 
 HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"  # the one that the fake provider expects
 HEAD_TYPE = "ray.head.default"
@@ -69,26 +68,9 @@ def scaled_head(tmp_path):
         "RAY_NODE_TYPE_NAME": HEAD_TYPE,  # as `ray up` and KubeRay set it
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     }
-    command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=0", f"--port={port}"]
-    command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
-    command += [
-        f"--dashboard-agent-listen-port={agent}",
-        "--disable-usage-stats",
-        f"--autoscaling-config={config_file}",
-    ]
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        wait_for_head(process, dashboard)
+    options = [f"--autoscaling-config={config_file}"]
+    with started_head(environment, port, dashboard, agent, *options, num_cpus=0):
         yield f"127.0.0.1:{port}", environment
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=20)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
 
 
 # A process of its own, as Ray reads a token once in a process: nodes that were ever there, and CPUs that are in the end.

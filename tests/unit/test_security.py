@@ -87,6 +87,19 @@ def test_a_password_in_a_url_is_refused_and_not_shown(cli, tiny, tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", [("jobs", "ls"), ("submit", "--no-wait")], ids=lambda command: command[0])
+@pytest.mark.parametrize("is_in_variable", [False, True])
+def test_a_password_in_a_dashboards_address_is_refused_and_not_shown(cli, monkeypatch, command, is_in_variable):
+    address = f"http://me:{IN_FILES}@127.0.0.1:1"
+    if is_in_variable:
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
+    given = () if is_in_variable else ("--address", address)
+    refused = cli(*command, *given, *(("eval", "--out", "/a/b") if command[0] == "submit" else ()))
+    assert refused.exit_code == 2
+    assert "leave its user name and password out" in refused.stderr
+    assert found_in((refused.stdout + refused.stderr).encode()) == []
+
+
 def test_a_text_may_have_what_looks_like_a_password():
     assert EvalConfig(system_prompt="Write to https://me@example.org").system_prompt is not None
 

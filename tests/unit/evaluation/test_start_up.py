@@ -64,6 +64,21 @@ def test_the_line_is_of_the_longest_start_up_and_of_what_took_a_tenth_of_a_secon
     assert start_up_lines([fast, slow]) == [f"start-up of w-1, the longest of 2 workers: 4.9 s ({parts})"]
 
 
+def test_workers_of_one_name_are_each_compared_as_a_resumed_run_has_them():
+    first, resumed = (
+        {"worker_id": "w-0", "start_up": FACTS},
+        {"worker_id": "w-0", "start_up": FACTS | {"imports_s": 1.0}},
+    )
+    for workers in ([first, resumed], [resumed, first]):
+        (line,) = start_up_lines(workers)
+        assert line.startswith("start-up of w-0, the longest of 2 workers: 4.9 s (")
+
+
+def test_a_worker_whose_name_is_anything_has_its_line():
+    (line,) = start_up_lines([{"worker_id": [], "start_up": FACTS}])
+    assert line.startswith("start-up of []: 4.9 s (")
+
+
 @pytest.mark.parametrize("stored", [None, 7, [], {}, {"model_s": "1"}, {"model_s": float("nan")}, {"warm_up_s": [1]}])
 def test_a_worker_that_does_not_say_is_left_out(stored):
     assert start_up_lines([{"worker_id": "w", "start_up": stored}, {}]) == []

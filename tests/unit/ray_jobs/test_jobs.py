@@ -1,6 +1,7 @@
 """A job's log over connections that break, its end, and the list of jobs; no cluster."""
 
 import itertools
+import threading
 import time
 
 import pytest
@@ -8,8 +9,8 @@ from ray.job_submission import JobStatus
 
 from adadecode.errors import AdaDecodeError, UsageError
 from ray_jobs import job_log
-from ray_jobs.jobs import MOST_S, RETRY_S, exit_code, find_job, follow_job, list_jobs, show_log, stop_job
-from tests.dashboard import Dashboard, record
+from ray_jobs.jobs import MOST_S, RETRY_S, ask_to_stop, exit_code, find_job, follow_job, list_jobs, show_log, stop_job
+from tests.dashboard import PREFIX, Dashboard, record
 
 NUM_LINES = 20_000
 LINES = [f"line {i} of the log, with Z\u00fcrich in it\n".encode() for i in range(NUM_LINES)]
@@ -92,6 +93,51 @@ def test_where_more_was_missed_than_the_last_lines_nothing_is_lost():
     assert dashboard.num_sent <= 20_000 + 2 * OF_LAST + len(LOG)
 
 
+def test_where_more_was_missed_a_log_that_is_never_quiet_is_shown_while_it_grows(monkeypatch):
+    monkeypatch.setattr(job_log, "INTERVAL_S", 0.2)  # so that no moment is quiet
+    monkeypatch.setattr(job_log, "UNPLACED_S", 0.2)
+    num_shown_while_written = 0
+
+    def write() -> None:
+        nonlocal num_shown_while_written
+        for _ in range(500):
+            if len(follower.text) > 20_000:
+                break
+            dashboard.log += LOG[len(dashboard.log) :][:100]
+            time.sleep(0.01)
+        num_shown_while_written = len(follower.text)
+        dashboard.end_as(JobStatus.SUCCEEDED)
+
+    def on_request(number: int) -> int | None:
+        if number == 1:
+            dashboard.log += LOG[len(dashboard.log) :][:200_000]
+            writer.start()
+        return 20_000 if number == 0 else None
+
+    writer = threading.Thread(target=write, daemon=True)
+    with Dashboard(LOG[:20_000], on_request) as dashboard:
+        follower = Follower(dashboard)
+        follower.follow()
+        writer.join()
+    assert num_shown_while_written > 20_000
+    assert follower.text == dashboard.log.decode(errors="replace")
+
+
+def test_where_more_was_missed_and_the_connection_breaks_again_all_of_it_is_read():
+    def on_request(number: int) -> int | None:
+        if number == 1:
+            dashboard.log += LOG[len(dashboard.log) :]
+        if number == 2:
+            dashboard.end_as(JobStatus.SUCCEEDED)
+        return (20_000, 30_000)[number] if number < 2 else None
+
+    with Dashboard(LOG[:20_000], on_request) as dashboard:
+        follower = Follower(dashboard)
+        follower.follow()
+    assert follower.text == LOG.decode()
+    assert dashboard.lines_asked[:3] == [job_log.ALL_LINES, job_log.LAST_LINES, job_log.ALL_LINES]
+
+
 def test_of_a_log_that_repeats_itself_no_line_is_lost_or_there_twice():
     log = b"the same line\n" * NUM_LINES
 
@@ -137,6 +183,58 @@ def test_a_lost_connection_is_told_once_and_no_line_is_lost_or_there_twice():
     assert told.count("\n") == 1
     follower.said.remove(told)
     assert follower.text == LOG[:5000].decode()
+
+
+def test_a_second_outage_after_the_log_went_on_has_its_own_five_minutes():
+    with Dashboard(LOG[:500]) as dashboard:
+        follower = Follower(dashboard)
+        client = dashboard.client()
+
+        def say(text: str) -> None:
+            follower.said.append(text)
+            if text.startswith("line 0"):
+                follower.now, dashboard.is_down = RETRY_S + 50, True
+
+        def pause(seconds: float) -> None:
+            follower.pause(seconds)
+            dashboard.is_down = False
+            if follower.now > RETRY_S:
+                dashboard.end_as(JobStatus.SUCCEEDED)
+
+        dashboard.is_down = True
+        details = follow_job(client, "job-1", say, dashboard.address, None, lambda: follower.now, pause)
+    assert details.status == JobStatus.SUCCEEDED
+    assert follower.text.count(" is lost; trying again") == 2
+
+
+def test_a_head_that_takes_a_request_for_a_log_and_never_answers_is_not_waited_for_for_ever(monkeypatch):
+    monkeypatch.setattr(job_log, "ANSWER_S", 0.1)
+    monkeypatch.setattr(job_log, "QUIET_S", 0.1)
+    with Dashboard(LOG[:500], lambda number: time.sleep(2.0)) as dashboard:
+        client, node_id, log = dashboard.client(), "a" * 56, job_log.JobLog(print)
+        with pytest.raises(OSError):  # noqa: PT011
+            job_log.show_growth(client, "job-1", node_id, log, lambda: False)
+        with pytest.raises(OSError):  # noqa: PT011
+            job_log.show_rest(client, "job-1", node_id, log)
+
+
+def test_where_nobody_reads_what_is_shown_no_connection_is_blamed():
+    def say(text: str) -> None:
+        raise BrokenPipeError
+
+    with Dashboard(LOG[:500]) as dashboard:
+        with pytest.raises(BrokenPipeError):
+            follow_job(dashboard.client(), "job-1", say, dashboard.address)
+        with pytest.raises(BrokenPipeError):
+            show_log(dashboard.client(), "job-1", say, dashboard.address)
+
+
+def test_a_dashboard_behind_a_path_has_logs_too():
+    with Dashboard(LOG[:500]) as dashboard:
+        said, address = [], dashboard.address + PREFIX
+        client = job_log.PatientClient(address)
+        show_log(client, "job-1", said.append, address)
+    assert "".join(said) == LOG[:500].decode()
 
 
 def test_a_connection_that_stays_lost_is_given_up_after_five_minutes_with_how_to_follow_the_job():
@@ -210,7 +308,14 @@ def test_a_stopped_job_is_waited_for():
         assert details.status == JobStatus.STOPPED
 
 
-@pytest.mark.parametrize("job_id", ["job-2", "../version", "", "\x1b[2J"])
+def test_a_stop_that_is_not_heard_is_one_line_with_the_command():
+    with Dashboard() as dashboard:
+        client, dashboard.is_down = dashboard.client(), True
+        with pytest.raises(AdaDecodeError, match=r"may go on .*: adadecode jobs stop --address .* job-1"):
+            ask_to_stop(client, "job-1", dashboard.address)
+
+
+@pytest.mark.parametrize("job_id", ["job-2", "../version", ".", "..", "", "\x1b[2J"])
 def test_a_job_that_is_none_is_one_line_that_names_the_list(job_id):
     with Dashboard() as dashboard, pytest.raises(UsageError, match="adadecode jobs ls --address") as caught:
         find_job(dashboard.client(), job_id, dashboard.address)

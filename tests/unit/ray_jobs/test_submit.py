@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from adadecode.cli.main import main
-from adadecode.cli.submit import LARGEST_MIB, MOST_MIB, SUBMITTED, with_absolute_out
+from adadecode.cli.submit import SUBMITTED, with_absolute_out
 from adadecode.errors import UsageError
 from ray_jobs import dashboard, packing
+from ray_jobs import submit as submitting
 from ray_jobs.dashboard import ADDRESS_VARIABLES, open_dashboard
 from ray_jobs.submit import (
+    RAY_LIBRARY,
     RUN_KEY,
     Submission,
     active_job,
@@ -34,7 +36,7 @@ REPOSITORY = Path(__file__).parents[3]
 
 def submission(command: str, arguments: list[str], **given: object) -> Submission:
     with_out = with_absolute_out(arguments)
-    return Submission(command, with_out, with_out[with_out.index("--out") + 1], **given)
+    return Submission(command, with_out, with_out[with_out.index("--out") + 1], **{"most_mib": 100} | given)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,6 @@ def test_a_job_runs_the_module_with_the_same_command_and_out_made_absolute(comma
 def test_submit_takes_the_commands_that_make_results():
     (choice,) = (parameter.type for parameter in main.commands["submit"].params if parameter.name == "command")
     assert tuple(choice.choices) == SUBMITTED == ("eval", "sweep", "train-heads", "tune", "certify")
-    assert (MOST_MIB, LARGEST_MIB) == (packing.MOST_MIB, packing.LARGEST_MIB)
 
 
 @pytest.mark.parametrize("out", ["s3://bucket/run", "gs://bucket/run"])
@@ -84,6 +85,22 @@ print(*{name.split(".")[0] for name in sys.modules} & {"torch", "transformers", 
 
 
 @pytest.mark.parametrize(
+    ("library", "found"),
+    [
+        ("/opt/a b/.venv/lib/python3.11/site-packages/ray/_raylet.so", "/opt/a b/.venv/bin:"),
+        ("/opt/v/lib64/python3.12/site-packages/ray/_raylet.so", "/opt/v/bin:"),
+        ("/usr/local/lib/python3.11/dist-packages/ray/_raylet.so", "/usr/local/bin:"),
+        ("/usr/lib/python3.11/lib-dynload/_json.so", ""),
+    ],
+)
+def test_the_interpreter_is_found_wherever_a_system_puts_its_packages(library, found):
+    line = f"7f00-7f01 r-xp 00000000 08:01 42    {library}\n"
+    assert (
+        subprocess.run(["sed", "-n", RAY_LIBRARY], input=line, capture_output=True, text=True).stdout.strip() == found
+    )
+
+
+@pytest.mark.parametrize(
     ("out", "name"),
     [
         ("/shared/results/qwen3-gsm8k", "qwen3-gsm8k"),
@@ -106,6 +123,7 @@ def test_an_id_that_was_used_gets_a_number():
 def test_a_run_that_runs_is_followed_and_one_that_ended_or_another_of_the_name_is_not():
     mine, other = submission("eval", ["--out", "/a/demo"]), submission("eval", ["--out", "/b/demo"])
     assert mine.run_key != other.run_key
+    assert submission("eval", ["--out", "s3://b/x/"]).run_key == submission("eval", ["--out", "s3://b/x"]).run_key
     with Dashboard() as there:
         there.records = {
             "demo": record("demo", status="STOPPED", metadata={RUN_KEY: mine.run_key}),
@@ -125,6 +143,52 @@ def test_a_folder_that_is_too_large_is_refused_before_anything_is_sent(tmp_path)
         submit_job(there.client(), job, there.address, print)
 
 
+def test_a_job_that_was_taken_while_the_connection_broke_is_found_and_not_made_twice(monkeypatch):
+    monkeypatch.setattr(submitting, "POLL_S", 0.01)
+    said = []
+    with Dashboard() as there:
+        there.on_submit = lambda number: None
+        submitted = submit_job(there.client(), submission("eval", ["--out", "/a/b"]), there.address, said.append)
+    assert (submitted.job_id, len(there.submitted)) == ("b", 1)
+    assert "".join(said).startswith("the connection broke; trying again for 60 s")
+
+
+@pytest.mark.parametrize(
+    ("refusals", "said"),
+    [
+        ([b"No available agent to submit job"] * 2, None),
+        ([b"ValueError: Job with submission_id b already exists."], None),
+        ([b"ValueError: the folder already exists."], "the folder already exists"),
+        ([b"ValueError: Job with submission_id b already exists."] * 1000, "b already exists"),
+    ],
+)
+def test_what_may_pass_is_tried_again_for_a_while(refusals, said, monkeypatch):
+    monkeypatch.setattr(submitting, "POLL_S", 0.01)
+    monkeypatch.setattr(submitting, "RETRY_S", 0.2)
+    with Dashboard() as there:
+        there.on_submit = lambda number: refusals[number] if number < len(refusals) else b""
+        job = submission("eval", ["--out", "/a/b"])
+        if said is None:
+            monkeypatch.setattr(submitting, "RETRY_S", 60.0)
+            assert submit_job(there.client(), job, there.address, print).is_new
+            assert len(there.submitted) == len(refusals) + 1
+        else:
+            with pytest.raises(UsageError, match=said):
+                submit_job(there.client(), job, there.address, print)
+            assert 1 <= len(there.submitted) < 1000
+
+
+def test_a_connection_that_stays_broken_says_that_the_job_may_have_been_taken(monkeypatch):
+    monkeypatch.setattr(submitting, "POLL_S", 0.01)
+    monkeypatch.setattr(submitting, "RETRY_S", 0.1)
+    with Dashboard() as there:
+        client, there.is_down = there.client(), True
+        with pytest.raises(
+            UsageError, match="broke, and the cluster may have taken the job: the same command follows it"
+        ):
+            submit_job(client, submission("eval", ["--out", "/a/b"]), there.address, print)
+
+
 def test_the_packages_of_a_job_are_those_of_the_file(tmp_path):
     file = tmp_path / "constraints.txt"
     file.write_text("# pinned\n\nregex==2026.11.15  # fast\n--extra-index-url https://example.org/simple\n")
@@ -142,7 +206,8 @@ def test_the_packages_of_a_job_are_those_of_the_file(tmp_path):
         ("-r other.txt", "names a file of this machine"),
         ("-e .", "names a file of this machine"),
         ("./wheels/x.whl", "names a file of this machine"),
-        ("--index-url https://user:planted@example.org/simple", "has a password"),
+        ("pkg @ file:///home/x.whl", "names a file of this machine"),
+        ("--index-url https://user:planted@example.org/simple", "has a user name or a password"),
         ("# nothing", "names no package"),
     ],
 )
@@ -161,7 +226,7 @@ def test_no_secret_becomes_part_of_a_jobs_command():
         with pytest.raises(UsageError, match=name) as caught:
             check_no_secret(["--system-prompt", f"key {value}"], VARIABLES)
         assert found_in(str(caught.value).encode()) == []
-    with pytest.raises(UsageError, match="has a password in it") as caught:
+    with pytest.raises(UsageError, match="has a user name or a password in it") as caught:
         check_no_secret(["--baseline=http://user:pa@ss@host/v1"], {})
     assert "pa@ss" not in str(caught.value)
     check_no_secret(["--out", "s3://bucket/run", "--task", "demo"], {**VARIABLES, "MY_TOKEN": "demo"})

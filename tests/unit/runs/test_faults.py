@@ -14,8 +14,9 @@ from adadecode.errors import RunFolderError
 from adadecode.runs import patience
 from adadecode.runs.disk import LocalStorage
 from adadecode.runs.folder import RunFolder, read_commits
+from adadecode.runs.lease import Lease
 from adadecode.runs.listing import runs_below
-from adadecode.runs.run_file import refuse_others_results
+from adadecode.runs.run_file import refuse_others_results, shard_size_at
 from adadecode.runs.storage import open_storage
 from tests.unit.runs.test_folder import FACTS, commit
 
@@ -102,6 +103,39 @@ def test_a_disk_that_stays_away_is_asked_a_few_times_and_then_one_line(run, monk
     with pytest.raises(RunFolderError, match=r"cannot be written \(Stale file handle, at 4 tries\): what is committed"):
         commit(run)
     assert len(calls) == patience.NUM_TRIES
+
+
+def be_away(monkeypatch) -> None:
+    """Lets every read of a file fail, as that of a file system that is away."""
+
+    def away(path):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(Path, "read_bytes", away)
+
+
+def test_a_disk_that_is_away_hides_no_size_of_shards(run, tmp_path, monkeypatch):
+    """As if none were there: the run would be planned anew and then refused as another's."""
+    config = FACTS["config"] | {"shard_size": 3}
+    sized = RunFolder.open(tmp_path / "sized", "f00d", FACTS | {"config": config}).location
+    assert [shard_size_at(location) for location in (sized, run.location, tmp_path / "none", None)] == [
+        3,
+        None,
+        None,
+        None,
+    ]
+
+    be_away(monkeypatch)
+    with pytest.raises(patience.PassingError, match="cannot be read"):
+        shard_size_at(sized)
+
+
+def test_a_lease_that_cannot_be_read_for_a_moment_is_not_free(run, monkeypatch):
+    with Lease(run.storage):
+        be_away(monkeypatch)
+        with pytest.raises(patience.PassingError, match="cannot be read"), Lease(open_storage(run.location)):
+            pass
+        monkeypatch.undo()
 
 
 def test_a_link_whose_answer_was_lost_is_ours(tmp_path, monkeypatch):
