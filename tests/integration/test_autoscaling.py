@@ -89,7 +89,7 @@ print(json.dumps([len(ray.nodes()), num_cpus]))
 def test_nodes_are_asked_for_used_and_let_go(scaled_head, model_folder, heads_folder, prompts_file, tmp_path):
     address, environment = scaled_head
     run = ["--model", str(model_folder), "--heads", str(heads_folder), "--task", "jsonl", "--gamma", "0.05"]
-    run += ["--data-file", str(prompts_file), "--max-new-tokens", "128", "--repeats", "3", "--shard-size", "1"]
+    run += ["--data-file", str(prompts_file), "--max-new-tokens", "128", "--repeats", "24", "--shard-size", "1"]
     run += ["--methods", "vanilla,adadecode", "--threads", "1"]
     scaled = ["eval", *run, "--address", address, "--workers", "auto", "--out", str(tmp_path / "scaled")]
     done = adadecode(*scaled, environment=environment)
