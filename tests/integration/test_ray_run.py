@@ -89,6 +89,7 @@ def test_more_workers_than_the_cluster_holds_are_refused_with_what_it_has(ray_cl
         run_on_cluster(config.model_copy(update={"device": "cuda", "workers": 1}), tmp_path / "gpu")
 
 
+@pytest.mark.slow
 def test_what_a_worker_refuses_reaches_the_driver_as_the_users_line(ray_cluster, config, tmp_path):
     (tmp_path / "no-heads").mkdir()
     observer = Recorder()
@@ -99,6 +100,7 @@ def test_what_a_worker_refuses_reaches_the_driver_as_the_users_line(ray_cluster,
     assert observer.lines == [], "that line is the only one"
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_used_is_the_users_line_from_a_worker_too(ray_cluster, config, model_folder, tmp_path):
     quantised = Path(shutil.copytree(model_folder, tmp_path / "model"))
     (quantised / "quantize_config.json").write_text("{}")
@@ -109,6 +111,7 @@ def test_a_model_that_cannot_be_used_is_the_users_line_from_a_worker_too(ray_clu
         run_on_cluster(config, tmp_path / "ray")
 
 
+@pytest.mark.slow
 def test_what_a_worker_finds_odd_about_a_model_is_stored_with_the_run(ray_cluster, config, model_folder, tmp_path):
     odd = Path(shutil.copytree(model_folder, tmp_path / "model"))
     (odd / "generation_config.json").write_text("{")

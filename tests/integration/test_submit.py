@@ -384,6 +384,7 @@ def test_a_submitted_training_makes_heads_that_a_submitted_tune_takes(head, mode
     assert (tmp_path / "tuned" / "policy.yaml").exists()
 
 
+@pytest.mark.slow
 def test_doctor_looks_at_a_cluster_that_asks_for_a_token_and_at_its_node(
     head, model_folder, heads_folder, prompts_file, tmp_path
 ):

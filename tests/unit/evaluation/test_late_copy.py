@@ -60,7 +60,7 @@ def config(tiny, cli, tmp_path_factory) -> EvalConfig:
     return EvalConfig.model_validate(read_run(out)["config"])
 
 
-@pytest.mark.parametrize("before", ["samples/", "commits/"])
+@pytest.mark.parametrize("before", [pytest.param("samples/", marks=pytest.mark.slow), "commits/"])
 @pytest.mark.parametrize("is_killed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_copy_that_is_done_after_the_run_was_closed_changes_nothing(config, tmp_path, before, is_killed):
     out = tmp_path / "run"

@@ -170,7 +170,7 @@ def part_names(out: Path) -> list[str]:
 
 
 # The first, within an epoch; the second, the last of an epoch before its held-out point.
-@pytest.mark.parametrize("step", [3, 12])
+@pytest.mark.parametrize("step", [3, pytest.param(12, marks=pytest.mark.slow)])
 def test_a_run_killed_in_training_ends_in_the_bits_of_an_uninterrupted_one(step, trained, tmp_path):
     kill_at(tmp_path, f"checkpoint at step {step}")
     assert (tmp_path / CHECKPOINT).exists()
