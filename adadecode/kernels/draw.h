@@ -28,86 +28,75 @@ constexpr int NUM_BINS = 2048;
 constexpr float BINS_PER_NAT = NUM_BINS / 25.0f;  // further down a weight is zero
 
 typedef double vd __attribute__((vector_size(LANES * 8)));
+typedef uint64_t vq __attribute__((vector_size(LANES * 4)));
 
-// Products of 32 bits: their high and their low halves.
-inline void multiply(vu x, uint32_t by, vu& high, vu& low) {
+// Products of 32 bits, each of an element's low half. What is in the high halves of the others does no harm.
+inline vq multiply(vq x, uint32_t by) {
 #if defined(__AVX512F__)
-    const __m512i a = (__m512i)x, m = _mm512_set1_epi64(by);
-    const __m512i even = _mm512_mul_epu32(a, m), odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), m);
-    high = (vu)_mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd);
-    low = (vu)_mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32));
+    return (vq)_mm512_mul_epu32((__m512i)x, _mm512_set1_epi64(by));
 #elif defined(__AVX2__)
-    const __m256i a = (__m256i)x, m = _mm256_set1_epi64x(by);
-    const __m256i even = _mm256_mul_epu32(a, m), odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), m);
-    high = (vu)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
-    low = (vu)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+    return (vq)_mm256_mul_epu32((__m256i)x, _mm256_set1_epi64x(by));
 #else
-    for (int i = 0; i < LANES; i++) {
-        const uint64_t product = uint64_t(x[i]) * by;
-        high[i] = uint32_t(product >> 32);
-        low[i] = uint32_t(product);
-    }
+    return (x & 0xffffffffu) * by;
 #endif
 }
+inline uint64_t multiply(uint64_t x, uint32_t by) { return uint64_t(uint32_t(x)) * by; }
 
-inline void multiply(uint32_t x, uint32_t by, uint32_t& high, uint32_t& low) {
-    const uint64_t product = uint64_t(x) * by;
-    high = uint32_t(product >> 32);
-    low = uint32_t(product);
-}
-
-// The four words of Philox4x32-10 at counter (block, place, 0, 0), for one block or LANES of them.
-template <class U>
-inline void philox(const uint32_t* key, U block, uint32_t place, U* words) {
-    U a = block, b = U{} + place, c = U{}, d = U{};
+// The four words of Philox4x32-10 at counter (block, place, 0, 0), in the low halves of 64 bits: of one block, or of NUM
+// vectors of them at once.
+template <int NUM, class U>
+INLINE inline void philox(const uint32_t* key, const U* blocks, uint32_t place, U (*words)[4]) {
+    U a[NUM], b[NUM], c[NUM], d[NUM];
+    each<NUM>([&](auto n) INLINE { a[n] = blocks[n], b[n] = U{} + place, c[n] = U{}, d[n] = U{}; });
     uint32_t first_key = key[0], second_key = key[1];
     for (int round = 0; round < 10; round++) {
-        U high_a, low_a, high_c, low_c;
-        multiply(a, 0xd2511f53u, high_a, low_a);
-        multiply(c, 0xcd9e8d57u, high_c, low_c);
-        a = high_c ^ b ^ first_key;
-        b = low_c;
-        c = high_a ^ d ^ second_key;
-        d = low_a;
+        each<NUM>([&](auto n) INLINE {
+            const U first = multiply(a[n], 0xd2511f53u), second = multiply(c[n], 0xcd9e8d57u);
+            a[n] = (second >> 32) ^ (b[n] ^ first_key);
+            b[n] = second;
+            c[n] = (first >> 32) ^ (d[n] ^ second_key);
+            d[n] = first;
+        });
         first_key += 0x9e3779b9u;
         second_key += 0xbb67ae85u;
     }
-    words[0] = a, words[1] = b, words[2] = c, words[3] = d;
+    each<NUM>([&](auto n) INLINE { words[n][0] = a[n], words[n][1] = b[n], words[n][2] = c[n], words[n][3] = d[n]; });
 }
 
 // The words of GROUP consecutive tokens from the first of `block` on, in their order.
-inline void words_of_group(const uint32_t* key, uint32_t block, uint32_t place, vu* words) {
-    constexpr int QUADS = LANES / 4;
-    vu blocks;
-    for (int i = 0; i < LANES; i++) blocks[i] = block + QUADS * (i % 4) + i / 4;
-    vu w[4];
-    philox(key, blocks, place, w);
-    // the four words of a block come side by side: of blocks in the order above that is the order of tokens
-#if defined(__AVX512F__)
-    const __m512i a = _mm512_unpacklo_epi32((__m512i)w[0], (__m512i)w[1]), b = _mm512_unpacklo_epi32((__m512i)w[2], (__m512i)w[3]);
-    const __m512i c = _mm512_unpackhi_epi32((__m512i)w[0], (__m512i)w[1]), d = _mm512_unpackhi_epi32((__m512i)w[2], (__m512i)w[3]);
-    words[0] = (vu)_mm512_unpacklo_epi64(a, b), words[1] = (vu)_mm512_unpackhi_epi64(a, b);
-    words[2] = (vu)_mm512_unpacklo_epi64(c, d), words[3] = (vu)_mm512_unpackhi_epi64(c, d);
-#elif defined(__AVX2__)
-    const __m256i a = _mm256_unpacklo_epi32((__m256i)w[0], (__m256i)w[1]), b = _mm256_unpacklo_epi32((__m256i)w[2], (__m256i)w[3]);
-    const __m256i c = _mm256_unpackhi_epi32((__m256i)w[0], (__m256i)w[1]), d = _mm256_unpackhi_epi32((__m256i)w[2], (__m256i)w[3]);
-    words[0] = (vu)_mm256_unpacklo_epi64(a, b), words[1] = (vu)_mm256_unpackhi_epi64(a, b);
-    words[2] = (vu)_mm256_unpacklo_epi64(c, d), words[3] = (vu)_mm256_unpackhi_epi64(c, d);
+INLINE inline void words_of_group(const uint32_t* key, uint32_t block, uint32_t place, vu* words) {
+    constexpr int HALF = LANES / 2;
+    vq blocks[2], w[2][4];
+    for (int n = 0; n < 2; n++)
+        for (int i = 0; i < HALF; i++) {
+#if defined(__AVX512F__) || defined(__AVX2__)
+            blocks[n][i] = block + n * HALF + (i % 2) * (HALF / 2) + i / 2;
 #else
-    for (int j = 0; j < 4; j++)
-        for (int i = 0; i < LANES; i++) words[j][i] = w[i % 4][i / 4 * 4 + j];
+            blocks[n][i] = block + n * HALF + i;
 #endif
+        }
+    philox<2>(key, blocks, place, w);
+    // the four words of a block come side by side: of blocks in the order above that is the order of tokens
+    for (int n = 0; n < 2; n++) {
+#if defined(__AVX512F__)
+        const __m512i ab = _mm512_mask_blend_epi32(0xaaaa, (__m512i)w[n][0], _mm512_slli_epi64((__m512i)w[n][1], 32));
+        const __m512i cd = _mm512_mask_blend_epi32(0xaaaa, (__m512i)w[n][2], _mm512_slli_epi64((__m512i)w[n][3], 32));
+        words[2 * n] = (vu)_mm512_unpacklo_epi64(ab, cd), words[2 * n + 1] = (vu)_mm512_unpackhi_epi64(ab, cd);
+#elif defined(__AVX2__)
+        const __m256i ab = _mm256_blend_epi32((__m256i)w[n][0], _mm256_slli_epi64((__m256i)w[n][1], 32), 0xaa);
+        const __m256i cd = _mm256_blend_epi32((__m256i)w[n][2], _mm256_slli_epi64((__m256i)w[n][3], 32), 0xaa);
+        words[2 * n] = (vu)_mm256_unpacklo_epi64(ab, cd), words[2 * n + 1] = (vu)_mm256_unpackhi_epi64(ab, cd);
+#else
+        for (int i = 0; i < 2 * LANES; i++) words[2 * n + i / LANES][i % LANES] = uint32_t(w[n][i % 4][i / 4]);
+#endif
+    }
 }
 
-// The words of LANES tokens.
-inline void words_of_tokens(const uint32_t* key, const int64_t* token_ids, int count, uint32_t place, vu& words) {
-    vu ids = {};
-    for (int i = 0; i < std::min(count, LANES); i++) ids[i] = uint32_t(token_ids[i]);
-    vu w[4];
-    philox(key, ids >> 2, place, w);
-    const vu lane = ids & 3;
-    words = vu{};
-    for (uint32_t j = 0; j < 4; j++) words |= w[j] & (vu)(lane == j);
+inline uint32_t word_of(const uint32_t* key, uint32_t token_id, uint32_t place) {
+    const uint64_t block = token_id / BLOCK_WORDS;
+    uint64_t words[1][4];
+    philox<1>(key, &block, place, words);
+    return uint32_t(words[0][token_id % BLOCK_WORDS]);
 }
 
 inline bool any(vi mask) {
@@ -160,6 +149,12 @@ inline vf draw_exp(vf x) {
     return p * (vf)((__builtin_convertvector(n, vi) + 127) << 23);
 }
 
+// More than exp(x), for x below 80, and by less than a tenth: 2^k (1 + f) is at least 2^(k + f).
+inline vf more_than_exp(vf x) {
+    x = x > splat(-80.0f) ? x : splat(-80.0f);
+    return (vf)__builtin_convertvector(x * 12102203.2f + 1065357000.0f, vi);
+}
+
 // The weights of LANES outputs that are `scaled` below the first, whole numbers up to 2^34: their sums are exact.
 inline vd weights_of(vf scaled) {
     const vd ROUNDING = 6755399441055744.0 - vd{};  // 1.5 * 2^52
@@ -192,6 +187,7 @@ struct Row {
     uint32_t place;
     bool is_sound, is_filtered;
     Output last;
+    bool is_lazy;  // top-p is not in `last`: who was drawn is asked whether it is among the first
 
     vf scaled(int v, float scale) const { return (load(logits + v) - splat(top)) * splat(scale); }
     float scaled_at(int v, float scale) const { return (logits[v] - top) * scale; }
@@ -297,7 +293,7 @@ inline Output last_kept(const Draw& draw, const Row& row, const DrawRoom& room) 
             }
         }
         last = room.outputs[count - 1];
-    } else if (draw.top_p < 1.0) {
+    } else if (draw.top_p < 1.0 && !row.is_lazy) {
         vd total = {};
         for (int v = 0; v < row.V; v += LANES) total += weights_of(row.scaled(v, draw.scale));
         const double mass = sum(total);
@@ -322,9 +318,7 @@ inline Output last_kept(const Draw& draw, const Row& row, const DrawRoom& room) 
 // The noise of output `idx`.
 inline float noise_of(const Draw& draw, const Row& row, const int64_t* token_ids, int idx) {
     const uint32_t token_id = token_ids ? uint32_t(token_ids[idx]) : uint32_t(idx);
-    uint32_t words[4];
-    philox(draw.key, token_id / BLOCK_WORDS, row.place, words);
-    return gumbel(words[token_id % BLOCK_WORDS]);
+    return gumbel(word_of(draw.key, token_id, row.place));
 }
 
 // The highest score, and who has it: the lowest output among equals.
@@ -343,8 +337,8 @@ inline Winner winner_of(const Draw& draw, const Row& row, const int64_t* token_i
         return row.is_filtered ? (row.kept(v) ? scaled : splat(-INFINITY)) : scaled;
     };
     const auto try_all = [&](vf scaled, vu words, int v) {
-        const vf w = (__builtin_convertvector(words, vf) + 0.5f) * 0x1p-32f;
-        const vi may_win = (vi)(w <= vexp(scaled - splat(best.score)) * 1.0001f) & (vi)(scaled > splat(-INFINITY));
+        const vf least_w = __builtin_convertvector((vi)(words >> 1), vf) * 0x1p-31f;
+        const vi may_win = (vi)(least_w <= more_than_exp(scaled - splat(best.score))) & (vi)(scaled > splat(-INFINITY));
         if (!any(may_win)) return;
         for (int i = 0; i < LANES; i++) {
             if (!may_win[i]) continue;
@@ -355,10 +349,12 @@ inline Winner winner_of(const Draw& draw, const Row& row, const int64_t* token_i
     if (token_ids) {
         for (int v = lo; v < hi; v += LANES) {
             const vf scaled = scaled_at(v);
-            if (!any((vi)(scaled > splat(best.score - MOST_NOISE)))) continue;
-            vu words;
-            words_of_tokens(draw.key, token_ids + v, hi - v, row.place, words);
-            try_all(scaled, words, v);
+            const vi may_win = (vi)(scaled > splat(best.score - MOST_NOISE));
+            if (!any(may_win)) continue;
+            vu words = {};
+            for (int i = 0; i < std::min(hi - v, LANES); i++)
+                if (may_win[i]) words[i] = word_of(draw.key, uint32_t(token_ids[v + i]), row.place);
+            try_all(may_win ? scaled : splat(-INFINITY), words, v);
         }
         return best;
     }
@@ -374,6 +370,28 @@ inline Winner winner_of(const Draw& draw, const Row& row, const int64_t* token_i
         for (int j = 0; j < BLOCK_WORDS; j++) try_all(scaled[j], words[j], v + j * LANES);
     }
     return best;
+}
+
+// Who is drawn under a top-p that is not in `row.last`, where `winner` would be without it: an output that top-p leaves out
+// takes all behind it along, and what is left is drawn from again. So nothing is sorted, and one try is mostly enough.
+inline int winner_under_top_p(const Draw& draw, Row row, const int64_t* token_ids, int winner) {
+    while (true) {
+        vd before = {}, total = {};
+        const Output drawn{row.logits[winner], winner};
+        for (int v = 0; v < row.V; v += LANES) {
+            const vf some = load(row.logits + v), scaled = row.scaled(v, draw.scale);
+            vi idx;
+            for (int i = 0; i < LANES; i++) idx[i] = v + i;
+            const vi is_first = (vi)(some > splat(drawn.logit)) | ((vi)(some == splat(drawn.logit)) & (vi)(idx < winner));
+            const vd weights = weights_of(scaled);
+            total += weights;
+            if (any(is_first)) before += weights_of(is_first ? scaled : splat(-INFINITY));
+        }
+        if (sum(before) < draw.top_p * sum(total)) return winner;
+        row.is_filtered = true;
+        row.last = {drawn.logit, drawn.idx - 1};
+        winner = winner_of(draw, row, token_ids, 0, row.V).idx;
+    }
 }
 
 // What the tempered, filtered distribution gives output `idx`.

@@ -808,9 +808,11 @@ void draw_all(const Team& team, const Draw& draw, int position, const float* log
     for (int m = team.first(M); m < team.end(M); m++) {
         const Best best = best_of_team(team, bests, m);
         const uint32_t place = uint32_t(position + m + 1 - draw.first_position);
-        Row row{logits + size_t(m) * padded(V), V, best.top, int32_t(best.id), place, false, false, {}};
+        Row row{logits + size_t(m) * padded(V), V, best.top, int32_t(best.id), place, false, false, {}, false};
         row.is_sound = !best.any_nan && std::isfinite(best.top);
-        row.is_filtered = draw.top_p < 1.0 || (draw.top_k && draw.top_k < V) || draw.min_scaled > -INFINITY;
+        const bool is_top_k = draw.top_k && draw.top_k < V;
+        row.is_lazy = draw.top_p < 1.0 && !is_top_k && !confidences;
+        row.is_filtered = is_top_k || draw.min_scaled > -INFINITY || (draw.top_p < 1.0 && !row.is_lazy);
         if (row.is_sound && row.is_filtered) row.last = last_kept(draw, row, room);
         room.rows[m] = row;
     }
@@ -829,6 +831,7 @@ void draw_all(const Team& team, const Draw& draw, int position, const float* log
             const Best& other = bests[size_t(m) * team.size + thread];
             if (other.top > best.top || (other.top == best.top && other.id < best.id)) best = other;
         }
+        if (row.is_sound && row.is_lazy) best.id = winner_under_top_p(draw, row, token_ids, int(best.id));
         ids[m] = row.is_sound ? best.id : row.top_idx;
         tops[m] = row.is_sound ? row.logits[best.id] : NAN;
         if (confidences) confidences[m] = row.is_sound ? chance_of(draw, row, int(best.id)) : NAN;
