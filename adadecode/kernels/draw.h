@@ -156,10 +156,11 @@ inline vf more_than_exp(vf x) {
 }
 
 // The weights of LANES outputs that are `scaled` below the first, whole numbers up to 2^34: their sums are exact.
-inline vd weights_of(vf scaled) {
+inline vd whole_weights(vf exps) {
     const vd ROUNDING = 6755399441055744.0 - vd{};  // 1.5 * 2^52
-    return (__builtin_convertvector(draw_exp(scaled), vd) * WHOLE + ROUNDING) - ROUNDING;
+    return (__builtin_convertvector(exps, vd) * WHOLE + ROUNDING) - ROUNDING;
 }
+inline vd weights_of(vf scaled) { return whole_weights(draw_exp(scaled)); }
 
 inline double weight_of(float scaled) { return weights_of(splat(scaled))[0]; }
 
@@ -375,17 +376,20 @@ inline Winner winner_of(const Draw& draw, const Row& row, const int64_t* token_i
 // Who is drawn under a top-p that is not in `row.last`, where `winner` would be without it: an output that top-p leaves out
 // takes all behind it along, and what is left is drawn from again. So nothing is sorted, and one try is mostly enough.
 inline int winner_under_top_p(const Draw& draw, Row row, const int64_t* token_ids, int winner) {
-    while (true) {
-        vd before = {}, total = {};
+    vd total = {};
+    for (bool is_first_try = true;; is_first_try = false) {
+        vd before = {};
         const Output drawn{row.logits[winner], winner};
         for (int v = 0; v < row.V; v += LANES) {
-            const vf some = load(row.logits + v), scaled = row.scaled(v, draw.scale);
+            const vf some = load(row.logits + v);
             vi idx;
             for (int i = 0; i < LANES; i++) idx[i] = v + i;
-            const vi is_first = (vi)(some > splat(drawn.logit)) | ((vi)(some == splat(drawn.logit)) & (vi)(idx < winner));
-            const vd weights = weights_of(scaled);
-            total += weights;
-            if (any(is_first)) before += weights_of(is_first ? scaled : splat(-INFINITY));
+            const vi is_before = (vi)(some > splat(drawn.logit)) | ((vi)(some == splat(drawn.logit)) & (vi)(idx < winner));
+            const bool some_are = any(is_before);
+            if (!is_first_try && !some_are) continue;
+            const vf exps = draw_exp(row.scaled(v, draw.scale));
+            if (is_first_try) total += whole_weights(exps);
+            if (some_are) before += whole_weights(is_before ? exps : splat(0.0f));
         }
         if (sum(before) < draw.top_p * sum(total)) return winner;
         row.is_filtered = true;

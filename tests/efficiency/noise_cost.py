@@ -1,7 +1,8 @@
 """What drawing costs a verification by native kernels: greedy against T, top-p, top-k and min-p, taken in turns.
 
-Prints one JSON object per number of rows and setting: milliseconds of a verification (median and least over rounds), and how
-much more than greedy's it is, as the median of the rounds' ratios. A round takes each setting once: a slow moment is all's.
+Prints one JSON object per number of rows and setting: milliseconds of a verification (median and least over rounds), and
+how much more than greedy's it is, as the median of the rounds' ratios. A round takes each setting once, so that a
+slow moment is all's.
 
     python tests/efficiency/noise_cost.py --threads 2
 """

@@ -43,7 +43,7 @@ def places(draw: Draw, first_position: int, lo: int, hi: int) -> torch.Tensor:
     st.integers(0, 1 << 30),
 )
 @example(Draw(1.0, top_p=0.9, key=1), 3001, 0.0, False, torch.float32, 2, 1)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=40, deadline=None)
 @torch.inference_mode()
 def test_native_kernels_draw_what_torch_does_from_the_same_logits(
     draw, num_outputs, spread, is_shortlist, dtype, threads, seed
