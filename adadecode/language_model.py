@@ -99,7 +99,7 @@ def load_configured(config: GenerateConfig) -> LanguageModel:
     from adadecode.engine.draft_model import check_draft_model
     from adadecode.engine.invariance import NUM_POSITIONS, check_rows_once
     from adadecode.engine.policy import make_policy
-    from adadecode.evaluation.worker import heads_for, medusa_for
+    from adadecode.evaluation.heads import heads_for, medusa_for
     from adadecode.model.draft_model import load_draft_model
     from adadecode.model.load import load_model, use_threads
     from adadecode.model.memory import out_of_memory_named

@@ -12,7 +12,7 @@ from adadecode.engine.generate import Request
 from adadecode.engine.policy import Policy, make_policy
 from adadecode.engine.tally import Decoded
 from adadecode.errors import UsageError
-from adadecode.evaluation.worker import heads_for, medusa_by_task
+from adadecode.evaluation.heads import heads_for, medusa_by_task
 from adadecode.methods import METHODS, NEVER_FIRES, any_needs_heads
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.draft_model import load_draft_model

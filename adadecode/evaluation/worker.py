@@ -5,7 +5,6 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -16,11 +15,12 @@ from adadecode.engine.decode import check_can_decode, decode
 from adadecode.engine.draft_model import check_draft_model
 from adadecode.engine.generate import Request, room_for_output
 from adadecode.engine.invariance import NUM_POSITIONS, check_rows_once
-from adadecode.engine.policy import Policy, make_policy, paper_exits
+from adadecode.engine.policy import Policy, make_policy
 from adadecode.engine.stop_strings import StopStrings
 from adadecode.engine.tally import Decoded
 from adadecode.evaluation.compare import compare, logits_digest
 from adadecode.evaluation.failures import Failure, result_or_failure
+from adadecode.evaluation.heads import heads_for, medusa_by_task
 from adadecode.evaluation.rows import SampleRow, Turn, turns, unanswered_rows
 from adadecode.evaluation.start_up import WARM_UP, StartUp, start_up_lines
 from adadecode.kernels.arithmetic import arithmetic
@@ -28,19 +28,18 @@ from adadecode.methods import METHODS, REFERENCE, Method
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.draft_model import load_draft_model
 from adadecode.model.exit_heads import ExitHeads
-from adadecode.model.head_files import load_heads
-from adadecode.model.head_tensors import original_heads
+from adadecode.model.foreign import foreign_facts
 from adadecode.model.load import LoadModel, chat_template_hash, load_model, use_threads
 from adadecode.model.machine_kind import MachineKind, gpu_names, tuned_elsewhere
-from adadecode.model.medusa_heads import MedusaHeads, load_medusa_heads
+from adadecode.model.medusa_heads import MedusaHeads
 from adadecode.model.memory import broken_devices_named, out_of_memory_named
 from adadecode.provenance import code_hash, cpu_name, gpu_driver
 from adadecode.records import Shard
-from adadecode.settings import DecodingSettings, Domain, EvalConfig, tuned_for
+from adadecode.settings import EvalConfig, tuned_for
 from adadecode.stopwatch import lap, stopwatch
 from adadecode.tasks import expand_task, score, stops_of, task_domain
 from adadecode.tasks.encode import check_stops, decode_output, encode_prompt
-from adadecode.tasks.heads import heads_folder, medusa_folder, reads_heads
+from adadecode.tasks.heads import reads_heads
 
 log = logging.getLogger(__name__)
 WARMUP_TOKENS = 16
@@ -91,6 +90,7 @@ class Worker:
             "model_commit": _hub_commit(self.model),
             **self._draft_facts(),
             **self._medusa_facts(),
+            **foreign_facts(self.heads, self.medusa),
             "heads_hash": {task: heads.content_hash for task, heads in self.heads.items()},
             "exits": {task: list(self.policy(task).exits) for task in self.heads},
             "draft_exits": {task: self._draft_exits(task) for task in expand_task(self.config.task)},
@@ -191,34 +191,6 @@ def _warm_up(worker: Worker, task: str, method: str) -> None:
         decode_once()
     else:
         result_or_failure(f"warm-up of {method} on {task}", decode_once, *worker.models)
-
-
-def heads_for(config: DecodingSettings, domain: Domain | None, model: DecoderModel) -> ExitHeads:
-    """The heads `config` says for prompts of `domain`.
-
-    The original ones are at the policy's exits, else the paper's, and at the exit of `layerskip`.
-    """
-    folder, decode = heads_folder(config, domain), config.decode
-    if folder is None:
-        exits = set(decode.exits or paper_exits(model.num_layers))
-        if decode.layerskip_exit is not None and decode.layerskip_exit < model.num_layers:
-            exits.add(decode.layerskip_exit)
-        return original_heads(model, tuple(sorted(exits)))
-    return load_heads(folder, model, decode.head, decode.gate)
-
-
-def medusa_for(config: DecodingSettings, domain: Domain | None, model: DecoderModel) -> MedusaHeads | None:
-    """The Medusa heads `config` says for prompts of `domain`; None where it names none."""
-    folder = medusa_folder(config, domain)
-    return None if folder is None else load_medusa_heads(folder, model)
-
-
-def medusa_by_task(config: DecodingSettings, tasks: Iterable[str], model: DecoderModel) -> dict[str, MedusaHeads]:
-    """The Medusa heads of each of `tasks`, loaded once where they share a folder; none where `config` names none."""
-    named = {task: medusa_folder(config, task_domain(task)) for task in tasks}
-    folders = {task: folder for task, folder in named.items() if folder is not None}
-    loaded = {folder: load_medusa_heads(folder, model) for folder in dict.fromkeys(folders.values())}
-    return {task: loaded[folder] for task, folder in folders.items()}
 
 
 def decode_prompt(

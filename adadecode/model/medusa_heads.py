@@ -10,7 +10,7 @@ Shapes: K heads, N states, d model width, S tokens of the shortlist.
 
 import functools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,8 +26,8 @@ from adadecode.kernels.step import Proposals
 from adadecode.kernels.weights import Weights
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.files import shown
+from adadecode.model.foreign import check_made_for, check_sizes
 from adadecode.model.head_files import FORMAT_VERSION, HeadFacts
-from adadecode.printable import on_one_line
 
 TENSORS, FACTS = "medusa_heads.safetensors", "medusa_heads.json"
 FLAG = "--medusa-heads"
@@ -78,6 +78,7 @@ class MedusaHeads:
     temperatures: Tensor
     weights: Weights
     content_hash: str | None = None
+    made_for: str | None = None  # the weights, where those are another model's
 
     @property
     def num_heads(self) -> int:
@@ -136,8 +137,11 @@ def save_medusa_heads(folder: Path, tensors: MedusaTensors, facts: HeadFacts) ->
     write_whole(folder / FACTS, json.dumps(facts.model_dump(mode="json"), indent=2) + "\n")
 
 
-def load_medusa_heads(folder: Path, model: DecoderModel) -> MedusaHeads:
-    """The Medusa heads in `folder`; raises ExitHeadsError when they are unreadable, damaged or made for another model."""
+def load_medusa_heads(folder: Path, model: DecoderModel, *, allows_foreign: bool = False) -> MedusaHeads:
+    """The Medusa heads in `folder`; raises ExitHeadsError when they are unreadable, damaged or made for another model.
+
+    Where `allows_foreign` those made for other weights of the same sizes will do, and say so (`made_for`).
+    """
     named = f"{FLAG} {str(folder)!r}"
     try:
         if not (folder / FACTS).is_file() or not (folder / TENSORS).is_file():
@@ -154,12 +158,12 @@ def load_medusa_heads(folder: Path, model: DecoderModel) -> MedusaHeads:
             f"{named}: their format_version is {shown(facts.format_version)}, this program knows {FORMAT_VERSION}: update "
             f"it, or {RETRAIN}"
         )
-    if facts.base_model_hash != model.model_hash:
-        raise ExitHeadsError(
-            f"{named}: made for {facts.base_model!r} with weights {on_one_line(facts.base_model_hash, 40)}, this model's "
-            f"are {model.model_hash}; {RETRAIN}"
-        )
+    foreign = check_made_for(
+        named, facts.base_model_hash, model, RETRAIN, allows_foreign=allows_foreign, whose=facts.base_model
+    )
+    if foreign is not None:
+        check_sizes(named, facts.width, facts.vocab_size, model, RETRAIN)
     try:
-        return found.on(model, short_hash(raw))
+        return replace(found.on(model, short_hash(raw)), made_for=foreign)
     except ExitHeadsError as error:
         raise ExitHeadsError(f"{named}: {error}; {RETRAIN}") from error

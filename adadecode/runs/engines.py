@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from adadecode.report.foreign import foreign_text
 from adadecode.report.schema import LOST_BY
 
 Commits = Mapping[int, dict[str, Any]]
@@ -187,7 +188,8 @@ def _described(facts: Facts) -> str:
     form |= {"threads": "{} thread" if facts.get("threads") == 1 else "{} threads"}
     form |= {"torch": "torch {}", "python": "Python {}"}
     told = [(fact, text.format(facts[fact])) for fact, text in form.items() if facts.get(fact) is not None]
-    return ", ".join([text for fact, text in told if not (gpu and fact == "cpu")] + gpu)
+    foreign = [text] if (text := foreign_text(facts)) is not None else []
+    return ", ".join([text for fact, text in told if not (gpu and fact == "cpu")] + gpu + foreign)
 
 
 def _revision_lines(commits: Commits) -> list[str]:

@@ -17,7 +17,6 @@ from adadecode.settings.fields import Flag, Settings, flag_name, is_verbatim, me
 from adadecode.settings.files import FileSettings
 from adadecode.settings.groups import (
     MAX_WORKERS,
-    ORIGINAL_HEADS,
     PLACEMENT,
     READ_BEFORE,
     DataSettings,
@@ -26,7 +25,6 @@ from adadecode.settings.groups import (
     Domain,
     Dtype,
     HeadKind,
-    HeadsSettings,
     Kernels,
     MethodName,
     ModelSettings,
@@ -34,6 +32,7 @@ from adadecode.settings.groups import (
     Stop,
     allowed_errors,
 )
+from adadecode.settings.heads import ORIGINAL_HEADS, HeadsSettings
 from adadecode.settings.policy import read_policy, tuned_for
 from adadecode.settings.reading import (
     build_settings,

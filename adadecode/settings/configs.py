@@ -19,7 +19,6 @@ from adadecode.settings.groups import (
     MAX_SEED,
     MAX_WARMUP,
     MAX_WORKERS,
-    ORIGINAL_HEADS,
     PLACEMENT,
     READ_BEFORE,
     Address,
@@ -28,19 +27,19 @@ from adadecode.settings.groups import (
     Domain,
     Exits,
     HeadKind,
-    HeadsSettings,
     MethodSettings,
     ModelSettings,
     PlacementSettings,
     ThreadSettings,
 )
+from adadecode.settings.heads import NEVER_FOREIGN, ORIGINAL_HEADS, HeadsSettings
 from adadecode.settings.policy import DECODED_BEFORE, with_policy
 from adadecode.settings.rivals import MAX_DRAFTS, check_read, nothing_drafts
 from adadecode.settings.selector import SELECTOR_TEXT, LabelSelector
 from adadecode.settings.stops import STOPPED_BEFORE, StopSettings
 
 # Settings of a run that version 0.1.0 did not have, as its runs were.
-BEFORE: dict[str, object] = {**READ_BEFORE, **STOPPED_BEFORE, "gpus_per_worker": 1}
+BEFORE: dict[str, object] = {**READ_BEFORE, **STOPPED_BEFORE, **NEVER_FOREIGN, "gpus_per_worker": 1}
 TrainedKind = Literal["transform", "low-rank", "full", "shortlist", "block", "original", "medusa"]
 Loss = Literal["kl", "argmax", "acceptance"]
 MAX_STORE_MB = 1000.0
@@ -68,6 +67,10 @@ class DecodingSettings(HeadsSettings, ModelSettings):
                 f"{self.decode.head} and {self.decode.gate:g}: give them, or --policy paper"
             )
         return self
+
+    @property
+    def other_heads(self) -> str | None:
+        return self.decode.medusa_heads
 
 
 def check_methods(methods: tuple[str, ...], decode: DecodeSettings) -> None:
@@ -264,7 +267,7 @@ class BenchConfig(ThreadSettings, MethodSettings, DataSettings, DecodingSettings
     @model_validator(mode="after")
     def _shape_stands_alone(self) -> Self:
         of_data = DataSettings.model_fields.keys() - {"limit"}
-        beside = {"model", "revision", "heads", *of_data} & self.model_fields_set
+        beside = {"model", "revision", "heads", "foreign_heads", *of_data} & self.model_fields_set
         if self.shape is not None and self.gpus_per_worker > 1:
             raise ValueError(
                 f"--gpus-per-worker {self.gpus_per_worker}: --shape {self.shape} is made on one device; drop one of the two"

@@ -12,6 +12,7 @@ from adadecode.errors import ExitHeadsError
 from adadecode.files import short_hash
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
+from adadecode.model.foreign import foreign_facts
 from adadecode.model.head_files import load_heads
 from adadecode.model.load import chat_template_hash
 from adadecode.records import Prompt
@@ -46,6 +47,7 @@ class TuneSubject:
             "model_hash": self.model.model_hash,
             "tokenizer_hash": hash_tokenizer(self.tokenizer),
             "heads_hash": {task: of_task.content_hash for task, of_task in self.heads.items()},
+            **foreign_facts(self.heads),
             "head": self.head,
             "dtype": self.config.dtype,
             "kernels": self.model.kernels,
@@ -61,9 +63,9 @@ class TuneSubject:
 
 def load_subject(config: TuneConfig, model: DecoderModel, tokenizer: Any, folders: dict[str, Path]) -> TuneSubject:
     """`model` with the heads in `folders`, one per task, to be tuned; raises ExitHeadsError and UsageError."""
-    head = config.head or _cheapest_head(folders, model)
-    heads = {task: load_heads(folder, model, head) for task, folder in folders.items()}
-    full_heads = heads if head == "full" else _full_heads(folders, model)
+    head = config.head or _cheapest_head(config, folders, model)
+    heads = {task: load_heads(folder, model, head, allows_foreign=config.foreign_heads) for task, folder in folders.items()}
+    full_heads = heads if head == "full" else _full_heads(config, folders, model)
     common = set.intersection(*(set(of_task.exits) for of_task in heads.values()))
     exits = config.exits or tuple(sorted(common))
     check_heads_at(exits, tuple(sorted(common)))
@@ -74,19 +76,19 @@ def load_subject(config: TuneConfig, model: DecoderModel, tokenizer: Any, folder
     return TuneSubject(config, model, tokenizer, head, heads, full_heads, space)
 
 
-def _full_heads(folders: dict[str, Path], model: DecoderModel) -> dict[str, ExitHeads] | None:
+def _full_heads(config: TuneConfig, folders: dict[str, Path], model: DecoderModel) -> dict[str, ExitHeads] | None:
     """The heads in `folders` over the whole vocabulary; None when they have no such form."""
     try:
-        return {task: load_heads(folder, model) for task, folder in folders.items()}
+        return {task: load_heads(folder, model, allows_foreign=config.foreign_heads) for task, folder in folders.items()}
     except ExitHeadsError:
         return None
 
 
-def _cheapest_head(folders: dict[str, Path], model: DecoderModel) -> HeadKind:
+def _cheapest_head(config: TuneConfig, folders: dict[str, Path], model: DecoderModel) -> HeadKind:
     """`shortlist` when all heads have one, else `full`."""
     try:
         for folder in folders.values():
-            load_heads(folder, model, "shortlist")
+            load_heads(folder, model, "shortlist", allows_foreign=config.foreign_heads)
     except ExitHeadsError:
         return "full"
     return "shortlist"

@@ -94,7 +94,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench": LEAVES | {"kernels", "model", "engine", "tasks", "report", "evaluation"},
     "training": LEAVES | {"kernels", "model", "engine", "tasks", "report"},
     "tuning": LEAVES | {"kernels", "model", "engine", "tasks", "report", "evaluation", "bench"},
-    "doctor": LEAVES | {"kernels", "model", "engine", "tasks", "runs", "evaluation"},
+    "doctor": LEAVES | {"kernels", "model", "engine", "tasks", "report", "runs", "evaluation"},
     "ray_jobs": LEAVES | {"model", "tasks", "runs", "evaluation", "certify", "training", "doctor"},
     "language_model": LEAVES | {"model", "engine", "tasks", "evaluation"},
     "api": LEAVES
