@@ -17,8 +17,8 @@ from adadecode.engine.policy import VANILLA, Policy
 from adadecode.kernels.arithmetic import arithmetic
 from adadecode.kernels.library import load_library
 from adadecode.kernels.weights import Head
-from adadecode.model.foreign import made_for_others
 from adadecode.model.decoder import DecoderModel
+from adadecode.model.foreign import made_for_others
 from adadecode.model.machine_kind import gpu_names
 from adadecode.provenance import cpu_name, gpu_driver
 

@@ -22,7 +22,7 @@ class HeadsSettings(Settings):
     )
     foreign_heads: bool = Field(
         default=False,
-        description="Allow heads made for another model's weights, such as those a fine-tune was made of; told with results.",
+        description="Allow heads made for other weights, such as those this model is a fine-tune of; told with results.",
     )
 
     @property

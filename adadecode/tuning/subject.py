@@ -64,7 +64,9 @@ class TuneSubject:
 def load_subject(config: TuneConfig, model: DecoderModel, tokenizer: Any, folders: dict[str, Path]) -> TuneSubject:
     """`model` with the heads in `folders`, one per task, to be tuned; raises ExitHeadsError and UsageError."""
     head = config.head or _cheapest_head(config, folders, model)
-    heads = {task: load_heads(folder, model, head, allows_foreign=config.foreign_heads) for task, folder in folders.items()}
+    heads = {
+        task: load_heads(folder, model, head, allows_foreign=config.foreign_heads) for task, folder in folders.items()
+    }
     full_heads = heads if head == "full" else _full_heads(config, folders, model)
     common = set.intersection(*(set(of_task.exits) for of_task in heads.values()))
     exits = config.exits or tuple(sorted(common))
@@ -79,7 +81,9 @@ def load_subject(config: TuneConfig, model: DecoderModel, tokenizer: Any, folder
 def _full_heads(config: TuneConfig, folders: dict[str, Path], model: DecoderModel) -> dict[str, ExitHeads] | None:
     """The heads in `folders` over the whole vocabulary; None when they have no such form."""
     try:
-        return {task: load_heads(folder, model, allows_foreign=config.foreign_heads) for task, folder in folders.items()}
+        return {
+            task: load_heads(folder, model, allows_foreign=config.foreign_heads) for task, folder in folders.items()
+        }
     except ExitHeadsError:
         return None
 
