@@ -32,14 +32,15 @@ def decode(
     policy = policy.for_method(method)
     if method.by == "transformers":
         return generate_with_transformers(model, request, policy, draft)
-    drafters = drafters_of(policy, heads)
+    drafters = drafters_of(policy, heads, request.draw)
     if policy.draft_model:
         assert draft is not None, method
         num_positions = len(request.prompt_ids) + request.limit(model)
-        drafters = (ModelDrafter(policy.draft_gamma, draft, num_positions, model.vocab_size, request.eos(model)),)
+        eos = request.eos(model)
+        drafters = (ModelDrafter(policy.draft_gamma, draft, num_positions, model.vocab_size, eos, request.draw),)
     if policy.medusa:
         assert medusa is not None, method
-        drafters = (MedusaDrafter(policy.medusa_gamma, medusa),)
+        drafters = (MedusaDrafter(policy.medusa_gamma, medusa, request.draw),)
     return generate(model, request, policy, drafters)
 
 

@@ -17,6 +17,7 @@ from adadecode.engine.draft_model import check_draft_model
 from adadecode.engine.generate import Request, room_for_output
 from adadecode.engine.invariance import NUM_POSITIONS, check_rows_once
 from adadecode.engine.policy import Policy, make_policy, paper_exits
+from adadecode.engine.sampling import draw_of
 from adadecode.engine.stop_strings import StopStrings
 from adadecode.engine.tally import Decoded
 from adadecode.evaluation.compare import compare, logits_digest
@@ -36,7 +37,7 @@ from adadecode.model.medusa_heads import MedusaHeads, load_medusa_heads
 from adadecode.model.memory import broken_devices_named, out_of_memory_named
 from adadecode.provenance import code_hash, cpu_name, gpu_driver
 from adadecode.records import Shard
-from adadecode.settings import DecodingSettings, Domain, EvalConfig, tuned_for
+from adadecode.settings import DecodingSettings, Domain, EvalConfig, sampling_text, tuned_for
 from adadecode.stopwatch import lap, stopwatch
 from adadecode.tasks import expand_task, score, stops_of, task_domain
 from adadecode.tasks.encode import check_stops, decode_output, encode_prompt
@@ -80,6 +81,7 @@ class Worker:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "attention": self.model.steps.attention,
             **arithmetic(),
+            **({"sampling": drawn} if (drawn := sampling_text(self.config.model_dump())) else {}),
             "python": sys.version.split()[0],
             "torch": torch.__version__,
             "width": self.width,
@@ -222,13 +224,20 @@ def medusa_by_task(config: DecodingSettings, tasks: Iterable[str], model: Decode
 
 
 def decode_prompt(
-    worker: Worker, method: str, task: str, prompt_ids: list[int], max_new_tokens: int | None = None
+    worker: Worker,
+    method: str,
+    task: str,
+    prompt_ids: list[int],
+    max_new_tokens: int | None = None,
+    *,
+    key: int | None = None,
 ) -> Decoded:
-    """One generation of `prompt_ids` by `method`."""
+    """One generation of `prompt_ids` by `method`; where tokens are drawn, by the noise of `key`, 0 for None."""
     config = worker.config
     stops = StopStrings.of(stops_of(config, task), worker.tokenizer)
     longest = max_new_tokens or config.decode.max_new_tokens
-    request = Request(prompt_ids, longest, record_logits=config.check_logits, stops=stops)
+    draw = draw_of(config, key, len(prompt_ids))
+    request = Request(prompt_ids, longest, record_logits=config.check_logits, stops=stops, draw=draw)
     policy, heads = worker.policy(task), worker.heads.get(task)
     return decode(worker.model, METHODS[method], request, policy, heads, worker.draft, worker.medusa.get(task))
 
@@ -246,15 +255,15 @@ def evaluate_sample(worker: Worker, shard: Shard, sample_idx: int) -> list[Sampl
 
 def _converse(worker: Worker, shard: Shard, sample_idx: int, repeat: int) -> list[SampleRow]:
     """The rows of one sample and repeat, turn after turn: in a prompt stand vanilla's answers to the turns before it."""
-    methods, worker_id = worker.config.methods, worker.worker_id
+    config, worker_id = worker.config, worker.worker_id
     rows: list[SampleRow] = []
     answers: tuple[str, ...] = ()
     for _ in range(shard.examples[sample_idx].num_turns):
-        of_turn = _take_turns(worker, turns(methods, shard, sample_idx, repeat, worker_id, answers))
+        of_turn = _take_turns(worker, turns(config.methods, shard, sample_idx, repeat, worker_id, answers, config))
         rows += of_turn
         answer = next(row.output_text for row in of_turn if row.method == REFERENCE)
         if answer is None:
-            return rows + unanswered_rows(methods, shard, sample_idx, repeat, worker_id, answers)
+            return rows + unanswered_rows(config, shard, sample_idx, repeat, worker_id, answers)
         answers = (*answers, answer)
     return rows
 
@@ -270,7 +279,8 @@ def _take_turns(worker: Worker, in_order: list[Turn]) -> list[SampleRow]:
         else:
             rows[turn.method], decoded[turn.method] = result
     for turn in in_order:
-        if turn.method in decoded and turn.method != REFERENCE and REFERENCE in decoded:
+        is_compared = METHODS[turn.method].is_compared(is_sampled=turn.sampling_key is not None)
+        if turn.method in decoded and is_compared and REFERENCE in decoded:
             check = functools.partial(compare, decoded[REFERENCE], decoded[turn.method], worker.config.dtype)
             found = result_or_failure(f"{turn.name}, compared with {REFERENCE}", check, *worker.models)
             if isinstance(found, Failure):
@@ -287,7 +297,7 @@ def _measure(worker: Worker, turn: Turn) -> tuple[SampleRow, Decoded]:
     prompt_ids = turn.prompt_token_ids = encode_prompt(worker.tokenizer, example)
     limit = min(worker.config.decode.max_new_tokens, room_for_output(worker.model, len(prompt_ids)))
     check_rows_once(worker.model, worker.width, len(prompt_ids) + limit, worker.checked)
-    decoded = decode_prompt(worker, turn.method, task, prompt_ids)
+    decoded = decode_prompt(worker, turn.method, task, prompt_ids, key=turn.sampling_key)
     text = decode_output(worker.tokenizer, decoded.generation, stops_of(worker.config, task))
     scored = score(task, text, example.reference)
     row = turn.generation_row(
