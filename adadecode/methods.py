@@ -135,7 +135,7 @@ METHODS: dict[str, Method] = {
             "exact",
             medusa=True,
         ),
-        Method("transformers", "transformers' own greedy `generate`", "reported", by="transformers"),
+        Method("transformers", "transformers' own `generate`", "reported", by="transformers"),
         Method(
             "hf-prompt-lookup",
             "transformers' own with n-grams of the text",

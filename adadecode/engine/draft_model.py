@@ -108,7 +108,7 @@ class ModelDrafter:
         del self._read[first + num_same :]
 
     def _next(self, ahead: list[int]) -> tuple[int, float]:
-        """The likeliest token, or that drawn, after the text and the drafts `ahead`, and its probability; reads the unread."""
+        """The token after the text and the drafts `ahead`, with its probability; reads what of them is unread."""
         num_certain = len(self._certain)
         del self._read[num_certain + len(ahead) - 1 :]  # the last is read for what it is followed by
         unread = [*self._certain[len(self._read) :], *ahead[max(0, len(self._read) - num_certain) :]]

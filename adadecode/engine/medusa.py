@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class MedusaDrafter:
-    """A drafter at boundary 0: head k's likeliest token, or the one drawn, k places after the newest certain one, with its probability."""
+    """A drafter at boundary 0: head k's token k places after the newest certain one, with its probability."""
 
     boundary = 0
     tests: tuple[ExitTest, ...] = ()

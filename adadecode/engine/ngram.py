@@ -12,6 +12,7 @@ will meet: its confidence is the chance that the token wins there (`chance_to_wi
 import math
 
 from adadecode.engine.round import Round
+from adadecode.engine.sampling import noise_of
 from adadecode.engine.suffixes import Context, Continuation, Suffixes
 from adadecode.kernels.sampling import Draw
 from adadecode.kernels.step import DecodeStep, Proposals, Segment
@@ -88,7 +89,7 @@ class NgramDrafter:
         if said is None or self._draw is None:
             return said
         place = position - self._draw.first_position
-        return said[0], chance_to_win(said[1], gumbel_of(self._draw.key, place, said[0]))
+        return said[0], chance_to_win(said[1], noise_of(self._draw.key, place, said[0]))
 
 
 def chance_to_win(chance: float, noise: float) -> float:

@@ -224,20 +224,13 @@ def medusa_by_task(config: DecodingSettings, tasks: Iterable[str], model: Decode
 
 
 def decode_prompt(
-    worker: Worker,
-    method: str,
-    task: str,
-    prompt_ids: list[int],
-    max_new_tokens: int | None = None,
-    *,
-    key: int | None = None,
+    worker: Worker, method: str, task: str, prompt_ids: list[int], longest: int | None = None, *, key: int | None = None
 ) -> Decoded:
-    """One generation of `prompt_ids` by `method`; where tokens are drawn, by the noise of `key`, 0 for None."""
+    """One generation of `prompt_ids` by `method`, of `longest` tokens at most; where tokens are drawn, by noise of `key`."""
     config = worker.config
     stops = StopStrings.of(stops_of(config, task), worker.tokenizer)
-    longest = max_new_tokens or config.decode.max_new_tokens
-    draw = draw_of(config, key, len(prompt_ids))
-    request = Request(prompt_ids, longest, record_logits=config.check_logits, stops=stops, draw=draw)
+    limit, draw = longest or config.decode.max_new_tokens, draw_of(config, key, len(prompt_ids))
+    request = Request(prompt_ids, limit, record_logits=config.check_logits, stops=stops, draw=draw)
     policy, heads = worker.policy(task), worker.heads.get(task)
     return decode(worker.model, METHODS[method], request, policy, heads, worker.draft, worker.medusa.get(task))
 

@@ -66,8 +66,8 @@ RULED_CHECKS: tuple[Check[[Columns, Rules], Wrong], ...] = (
     Check("limits", "no output is longer than `max_new_tokens`, or ended by a length it has not", row_checks.limits),
     Check(
         "keys",
-        "`sampling_key` is the hash of the seed and the row's sample, repeat and turn where tokens are drawn, and null where "
-        "decoding is greedy",
+        "`sampling_key` is the hash of the seed and the row's sample, repeat and turn where tokens are drawn, and null "
+        "where decoding is greedy",
         row_checks.keys,
     ),
     Check("claims", "parity, digests and margins have the form of such, and are there where owed", row_checks.claims),

@@ -74,7 +74,8 @@ def recompute_parity(samples: pa.Table) -> pa.Table:
     Equal means equal ids, equal lengths and an equal finish reason; `logits_equal` compares the digests and is null
     where one is missing. Margins need logits, so they come from the stored row, as does `near_tie`, provided the row
     names the divergence the ids show. A stored claim that the ids or digests contradict comes out as `mismatch`. Parity
-    is null where vanilla's row is missing or an error, and where transformers drew the tokens. Raises RunFolderError when a row is stored twice.
+    is null where vanilla's row is missing or an error, and where transformers drew the
+    tokens. Raises RunFolderError when a row is stored twice.
     """
     reject_duplicates(samples)
     rows, partners = _pair_with_vanilla(samples)
@@ -188,7 +189,7 @@ def _parity(claim: dict, same_output: bool, row: dict) -> str:
 
 
 def _pair_with_vanilla(samples: pa.Table) -> tuple[pa.Array, pa.Array]:
-    """Row positions of every ok row of another method, and of its ok vanilla row: null where there is none to compare with."""
+    """Row positions of every ok row of another method, and of its ok vanilla row: null where none is to compare with."""
     is_ok = pc.equal(samples["status"], "ok").to_numpy()
     is_vanilla = pc.equal(samples["method"], REFERENCE).to_numpy()
     codes = pair_codes(samples)

@@ -99,11 +99,10 @@ class SampleTrace:
 def record(
     model: DecoderModel, heads: ExitHeads, space: TraceSpace, prompt: Prompt, draw: Draw | None = None
 ) -> SampleTrace:
-    """Decodes `prompt` as vanilla does, by `draw` where there is one, testing every exit of `space` at every token
-    and behind wrong drafts.
+    """Decodes `prompt` as vanilla does, testing every exit of `space` at every token and behind wrong drafts.
 
-    Kernels, width and columns are the engine's own, so that every proposal has the bits it has there. `heads` has no
-    gate threshold. Raises PromptTooLongError and NonFiniteLogitsError.
+    Tokens are drawn by `draw`, the exits' proposals too. Kernels, width and columns are the engine's own, so that every
+    proposal has the bits it has there. `heads` has no gate threshold. Raises PromptTooLongError and NonFiniteLogitsError.
     """
     prompt_ids = prompt.token_ids
     limit = min(space.max_new_tokens, room_for_output(model, len(prompt_ids)))
