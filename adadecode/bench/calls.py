@@ -56,9 +56,6 @@ class RecordingStep:
     def prefill(self, prompt_ids: list[int]) -> Tensor:
         return self._step.prefill(prompt_ids)
 
-    def draw_by(self, draw: Draw | None) -> None:
-        self._step.draw_by(draw)
-
     def begin(self, first_position: int) -> None:
         self.log.append(("begin", first_position))
         self._step.begin(first_position)

@@ -124,6 +124,11 @@ class Turn:
         """The key of the noise that draws its tokens, the same for all methods; None where none are drawn."""
         return self.sampling.sampling_key(self.shard.task, self.example.sample_id, self.repeat, len(self.answers))
 
+    @property
+    def is_compared(self) -> bool:
+        """Whether its output can be held against vanilla's."""
+        return METHODS[self.method].is_compared(is_sampled=self.sampling_key is not None)
+
     def begin(self) -> None:
         """Sets the time at which it began, which a second try does anew."""
         self.started_at = datetime.now(UTC)

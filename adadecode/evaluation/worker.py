@@ -37,7 +37,7 @@ from adadecode.model.medusa_heads import MedusaHeads, load_medusa_heads
 from adadecode.model.memory import broken_devices_named, out_of_memory_named
 from adadecode.provenance import code_hash, cpu_name, gpu_driver
 from adadecode.records import Shard
-from adadecode.settings import DecodingSettings, Domain, EvalConfig, sampling_text, tuned_for
+from adadecode.settings import DecodingSettings, Domain, EvalConfig, sampling_facts, tuned_for
 from adadecode.stopwatch import lap, stopwatch
 from adadecode.tasks import expand_task, score, stops_of, task_domain
 from adadecode.tasks.encode import check_stops, decode_output, encode_prompt
@@ -81,7 +81,6 @@ class Worker:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "attention": self.model.steps.attention,
             **arithmetic(),
-            **({"sampling": drawn} if (drawn := sampling_text(self.config.model_dump())) else {}),
             "python": sys.version.split()[0],
             "torch": torch.__version__,
             "width": self.width,
@@ -90,9 +89,10 @@ class Worker:
             "context_len": self.model.context_len,
             "eos_token_ids": sorted(self.model.eos_token_ids),
             "model_notes": list(self.model.notes),  # what was odd about its files
-            "model_commit": _hub_commit(self.model),
+            "model_commit": getattr(self.model.config, "_commit_hash", None),
             **self._draft_facts(),
             **self._medusa_facts(),
+            **sampling_facts(self.config),
             "heads_hash": {task: heads.content_hash for task, heads in self.heads.items()},
             "exits": {task: list(self.policy(task).exits) for task in self.heads},
             "draft_exits": {task: self._draft_exits(task) for task in expand_task(self.config.task)},
@@ -106,7 +106,7 @@ class Worker:
         return {
             "draft_model_hash": draft.model_hash,
             "draft_model_notes": list(draft.notes),
-            "draft_model_commit": _hub_commit(draft),
+            "draft_model_commit": getattr(draft.config, "_commit_hash", None),
         }
 
     def _medusa_facts(self) -> dict[str, Any]:
@@ -136,11 +136,6 @@ class Worker:
     def policy(self, task: str) -> Policy:
         heads = self.heads.get(task)
         return make_policy(self.config.decode, None if heads is None else heads.exits, self.model.num_layers)
-
-
-def _hub_commit(model: DecoderModel) -> str | None:
-    """The commit of a hub model that was loaded."""
-    return getattr(model.config, "_commit_hash", None)
 
 
 @broken_devices_named()
@@ -226,7 +221,7 @@ def medusa_by_task(config: DecodingSettings, tasks: Iterable[str], model: Decode
 def decode_prompt(
     worker: Worker, method: str, task: str, prompt_ids: list[int], longest: int | None = None, *, key: int | None = None
 ) -> Decoded:
-    """One generation of `prompt_ids` by `method`, of `longest` tokens at most; where tokens are drawn, by noise of `key`."""
+    """One generation of `prompt_ids` by `method`, of `longest` tokens at most; tokens are drawn by the noise of `key`."""
     config = worker.config
     stops = StopStrings.of(stops_of(config, task), worker.tokenizer)
     limit, draw = longest or config.decode.max_new_tokens, draw_of(config, key, len(prompt_ids))
@@ -272,8 +267,7 @@ def _take_turns(worker: Worker, in_order: list[Turn]) -> list[SampleRow]:
         else:
             rows[turn.method], decoded[turn.method] = result
     for turn in in_order:
-        is_compared = METHODS[turn.method].is_compared(is_sampled=turn.sampling_key is not None)
-        if turn.method in decoded and is_compared and REFERENCE in decoded:
+        if turn.method in decoded and turn.is_compared and REFERENCE in decoded:
             check = functools.partial(compare, decoded[REFERENCE], decoded[turn.method], worker.config.dtype)
             found = result_or_failure(f"{turn.name}, compared with {REFERENCE}", check, *worker.models)
             if isinstance(found, Failure):

@@ -51,7 +51,7 @@ from adadecode.settings.rivals import (
     nothing_drafts,
     skip_layers_missing,
 )
-from adadecode.settings.sampling import DRAWN_BEFORE, SamplingSettings, key_of, key_text, sampling_text
+from adadecode.settings.sampling import DRAWN_BEFORE, SamplingSettings, key_of, key_text, sampling_facts, sampling_text
 from adadecode.settings.selector import allowed_values, parsed_selector
 from adadecode.settings.stops import STOPPED_BEFORE, StopSettings, own_stops
 
@@ -112,6 +112,7 @@ __all__ = [
     "parsed_selector",
     "read_policy",
     "read_settings",
+    "sampling_facts",
     "sampling_text",
     "settings_of",
     "settings_of_run",

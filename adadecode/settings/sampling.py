@@ -85,3 +85,9 @@ def sampling_text(config: Mapping[str, Any]) -> str | None:
         return None
     named = {name: value for name, value in drawn.items() if name == "temperature" or value != DRAWN_BEFORE[name]}
     return ", ".join(f"{name.replace('_', '-')} {value}" for name, value in named.items())
+
+
+def sampling_facts(settings: SamplingSettings) -> dict[str, str]:
+    """What a worker says of how it draws: `sampling`, where it draws at all."""
+    text = sampling_text(settings.model_dump())
+    return {} if text is None else {"sampling": text}
