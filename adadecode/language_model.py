@@ -48,8 +48,12 @@ class LanguageModel:
     medusa: MedusaHeads | None = None
     checked: set[int] = field(default_factory=set[int])  # S of the steps in which rows were found to be independent
 
-    def generate(self, prompt: str, *, method: str = OURS, max_new_tokens: int | None = None) -> Output:
-        """The greedy continuation of `prompt` by `method`, of at most `max_new_tokens` (the settings' when None).
+    def generate(
+        self, prompt: str, *, method: str = OURS, max_new_tokens: int | None = None, repeat: int = 0
+    ) -> Output:
+        """The continuation of `prompt` by `method`, of at most `max_new_tokens` (the settings' when None).
+
+        With a temperature in the settings it is drawn, for each `repeat` anew and by every method alike; else greedy.
 
         It ends before the first of the settings' stop strings, if any. Raises UsageError for a method that is not there or
         that lacks heads, also as PromptError for a prompt that cannot be used, NonFiniteLogitsError, RowsDependentError
@@ -58,6 +62,7 @@ class LanguageModel:
         from adadecode.engine.decode import check_can_decode, decode
         from adadecode.engine.generate import Request, room_for_output
         from adadecode.engine.invariance import check_rows_once
+        from adadecode.engine.sampling import draw_of
         from adadecode.engine.stop_strings import StopStrings
         from adadecode.model.memory import out_of_memory_named
         from adadecode.records import Example
@@ -76,7 +81,8 @@ class LanguageModel:
             self.tokenizer, Example("prompt", prompt, prompt), self.model.context_len, self.model.vocab_size
         )
         stops = self.config.stop_strings or ()
-        request = Request(prompt_ids, limit, stops=StopStrings.of(stops, self.tokenizer))
+        draw = draw_of(self.config, self.config.sampling_key("generate", "prompt", repeat), len(prompt_ids))
+        request = Request(prompt_ids, limit, stops=StopStrings.of(stops, self.tokenizer), draw=draw)
         num_positions = len(prompt_ids) + min(limit, room_for_output(self.model, len(prompt_ids)))
         with out_of_memory_named():
             check_rows_once(self.model, self.policy.width, num_positions, self.checked)

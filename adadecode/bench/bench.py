@@ -123,7 +123,7 @@ def timer_of(subject: BenchSubject, counted: CountedPass) -> CallTimer:
     middle = sorted(subject.prompts, key=lambda prompt: len(prompt.token_ids))[len(subject.prompts) // 2]
     tests = tests_of_policies(subject, counted)
     calls = {call for of_method in counted.calls.values() for call in of_method} | set(tests) | calls_of_rounds(subject)
-    return CallTimer(subject.model, calls, tests, middle.token_ids, subject.num_positions(middle))
+    return CallTimer(subject.model, calls, tests, middle.token_ids, subject.num_positions(middle), subject.draw(middle))
 
 
 def tests_of_policies(subject: BenchSubject, counted: CountedPass) -> dict[Call, Head | Gate]:

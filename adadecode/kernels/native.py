@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from adadecode.kernels.layers import head_step
 from adadecode.kernels.library import BlockStruct, ExitTestStruct, ShapeStruct
 from adadecode.kernels.packed import PackedHead, PackedLayers, PackedWeights
-from adadecode.kernels.step import Proposals, Segment, blocks_of, check_slots, check_token_ids
+from adadecode.kernels.sampling import Draw, draw_rows
+from adadecode.kernels.step import Proposals, Segment, blocks_of, check_slots, check_token_ids, run_probe_test
 from adadecode.kernels.weights import Block, ExitTest, Gate, Head, Weights
 
 # Rows of a prompt that are run at once: few enough that what they work in stays small, and so many that the weights,
@@ -50,6 +52,7 @@ class NativeStep:
         self.hidden = torch.zeros(width, weights.width, dtype=weights.dtype)
         self.logits = torch.zeros(width, weights.vocab_size, dtype=weights.dtype)
         self._first_position = 0
+        self._draw: Draw | None = None
         self._head, self._vocab_size, shape = weights.head, weights.vocab_size, weights.shape
         self._shape = ShapeStruct(
             weights.width,
@@ -120,8 +123,11 @@ class NativeStep:
                 if stop in self._blocks:
                     self._run_block(self._blocks[stop], hidden.clone(), first)
             self.hidden[0] = hidden[-1]
-        self.verify(0, 1)
+        self._run_head(self._head, 0, 1, self._logits_at, None)
         return self.logits[0].clone()
+
+    def draw_by(self, draw: Draw | None) -> None:
+        self._draw = draw
 
     def begin(self, first_position: int) -> None:
         self._first_position = first_position
@@ -143,6 +149,8 @@ class NativeStep:
 
     def run_to_exit(self, segment: Segment, test: ExitTest, first_tested: int) -> Proposals | None:
         lo, hi, _, stop = segment
+        if self._draw is not None:
+            return run_probe_test(self, segment, test, first_tested)
         check_slots(lo, first_tested, self.width)
         check_slots(first_tested, hi, self.width)
         block = self._blocks.get(stop)
@@ -154,6 +162,10 @@ class NativeStep:
         return self._proposals(hi - first_tested) if is_tested else None
 
     def test(self, head: Head, lo: int, hi: int) -> Proposals:
+        if self._draw is not None:
+            logits = head_step(head, self.weights.norm, self.weights.shape.eps, self.read_by(head))[lo:hi]
+            ids, _, chances = draw_rows(logits, self._draw, self._places(lo, hi), head.token_ids)
+            return list(zip(ids.tolist(), chances.tolist(), strict=True))
         self._run_head(head, lo, hi, None, self._probabilities)
         return self._proposals(hi - lo)
 
@@ -164,7 +176,13 @@ class NativeStep:
 
     def verify(self, lo: int, hi: int) -> tuple[list[int], list[float]]:
         self._run_head(self._head, lo, hi, self._logits_at + lo * self._logits_len, None)
+        if self._draw is not None:
+            ids, tops, _ = draw_rows(self.logits[lo:hi], self._draw, self._places(lo, hi), None)
+            return ids.tolist(), tops.tolist()
         return self._ids[: hi - lo], self._tops[: hi - lo]
+
+    def _places(self, lo: int, hi: int) -> Tensor:
+        return torch.arange(lo, hi) + self._first_position + 1 - self._draw.first_position
 
     def _proposals(self, num_rows: int) -> Proposals:
         return list(zip(self._ids[:num_rows], self._probabilities[:num_rows], strict=True))

@@ -22,6 +22,7 @@ from torch.nn.functional import linear, rms_norm, silu
 
 from adadecode.errors import ExitHeadsError
 from adadecode.files import short_hash, write_whole
+from adadecode.kernels.sampling import Draw, draw_rows
 from adadecode.kernels.step import Proposals
 from adadecode.kernels.weights import Weights
 from adadecode.model.decoder import DecoderModel
@@ -105,17 +106,23 @@ class MedusaHeads:
         """The token ids as Python's numbers, which a round takes them as."""
         return self.token_ids.tolist()
 
-    def proposals(self, hidden: Tensor, num_tokens: int) -> Proposals:
+    def proposals(self, hidden: Tensor, num_tokens: int, draw: Draw | None = None, position: int = 0) -> Proposals:
         """The likeliest token of each of the first `num_tokens` heads and its probability, of a state `hidden` `[d]`.
 
-        The state has passed all layers, not the final norm.
+        The state has passed all layers, not the final norm. With a `draw` its noise draws the token; that of the first
+        head stands at `position`.
         """
         residuals, coolness = self._flat, self._coolness
         if num_tokens < self.num_heads:
             residuals, coolness = residuals[: num_tokens * self.weights.width], coolness[:num_tokens]
         normed = rms_norm(hidden, hidden.shape, self.weights.norm, self.weights.shape.eps)
         entered = normed + silu(linear(normed, residuals)).view(len(coolness), -1)
-        probabilities = (linear(entered, self.rows) * coolness).softmax(dim=-1, dtype=torch.float32)
+        logits = linear(entered, self.rows) * coolness
+        if draw is not None:
+            places = torch.arange(len(logits), device=logits.device) + (position - draw.first_position)
+            drawn = draw_rows(logits, draw, places, self.token_ids)
+            return list(zip(drawn.token_ids.tolist(), drawn.probabilities.tolist(), strict=True))
+        probabilities = logits.softmax(dim=-1, dtype=torch.float32)
         tops, best = probabilities.max(dim=-1)
         return [(self._known[i], top) for i, top in zip(best.tolist(), tops.tolist(), strict=True)]
 

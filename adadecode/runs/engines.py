@@ -186,7 +186,7 @@ def _described(facts: Facts) -> str:
     gpu = [f"{facts['gpu']} (driver {facts.get('gpu_driver')}, CUDA {facts.get('cuda')})"] if facts.get("gpu") else []
     form = {"kernels": "{} kernels", "dtype": "{}", "cpu": "{}"}
     form |= {"threads": "{} thread" if facts.get("threads") == 1 else "{} threads"}
-    form |= {"torch": "torch {}", "python": "Python {}"}
+    form |= {"torch": "torch {}", "python": "Python {}", "sampling": "{}"}
     told = [(fact, text.format(facts[fact])) for fact, text in form.items() if facts.get(fact) is not None]
     foreign = [text] if (text := foreign_text(facts)) is not None else []
     return ", ".join([text for fact, text in told if not (gpu and fact == "cpu")] + gpu + foreign)

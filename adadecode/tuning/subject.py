@@ -8,15 +8,17 @@ from typing import Any
 import torch
 
 from adadecode.engine.policy import check_heads_at
+from adadecode.engine.sampling import draw_of
 from adadecode.errors import ExitHeadsError
 from adadecode.files import short_hash
+from adadecode.kernels.sampling import Draw
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
 from adadecode.model.foreign import foreign_facts
 from adadecode.model.head_files import load_heads
 from adadecode.model.load import chat_template_hash
 from adadecode.records import Prompt
-from adadecode.settings import HeadKind, TuneConfig
+from adadecode.settings import DRAWN_BEFORE, HeadKind, TuneConfig
 from adadecode.tuning.trace import Floors, TraceSpace
 
 
@@ -39,6 +41,15 @@ class TuneSubject:
     def has_gates(self) -> bool:
         return all(of_task.gates for of_task in self.heads.values())
 
+    def draw(self, task: str, sample_id: str, prompt_len: int) -> Draw | None:
+        """How the output of a prompt of `prompt_len` tokens is drawn; None where the likeliest tokens are taken."""
+        return draw_of(self.config, self.config.sampling_key(task, sample_id), prompt_len)
+
+    def _sampling(self) -> dict[str, Any]:
+        """The settings by which tokens are drawn, where they are: traces of before drew none."""
+        names = DRAWN_BEFORE if self.config.is_sampled else ()
+        return {name: getattr(self.config, name) for name in names}
+
     def made_from(self, prompts: list[Prompt]) -> dict[str, Any]:
         """What a trace of `prompts` depends on, beside its floors."""
         space = asdict(self.space)
@@ -57,6 +68,7 @@ class TuneSubject:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "space": json.loads(json.dumps(space)),
+            **self._sampling(),
             "prompts_hash": _hash([(p.task, p.sample_id, p.token_ids) for p in prompts]),
         }
 
