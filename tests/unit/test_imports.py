@@ -96,7 +96,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tuning": LEAVES | {"kernels", "model", "engine", "tasks", "report", "evaluation", "bench"},
     "doctor": LEAVES | {"kernels", "model", "engine", "tasks", "report", "runs", "evaluation"},
     "ray_jobs": LEAVES | {"model", "tasks", "runs", "evaluation", "certify", "training", "doctor"},
-    "language_model": LEAVES | {"model", "engine", "tasks", "evaluation"},
+    "language_model": LEAVES | {"model", "engine", "tasks", "report", "evaluation"},
     "api": LEAVES
     | {
         "model",
