@@ -1,6 +1,7 @@
 """`adadecode generate --chat`: a conversation on a terminal, its answers shown as their tokens are verified."""
 
 import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -51,8 +52,8 @@ def check_chat(lm: "LanguageModel") -> None:
     """Raises UsageError for a model whose tokenizer has no chat template."""
     if lm.tokenizer.chat_template is None:
         raise UsageError(
-            f"--chat: the tokenizer of model {lm.config.model!r} has no chat template; give a model that has one, such as an "
-            "instruction-tuned one, or a prompt without --chat"
+            f"--chat: the tokenizer of model {lm.config.model!r} has no chat template; give a model that has one, "
+            "such as an instruction-tuned one, or a prompt without --chat"
         )
 
 
@@ -84,7 +85,7 @@ def read_line() -> str | None:
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  # input() edits lines by it
+            importlib.import_module("readline")  # input() edits lines by it
     while True:
         try:
             return input(PROMPT if is_terminal else "")
