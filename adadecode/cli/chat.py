@@ -108,7 +108,7 @@ def answer(
     """
     kept = lm.fitting(said, history)
     if len(kept) < len(history):
-        say_on_stderr(f"the context is full: the oldest {len(history) - len(kept)} messages are forgotten")
+        say_on_stderr(f"the context is full: the oldest {len(history) - len(kept)} messages are left out")
     interrupt, texts = Interrupt(), list[str]()
     started = time.perf_counter()
     with interrupt.heard():
@@ -122,7 +122,8 @@ def answer(
             if interrupt.is_asked:
                 stream.stop()
     if not "".join(texts).endswith("\n"):
-        say("")
+        out.file.write("\n")
+        out.file.flush()
     if stream.output is None:
         say_on_stderr(f"stopped after {stream.num_tokens} tokens in {time.perf_counter() - started:.1f} s")
     else:

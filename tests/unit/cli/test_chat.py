@@ -1,5 +1,6 @@
 """A conversation with the real program on a real terminal, and what `generate` reads when it is given no prompt."""
 
+import io
 import os
 import pty
 import select
@@ -10,8 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import adadecode
+from adadecode.cli import chat
 from adadecode.records import Message
 
 ROOT = Path(__file__).parents[3]
@@ -51,7 +54,7 @@ def test_a_turn_is_asked_after_those_before_it(lm):
     context = [Message("user", "w10"), Message("assistant", "w20")]
     assert lm.stream("w30", context=context)._pieces is not None
     assert lm.fitting("w30", context) == context
-    long = [message for _ in range(200) for message in context]
+    long = [message for _ in range(400) for message in context]
     assert 0 < len(lm.fitting("w30", long)) < len(long)
 
 
@@ -66,10 +69,10 @@ def test_each_line_of_standard_input_is_a_turn_where_it_is_no_terminal(cli, tiny
 
 
 def test_a_full_context_forgets_the_oldest_messages(cli, tiny, chat_model):
-    lines = "".join(" ".join(["w10"] * 30) + "\n" for _ in range(20))
+    lines = (" ".join(["w10"] * 300) + "\n") * 5
     result = cli("generate", "--chat", *chat_flags(tiny, chat_model), input=lines)
     assert result.exit_code == 0, result.stderr
-    assert "the context is full: the oldest 2 messages are forgotten" in result.stderr
+    assert "the context is full: the oldest 2 messages are left out" in result.stderr
 
 
 def test_a_message_that_cannot_be_answered_is_a_line_and_the_next_is_answered(cli, tiny, chat_model):
@@ -147,9 +150,34 @@ def test_a_conversation_on_a_terminal(tiny, chat_model):
     assert terminal.process.wait(60) == 0
 
 
-def test_no_color_is_respected(tiny, chat_model):
-    terminal = Terminal("generate", "w10 w20", "--chat", *chat_flags(tiny, chat_model), NO_COLOR="1", TERM="dumb")
-    shown = terminal.until("tokens/s") + terminal.until("> ")
-    assert ESCAPE not in shown.replace("\x1b[?2004h", "").replace("\x1b[?2004l", "")
-    terminal.type("/exit\n")
-    assert terminal.process.wait(60) == 0
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_colours_are_there_on_a_terminal_unless_no_color_is_set(lm, monkeypatch, capsys, no_color):
+    shown = io.StringIO()
+    monkeypatch.setattr(chat, "console", lambda: Console(file=shown, force_terminal=True, width=80))
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    monkeypatch.setenv("NO_COLOR", no_color)
+    chat.chat(lm, "w10 w20")
+    assert "tokens/s" in shown.getvalue()
+    assert (ESCAPE in shown.getvalue()) == (not no_color)
+    assert ("drafted at layer" in shown.getvalue()) == (not no_color)
+
+
+def test_escapes_in_an_answer_are_shown_and_not_obeyed(lm, monkeypatch, capsys):
+    shown = io.StringIO()
+    monkeypatch.setattr(chat, "console", lambda: Console(file=shown))
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    harmful = type(lm.tokenizer).decode
+    monkeypatch.setattr(type(lm.tokenizer), "decode", lambda *given, **how: "\x1b[2J" + harmful(*given, **how))
+    chat.chat(lm, "w10 w20")
+    assert ESCAPE not in shown.getvalue()
+    assert "\\x1b[2J" in shown.getvalue()
+
+
+def test_ctrl_c_stops_an_answer_and_keeps_what_was_said(lm, monkeypatch, capsys):
+    shown = io.StringIO()
+    out = Console(file=shown)
+    monkeypatch.setattr(out, "print", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    history = chat.answer(lm, out, [], "w10 w20", 0, with_colours=False)
+    assert [message.role for message in history] == ["user", "assistant"]
+    assert history[1].content
+    assert "stopped after" in capsys.readouterr().err

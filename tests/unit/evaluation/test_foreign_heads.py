@@ -50,7 +50,7 @@ def test_run_json_the_table_and_the_page_say_that_heads_are_foreign(cli, run, tm
     assert cli("verify", location).exit_code == 0
     assert cli("compare", location, location).exit_code == 0
     page = tmp_path / "page.html"
-    assert cli("report", location, "--html", page).exit_code == 0
+    assert cli("report", location, "--html", "--out", page).exit_code == 0
     assert line in page.read_text(encoding="utf-8")
 
 
