@@ -68,6 +68,7 @@ def last_json(output: str) -> dict:
 NEW_KEYS = {f"machine.{name}" for name in ("attention", "float32_precision", "reduced_precision_sums")}
 NEW_KEYS |= {"provenance.code_hash", "methods.*.is_lossy", "settings.offset", "faster_vanilla_geomean"}
 NEW_KEYS |= {"roofline.bandwidth_bytes_per_s", "settings.decode.stop", "settings.decode.ngram_store"}
+NEW_KEYS |= {"machine.foreign_heads", "machine.foreign_medusa_heads", "settings.foreign_heads"}
 NEW_KEYS |= {"machine.draft_model_hash", "memory.draft_model_bytes"}
 NEW_KEYS |= {"machine.medusa_heads_hash", "memory.medusa_heads_bytes"}
 NEW_KEYS |= {"machine.policy.stop", "machine.policy.ngram_store", "settings.gpus_per_worker"}

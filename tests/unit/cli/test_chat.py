@@ -132,6 +132,7 @@ class Terminal:
         os.write(self.screen, text.encode())
 
 
+@pytest.mark.slow
 def test_a_conversation_on_a_terminal(tiny, chat_model):
     flags = chat_flags(tiny, chat_model, max_new_tokens=400)
     terminal = Terminal("generate", "--chat", *flags)
