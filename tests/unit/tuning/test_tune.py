@@ -20,6 +20,7 @@ NEW_KEYS = {f"machine.{name}" for name in ("attention", "float32_precision", "re
 NEW_KEYS |= {
     "costs.per_segment_s",
     "settings.gpus_per_worker",
+    "settings.foreign_heads",
     *("machine.kind", *(f"machine.kind.{name}" for name in ("processor", "threads", "dtype", "weights"))),
     "provenance.code_hash",
     "made_from.eos_token_ids",
