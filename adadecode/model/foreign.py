@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from adadecode.errors import ExitHeadsError
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.files import shown
+from adadecode.printable import on_one_line
 
 FLAG = "--foreign-heads"
 
@@ -24,7 +24,7 @@ def check_made_for(
         return made_for
     of = f"{whose!r} with weights" if whose else "weights"
     raise ExitHeadsError(
-        f"{named}: made for {of} {shown(made_for)}, this model's are {model.model_hash}; {remedy}, or give {FLAG} where it "
+        f"{named}: made for {of} {on_one_line(made_for, 40)}, this model's are {model.model_hash}; {remedy}, or give {FLAG} where it "
         "is a relative, such as a fine-tune"
     )
 
