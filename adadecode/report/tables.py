@@ -99,8 +99,8 @@ def _apart_lines(summary: pa.Table) -> list[str]:
     if not apart:
         return []
     return [
-        f"{', '.join(dict.fromkeys(apart))}: drawn by noise of transformers' own, the same distribution in other tokens, so "
-        "no parity"
+        f"{', '.join(dict.fromkeys(apart))}: drawn by noise of transformers' own, the same distribution in other tokens: "
+        "no parity is claimed"
     ]
 
 
