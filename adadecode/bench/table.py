@@ -117,7 +117,7 @@ def _methods_table(result: BenchResult) -> Table:
             number_text(row.ceiling_tokens_per_s, ".1f"),
             number_text(row.ceiling_share, ".0%"),
             number_text(row.roofline_share, ".0%"),
-            fraction_text(row.num_parity_exact, row.num_prompts),
+            fraction_text(row.num_parity_exact, row.num_prompts or None),
         )
     return table
 

@@ -8,7 +8,10 @@ speculative decoding, arXiv 2408.07978).
 
 import math
 
-from adadecode.kernels.sampling import KEY_STEPS, LANES, MASK, MULTIPLIERS, NUM_ROUNDS, Draw
+import torch
+from torch import Tensor
+
+from adadecode.kernels.sampling import KEY_STEPS, LANES, MASK, MULTIPLIERS, NUM_ROUNDS, Draw, draw_rows, noise
 from adadecode.settings import SamplingSettings
 
 
@@ -42,3 +45,18 @@ def noise_of(key: int, place: int, token_id: int) -> float:
         low, high = low + KEY_STEPS[0] & MASK, high + KEY_STEPS[1] & MASK
     word = (a, b, c, d)[token_id % LANES]
     return -math.log(-math.log1p(-(word + 0.5) * 2.0**-32))
+
+
+def drawn_margin(logits: Tensor, draw: Draw, place: int) -> float:
+    """By how much the token drawn at `place` from `logits` `[V]` was ahead of the next best, in logits.
+
+    That is T times the difference of what the draw compares. Filters are left aside but for the token that was drawn: how
+    near another is to being let in is not known, so a token that they keep out may seem near.
+    """
+    places = torch.tensor([place], device=logits.device)
+    drawn = int(draw_rows(logits[None], draw, places).token_ids)
+    token_ids = torch.arange(len(logits), device=logits.device)
+    scores = logits.double() + draw.temperature * noise(draw.key, places, token_ids)[0].double()
+    taken = float(scores[drawn])
+    scores[drawn] = -math.inf
+    return abs(taken - float(scores.max()))

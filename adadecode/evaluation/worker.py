@@ -240,7 +240,8 @@ def _take_turns(worker: Worker, in_order: list[Turn]) -> list[SampleRow]:
             rows[turn.method], decoded[turn.method] = result
     for turn in in_order:
         if turn.method in decoded and turn.is_compared and REFERENCE in decoded:
-            check = functools.partial(compare, decoded[REFERENCE], decoded[turn.method], worker.config.dtype)
+            draw = draw_of(worker.config, turn.sampling_key, 0)
+            check = functools.partial(compare, decoded[REFERENCE], decoded[turn.method], worker.config.dtype, draw)
             found = result_or_failure(f"{turn.name}, compared with {REFERENCE}", check, *worker.models)
             if isinstance(found, Failure):
                 rows[turn.method] = turn.error_row(found.error_type, found.error_message)

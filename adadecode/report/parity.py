@@ -1,8 +1,9 @@
 """Token parity with vanilla: how a divergence is classed, and the check that recomputes every stored claim.
 
 A first divergence is a *near-tie* when vanilla itself hardly preferred its token: its top-1 minus top-2 logit margin at
-that position is at most the tolerance of the dtype, about the size of the rounding error of one logit. Anything else is
-a *mismatch*. Neither is `exact`; for a method under the parity contract both are failures.
+that position is at most the tolerance of the dtype, about the size of the rounding error of one logit. Where tokens are
+drawn it is the margin of what the draw compares, logits with T times their noise. Anything else is a *mismatch*. Neither is
+`exact`; for a method under the parity contract both are failures.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -18,6 +18,7 @@ from adadecode.settings import (
     EvalConfig,
     GenerateConfig,
     RivalSettings,
+    SamplingSettings,
     TrainConfig,
     TuneConfig,
     build_settings,
@@ -52,6 +53,7 @@ WITH_OTHERS |= {
     "num_shots",
     "shots_file",
     *RivalSettings.model_fields,
+    *SamplingSettings.model_fields,
 }
 
 NUMBERS = [*range(-2, 3), 2**31, 2**63, 2**64, 10**12, 10**22, 10**30, -(10**30)]
