@@ -10,13 +10,16 @@ from adadecode.methods import METHODS, OURS
 from adadecode.settings import GenerateConfig, settings_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator, Sequence
+
     from transformers import PreTrainedTokenizerBase
 
+    from adadecode.engine.generate import Request
     from adadecode.engine.policy import Policy
     from adadecode.model.decoder import DecoderModel
     from adadecode.model.exit_heads import ExitHeads
     from adadecode.model.medusa_heads import MedusaHeads
-    from adadecode.records import Generation
+    from adadecode.records import Generation, Message, Piece
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,51 @@ class Output:
     def layers_per_token(self) -> float | None:
         """Batched layer executions per token after the first; None below two tokens."""
         return self.generation.layers_per_token
+
+
+class Stream:
+    """An output while its tokens are verified: its pieces of text, one after the other, and in the end the whole of it.
+
+    `output` is None until then, and for one that was stopped; `num_tokens` counts those that were verified.
+    """
+
+    def __init__(self, lm: LanguageModel, request: Request, method: str) -> None:
+        """Decodes as its pieces are asked for."""
+        self.output: Output | None = None
+        self.num_tokens, self._is_stopped = 0, False
+        self._pieces = self._decode(lm, request, method)
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self._pieces
+
+    def __next__(self) -> Piece:
+        return next(self._pieces)
+
+    def stop(self) -> None:
+        """Has it end after the tokens that are verified."""
+        self._is_stopped = True
+
+    def _decode(self, lm: LanguageModel, request: Request, method: str) -> Generator[Piece]:
+        from adadecode.engine.decode import decode_rounds
+        from adadecode.model.memory import out_of_memory_named
+        from adadecode.tasks.encode import decode_output
+        from adadecode.tasks.increments import TextIncrements
+
+        tokenizer, stops = lm.tokenizer, lm.config.stop_strings or ()
+        decode: Callable[[list[int]], str] = tokenizer.decode  # pyright: ignore[reportAssignmentType]  # of one output
+        text = TextIncrements(decode, stops, request.eos(lm.model))
+        rounds = decode_rounds(lm.model, METHODS[method], request, lm.policy, lm.heads, lm.draft, lm.medusa)
+        while not self._is_stopped:
+            try:
+                with out_of_memory_named():
+                    kept = next(rounds)
+            except StopIteration as end:
+                self.output = Output(decode_output(tokenizer, end.value.generation, stops), end.value.generation)
+                break
+            self.num_tokens += len(kept.token_ids)
+            yield from text.add(kept.token_ids, kept.depths)
+        rounds.close()
+        yield from text.end()
 
 
 @dataclass(frozen=True)
@@ -48,20 +96,95 @@ class LanguageModel:
     medusa: MedusaHeads | None = None
     checked: set[int] = field(default_factory=set[int])  # S of the steps in which rows were found to be independent
 
-    def generate(self, prompt: str, *, method: str = OURS, max_new_tokens: int | None = None) -> Output:
-        """The greedy continuation of `prompt` by `method`, of at most `max_new_tokens` (the settings' when None).
+    def generate(
+        self, prompt: str, *, method: str = OURS, max_new_tokens: int | None = None, repeat: int = 0
+    ) -> Output:
+        """The continuation of `prompt` by `method`, of at most `max_new_tokens` (the settings' when None).
+
+        With a temperature in the settings it is drawn, for each `repeat` anew and by every method alike; else greedy.
 
         It ends before the first of the settings' stop strings, if any. Raises UsageError for a method that is not there or
         that lacks heads, also as PromptError for a prompt that cannot be used, NonFiniteLogitsError, RowsDependentError
         where rows are not independent in a step as long as this takes, and AdaDecodeError when memory runs out.
         """
-        from adadecode.engine.decode import check_can_decode, decode
+        from adadecode.engine.decode import decode
+        from adadecode.model.memory import out_of_memory_named
+        from adadecode.tasks.encode import decode_output
+
+        request = self._request(prompt, (), method, max_new_tokens, repeat, 0)
+        with out_of_memory_named():
+            decoded = decode(self.model, METHODS[method], request, self.policy, self.heads, self.draft, self.medusa)
+        return Output(
+            decode_output(self.tokenizer, decoded.generation, self.config.stop_strings or ()), decoded.generation
+        )
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        context: Sequence[Message] = (),
+        method: str = OURS,
+        max_new_tokens: int | None = None,
+        repeat: int = 0,
+        turn: int = 0,
+    ) -> Stream:
+        """What `generate` gives, as pieces of text that come as their tokens are verified.
+
+        `context` are the messages of a conversation before `prompt`, for a model with a chat template; with a temperature
+        each `turn` draws anew. Raises what `generate` raises, at once or while it is read.
+        """
+        return Stream(self, self._request(prompt, context, method, max_new_tokens, repeat, turn), method)
+
+    def fitting(self, prompt: str, context: Sequence[Message]) -> list[Message]:
+        """`context` without the oldest messages, two at a time, that leave no room in the model's context for an output.
+
+        Room is for the settings' longest output or a quarter of the context, whichever is less. Raises PromptError.
+        """
+        from adadecode.records import Example
+        from adadecode.tasks.encode import encode_usable
+
+        room = min(self.config.decode.max_new_tokens, self.model.context_len // 4)
+        kept = list(context)
+        while kept:
+            example = Example("prompt", prompt, prompt, context=tuple(kept))
+            if len(encode_usable(self.tokenizer, example)) + room <= self.model.context_len:
+                break
+            del kept[:2]
+        return kept
+
+    @property
+    def exits(self) -> tuple[int, ...]:
+        """Where AdaDecode drafts with the settings' policy; 0 stands for n-grams, before the first layer."""
+        return self.policy.for_method(METHODS[OURS]).draft_exits
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of how it decodes, a line each."""
+        from adadecode.model.foreign import foreign_facts
+        from adadecode.report.foreign import foreign_text
+
+        heads, medusa = ({"": of} if of is not None else {} for of in (self.heads, self.medusa))
+        foreign = foreign_text(foreign_facts(heads, medusa) | {"model_hash": self.model.model_hash})
+        return self.model.chosen_kernels.lines() + ([] if foreign is None else [foreign])
+
+    def _request(
+        self,
+        prompt: str,
+        context: Sequence[Message],
+        method: str,
+        max_new_tokens: int | None,
+        repeat: int,
+        turn: int,
+    ) -> Request:
+        """What is asked of the engine, once it is known that it can be done."""
+        from adadecode.engine.decode import check_can_decode
         from adadecode.engine.generate import Request, room_for_output
         from adadecode.engine.invariance import check_rows_once
+        from adadecode.engine.sampling import draw_of
         from adadecode.engine.stop_strings import StopStrings
         from adadecode.model.memory import out_of_memory_named
         from adadecode.records import Example
-        from adadecode.tasks.encode import decode_output, usable_ids
+        from adadecode.tasks.encode import usable_ids
         from adadecode.tasks.heads import heads_missing
 
         if method not in METHODS:
@@ -69,19 +192,24 @@ class LanguageModel:
         if METHODS[method].needs_heads(self.config.decode.exits) and self.heads is None:
             raise heads_missing(self.config)
         check_can_decode(self.model, (METHODS[method],), self.policy, self.heads, self.draft, self.medusa)
+        if context and self.tokenizer.chat_template is None:
+            raise UsageError("context: the model's tokenizer has no chat template to write a conversation with")
         if max_new_tokens is not None and max_new_tokens < 1:
             raise UsageError(f"max_new_tokens {max_new_tokens}: give at least 1")
         limit = self.config.decode.max_new_tokens if max_new_tokens is None else max_new_tokens
         prompt_ids = usable_ids(
-            self.tokenizer, Example("prompt", prompt, prompt), self.model.context_len, self.model.vocab_size
+            self.tokenizer,
+            Example("prompt", prompt, prompt, context=tuple(context)),
+            self.model.context_len,
+            self.model.vocab_size,
         )
         stops = self.config.stop_strings or ()
-        request = Request(prompt_ids, limit, stops=StopStrings.of(stops, self.tokenizer))
+        draw = draw_of(self.config, self.config.sampling_key("generate", "prompt", repeat, turn), len(prompt_ids))
+        request = Request(prompt_ids, limit, stops=StopStrings.of(stops, self.tokenizer), draw=draw)
         num_positions = len(prompt_ids) + min(limit, room_for_output(self.model, len(prompt_ids)))
         with out_of_memory_named():
             check_rows_once(self.model, self.policy.width, num_positions, self.checked)
-            decoded = decode(self.model, METHODS[method], request, self.policy, self.heads, self.draft, self.medusa)
-        return Output(decode_output(self.tokenizer, decoded.generation, stops), decoded.generation)
+        return request
 
 
 def load(model: str = "demo", heads: str | None = None, **settings: Any) -> LanguageModel:
@@ -99,7 +227,7 @@ def load_configured(config: GenerateConfig) -> LanguageModel:
     from adadecode.engine.draft_model import check_draft_model
     from adadecode.engine.invariance import NUM_POSITIONS, check_rows_once
     from adadecode.engine.policy import make_policy
-    from adadecode.evaluation.worker import heads_for, medusa_for
+    from adadecode.evaluation.heads import heads_for, medusa_for
     from adadecode.model.draft_model import load_draft_model
     from adadecode.model.load import load_model, use_threads
     from adadecode.model.memory import out_of_memory_named

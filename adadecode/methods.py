@@ -80,6 +80,10 @@ class Method:
         """Whether an exit may drop a draft before the last layer judges it, as far as the settings `decode` tell."""
         return self.exits and decode.get("reject", 0.0) is not None
 
+    def is_compared(self, *, is_sampled: bool) -> bool:
+        """Whether its tokens can be held against vanilla's: those transformers draws by its own noise cannot."""
+        return self.owes != "reference" and not (is_sampled and self.by == "transformers")
+
     @property
     def is_lossy(self) -> bool:
         return self.owes == "lossy"
@@ -131,7 +135,7 @@ METHODS: dict[str, Method] = {
             "exact",
             medusa=True,
         ),
-        Method("transformers", "transformers' own greedy `generate`", "reported", by="transformers"),
+        Method("transformers", "transformers' own `generate`", "reported", by="transformers"),
         Method(
             "hf-prompt-lookup",
             "transformers' own with n-grams of the text",
@@ -158,6 +162,15 @@ NameT = TypeVar("NameT", bound=str)
 def names_that_owe(owes: Owes) -> tuple[str, ...]:
     """The names of the methods that owe vanilla's output `owes`, in the table's order."""
     return tuple(name for name, method in METHODS.items() if method.owes == owes)
+
+
+def drawn_apart() -> tuple[str, ...]:
+    """The names of the methods whose tokens cannot be held against vanilla's where tokens are drawn."""
+    return tuple(
+        name
+        for name, method in METHODS.items()
+        if method.is_compared(is_sampled=False) and not method.is_compared(is_sampled=True)
+    )
 
 
 def baselines() -> tuple[str, ...]:

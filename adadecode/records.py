@@ -15,6 +15,13 @@ class Message:
     content: str
 
 
+class Piece(NamedTuple):
+    """A part of an output's text, and the depth of the token that completed it: an exit layer, or L for the full model."""
+
+    text: str
+    depth: int
+
+
 @dataclass(frozen=True)
 class Example:
     """One sample of a task.

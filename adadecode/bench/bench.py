@@ -78,9 +78,11 @@ def count_calls(subject: BenchSubject) -> CountedPass:
                 counted.calls[method] += recording.step.calls
                 counted.tests |= recording.step.tests
             reference = reference or decoded
-            compared = compare(reference, decoded, subject.config.dtype)
+            draw = subject.draw(prompt)
             counted.outputs[method].append(decoded.generation.output_token_ids)
-            counted.parity[method].append(Parity(compared.parity, compared.logits_equal))
+            if method == REFERENCE or METHODS[method].is_compared(is_sampled=draw is not None):
+                compared = compare(reference, decoded, subject.config.dtype, draw)
+                counted.parity[method].append(Parity(compared.parity, compared.logits_equal))
     return counted
 
 
@@ -93,7 +95,8 @@ def measure(subject: BenchSubject, counted: CountedPass, repeat: int) -> list[Be
     for prompt_idx, prompt in enumerate(subject.prompts):
         for order_idx, method in enumerate(in_turn(subject.methods, repeat + prompt_idx)):
             generation = subject.decode_prompt(method, prompt).generation
-            if generation.output_token_ids != counted.outputs[method][prompt_idx]:
+            is_other = generation.output_token_ids != counted.outputs[method][prompt_idx]
+            if is_other and counted.parity[method]:
                 before = counted.parity[method][prompt_idx]
                 counted.parity[method][prompt_idx] = before._replace(parity="mismatch")
             drafts = METHODS[method].drafts
@@ -123,7 +126,7 @@ def timer_of(subject: BenchSubject, counted: CountedPass) -> CallTimer:
     middle = sorted(subject.prompts, key=lambda prompt: len(prompt.token_ids))[len(subject.prompts) // 2]
     tests = tests_of_policies(subject, counted)
     calls = {call for of_method in counted.calls.values() for call in of_method} | set(tests) | calls_of_rounds(subject)
-    return CallTimer(subject.model, calls, tests, middle.token_ids, subject.num_positions(middle))
+    return CallTimer(subject.model, calls, tests, middle.token_ids, subject.num_positions(middle), subject.draw(middle))
 
 
 def tests_of_policies(subject: BenchSubject, counted: CountedPass) -> dict[Call, Head | Gate]:

@@ -50,11 +50,11 @@ class RecordingStep:
     def prepare(self, boundaries: Sequence[int], tests: Iterable[ExitTest]) -> None:
         self._step.prepare(boundaries, tests)
 
-    def prefill(self, prompt_ids: list[int]) -> Tensor:
-        return self._step.prefill(prompt_ids)
-
     def draw_by(self, draw: Draw | None) -> None:
         self._step.draw_by(draw)
+
+    def prefill(self, prompt_ids: list[int]) -> Tensor:
+        return self._step.prefill(prompt_ids)
 
     def begin(self, first_position: int) -> None:
         self.log.append(("begin", first_position))

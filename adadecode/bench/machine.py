@@ -18,6 +18,7 @@ from adadecode.kernels.arithmetic import arithmetic
 from adadecode.kernels.library import load_library
 from adadecode.kernels.weights import Head
 from adadecode.model.decoder import DecoderModel
+from adadecode.model.foreign import made_for_others
 from adadecode.model.machine_kind import gpu_names
 from adadecode.provenance import cpu_name, gpu_driver
 
@@ -136,5 +137,7 @@ def machine_of(subject: BenchSubject) -> BenchMachine:
         draft_model_hash=None if subject.draft is None else subject.draft.model_hash,
         medusa_heads_hash={task: heads.content_hash for task, heads in subject.medusa.items()},
         heads_hash={task: heads.content_hash for task, heads in subject.heads.items()},
+        foreign_heads=made_for_others(subject.heads),
+        foreign_medusa_heads=made_for_others(subject.medusa),
         policy=drafting_of(next(iter(subject.policies.values()), VANILLA)),
     )

@@ -139,6 +139,8 @@ class BenchMachine:
     draft_model_hash: str | None
     medusa_heads_hash: dict[str, str | None]
     heads_hash: dict[str, str | None]
+    foreign_heads: dict[str, str]  # per task the weights they were made for, where those are another model's
+    foreign_medusa_heads: dict[str, str]
     policy: dict[str, Any]
 
 

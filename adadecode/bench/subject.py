@@ -10,9 +10,11 @@ from adadecode.engine.decode import check_can_decode, decode
 from adadecode.engine.draft_model import check_draft_model
 from adadecode.engine.generate import Request
 from adadecode.engine.policy import Policy, make_policy
+from adadecode.engine.sampling import draw_of
 from adadecode.engine.tally import Decoded
 from adadecode.errors import UsageError
-from adadecode.evaluation.worker import heads_for, medusa_by_task
+from adadecode.evaluation.heads import heads_for, medusa_by_task
+from adadecode.kernels.sampling import Draw
 from adadecode.methods import METHODS, NEVER_FIRES, any_needs_heads
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.draft_model import load_draft_model
@@ -67,9 +69,15 @@ class BenchSubject:
         longest = self.model.context_len - len(prompt.token_ids)
         return len(prompt.token_ids) + min(self.config.decode.max_new_tokens, longest)
 
+    def draw(self, prompt: Prompt) -> Draw | None:
+        """How the output of `prompt` is drawn, in every repeat alike, so that these are measurements of one thing."""
+        key = self.config.sampling_key(prompt.task, prompt.sample_id)
+        return draw_of(self.config, key, len(prompt.token_ids))
+
     def decode_prompt(self, method: str, prompt: Prompt, *, model: Any = None, record_logits: bool = False) -> Decoded:
         """The generation of `method` on `prompt`; `model` stands in for the bench's own where it is to be watched."""
-        request = Request(prompt.token_ids, self.config.decode.max_new_tokens, record_logits=record_logits)
+        longest, draw = self.config.decode.max_new_tokens, self.draw(prompt)
+        request = Request(prompt.token_ids, longest, record_logits=record_logits, draw=draw)
         policy, heads, medusa = self.policy(prompt.task), self.heads.get(prompt.task), self.medusa.get(prompt.task)
         return decode(model or self.model, METHODS[method], request, policy, heads, self.draft, medusa)
 

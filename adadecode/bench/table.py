@@ -1,5 +1,7 @@
 """What `bench` prints, and the schema of the rows it stores."""
 
+from dataclasses import asdict
+
 import pyarrow as pa
 from rich import box
 from rich.table import Table
@@ -7,6 +9,7 @@ from rich.table import Table
 from adadecode.bench.result import BenchResult, PartTime
 from adadecode.methods import METHODS, REFERENCE
 from adadecode.report.cells import cell, fraction_text, number_text
+from adadecode.report.foreign import foreign_text
 
 BENCH_ROWS = pa.schema(
     [
@@ -56,6 +59,8 @@ def bench_lines(result: BenchResult) -> list[str]:
         f"{number_text(roofline.bandwidth_bytes_per_s, '.0f', 1e-9)} GB/s, roofline "
         f"{number_text(roofline.vanilla_tokens_per_s, '.1f')} tokens/s",
     ]
+    if (foreign := foreign_text(asdict(result.machine))) is not None:
+        lines.append(foreign)
     if result.never_fires_cost is not None:
         lines.append(
             f"exits that never fire: {result.never_fires_cost:.3f} of {REFERENCE}'s time at W {result.machine.width}"
@@ -112,7 +117,7 @@ def _methods_table(result: BenchResult) -> Table:
             number_text(row.ceiling_tokens_per_s, ".1f"),
             number_text(row.ceiling_share, ".0%"),
             number_text(row.roofline_share, ".0%"),
-            fraction_text(row.num_parity_exact, row.num_prompts),
+            fraction_text(row.num_parity_exact, row.num_prompts or None),
         )
     return table
 

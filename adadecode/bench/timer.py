@@ -6,11 +6,13 @@ Their sum is what the same rounds would take if nothing had to be done between t
 import statistics
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
 from adadecode.bench.calls import Call
+from adadecode.kernels.sampling import Draw
 from adadecode.kernels.weights import ExitTest, Gate, Head
 from adadecode.model.decoder import DecoderModel
 
@@ -47,12 +49,13 @@ class CallTimer:
         tests: Mapping[Call, Head | Gate],
         prompt_ids: list[int],
         num_positions: int,
+        draw: Draw | None = None,
     ) -> None:
         ordered = sorted(calls, key=lambda call: (call.width, call.rows, _place(call, model.num_layers)))
         self._tests = tests
         self._benches = {
             width: _Workbench(
-                model, width, [call for call in ordered if call.width == width], tests, prompt_ids, num_positions
+                model, width, [call for call in ordered if call.width == width], tests, prompt_ids, num_positions, draw
             )
             for width in {call.width for call in ordered}
         }
@@ -106,9 +109,12 @@ class _Workbench:
         tests: Mapping[Call, Head | Gate],
         prompt_ids: list[int],
         num_positions: int,
+        draw: Draw | None,
     ) -> None:
         self.device, self.num_layers = model.device, model.num_layers
         self.step = model.new_step(width, num_positions)
+        # any output's draw costs the same, so its places count from the prompt here
+        self.step.draw_by(draw and replace(draw, first_position=len(prompt_ids)))
         self._tests = [ExitTest(head) for head in tests.values() if isinstance(head, Head)]
         middle = (len(prompt_ids) + num_positions) // 2
         self.position = max(0, min(middle, num_positions - width))

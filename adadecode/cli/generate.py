@@ -9,7 +9,7 @@ from rich.console import Console
 
 from adadecode.cli.console import console, say, say_on_stderr
 from adadecode.cli.options import settings_options, some_path
-from adadecode.errors import EXIT_MISMATCH, EXIT_OK
+from adadecode.errors import EXIT_MISMATCH, EXIT_OK, UsageError
 from adadecode.methods import OURS, REFERENCE
 from adadecode.settings import BenchConfig, EvalConfig, GenerateConfig, RivalSettings, build_settings
 
@@ -18,17 +18,32 @@ WARMUP_TOKENS = 16
 
 
 @click.command("generate")
-@click.argument("prompt")
+@click.argument("prompt", required=False)
 @settings_options(GenerateConfig, leave_out=RivalSettings.model_fields)  # it decodes by none of their methods
 @click.option("--compare", is_flag=True, help="Run vanilla too and compare tokens and speed.")
-def generate_command(prompt: str, config_file: Path | None, compare: bool, **flags: Any) -> None:
-    """Continue PROMPT, coloured by the depth each token was drafted at, then the statistics."""
+@click.option("--chat", "is_chat", is_flag=True, help="Talk with the model, whose answers come as they are verified.")
+def generate_command(prompt: str | None, config_file: Path | None, compare: bool, is_chat: bool, **flags: Any) -> None:
+    """Continue PROMPT, or what comes on standard input, coloured by the depth each token was drafted at, then statistics.
+
+    With --chat PROMPT is the first message of a conversation, which /exit or Ctrl-D ends and /reset begins anew.
+    """
+    from adadecode.cli.chat import WARM_UP, chat, check_chat
     from adadecode.language_model import load_configured
     from adadecode.report.generation import coloured_text, statistics_lines
 
+    if is_chat and compare:
+        raise UsageError("--chat --compare: a conversation has one method; drop one of the two")
+    if prompt is None and not is_chat:
+        prompt = piped_text()
     lm = load_configured(build_settings(GenerateConfig, config_file, flags, beside=EvalConfig))
-    for line in lm.model.chosen_kernels.lines():
+    for line in lm.notes:
         say_on_stderr(line)
+    if is_chat:
+        check_chat(lm)
+        lm.generate(WARM_UP, max_new_tokens=WARMUP_TOKENS)
+        chat(lm, prompt)
+        return
+    assert prompt is not None
     methods = (REFERENCE, OURS) if compare else (OURS,)
     for method in methods:
         lm.generate(prompt, method=method, max_new_tokens=WARMUP_TOKENS)  # the first of each pays for what is new
@@ -42,6 +57,19 @@ def generate_command(prompt: str, config_file: Path | None, compare: bool, **fla
         same = generations[OURS].output_token_ids == generations[REFERENCE].output_token_ids
         say("tokens equal to vanilla's" if same else "tokens DIFFER from vanilla's")
         sys.exit(EXIT_OK if same else EXIT_MISMATCH)
+
+
+def piped_text() -> str:
+    """What comes on standard input, without the line break that ends it; raises UsageError where a person would type it."""
+    if sys.stdin.isatty():
+        raise UsageError("PROMPT is missing: give one, pipe text in, or give --chat for a conversation")
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError("standard input is not text in UTF-8: give some, or a PROMPT") from error
+    if not text.strip():
+        raise UsageError("PROMPT is missing, and standard input is empty: give one, pipe text in, or give --chat")
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 @click.command("bench")

@@ -19,7 +19,7 @@ from adadecode.report.row_checks import without_impossible_times
 from adadecode.report.schema import SAMPLES
 from adadecode.report.summary import NUMBERS
 
-COLUMNS = [*KEY, "status", "output_token_ids", "finish_reason", "worker_id", *NUMBERS]
+COLUMNS = [*KEY, "status", "output_token_ids", "finish_reason", "worker_id", "sampling_key", *NUMBERS]
 PROMPT = "prompt_hash"
 SIDES = ("A", "B")
 

@@ -21,8 +21,11 @@ from adadecode.kernels.step import Segment
 from adadecode.kernels.weights import ExitTest
 from adadecode.methods import METHODS, REFERENCE
 from adadecode.model.decoder import DecoderModel
+from adadecode.model.foreign import foreign_facts
 from adadecode.model.load import use_threads
+from adadecode.model.medusa_heads import MedusaHeads
 from adadecode.model.memory import is_out_of_memory, out_of_memory_named
+from adadecode.report.foreign import foreign_text
 
 if TYPE_CHECKING:
     from adadecode.engine.tally import Decoded
@@ -78,15 +81,20 @@ def ties(subject: Subject) -> Iterator[Finding]:
 
 def heads(subject: Subject) -> Iterator[Finding]:
     """The heads were made for these weights, have the exits that the policy wants, and what each method drafts with."""
-    loaded, found = subject.model, dict[str, None]()
+    loaded, found, medusa = subject.model, dict[str, None](), dict[str, MedusaHeads]()
     check_draft_model(subject.draft)
     for task in subject.tasks:
         exit_heads = subject.heads(task)
         policy = _policy(subject, task)
         methods = [METHODS[name] for name in subject.config.methods]
-        check_can_decode(loaded, methods, policy, exit_heads, subject.draft, subject.medusa(task))
+        if (of_medusa := subject.medusa(task)) is not None:
+            medusa[task] = of_medusa
+        check_can_decode(loaded, methods, policy, exit_heads, subject.draft, of_medusa)
         if exit_heads is not None:
             found[f"{task}: exits {','.join(map(str, policy.exits)) or 'none'} (hash {exit_heads.content_hash})"] = None
+    facts = foreign_facts(subject.loaded_heads, medusa) | {"model_hash": loaded.model_hash}
+    if (foreign := foreign_text(facts)) is not None:
+        found[foreign] = None
     yield Finding.ok("exits", "; ".join(found) or "none are used")
 
 

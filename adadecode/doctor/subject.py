@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adadecode.engine.policy import make_policy
-from adadecode.evaluation.worker import heads_for, medusa_for
+from adadecode.evaluation.heads import heads_for, medusa_for
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.draft_model import load_draft_model
 from adadecode.model.exit_heads import ExitHeads

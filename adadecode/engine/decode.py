@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable
 
+import torch
+
 from adadecode.engine.draft_model import ModelDrafter
-from adadecode.engine.drafters import Heads, drafters_of
-from adadecode.engine.generate import Request, generate
+from adadecode.engine.drafters import Drafter, Heads, drafters_of
+from adadecode.engine.generate import Kept, Request, Rounds, generate, rounds
 from adadecode.engine.medusa import MedusaDrafter
 from adadecode.engine.policy import VANILLA, Policy, check_heads_at
 from adadecode.engine.tally import Decoded
@@ -29,18 +31,54 @@ def decode(
 
     And `draft`, a draft model, or `medusa` heads, where those draft. Raises PromptTooLongError and NonFiniteLogitsError.
     """
-    policy = policy.for_method(method)
     if method.by == "transformers":
-        return generate_with_transformers(model, request, policy, draft)
-    drafters = drafters_of(policy, heads)
+        return generate_with_transformers(model, request, policy.for_method(method), draft)
+    return generate(
+        model, request, policy.for_method(method), _drafters(model, method, request, policy, heads, draft, medusa)
+    )
+
+
+@torch.inference_mode()
+def decode_rounds(
+    model: DecoderModel,
+    method: Method,
+    request: Request,
+    policy: Policy = VANILLA,
+    heads: Heads | None = None,
+    draft: DecoderModel | None = None,
+    medusa: MedusaHeads | None = None,
+) -> Rounds:
+    """What `decode` gives, and on the way the tokens that each round keeps: of transformers all of them at its end."""
+    policy_of = policy.for_method(method)
+    if method.by == "transformers":
+        decoded = generate_with_transformers(model, request, policy_of, draft)
+        yield Kept(list(decoded.generation.output_token_ids), list(decoded.generation.draft_depths))
+        return decoded
+    drafters = _drafters(model, method, request, policy, heads, draft, medusa)
+    return (yield from rounds(model, request, policy_of, drafters))
+
+
+def _drafters(
+    model: DecoderModel,
+    method: Method,
+    request: Request,
+    policy: Policy,
+    heads: Heads | None,
+    draft: DecoderModel | None,
+    medusa: MedusaHeads | None,
+) -> tuple[Drafter, ...]:
+    """What drafts for `method` in the rounds of `policy`."""
+    policy = policy.for_method(method)
+    drafters: tuple[Drafter, ...] = drafters_of(policy, heads, request.draw)
     if policy.draft_model:
         assert draft is not None, method
         num_positions = len(request.prompt_ids) + request.limit(model)
-        drafters = (ModelDrafter(policy.draft_gamma, draft, num_positions, model.vocab_size, request.eos(model)),)
+        eos = request.eos(model)
+        drafters = (ModelDrafter(policy.draft_gamma, draft, num_positions, model.vocab_size, eos, request.draw),)
     if policy.medusa:
         assert medusa is not None, method
-        drafters = (MedusaDrafter(policy.medusa_gamma, medusa),)
-    return generate(model, request, policy, drafters)
+        drafters = (MedusaDrafter(policy.medusa_gamma, medusa, request.draw),)
+    return drafters
 
 
 def check_can_decode(

@@ -1,7 +1,8 @@
 """Speculative decoding (Leviathan et al., Chen et al., both 2023): a smaller model drafts, token after token.
 
 Its proposals are parked before the first layer, as n-grams are, so that verification and all that parity rests on are the
-same. Unlike the papers it drafts greedily, and may stop where it is unsure.
+same. Unlike the papers it drafts the likeliest token, or draws it by the noise that verification draws by, and may stop
+where it is unsure.
 """
 
 from collections.abc import Collection
@@ -9,6 +10,7 @@ from collections.abc import Collection
 from adadecode.engine.round import Round
 from adadecode.engine.soundness import sound_token
 from adadecode.errors import NotFiniteError
+from adadecode.kernels.sampling import Draw
 from adadecode.kernels.step import DecodeStep, Proposals, Segment
 from adadecode.kernels.weights import ExitTest
 from adadecode.model.decoder import DecoderModel
@@ -28,7 +30,7 @@ def check_draft_model(draft: DecoderModel | None) -> None:
 
 
 class ModelDrafter:
-    """A drafter at boundary 0: a draft model's likeliest tokens, one after the other, with its own probabilities.
+    """A drafter at boundary 0: a draft model's own tokens, one after the other, with its own probabilities.
 
     It has a decode step and a cache of its own. What it read beyond what is certain stays in the cache until other tokens
     take those positions. It is silent about a text that it cannot read: one past its context, or with a token it lacks.
@@ -38,16 +40,23 @@ class ModelDrafter:
     tests: tuple[ExitTest, ...] = ()
 
     def __init__(
-        self, gamma: float, draft: DecoderModel, num_positions: int, vocab_size: int, eos: Collection[int]
+        self,
+        gamma: float,
+        draft: DecoderModel,
+        num_positions: int,
+        vocab_size: int,
+        eos: Collection[int],
+        draw: Draw | None = None,
     ) -> None:
         """Drafts while all of a chain is right with a probability above `gamma`, says `draft`, and to one of `eos`.
 
-        Its text comes to `num_positions` tokens at most; the model that verifies has `vocab_size`.
+        Its text comes to `num_positions` tokens at most; the model that verifies has `vocab_size` and draws by `draw`.
         """
         self.gamma = gamma
         self._draft, self._vocab_size, self._eos = draft, vocab_size, eos
         self._num_positions = min(num_positions, draft.context_len)
         self._step = draft.new_step(WIDTH, self._num_positions)
+        self._step.draw_by(draw)
         self._step.prepare((draft.num_layers,), [ExitTest(draft.weights.head)])
         self._certain: list[int] = []
         self._read: list[int] = []  # the tokens whose keys and values are in the cache
@@ -99,7 +108,7 @@ class ModelDrafter:
         del self._read[first + num_same :]
 
     def _next(self, ahead: list[int]) -> tuple[int, float]:
-        """The likeliest token after the text and the drafts `ahead`, and its probability; reads what of them is unread."""
+        """The token after the text and the drafts `ahead`, with its probability; reads what of them is unread."""
         num_certain = len(self._certain)
         del self._read[num_certain + len(ahead) - 1 :]  # the last is read for what it is followed by
         unread = [*self._certain[len(self._read) :], *ahead[max(0, len(self._read) - num_certain) :]]

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 from adadecode.engine.ngram import NgramDrafter
 from adadecode.engine.policy import Policy
 from adadecode.engine.round import Round
+from adadecode.kernels.sampling import Draw
 from adadecode.kernels.step import DecodeStep, Proposals, Segment
 from adadecode.kernels.weights import ExitTest
 from adadecode.model.ngram_store import NgramStore
@@ -55,7 +56,7 @@ class SeesStates(Protocol):
 
 @dataclass(frozen=True)
 class HeadDrafter:
-    """The exit head at layer `boundary`: the likeliest next token of a slot and its probability.
+    """The exit head at layer `boundary`: the likeliest next token of a slot, or the one drawn, and its probability.
 
     Proposes nothing where a slot alone is not worth a test, says the gate of `test`.
     """
@@ -92,11 +93,14 @@ class Heads(Protocol):
         ...
 
 
-def drafters_of(policy: Policy, heads: Heads | None) -> tuple[Drafter, ...]:
-    """The drafters of `policy` for one generation, the lowest boundary first; `heads` has one at each of its exits."""
+def drafters_of(policy: Policy, heads: Heads | None, draw: Draw | None = None) -> tuple[Drafter, ...]:
+    """The drafters of `policy` for one generation, the lowest boundary first; `heads` has one at each of its exits.
+
+    `draw` is the generation's own: exit heads draw by it where the decode step does.
+    """
     assert heads is not None or not policy.exits, policy
     store = heads.store if heads is not None and policy.ngram_store else None
-    of_ngrams = () if policy.ngram is None else (NgramDrafter(policy.ngram, store),)
+    of_ngrams = () if policy.ngram is None else (NgramDrafter(policy.ngram, store, draw),)
     tests = {} if heads is None else dict(zip(heads.exits, heads.tests, strict=True))
     if not policy.gated:
         tests = {e: test if test.gate is None else ExitTest(test.head) for e, test in tests.items()}

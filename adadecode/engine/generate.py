@@ -1,8 +1,9 @@
-"""Greedy generation, vanilla and AdaDecode: one loop, one prefill, one set of clocks and stop rules."""
+"""Generation, greedy or drawn, vanilla and AdaDecode: one loop, one prefill, one set of clocks and stop rules."""
 
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -21,6 +22,7 @@ from adadecode.engine.round import (
 from adadecode.engine.stop_strings import StopScan, StopStrings
 from adadecode.engine.tally import Decoded, Tally
 from adadecode.errors import PromptTooLongError, UnknownTokenError
+from adadecode.kernels.sampling import Draw, first_token
 from adadecode.kernels.step import DecodeStep, Proposals
 from adadecode.model.decoder import DecoderModel
 
@@ -30,7 +32,8 @@ class Request:
     """What is to be continued, and how far: exactly `max_new_tokens` unless an end comes before.
 
     That may be an EOS, the end of the context, or the first token at which the output's text has one of `stops`.
-    `eos_token_ids` None stands for the model's own. `record_logits` keeps the logits of the output.
+    `eos_token_ids` None stands for the model's own. `record_logits` keeps the logits of the output. `draw` says how tokens
+    are drawn, None that the likeliest are taken.
     """
 
     prompt_ids: Sequence[int]
@@ -38,6 +41,7 @@ class Request:
     eos_token_ids: Collection[int] | None = None
     record_logits: bool = False
     stops: StopStrings | None = None
+    draw: Draw | None = None
 
     def limit(self, model: DecoderModel) -> int:
         """The most tokens that may follow the prompt; raises PromptTooLongError when the context has no room for one.
@@ -70,28 +74,49 @@ class Rules:
     gaps: tuple[tuple[int, int], ...] = ()
 
 
+class Kept(NamedTuple):
+    """Tokens that are verified and stay: those of the prefill or of a round, each with the depth it was drafted at."""
+
+    token_ids: list[int]
+    depths: list[int]
+
+
+Rounds = Generator[Kept, None, Decoded]  # of a generation under way, which it comes to
+
+
 @torch.inference_mode()
 def generate(
     model: DecoderModel, request: Request, policy: Policy = VANILLA, drafters: Sequence[Drafter] = ()
 ) -> Decoded:
-    """The greedy continuation that `request` asks for, by rounds under `policy`, which has one of `drafters` for each exit.
+    """The continuation that `request` asks for, by rounds under `policy`, which has one of `drafters` for each exit.
 
     For one width the tokens and logits are the same, bit for bit, under every policy, unless it does not verify: then
     every draft is kept, right or wrong. Raises PromptTooLongError, UnknownTokenError and NonFiniteLogitsError.
     """
+    under_way = rounds(model, request, policy, drafters)
+    while True:
+        try:
+            next(under_way)
+        except StopIteration as end:
+            return end.value
+
+
+def rounds(model: DecoderModel, request: Request, policy: Policy, drafters: Sequence[Drafter]) -> Rounds:
+    """What `generate` gives, and on the way the tokens that each round keeps; to be run where nothing is differentiated."""
     assert tuple(drafter.boundary for drafter in drafters) == policy.draft_exits, (drafters, policy)
     prompt_ids, limit, eos = list(request.prompt_ids), request.limit(model), request.eos(model)
     rules = Rules(tuple(drafters), policy.reject, policy.stop == "chain", eos, model.num_layers, policy.gaps)
     end_round = verify if policy.verified else accept_all
     step = model.new_step(policy.width, len(prompt_ids) + limit)
+    step.draw_by(request.draw)
     boundaries = sorted({*policy.exits, *itertools.chain(*policy.gaps), model.num_layers})
     step.prepare(boundaries, [test for drafter in drafters for test in drafter.tests])
 
     keeps_logits = request.record_logits and policy.verified
     tally = Tally(model.device, model.num_layers, policy.draft_exits, record_logits=keeps_logits)
     first_logits = step.prefill(prompt_ids)
-    top, first_id = first_logits.max(dim=-1)
-    output = [int(first_id)]
+    first_id, top = first_token(first_logits, request.draw)
+    output = [first_id]
     extend(drafters, prompt_ids)
     extend(drafters, output)
     seeing = [drafter for drafter in drafters if isinstance(drafter, SeesStates)]
@@ -100,7 +125,8 @@ def generate(
     scan = StopScan(request.stops, eos)
     scan.kept(output)
     tally.add_token(first_logits)
-    check_finite([float(top)], len(prompt_ids) - 1)
+    check_finite([top], len(prompt_ids) - 1)
+    yield Kept(output[:], [model.num_layers])
 
     while output[-1] not in eos and len(output) < limit and not scan.is_over:
         max_drafts = min(policy.max_drafts, limit - len(output) - 1)
@@ -113,6 +139,7 @@ def generate(
         for drafter in seeing:
             drafter.see(step, num_accepted)
         tally.add_round(round_, len(kept) - 1, step.logits)
+        yield Kept(kept, [*round_.draft_exits[: len(kept) - 1], model.num_layers])
     return tally.decoded(output, eos, is_stopped=scan.is_over)
 
 

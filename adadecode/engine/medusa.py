@@ -7,6 +7,7 @@ left out: a round has one chain, for all methods alike.
 from typing import TYPE_CHECKING
 
 from adadecode.engine.round import Round
+from adadecode.kernels.sampling import Draw
 from adadecode.kernels.step import DecodeStep, Proposals, Segment
 from adadecode.kernels.weights import ExitTest
 from adadecode.model.medusa_heads import MedusaHeads
@@ -16,15 +17,15 @@ if TYPE_CHECKING:
 
 
 class MedusaDrafter:
-    """A drafter at boundary 0: head k's likeliest token k places after the newest certain one, with its probability."""
+    """A drafter at boundary 0: head k's token k places after the newest certain one, with its probability."""
 
     boundary = 0
     tests: tuple[ExitTest, ...] = ()
 
-    def __init__(self, gamma: float, heads: MedusaHeads) -> None:
-        """Drafts while all of a chain is right with a probability above `gamma`, say the `heads`."""
+    def __init__(self, gamma: float, heads: MedusaHeads, draw: Draw | None = None) -> None:
+        """Drafts while all of a chain is right with a probability above `gamma`, say the `heads`; `draw` draws."""
         self.gamma = gamma
-        self._heads = heads
+        self._heads, self._draw = heads, draw
         self._state: Tensor | None = None
 
     def extend(self, token_ids: list[int]) -> None:
@@ -39,7 +40,9 @@ class MedusaDrafter:
         assert self._state is not None, "nothing was seen yet"
         chain: Proposals = []
         together = 1.0
-        for token_id, confidence in self._heads.proposals(self._state, round_.room):
+        for token_id, confidence in self._heads.proposals(
+            self._state, round_.room, self._draw, round_.first_position + 1
+        ):
             together *= confidence
             if not together > self.gamma:
                 break

@@ -4,12 +4,17 @@ Prompt lookup, as in transformers and vLLM: it runs no layers, so its drafts are
 takes the longest match of any length (`Suffixes`), and gives each proposal a confidence, as an exit head does: how likely
 the token is to be right, judged by how long the match is and how often it went on like that (`confidence_of`). Beside the
 text it asks the store of the model's training outputs, where the heads have one, and takes what is `likelier`.
+
+Where tokens are drawn it has no distribution to draw from. It proposes the same token, and knows the noise which that token
+will meet: its confidence is the chance that the token wins there (`chance_to_win`).
 """
 
 import math
 
 from adadecode.engine.round import Round
+from adadecode.engine.sampling import noise_of
 from adadecode.engine.suffixes import Context, Continuation, Suffixes
+from adadecode.kernels.sampling import Draw
 from adadecode.kernels.step import DecodeStep, Proposals, Segment
 from adadecode.kernels.weights import ExitTest
 from adadecode.model.ngram_store import NgramStore
@@ -30,15 +35,17 @@ class NgramDrafter:
     boundary = 0
     tests: tuple[ExitTest, ...] = ()
 
-    def __init__(self, gamma: float, store: NgramStore | None = None) -> None:
-        """Drafts are proposed while all of them are right with a probability above `gamma`."""
+    def __init__(self, gamma: float, store: NgramStore | None = None, draw: Draw | None = None) -> None:
+        """Drafts are proposed while all of them are right with a probability above `gamma`, where `draw` draws."""
         self.gamma = gamma
         self._suffixes = Suffixes()
-        self._store = store
+        self._store, self._draw = store, draw
+        self._num_certain = 0
         self._end: list[int] = []  # of the sequence, as much as the store can know
 
     def extend(self, token_ids: list[int]) -> None:
         """Adds verified tokens to the sequence."""
+        self._num_certain += len(token_ids)
         for token_id in token_ids:
             self._suffixes.append(token_id)
         if self._store is not None:
@@ -59,7 +66,8 @@ class NgramDrafter:
             context = suffixes.after(context, token_id)
         chain: Proposals = []
         confidence = 1.0
-        while len(chain) < max_tokens and (found := self._successor(context, end)) is not None:
+        first = self._num_certain + len(drafts)
+        while len(chain) < max_tokens and (found := self._successor(context, end, first + len(chain))) is not None:
             confidence *= found[1]
             if confidence <= self.gamma:
                 break
@@ -70,14 +78,28 @@ class NgramDrafter:
 
     def successor(self) -> tuple[int, float] | None:
         """What follows the sequence, and how likely; None where neither the sequence nor the store knows its end."""
-        return self._successor(self._suffixes.newest, self._end)
+        return self._successor(self._suffixes.newest, self._end, self._num_certain)
 
-    def _successor(self, context: Context, end: list[int]) -> tuple[int, float] | None:
-        """What follows `context`, whose newest tokens `end` has, and how likely."""
+    def _successor(self, context: Context, end: list[int], position: int) -> tuple[int, float] | None:
+        """What follows `context`, whose newest tokens `end` has, at `position`, and how likely."""
         found = self._suffixes.continuation(context)
         repeated = None if found is None else (found[1].token_id, confidence_in(*found))
         stored = None if self._store is None else self._store.successor(end)
-        return likelier(repeated, stored)
+        said = likelier(repeated, stored)
+        if said is None or self._draw is None:
+            return said
+        place = position - self._draw.first_position
+        return said[0], chance_to_win(said[1], noise_of(self._draw.key, place, said[0]))
+
+
+def chance_to_win(chance: float, noise: float) -> float:
+    """The probability that a token of probability `chance` is drawn at a place where its Gumbel noise is `noise`.
+
+    It scores ln(chance) + noise; the best score of all others is Gumbel distributed about ln(1 - chance), so that it stays
+    below with probability exp(-((1 - chance) / chance) exp(-noise)). Averaged over the noise that is `chance` again.
+    """
+    chance = min(max(chance, SURE), 1.0 - SURE)
+    return math.exp(-(1.0 - chance) / chance * math.exp(-noise))
 
 
 def likelier(repeated: tuple[int, float] | None, stored: tuple[int, float] | None) -> tuple[int, float] | None:

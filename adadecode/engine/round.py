@@ -132,9 +132,10 @@ class Verdict(NamedTuple):
 
 
 def verify(step: DecodeStep, round_: Round) -> Verdict:
-    """The final head over all slots: a draft is accepted iff it equals the argmax before it, and so did all before.
+    """The final head over all slots: a draft is accepted iff the model says it too, and all before.
 
-    Ties go to the lowest id. Raises NonFiniteLogitsError when an accepted slot's maximum is NaN or infinite.
+    It says the argmax after the slot before, ties going to the lowest id, or the token drawn there. Raises
+    NonFiniteLogitsError when an accepted slot's maximum is NaN or infinite.
     """
     predicted, tops = step.verify(0, round_.current + 1)
     num_accepted = 0

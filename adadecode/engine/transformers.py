@@ -1,7 +1,8 @@
-"""transformers' own greedy `generate`: the independent oracle, the baseline users know, and its own ways to speculate.
+"""transformers' own `generate`: the independent oracle, the baseline users know, and its own ways to speculate.
 
 What drafts for it is what drafts in a round of ours: n-grams of the text (`prompt_lookup_num_tokens`), one exit of the
-model (`assistant_early_exit`), or a draft model (`assistant_model`). How much it drafts is its own affair.
+model (`assistant_early_exit`), or a draft model (`assistant_model`). How much it drafts is its own affair, and so is the
+noise by which it draws: its samples are of the same distribution as ours, and other tokens.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ from adadecode.engine.policy import VANILLA, Policy
 from adadecode.engine.stop_strings import StopScan
 from adadecode.engine.tally import Decoded, Tally
 from adadecode.errors import UsageError
+from adadecode.kernels.sampling import Draw
 from adadecode.model.decoder import DecoderModel
 
 LOOKED_UP = 10  # tokens of a prompt lookup, as transformers' documentation has it; it has no default
@@ -55,13 +57,14 @@ class _RoundClock(StoppingCriteria):
 def generate_with_transformers(
     model: DecoderModel, request: Request, policy: Policy = VANILLA, draft: DecoderModel | None = None
 ) -> Decoded:
-    """Greedy `generate` of the wrapped model through transformers' SDPA attention and its own cache.
+    """`generate` of the wrapped model through transformers' SDPA attention and its own cache.
 
-    What `policy` drafts with, one thing at most, drafts: `draft` where that is the draft model.
+    What `policy` drafts with, one thing at most, drafts: `draft` where that is the draft model. Where tokens are drawn it
+    draws under the same temperature and filters, by torch's own generator, seeded with the draw's key.
     """
     limit, eos = request.limit(model), sorted(request.eos(model))
     config = GenerationConfig(
-        do_sample=False,
+        **_sampling(request.draw),
         max_new_tokens=limit,
         eos_token_id=eos or None,
         pad_token_id=eos[0] if eos else 0,
@@ -78,7 +81,7 @@ def generate_with_transformers(
     tally = Tally(model.device, model.num_layers, policy.draft_exits)
     scan = StopScan(request.stops, eos)
     clock = _RoundClock(tally, scan, model.num_layers, len(request.prompt_ids))
-    with _watched(model, clock):
+    with _watched(model, clock), _seeded(model, request.draw):
         result = model.lm.generate(
             inputs,
             attention_mask=torch.ones_like(inputs),
@@ -92,6 +95,31 @@ def generate_with_transformers(
         return decoded
     # `generate` widens the logits to float32; back in the model's dtype they are the bits its LM head gave
     return decoded._replace(logits=torch.cat(result.logits)[: len(output)].to(model.dtype).cpu())
+
+
+def _sampling(draw: Draw | None) -> dict[str, Any]:
+    """How `draw` draws, as arguments of a GenerationConfig; each is given, for its defaults filter."""
+    if draw is None:
+        return {"do_sample": False}
+    return {
+        "do_sample": True,
+        "temperature": draw.temperature,
+        "top_k": draw.top_k,
+        "top_p": draw.top_p,
+        "min_p": draw.min_p or None,
+    }
+
+
+@contextlib.contextmanager
+def _seeded(model: DecoderModel, draw: Draw | None) -> Generator[None]:
+    """Makes torch draw by the key of `draw` within, and as it would have drawn afterwards."""
+    if draw is None:
+        yield
+        return
+    devices = [device for device in model.devices if device.type == "cuda"]
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(draw.key)
+        yield
 
 
 @contextlib.contextmanager

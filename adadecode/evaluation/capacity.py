@@ -18,12 +18,13 @@ from adadecode.runs.folder import read_commits, read_run, read_samples
 from adadecode.runs.parquet import read_parquet
 from adadecode.runs.plan import longest_first
 from adadecode.runs.storage import open_storage
-from adadecode.settings import EvalConfig, in_full
+from adadecode.settings import DRAWN_BEFORE, EvalConfig, in_full
 
 # Settings that change how long a sample takes, beside those of `decode`.
 DECISIVE_FIELDS = (
     *("model", "revision", "heads", "dtype", "device", "kernels", "methods", "check_logits", "threads"),
     *("gpus_per_worker", "num_shots", "shots_file", "system_prompt", "stop_strings", "task_stops"),
+    *DRAWN_BEFORE,
 )
 
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adadecode.engine.sampling import drawn_margin
 from adadecode.engine.tally import Decoded
+from adadecode.kernels.sampling import Draw
 from adadecode.report.parity import classify, first_difference
 
 
@@ -31,11 +33,14 @@ class Comparison:
     method_margin: float | None
 
 
-def compare(vanilla: Decoded, other: Decoded, dtype: str) -> Comparison:
-    """How `other` differs from `vanilla`, near-ties as `dtype` has them; an output cut short is a mismatch."""
+def compare(vanilla: Decoded, other: Decoded, dtype: str, draw: Draw | None = None) -> Comparison:
+    """How `other` differs from `vanilla`, near-ties as `dtype` has them; an output cut short is a mismatch.
+
+    Where `draw` drew both, margins are of the scores whose largest was taken.
+    """
     ours, theirs = other.generation, vanilla.generation
     first = first_difference(theirs.output_token_ids, ours.output_token_ids)
-    margin = None if first is None else _margin(vanilla.logits, first)
+    margin = None if first is None else _margin(vanilla.logits, first, draw)
     parity = classify(first, margin, dtype)
     cut_short = first is not None and first >= min(len(ours.output_token_ids), len(theirs.output_token_ids))
     if cut_short or (first is None and ours.finish_reason != theirs.finish_reason):
@@ -47,7 +52,7 @@ def compare(vanilla: Decoded, other: Decoded, dtype: str) -> Comparison:
         vanilla_token_id=_token(theirs.output_token_ids, first),
         method_token_id=_token(ours.output_token_ids, first),
         vanilla_margin=margin,
-        method_margin=None if first is None else _margin(other.logits, first),
+        method_margin=None if first is None else _margin(other.logits, first, draw),
     )
 
 
@@ -61,8 +66,10 @@ def _token(token_ids: tuple[int, ...], idx: int | None) -> int | None:
     return None if idx is None or idx >= len(token_ids) else token_ids[idx]
 
 
-def _margin(logits: Tensor | None, idx: int) -> float | None:
+def _margin(logits: Tensor | None, idx: int, draw: Draw | None) -> float | None:
     if logits is None or idx >= len(logits):
         return None
+    if draw is not None:
+        return drawn_margin(logits[idx], draw, idx)
     top, second = logits[idx].float().topk(2).values.tolist()
     return top - second

@@ -214,7 +214,9 @@ def _decoded_again(worker: Worker, row: dict[str, Any]) -> Decoded:
     prompt_ids = row["prompt_token_ids"]
     limit = min(worker.config.decode.max_new_tokens, room_for_output(worker.model, len(prompt_ids)))
     check_rows_once(worker.model, worker.width, len(prompt_ids) + limit, worker.checked)
-    return decode_prompt(worker, row["method"], row["task"], prompt_ids)
+    # not by the key that the row stores: that is held against the settings too
+    key = worker.config.sampling_key(row["task"], row["sample_id"], row["repeat"], row["turn"])
+    return decode_prompt(worker, row["method"], row["task"], prompt_ids, key=key)
 
 
 def _unlike(worker: Worker, row: dict[str, Any], decoded: Decoded) -> Iterator[str]:

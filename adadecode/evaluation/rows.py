@@ -15,13 +15,14 @@ from adadecode.records import Example, Generation, Rejected, Shard, ShardOutcome
 from adadecode.report.parity import sample_name
 from adadecode.report.schema import LOST_BY
 from adadecode.runs.folder import RunFolder, new_attempt
-from adadecode.settings import EvalConfig
+from adadecode.settings import EvalConfig, SamplingSettings, key_text
 from adadecode.tasks.turns import at_turn
 
 log = logging.getLogger(__name__)
 
 LOST = "WorkerLost"  # the error_type of a sample that ended every worker
 UNANSWERED = "TurnUnanswered"  # and of turns after one that vanilla failed at
+GREEDY = SamplingSettings()
 MAX_MESSAGE_LEN = 1000  # of error_message, in characters
 
 
@@ -49,6 +50,7 @@ class SampleRow:
     finish_reason: str
     reference: str | None
     correct: bool | None = None
+    sampling_key: str | None = None
 
     ttft_s: float | None = None
     decode_s: float | None = None
@@ -91,7 +93,8 @@ class SampleRow:
 class Turn:
     """One method's turn at a prompt: which row will come of it and, as it goes, when it began and its prompt.
 
-    `answers` are vanilla's of the conversation's turns before, whose number is that of the prompt's own turn.
+    `answers` are vanilla's of the conversation's turns before, whose number is that of the prompt's own turn; `sampling`
+    says how its tokens are drawn.
     """
 
     shard: Shard
@@ -101,6 +104,7 @@ class Turn:
     order_idx: int
     worker_id: str
     answers: tuple[str, ...] = ()
+    sampling: SamplingSettings = GREEDY
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     prompt_token_ids: Sequence[int] | None = None
 
@@ -114,6 +118,16 @@ class Turn:
         """`TASK/SAMPLE METHOD`, as a log names it."""
         of = {"task": self.shard.task, "sample_id": self.example.sample_id, "turn": len(self.answers)}
         return printable(f"{sample_name(of)} {self.method}")
+
+    @property
+    def sampling_key(self) -> int | None:
+        """The key of the noise that draws its tokens, the same for all methods; None where none are drawn."""
+        return self.sampling.sampling_key(self.shard.task, self.example.sample_id, self.repeat, len(self.answers))
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether its output can be held against vanilla's."""
+        return METHODS[self.method].is_compared(is_sampled=self.sampling_key is not None)
 
     def begin(self) -> None:
         """Sets the time at which it began, which a second try does anew."""
@@ -179,6 +193,7 @@ class Turn:
             "repeat": self.repeat,
             "shard": self.shard.shard_idx,
             "reference": example.reference,
+            "sampling_key": key_text(self.sampling_key),
             "lossy": METHODS[self.method].is_lossy,
             "order_idx": self.order_idx,
             "worker_id": self.worker_id,
@@ -195,21 +210,27 @@ def turns(
     repeat: int,
     worker_id: str,
     answers: tuple[str, ...] = (),
+    sampling: SamplingSettings = GREEDY,
 ) -> list[Turn]:
-    """The turns of `methods` at a sample, after the `answers` to its turns before, in the order in which they run."""
+    """The turns of `methods` at a sample, after the `answers` to its turns before, in the order in which they run.
+
+    Their tokens are drawn as `sampling` says.
+    """
     ordered = in_turn(methods, shard.shard_idx + sample_idx + repeat)
-    return [Turn(shard, sample_idx, repeat, method, idx, worker_id, answers) for idx, method in enumerate(ordered)]
+    return [
+        Turn(shard, sample_idx, repeat, method, idx, worker_id, answers, sampling) for idx, method in enumerate(ordered)
+    ]
 
 
 def unanswered_rows(
-    methods: tuple[str, ...], shard: Shard, sample_idx: int, repeat: int, worker_id: str, answers: tuple[str, ...]
+    config: EvalConfig, shard: Shard, sample_idx: int, repeat: int, worker_id: str, answers: tuple[str, ...]
 ) -> list[SampleRow]:
     """An error row for each method and turn after the one that vanilla failed to answer, which comes after `answers`."""
     num_turns = shard.examples[sample_idx].num_turns
     return [
         turn.error_row(UNANSWERED, f"{REFERENCE} failed at turn {len(answers)}, so what comes after it has no prompt")
         for turn_idx in range(len(answers) + 1, num_turns)
-        for turn in turns(methods, shard, sample_idx, repeat, worker_id, ("",) * turn_idx)
+        for turn in turns(config.methods, shard, sample_idx, repeat, worker_id, ("",) * turn_idx, config)
     ]
 
 
@@ -219,7 +240,7 @@ def lost_rows(config: EvalConfig, shard: Shard, sample_idx: int, reason: str) ->
         turn.error_row(LOST, f"the sample ended every worker that tried it: {reason}")
         for repeat in range(config.repeats)
         for turn_idx in range(shard.examples[sample_idx].num_turns)
-        for turn in turns(config.methods, shard, sample_idx, repeat, LOST_BY, ("",) * turn_idx)
+        for turn in turns(config.methods, shard, sample_idx, repeat, LOST_BY, ("",) * turn_idx, config)
     ]
 
 

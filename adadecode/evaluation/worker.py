@@ -5,7 +5,6 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -16,11 +15,13 @@ from adadecode.engine.decode import check_can_decode, decode
 from adadecode.engine.draft_model import check_draft_model
 from adadecode.engine.generate import Request, room_for_output
 from adadecode.engine.invariance import NUM_POSITIONS, check_rows_once
-from adadecode.engine.policy import Policy, make_policy, paper_exits
+from adadecode.engine.policy import Policy, make_policy
+from adadecode.engine.sampling import draw_of
 from adadecode.engine.stop_strings import StopStrings
 from adadecode.engine.tally import Decoded
 from adadecode.evaluation.compare import compare, logits_digest
 from adadecode.evaluation.failures import Failure, result_or_failure
+from adadecode.evaluation.heads import heads_for, medusa_by_task
 from adadecode.evaluation.rows import SampleRow, Turn, turns, unanswered_rows
 from adadecode.evaluation.start_up import WARM_UP, StartUp, start_up_lines
 from adadecode.kernels.arithmetic import arithmetic
@@ -28,19 +29,18 @@ from adadecode.methods import METHODS, REFERENCE, Method
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.draft_model import load_draft_model
 from adadecode.model.exit_heads import ExitHeads
-from adadecode.model.head_files import load_heads
-from adadecode.model.head_tensors import original_heads
+from adadecode.model.foreign import foreign_facts
 from adadecode.model.load import LoadModel, chat_template_hash, load_model, use_threads
 from adadecode.model.machine_kind import MachineKind, gpu_names, tuned_elsewhere
-from adadecode.model.medusa_heads import MedusaHeads, load_medusa_heads
+from adadecode.model.medusa_heads import MedusaHeads
 from adadecode.model.memory import broken_devices_named, out_of_memory_named
 from adadecode.provenance import code_hash, cpu_name, gpu_driver
 from adadecode.records import Shard
-from adadecode.settings import DecodingSettings, Domain, EvalConfig, tuned_for
+from adadecode.settings import EvalConfig, sampling_facts, tuned_for
 from adadecode.stopwatch import lap, stopwatch
 from adadecode.tasks import expand_task, score, stops_of, task_domain
 from adadecode.tasks.encode import check_stops, decode_output, encode_prompt
-from adadecode.tasks.heads import heads_folder, medusa_folder, reads_heads
+from adadecode.tasks.heads import reads_heads
 
 log = logging.getLogger(__name__)
 WARMUP_TOKENS = 16
@@ -88,9 +88,11 @@ class Worker:
             "context_len": self.model.context_len,
             "eos_token_ids": sorted(self.model.eos_token_ids),
             "model_notes": list(self.model.notes),  # what was odd about its files
-            "model_commit": _hub_commit(self.model),
+            "model_commit": getattr(self.model.config, "_commit_hash", None),
             **self._draft_facts(),
             **self._medusa_facts(),
+            **foreign_facts(self.heads, self.medusa),
+            **sampling_facts(self.config),
             "heads_hash": {task: heads.content_hash for task, heads in self.heads.items()},
             "exits": {task: list(self.policy(task).exits) for task in self.heads},
             "draft_exits": {task: self._draft_exits(task) for task in expand_task(self.config.task)},
@@ -104,7 +106,7 @@ class Worker:
         return {
             "draft_model_hash": draft.model_hash,
             "draft_model_notes": list(draft.notes),
-            "draft_model_commit": _hub_commit(draft),
+            "draft_model_commit": getattr(draft.config, "_commit_hash", None),
         }
 
     def _medusa_facts(self) -> dict[str, Any]:
@@ -134,11 +136,6 @@ class Worker:
     def policy(self, task: str) -> Policy:
         heads = self.heads.get(task)
         return make_policy(self.config.decode, None if heads is None else heads.exits, self.model.num_layers)
-
-
-def _hub_commit(model: DecoderModel) -> str | None:
-    """The commit of a hub model that was loaded."""
-    return getattr(model.config, "_commit_hash", None)
 
 
 @broken_devices_named()
@@ -193,42 +190,14 @@ def _warm_up(worker: Worker, task: str, method: str) -> None:
         result_or_failure(f"warm-up of {method} on {task}", decode_once, *worker.models)
 
 
-def heads_for(config: DecodingSettings, domain: Domain | None, model: DecoderModel) -> ExitHeads:
-    """The heads `config` says for prompts of `domain`.
-
-    The original ones are at the policy's exits, else the paper's, and at the exit of `layerskip`.
-    """
-    folder, decode = heads_folder(config, domain), config.decode
-    if folder is None:
-        exits = set(decode.exits or paper_exits(model.num_layers))
-        if decode.layerskip_exit is not None and decode.layerskip_exit < model.num_layers:
-            exits.add(decode.layerskip_exit)
-        return original_heads(model, tuple(sorted(exits)))
-    return load_heads(folder, model, decode.head, decode.gate)
-
-
-def medusa_for(config: DecodingSettings, domain: Domain | None, model: DecoderModel) -> MedusaHeads | None:
-    """The Medusa heads `config` says for prompts of `domain`; None where it names none."""
-    folder = medusa_folder(config, domain)
-    return None if folder is None else load_medusa_heads(folder, model)
-
-
-def medusa_by_task(config: DecodingSettings, tasks: Iterable[str], model: DecoderModel) -> dict[str, MedusaHeads]:
-    """The Medusa heads of each of `tasks`, loaded once where they share a folder; none where `config` names none."""
-    named = {task: medusa_folder(config, task_domain(task)) for task in tasks}
-    folders = {task: folder for task, folder in named.items() if folder is not None}
-    loaded = {folder: load_medusa_heads(folder, model) for folder in dict.fromkeys(folders.values())}
-    return {task: loaded[folder] for task, folder in folders.items()}
-
-
 def decode_prompt(
-    worker: Worker, method: str, task: str, prompt_ids: list[int], max_new_tokens: int | None = None
+    worker: Worker, method: str, task: str, prompt_ids: list[int], longest: int | None = None, *, key: int | None = None
 ) -> Decoded:
-    """One generation of `prompt_ids` by `method`."""
+    """One generation of `prompt_ids` by `method`, of `longest` tokens at most; tokens are drawn by the noise of `key`."""
     config = worker.config
     stops = StopStrings.of(stops_of(config, task), worker.tokenizer)
-    longest = max_new_tokens or config.decode.max_new_tokens
-    request = Request(prompt_ids, longest, record_logits=config.check_logits, stops=stops)
+    limit, draw = longest or config.decode.max_new_tokens, draw_of(config, key, len(prompt_ids))
+    request = Request(prompt_ids, limit, record_logits=config.check_logits, stops=stops, draw=draw)
     policy, heads = worker.policy(task), worker.heads.get(task)
     return decode(worker.model, METHODS[method], request, policy, heads, worker.draft, worker.medusa.get(task))
 
@@ -246,15 +215,15 @@ def evaluate_sample(worker: Worker, shard: Shard, sample_idx: int) -> list[Sampl
 
 def _converse(worker: Worker, shard: Shard, sample_idx: int, repeat: int) -> list[SampleRow]:
     """The rows of one sample and repeat, turn after turn: in a prompt stand vanilla's answers to the turns before it."""
-    methods, worker_id = worker.config.methods, worker.worker_id
+    config, worker_id = worker.config, worker.worker_id
     rows: list[SampleRow] = []
     answers: tuple[str, ...] = ()
     for _ in range(shard.examples[sample_idx].num_turns):
-        of_turn = _take_turns(worker, turns(methods, shard, sample_idx, repeat, worker_id, answers))
+        of_turn = _take_turns(worker, turns(config.methods, shard, sample_idx, repeat, worker_id, answers, config))
         rows += of_turn
         answer = next(row.output_text for row in of_turn if row.method == REFERENCE)
         if answer is None:
-            return rows + unanswered_rows(methods, shard, sample_idx, repeat, worker_id, answers)
+            return rows + unanswered_rows(config, shard, sample_idx, repeat, worker_id, answers)
         answers = (*answers, answer)
     return rows
 
@@ -270,8 +239,9 @@ def _take_turns(worker: Worker, in_order: list[Turn]) -> list[SampleRow]:
         else:
             rows[turn.method], decoded[turn.method] = result
     for turn in in_order:
-        if turn.method in decoded and turn.method != REFERENCE and REFERENCE in decoded:
-            check = functools.partial(compare, decoded[REFERENCE], decoded[turn.method], worker.config.dtype)
+        if turn.method in decoded and turn.is_compared and REFERENCE in decoded:
+            draw = draw_of(worker.config, turn.sampling_key, 0)
+            check = functools.partial(compare, decoded[REFERENCE], decoded[turn.method], worker.config.dtype, draw)
             found = result_or_failure(f"{turn.name}, compared with {REFERENCE}", check, *worker.models)
             if isinstance(found, Failure):
                 rows[turn.method] = turn.error_row(found.error_type, found.error_message)
@@ -287,7 +257,7 @@ def _measure(worker: Worker, turn: Turn) -> tuple[SampleRow, Decoded]:
     prompt_ids = turn.prompt_token_ids = encode_prompt(worker.tokenizer, example)
     limit = min(worker.config.decode.max_new_tokens, room_for_output(worker.model, len(prompt_ids)))
     check_rows_once(worker.model, worker.width, len(prompt_ids) + limit, worker.checked)
-    decoded = decode_prompt(worker, turn.method, task, prompt_ids)
+    decoded = decode_prompt(worker, turn.method, task, prompt_ids, key=turn.sampling_key)
     text = decode_output(worker.tokenizer, decoded.generation, stops_of(worker.config, task))
     scored = score(task, text, example.reference)
     row = turn.generation_row(

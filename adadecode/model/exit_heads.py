@@ -33,31 +33,46 @@ class ExitHeads:
         gates: dict[int, Gate] | None = None,
         content_hash: str | None = None,
         store: NgramStore | None = None,
+        made_for: str | None = None,
     ) -> None:
         """Takes what is tested at each exit layer, in increasing order; raises ExitHeadsError when `model` lacks a layer.
 
         `full` are the heads that `logits` are by, where the tests' own are over a shortlist; `gates` are those that
-        `with_gate` may put before a test; `store` holds the n-grams beside them.
+        `with_gate` may put before a test; `store` holds the n-grams beside them,
+        and `made_for` is the hash of the weights they were made for, where those are another model's.
         """
         self.exits = tuple(tests)
         check_exits(self.exits, model.num_layers)
         self.gates = gates or {}
-        self.content_hash, self.store = content_hash, store
+        self.content_hash, self.store, self.made_for = content_hash, store, made_for
         self._model, self._tests = model, tests
         self._full = full or {e: test.head for e, test in tests.items()}
 
     def with_gate(self, gate: float) -> "ExitHeads":
         """The same heads, their tests skipped where a gate gives less than `gate`."""
         tests = gated({e: test.head for e, test in self._tests.items()}, self.gates, gate)
-        return ExitHeads(
-            self._model, tests, full=self._full, gates=self.gates, content_hash=self.content_hash, store=self.store
-        )
+        return self._like(tests, self.content_hash, self.store, self.made_for)
 
     def with_store(self, store: NgramStore) -> "ExitHeads":
         """The same heads beside `store`, which their hash covers then."""
         content_hash = short_hash(str(self.content_hash), str(store.content_hash))
+        return self._like(self._tests, content_hash, store, self.made_for)
+
+    def made_for_weights(self, made_for: str | None) -> "ExitHeads":
+        """The same heads, known to be made for the weights of that hash; None for those of their model."""
+        return self._like(self._tests, self.content_hash, self.store, made_for)
+
+    def _like(
+        self, tests: dict[int, ExitTest], content_hash: str | None, store: NgramStore | None, made_for: str | None
+    ) -> "ExitHeads":
         return ExitHeads(
-            self._model, self._tests, full=self._full, gates=self.gates, content_hash=content_hash, store=store
+            self._model,
+            tests,
+            full=self._full,
+            gates=self.gates,
+            content_hash=content_hash,
+            store=store,
+            made_for=made_for,
         )
 
     @property

@@ -19,9 +19,9 @@ from adadecode.files import short_hash, write_whole
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
 from adadecode.model.files import shown
+from adadecode.model.foreign import check_made_for, check_sizes
 from adadecode.model.head_tensors import OVER_SHORTLIST, HeadTensors
 from adadecode.model.ngram_store import load_store
-from adadecode.printable import on_one_line
 from adadecode.settings import HeadKind, TrainedKind
 
 TENSORS, FACTS = "exit_heads.safetensors", "exit_heads.json"
@@ -39,6 +39,7 @@ class HeadFacts(BaseModel):
     base_model_hash: str
     exits: tuple[int, ...]
     width: int
+    vocab_size: int | None = None  # not told by version 0.1.0
     dtype: str
     training: dict[str, Any]
     block_exits: tuple[int, ...] = ()  # of heads of another kind, where some have blocks
@@ -64,10 +65,13 @@ def read_facts(folder: Path, name: str = FACTS) -> HeadFacts | None:
         return None
 
 
-def load_heads(folder: Path, model: DecoderModel, head: HeadKind = "full", gate: float = 0.0) -> ExitHeads:
+def load_heads(
+    folder: Path, model: DecoderModel, head: HeadKind = "full", gate: float = 0.0, *, allows_foreign: bool = False
+) -> ExitHeads:
     """The exit heads in `folder`, tested in full or over their shortlist, after a gate when `gate` is above 0, and store.
 
     Raises ExitHeadsError when they are unreadable, damaged, made for another model, or lack what `head` and `gate` need.
+    Where `allows_foreign` those made for other weights of the same sizes will do, and say so (`made_for`).
     """
     retrain = "train heads for this model with `adadecode train-heads`"
     try:
@@ -89,11 +93,12 @@ def load_heads(folder: Path, model: DecoderModel, head: HeadKind = "full", gate:
             f"--heads {str(folder)!r}: their format_version is {shown(facts.format_version)}, this program knows "
             f"{FORMAT_VERSION}: update it, or {retrain}"
         )
-    if facts.base_model_hash != model.model_hash:
-        raise ExitHeadsError(
-            f"--heads {str(folder)!r}: made for {facts.base_model!r} with weights "
-            f"{on_one_line(facts.base_model_hash, 40)}, this model's are {model.model_hash}; {retrain}"
-        )
+    flag = f"--heads {str(folder)!r}"
+    foreign = check_made_for(
+        flag, facts.base_model_hash, model, retrain, allows_foreign=allows_foreign, whose=facts.base_model
+    )
+    if foreign is not None:
+        check_sizes(flag, facts.width, facts.vocab_size, model, retrain)
     try:
         tensors = HeadTensors.from_named(named, facts.exits, facts.kind)
     except KeyError as error:
@@ -109,5 +114,6 @@ def load_heads(folder: Path, model: DecoderModel, head: HeadKind = "full", gate:
     for flag, (is_lacking, remedy) in lacking.items():
         if is_lacking:
             raise ExitHeadsError(f"{flag}: the heads in {str(folder)!r} were made without; use {remedy}, or {retrain}")
-    heads, store = tensors.on(model, head, gate, short_hash(raw)), load_store(folder, model)
+    heads = tensors.on(model, head, gate, short_hash(raw)).made_for_weights(foreign)
+    store = load_store(folder, model, allows_foreign=allows_foreign)
     return heads if store is None else heads.with_store(store)

@@ -10,7 +10,7 @@ Shapes: K heads, N states, d model width, S tokens of the shortlist.
 
 import functools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,12 +22,13 @@ from torch.nn.functional import linear, rms_norm, silu
 
 from adadecode.errors import ExitHeadsError
 from adadecode.files import short_hash, write_whole
+from adadecode.kernels.sampling import Draw, draw_rows
 from adadecode.kernels.step import Proposals
 from adadecode.kernels.weights import Weights
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.files import shown
+from adadecode.model.foreign import check_made_for, check_sizes
 from adadecode.model.head_files import FORMAT_VERSION, HeadFacts
-from adadecode.printable import on_one_line
 
 TENSORS, FACTS = "medusa_heads.safetensors", "medusa_heads.json"
 FLAG = "--medusa-heads"
@@ -78,6 +79,7 @@ class MedusaHeads:
     temperatures: Tensor
     weights: Weights
     content_hash: str | None = None
+    made_for: str | None = None  # the weights, where those are another model's
 
     @property
     def num_heads(self) -> int:
@@ -104,17 +106,23 @@ class MedusaHeads:
         """The token ids as Python's numbers, which a round takes them as."""
         return self.token_ids.tolist()
 
-    def proposals(self, hidden: Tensor, num_tokens: int) -> Proposals:
+    def proposals(self, hidden: Tensor, num_tokens: int, draw: Draw | None = None, position: int = 0) -> Proposals:
         """The likeliest token of each of the first `num_tokens` heads and its probability, of a state `hidden` `[d]`.
 
-        The state has passed all layers, not the final norm.
+        The state has passed all layers, not the final norm. With a `draw` its noise draws the token; that of the first
+        head stands at `position`.
         """
         residuals, coolness = self._flat, self._coolness
         if num_tokens < self.num_heads:
             residuals, coolness = residuals[: num_tokens * self.weights.width], coolness[:num_tokens]
         normed = rms_norm(hidden, hidden.shape, self.weights.norm, self.weights.shape.eps)
         entered = normed + silu(linear(normed, residuals)).view(len(coolness), -1)
-        probabilities = (linear(entered, self.rows) * coolness).softmax(dim=-1, dtype=torch.float32)
+        logits = linear(entered, self.rows) * coolness
+        if draw is not None:
+            places = torch.arange(len(logits), device=logits.device) + (position - draw.first_position)
+            drawn = draw_rows(logits, draw, places, self.token_ids)
+            return list(zip(drawn.token_ids.tolist(), drawn.probabilities.tolist(), strict=True))
+        probabilities = logits.softmax(dim=-1, dtype=torch.float32)
         tops, best = probabilities.max(dim=-1)
         return [(self._known[i], top) for i, top in zip(best.tolist(), tops.tolist(), strict=True)]
 
@@ -136,8 +144,11 @@ def save_medusa_heads(folder: Path, tensors: MedusaTensors, facts: HeadFacts) ->
     write_whole(folder / FACTS, json.dumps(facts.model_dump(mode="json"), indent=2) + "\n")
 
 
-def load_medusa_heads(folder: Path, model: DecoderModel) -> MedusaHeads:
-    """The Medusa heads in `folder`; raises ExitHeadsError when they are unreadable, damaged or made for another model."""
+def load_medusa_heads(folder: Path, model: DecoderModel, *, allows_foreign: bool = False) -> MedusaHeads:
+    """The Medusa heads in `folder`; raises ExitHeadsError when they are unreadable, damaged or made for another model.
+
+    Where `allows_foreign` those made for other weights of the same sizes will do, and say so (`made_for`).
+    """
     named = f"{FLAG} {str(folder)!r}"
     try:
         if not (folder / FACTS).is_file() or not (folder / TENSORS).is_file():
@@ -154,12 +165,12 @@ def load_medusa_heads(folder: Path, model: DecoderModel) -> MedusaHeads:
             f"{named}: their format_version is {shown(facts.format_version)}, this program knows {FORMAT_VERSION}: update "
             f"it, or {RETRAIN}"
         )
-    if facts.base_model_hash != model.model_hash:
-        raise ExitHeadsError(
-            f"{named}: made for {facts.base_model!r} with weights {on_one_line(facts.base_model_hash, 40)}, this model's "
-            f"are {model.model_hash}; {RETRAIN}"
-        )
+    foreign = check_made_for(
+        named, facts.base_model_hash, model, RETRAIN, allows_foreign=allows_foreign, whose=facts.base_model
+    )
+    if foreign is not None:
+        check_sizes(named, facts.width, facts.vocab_size, model, RETRAIN)
     try:
-        return found.on(model, short_hash(raw))
+        return replace(found.on(model, short_hash(raw)), made_for=foreign)
     except ExitHeadsError as error:
         raise ExitHeadsError(f"{named}: {error}; {RETRAIN}") from error

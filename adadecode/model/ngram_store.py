@@ -19,6 +19,7 @@ from adadecode.errors import ExitHeadsError
 from adadecode.files import from_json, short_hash, write_whole
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.files import shown
+from adadecode.model.foreign import check_made_for
 
 STORE = "ngram_store.safetensors"
 FACTS = "facts"  # the name they have in the metadata
@@ -101,10 +102,10 @@ def store_facts(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def load_store(folder: Path, model: DecoderModel) -> NgramStore | None:
+def load_store(folder: Path, model: DecoderModel, *, allows_foreign: bool = False) -> NgramStore | None:
     """The store beside the heads in `folder`; None where there is none.
 
-    Raises ExitHeadsError when it cannot be read, is damaged, or was made for another model.
+    Raises ExitHeadsError when it cannot be read, is damaged, or was made for another model, unless that `allows_foreign`.
     """
     named = f"--heads {str(folder)!r}: {STORE}"
     try:
@@ -124,10 +125,7 @@ def load_store(folder: Path, model: DecoderModel) -> NgramStore | None:
         raise ExitHeadsError(
             f"{named} has format_version {shown(version)}, this program knows {FORMAT_VERSION}; {REMEDY}"
         )
-    if (made_for := facts.get("base_model_hash")) != model.model_hash:
-        raise ExitHeadsError(
-            f"{named} was made for weights {shown(made_for)}, this model's are {model.model_hash}; {REMEDY}"
-        )
+    check_made_for(named, facts.get("base_model_hash"), model, REMEDY, allows_foreign=allows_foreign)
     flaw = f"it has tensors {shown(sorted(tensors))} too" if tensors else nodes.flaw(model.vocab_size)
     if flaw is not None:
         raise ExitHeadsError(f"{named} is damaged: {flaw}; {REMEDY}")

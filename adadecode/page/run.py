@@ -41,7 +41,7 @@ from adadecode.runs.run_file import part_of
 from adadecode.runs.storage import open_storage
 
 TUNE_FILE = "tune.json"
-TIMED = ["task", "sample_id", "turn", "method", "repeat", "status", "worker_id", *LATENCIES]
+TIMED = ["task", "sample_id", "turn", "method", "repeat", "status", "worker_id", "sampling_key", *LATENCIES]
 By = dict[tuple[str, str], Measured]
 Row = Mapping[str, Any]
 

@@ -32,11 +32,15 @@ ROW_CHECKS: tuple[Check[[Columns], Wrong], ...] = (
         draft_checks.exit_layers,
     ),
     Check("worker", "every method was timed on the worker of the vanilla it is timed over", sample_checks.workers),
-    Check("prompts", "all rows of a sample have one prompt, reference and category", sample_checks.prompts),
+    Check(
+        "prompts",
+        "all rows of a sample have one prompt, reference and category, later turns after drawn answers one prompt a repeat",
+        sample_checks.prompts,
+    ),
     Check(
         "outputs",
         "equal ids have one `output_text`, and equal digests are of equal ids; vanilla's output and digest are the same in "
-        "all repeats",
+        "all repeats, or in all that one key draws",
         sample_checks.outputs,
     ),
     Check("turns", "every method had a turn of its own at the sample", sample_checks.turns),
@@ -60,5 +64,11 @@ RULED_CHECKS: tuple[Check[[Columns, Rules], Wrong], ...] = (
         rejected_checks.rejected,
     ),
     Check("limits", "no output is longer than `max_new_tokens`, or ended by a length it has not", row_checks.limits),
+    Check(
+        "keys",
+        "`sampling_key` is the hash of the seed and the row's sample, repeat and turn where tokens are drawn, and null "
+        "where decoding is greedy",
+        row_checks.keys,
+    ),
     Check("claims", "parity, digests and margins have the form of such, and are there where owed", row_checks.claims),
 )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from adadecode.methods import METHODS
+from adadecode.settings import DRAWN_BEFORE, SamplingSettings
 
 Seen = ParamSpec("Seen")
 Found = TypeVar("Found", covariant=True)
@@ -33,6 +34,7 @@ class Rules:
     num_skipped: int | None = None  # layers that methods leave out which leave some out
     dtype: str | None = None
     check_logits: bool | None = None
+    sampling: SamplingSettings | None = None
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Rules":
@@ -46,7 +48,16 @@ class Rules:
             num_skipped=len(skipped) if isinstance(skipped := decode.get("skip_layers"), list) else None,
             dtype=_typed(config.get("dtype"), str),
             check_logits=_typed(config.get("check_logits"), bool),
+            sampling=_sampling(config),
         )
+
+
+def _sampling(config: Mapping[str, Any]) -> SamplingSettings | None:
+    """How tokens are drawn, as all runs before drew them where `config` does not tell; None where that is not possible."""
+    try:
+        return SamplingSettings.model_validate({name: config.get(name, was) for name, was in DRAWN_BEFORE.items()})
+    except ValueError:
+        return None
 
 
 def _typed(value: Any, kind: type) -> Any:

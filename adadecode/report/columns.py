@@ -39,6 +39,10 @@ SAMPLES_COLUMNS: dict[str, Meaning] = {
         "whether the output has the answer, by value for numbers; null where the task does not say. Metrics of "
         "the field are in `scores.parquet`",
     ),
+    "sampling_key": Meaning(
+        "key of the noise by which the output was drawn, 16 hexadecimal digits: a hash of `sampling_seed`, task, sample, "
+        "repeat and turn, the same for all methods; null where decoding is greedy, and in files before schema version 6",
+    ),
     "ttft_s": Meaning("prefill start to the first verified token", "s"),
     "decode_s": Meaning("`e2e_s - ttft_s`", "s"),
     "e2e_s": Meaning("prefill start to the last token", "s"),
@@ -64,7 +68,8 @@ SAMPLES_COLUMNS: dict[str, Meaning] = {
         "layers",
     ),
     "parity": Meaning(
-        "`exact`, `near_tie` or `mismatch` against `vanilla` of the same sample and repeat; null for `vanilla` itself",
+        "`exact`, `near_tie` or `mismatch` against `vanilla` of the same sample and repeat; null for `vanilla` itself, and "
+        "for methods of transformers where tokens are drawn: it draws them by noise of its own",
     ),
     "logits_equal": Meaning("whether the bits of all accepted logits equal vanilla's; null when not recorded"),
     "first_diff_idx": Meaning("output position of the first difference; null when equal", "tokens"),
@@ -101,7 +106,7 @@ VERIFY_COLUMNS: dict[str, Meaning] = {
     "repeat": Meaning("as in samples: of the key"),
     "turn": Meaning("as in samples: of the key"),
     "category": Meaning("as in samples"),
-    "parity": Meaning("as in samples; null when vanilla's row is missing or an error"),
+    "parity": Meaning("as in samples; null also when vanilla's row is missing or an error"),
     "logits_equal": Meaning("whether the two digests are equal; null when one is missing"),
     "first_diff_idx": Meaning("recomputed; null when the ids are equal, also if the finish reasons are not", "tokens"),
     "vanilla_token_id": Meaning("recomputed"),

@@ -1,5 +1,6 @@
 """One generation on a terminal: its text coloured by draft depth, and its statistics."""
 
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
@@ -13,7 +14,7 @@ DEPTH_STYLES = ("bold green", "green", "cyan", "blue", "magenta")  # from the sh
 
 def coloured_text(generation: Generation, tokenizer: Any, num_layers: int) -> Text:
     """The output text, tokens drafted at an exit in that exit's colour, the full model's plain; then a legend."""
-    styles = dict(zip(generation.exits, DEPTH_STYLES * len(generation.exits), strict=False))
+    styles = depth_styles(generation.exits)
     text, end, shown_len = Text(), 0, 0
     for depth, run in groupby(generation.draft_depths):
         end += len(list(run))
@@ -27,6 +28,31 @@ def coloured_text(generation: Generation, tokenizer: Any, num_layers: int) -> Te
     for exit_layer, style in styles.items():
         text.append(f"{exit_layer} ", style)
     return text.append(f"or given by all {num_layers}")
+
+
+def depth_styles(exits: Sequence[int]) -> dict[int, str]:
+    """The style of what each of `exits` drafted; the full model's tokens are plain."""
+    return dict(zip(exits, DEPTH_STYLES * len(exits), strict=False))
+
+
+def legend(exits: Sequence[int], num_layers: int) -> Text:
+    """Which colour stands for which depth."""
+    text = Text("drafted at layer ")
+    for exit_layer, style in depth_styles(exits).items():
+        text.append(f"{exit_layer or '0 (n-grams)'} ", style)
+    return text.append(f"or given by all {num_layers}")
+
+
+def answer_line(generation: Generation, num_layers: int) -> str:
+    """What one answer of a conversation took, on a line."""
+    num_tokens = len(generation.output_token_ids)
+    told = [f"{num_tokens} token{'s' if num_tokens != 1 else ''}", f"{num_tokens / generation.e2e_s:.1f} tokens/s"]
+    if generation.num_drafted:
+        told.append(f"{generation.num_accepted / generation.num_drafted:.0%} of drafts accepted")
+    if (layers := generation.layers_per_token) is not None:
+        told.append(f"{layers:.2f} of {num_layers} layers per token ({num_layers / layers:.2f}x fewer)")
+    told.append(f"TTFT {generation.ttft_s * 1e3:.1f} ms")
+    return ", ".join(told) + (", cut at the limit" if generation.finish_reason == "length" else "")
 
 
 def statistics_lines(method: str, generation: Generation) -> list[str]:

@@ -1,8 +1,9 @@
 """Token parity with vanilla: how a divergence is classed, and the check that recomputes every stored claim.
 
 A first divergence is a *near-tie* when vanilla itself hardly preferred its token: its top-1 minus top-2 logit margin at
-that position is at most the tolerance of the dtype, about the size of the rounding error of one logit. Anything else is
-a *mismatch*. Neither is `exact`; for a method under the parity contract both are failures.
+that position is at most the tolerance of the dtype, about the size of the rounding error of one logit. Where tokens are
+drawn it is the margin of what the draw compares, logits with T times their noise. Anything else is a *mismatch*. Neither is
+`exact`; for a method under the parity contract both are failures.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from adadecode.errors import RunFolderError
-from adadecode.methods import REFERENCE, names_that_owe
+from adadecode.methods import REFERENCE, drawn_apart, names_that_owe
 from adadecode.report.schema import VERIFY
 
 NEAR_TIE_MARGIN: dict[str, float] = {"float32": 1e-3, "float16": 0.0625, "bfloat16": 0.5}
@@ -74,7 +75,8 @@ def recompute_parity(samples: pa.Table) -> pa.Table:
     Equal means equal ids, equal lengths and an equal finish reason; `logits_equal` compares the digests and is null
     where one is missing. Margins need logits, so they come from the stored row, as does `near_tie`, provided the row
     names the divergence the ids show. A stored claim that the ids or digests contradict comes out as `mismatch`. Parity
-    is null where vanilla's row is missing or an error. Raises RunFolderError when a row is stored twice.
+    is null where vanilla's row is missing or an error, and where transformers drew the
+    tokens. Raises RunFolderError when a row is stored twice.
     """
     reject_duplicates(samples)
     rows, partners = _pair_with_vanilla(samples)
@@ -188,7 +190,7 @@ def _parity(claim: dict, same_output: bool, row: dict) -> str:
 
 
 def _pair_with_vanilla(samples: pa.Table) -> tuple[pa.Array, pa.Array]:
-    """Row positions of every ok row of another method, and of its ok vanilla row: null where there is none."""
+    """Row positions of every ok row of another method, and of its ok vanilla row: null where none is to compare with."""
     is_ok = pc.equal(samples["status"], "ok").to_numpy()
     is_vanilla = pc.equal(samples["method"], REFERENCE).to_numpy()
     codes = pair_codes(samples)
@@ -196,7 +198,10 @@ def _pair_with_vanilla(samples: pa.Table) -> tuple[pa.Array, pa.Array]:
     vanilla_of_pair = np.full(codes.max(initial=-1) + 1, -1)
     vanilla_of_pair[codes[vanilla_rows]] = vanilla_rows
     rows = np.flatnonzero(is_ok & ~is_vanilla)
-    partners = vanilla_of_pair[codes[rows]]
+    is_apart = (
+        pc.is_in(samples["method"], pa.array(drawn_apart())).to_numpy() & samples["sampling_key"].is_valid().to_numpy()
+    )
+    partners = np.where(is_apart[rows], -1, vanilla_of_pair[codes[rows]])
     return pa.array(rows, pa.int64()), pa.array(partners, pa.int64(), mask=partners < 0)
 
 

@@ -16,6 +16,7 @@ from adadecode.report.checks import Rules
 from adadecode.report.draft_checks import DRAFTING
 from adadecode.report.findings import RTOL, Columns, Mask, Wrong, any_value, differs
 from adadecode.report.parity import NEAR_TIE_MARGIN
+from adadecode.settings import key_text
 
 GAPS_RTOL = 1e-5  # of the sum of step_gaps_s, which are float32
 
@@ -173,6 +174,25 @@ def claims(columns: Columns, rules: Rules) -> Iterator[Wrong]:
             f"parity is mismatch, but vanilla_margin is within {tolerance:g}",
             columns.equal("parity", "mismatch") & two & (margin <= tolerance),
         )
+
+
+def keys(columns: Columns, rules: Rules) -> Iterator[Wrong]:
+    """The key that drew each output is that of the run's seed and of the row's sample, repeat and turn."""
+    if (sampling := rules.sampling) is None:
+        return
+    names = ("task", "sample_id", "repeat", "turn")
+    rows = zip(*(columns.table[name].to_pylist() for name in names), strict=True)
+    expected = pa.array([key_text(sampling.sampling_key(*row)) for row in rows], pa.string())
+    yield (
+        "sampling_key is missing, but tokens were drawn",
+        expected.is_valid().to_numpy(False) & ~columns.has("sampling_key"),
+    )
+    yield (
+        "sampling_key is there, but decoding is greedy",
+        ~expected.is_valid().to_numpy(False) & columns.has("sampling_key"),
+    )
+    other = pc.not_equal(columns.table["sampling_key"], expected)
+    yield "sampling_key is not that of the seed and the row", pc.fill_null(other, False).to_numpy()
 
 
 def _margins(columns: Columns, rules: Rules) -> Iterator[Wrong]:

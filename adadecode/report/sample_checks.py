@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from adadecode.methods import METHODS, REFERENCE
+from adadecode.methods import METHODS, REFERENCE, drawn_apart
 from adadecode.report.findings import Columns, Mask, Wrong, first_of_group
 
 CLOCK_US, CLOCK_RTOL = 1000.0, 0.01  # by which two clocks of a machine may differ, of wall time and of durations
@@ -20,18 +20,20 @@ def workers(columns: Columns) -> Iterator[Wrong]:
 
 
 def prompts(columns: Columns) -> Iterator[Wrong]:
-    """All rows of a sample have one prompt, reference and category."""
+    """All rows of a sample have one prompt, reference and category; where answers are drawn, later turns one per repeat."""
     samples, is_vanilla = columns.codes("task", "sample_id", "turn"), columns.equal("method", REFERENCE)
     given, references = columns.list_codes("prompt_token_ids"), columns.codes("reference")
     everywhere = np.ones(len(samples), bool)
-    yield "prompt_token_ids are not those of the sample's other rows", _unlike(given, samples, given >= 0, is_vanilla)
+    asked = columns.codes("task", "sample_id", "turn", "sampling_key")
+    asked = np.where(columns.numbers("turn") > 0, asked + samples.max(initial=0) + 1, samples)
+    yield "prompt_token_ids are not those of the sample's other rows", _unlike(given, asked, given >= 0, is_vanilla)
     yield "reference is not that of the sample's other rows", _unlike(references, samples, everywhere, is_vanilla)
     of_turns, categories = columns.codes("task", "sample_id"), columns.codes("category")
     yield "category is not that of the sample's other rows", _unlike(categories, of_turns, everywhere, is_vanilla)
 
 
 def outputs(columns: Columns) -> Iterator[Wrong]:
-    """One output has one text, and vanilla one output in all repeats."""
+    """One output has one text, and vanilla one output in all repeats that one key draws, all of them where it is greedy."""
     samples, is_vanilla = columns.codes("task", "sample_id", "turn"), columns.equal("method", REFERENCE)
     given = np.where(columns.is_ok, columns.list_codes("output_token_ids"), -1)
     texts, same_output = columns.codes("output_text"), _joint(samples, given)
@@ -40,17 +42,18 @@ def outputs(columns: Columns) -> Iterator[Wrong]:
         _unlike(texts, same_output, given >= 0, is_vanilla),
     )
     is_there = is_vanilla & (given >= 0)
-    yield "vanilla's output is not that of its other repeats", _unlike(given, samples, is_there, is_vanilla)
+    alike = columns.codes("task", "sample_id", "turn", "sampling_key")
+    yield "vanilla's output is not that of its other repeats", _unlike(given, alike, is_there, is_vanilla)
     digests, has_digest = columns.codes("logits_digest"), columns.has("logits_digest")
     yield (
         "vanilla's logits_digest is not that of its other repeats",
-        _unlike(digests, samples, is_there & has_digest, is_vanilla),
+        _unlike(digests, alike, is_there & has_digest, is_vanilla),
     )
-    # the tokens are those of the greatest logits, by our own rule for ties
+    # the tokens are those of the greatest logits, by our own rule for ties, or drawn from them by one noise
     ours = columns.among("method", [name for name, method in METHODS.items() if method.by == "engine"])
     yield (
         "logits_digest is that of other ids in another row",
-        _unlike(given, digests, ours & (given >= 0) & has_digest, is_vanilla),
+        _unlike(given, columns.codes("logits_digest", "sampling_key"), ours & (given >= 0) & has_digest, is_vanilla),
     )
 
 
@@ -68,7 +71,9 @@ def owed(columns: Columns) -> Iterator[Wrong]:
     pairs = columns.codes("task", "sample_id", "turn", "repeat")
     is_vanilla = columns.equal("method", REFERENCE)
     vanilla = first_of_group(pairs, columns.is_ok & is_vanilla)
-    compared = columns.is_ok & ~is_vanilla & (vanilla >= 0)
+    apart = columns.has("sampling_key") & columns.among("method", drawn_apart())
+    compared = columns.is_ok & ~is_vanilla & ~apart & (vanilla >= 0)
+    yield "parity is claimed, but transformers draws by noise of its own", columns.has("parity") & apart
     yield "parity is missing, but there is an output of vanilla", compared & ~columns.has("parity")
     yield "parity is claimed, but there is no output of vanilla", columns.has("parity") & (vanilla < 0)
     has_digest = columns.has("logits_digest")

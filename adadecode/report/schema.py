@@ -5,8 +5,8 @@ import pyarrow.compute as pc
 
 # 2: lossy and consistency. 3: a baseline for each speedup, num_engines, and intervals as stats.py draws them. Older tables
 # are read, with null in what they lack. 4: turns and categories; a row of before is of turn 0, a plan's of one turn.
-# 5: which drafts were rejected.
-SCHEMA_VERSION = 5
+# 5: which drafts were rejected. 6: the key of the noise that drew an output.
+SCHEMA_VERSION = 6
 
 TOKEN_IDS = pa.list_(pa.int32())
 REJECTED = pa.list_(pa.struct([(name, pa.int32()) for name in ("round_idx", "position", "token_id", "exit")]))
@@ -32,6 +32,7 @@ SAMPLES = pa.schema(
         pa.field("finish_reason", pa.string()),  # eos | length | stop: by a stop string | error
         pa.field("reference", pa.string()),
         pa.field("correct", pa.bool_()),  # null where the task has no scorer
+        pa.field("sampling_key", pa.string()),  # of the noise that drew it, 16 hexadecimal digits; null where greedy
         # what it cost
         pa.field("ttft_s", pa.float64()),
         pa.field("decode_s", pa.float64()),

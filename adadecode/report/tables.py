@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from adadecode.methods import REFERENCE, names_that_owe
+from adadecode.methods import REFERENCE, drawn_apart, names_that_owe
 from adadecode.report.cells import ABSENT, cell, fraction_text, number_text
 from adadecode.report.parity import row_name
 from adadecode.report.summary import parity_line
@@ -82,7 +82,26 @@ def figures_table(columns: Sequence[str], num_names: int, caption: str | None = 
 
 def finding_lines(summary: pa.Table, verify: pa.Table, errors: Sequence[str]) -> list[str]:
     """What stands under `summary_table`: the parity, the lines `errors`, and every pair that is not exact."""
-    return [parity_line(summary), *errors, *mismatch_lines(verify)]
+    return [parity_line(summary), *errors, *mismatch_lines(verify), *_apart_lines(summary)]
+
+
+def _apart_lines(summary: pa.Table) -> list[str]:
+    """A line where outputs were drawn that no line or column compares with vanilla's."""
+    rows = (
+        summary.filter(pc.field("category").is_null()).select(["task", "method", "n", "num_parity_checked"]).to_pylist()
+    )
+    has_vanilla = {row["task"] for row in rows if row["method"] == REFERENCE and row["n"]}
+    apart = [
+        row["method"]
+        for row in rows
+        if row["method"] in drawn_apart() and row["n"] and not row["num_parity_checked"] and row["task"] in has_vanilla
+    ]
+    if not apart:
+        return []
+    return [
+        f"{', '.join(dict.fromkeys(apart))}: drawn by noise of transformers' own, the same distribution in other tokens: "
+        "no parity is claimed"
+    ]
 
 
 def mismatch_lines(verify: pa.Table) -> list[str]:
@@ -164,6 +183,8 @@ def parity_text(row: dict[str, Any], num_vanilla: int | None) -> str:
 
     Those are the `num_vanilla` of vanilla on its task where one is owed for each, else those that were compared.
     """
+    if row["method"] in drawn_apart() and not row["num_parity_checked"]:
+        return ABSENT
     owed = num_vanilla if row["method"] in names_that_owe("exact") else None
     return fraction_text(row["num_parity_exact"], row["num_parity_checked"] if owed is None else owed)
 

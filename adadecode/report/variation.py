@@ -56,8 +56,13 @@ def between_workers(rows: pa.Table) -> Variation | None:
 
 
 def between_repeats(rows: pa.Table) -> Variation | None:
-    """The variation of e2e between the repeats of SAMPLES `rows` of one task and method: they decode the same prompts."""
+    """The variation of e2e between the repeats of SAMPLES `rows` of one task and method: they decode the same prompts.
+
+    None where tokens are drawn: other outputs take other times.
+    """
     columns = Columns(rows)
+    if columns.has("sampling_key").any():
+        return None
     times = columns.numbers("e2e_s")
     measured = np.isfinite(times)
     prompts = columns.codes("task", "sample_id", "turn")[measured]

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from adadecode.report.foreign import foreign_text
 from adadecode.report.schema import LOST_BY
 
 Commits = Mapping[int, dict[str, Any]]
@@ -185,9 +186,10 @@ def _described(facts: Facts) -> str:
     gpu = [f"{facts['gpu']} (driver {facts.get('gpu_driver')}, CUDA {facts.get('cuda')})"] if facts.get("gpu") else []
     form = {"kernels": "{} kernels", "dtype": "{}", "cpu": "{}"}
     form |= {"threads": "{} thread" if facts.get("threads") == 1 else "{} threads"}
-    form |= {"torch": "torch {}", "python": "Python {}"}
+    form |= {"torch": "torch {}", "python": "Python {}", "sampling": "{}"}
     told = [(fact, text.format(facts[fact])) for fact, text in form.items() if facts.get(fact) is not None]
-    return ", ".join([text for fact, text in told if not (gpu and fact == "cpu")] + gpu)
+    foreign = [text] if (text := foreign_text(facts)) is not None else []
+    return ", ".join([text for fact, text in told if not (gpu and fact == "cpu")] + gpu + foreign)
 
 
 def _revision_lines(commits: Commits) -> list[str]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from adadecode.report.draft_checks import model_layers
 from adadecode.report.findings import Columns, Wrong, any_value
+from adadecode.settings import sampling_text
 
 Facts = Mapping[str, Any]  # of a worker
 
@@ -20,6 +21,7 @@ def other_settings(facts: Facts, run: Mapping[str, Any], task: Any) -> list[str]
         "device": (device, config.get("device")),
         "dtype": (facts.get("dtype"), config.get("dtype")),
         "kernels": (facts.get("kernels"), None if kernels == "auto" else kernels),
+        "sampling": (facts.get("sampling"), sampling_text(config)),
         "exits": (of_tasks.get(task) if isinstance(of_tasks, dict) else None, exits or None),
     }
     return [name for name, pair in pairs.items() if None not in pair and pair[0] != pair[1]]

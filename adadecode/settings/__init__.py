@@ -17,7 +17,6 @@ from adadecode.settings.fields import Flag, Settings, flag_name, is_verbatim, me
 from adadecode.settings.files import FileSettings
 from adadecode.settings.groups import (
     MAX_WORKERS,
-    ORIGINAL_HEADS,
     PLACEMENT,
     READ_BEFORE,
     DataSettings,
@@ -26,7 +25,6 @@ from adadecode.settings.groups import (
     Domain,
     Dtype,
     HeadKind,
-    HeadsSettings,
     Kernels,
     MethodName,
     ModelSettings,
@@ -34,6 +32,7 @@ from adadecode.settings.groups import (
     Stop,
     allowed_errors,
 )
+from adadecode.settings.heads import ORIGINAL_HEADS, HeadsSettings
 from adadecode.settings.policy import read_policy, tuned_for
 from adadecode.settings.reading import (
     build_settings,
@@ -51,10 +50,12 @@ from adadecode.settings.rivals import (
     nothing_drafts,
     skip_layers_missing,
 )
+from adadecode.settings.sampling import DRAWN_BEFORE, SamplingSettings, key_of, key_text, sampling_facts, sampling_text
 from adadecode.settings.selector import allowed_values, parsed_selector
 from adadecode.settings.stops import STOPPED_BEFORE, StopSettings, own_stops
 
 __all__ = [
+    "DRAWN_BEFORE",
     "MAX_DRAFTS",
     "MAX_WORKERS",
     "ORIGINAL_HEADS",
@@ -82,6 +83,7 @@ __all__ = [
     "ModelSettings",
     "PlacementSettings",
     "RivalSettings",
+    "SamplingSettings",
     "ServerName",
     "Settings",
     "ShapeName",
@@ -100,6 +102,8 @@ __all__ = [
     "given_flags",
     "in_full",
     "is_verbatim",
+    "key_of",
+    "key_text",
     "medusa_heads_missing",
     "members",
     "nothing_drafts",
@@ -107,6 +111,8 @@ __all__ = [
     "parsed_selector",
     "read_policy",
     "read_settings",
+    "sampling_facts",
+    "sampling_text",
     "settings_of",
     "settings_of_run",
     "skip_layers_missing",

@@ -19,7 +19,6 @@ from adadecode.settings.groups import (
     MAX_SEED,
     MAX_WARMUP,
     MAX_WORKERS,
-    ORIGINAL_HEADS,
     PLACEMENT,
     READ_BEFORE,
     Address,
@@ -28,19 +27,26 @@ from adadecode.settings.groups import (
     Domain,
     Exits,
     HeadKind,
-    HeadsSettings,
     MethodSettings,
     ModelSettings,
     PlacementSettings,
     ThreadSettings,
 )
+from adadecode.settings.heads import NEVER_FOREIGN, ORIGINAL_HEADS, HeadsSettings
 from adadecode.settings.policy import DECODED_BEFORE, with_policy
 from adadecode.settings.rivals import MAX_DRAFTS, check_read, nothing_drafts
+from adadecode.settings.sampling import DRAWN_BEFORE, SamplingSettings
 from adadecode.settings.selector import SELECTOR_TEXT, LabelSelector
 from adadecode.settings.stops import STOPPED_BEFORE, StopSettings
 
 # Settings of a run that version 0.1.0 did not have, as its runs were.
-BEFORE: dict[str, object] = {**READ_BEFORE, **STOPPED_BEFORE, "gpus_per_worker": 1}
+BEFORE: dict[str, object] = {
+    **READ_BEFORE,
+    **STOPPED_BEFORE,
+    **NEVER_FOREIGN,
+    **DRAWN_BEFORE,
+    "gpus_per_worker": 1,
+}
 TrainedKind = Literal["transform", "low-rank", "full", "shortlist", "block", "original", "medusa"]
 Loss = Literal["kl", "argmax", "acceptance"]
 MAX_STORE_MB = 1000.0
@@ -69,6 +75,10 @@ class DecodingSettings(HeadsSettings, ModelSettings):
             )
         return self
 
+    @property
+    def other_heads(self) -> str | None:
+        return self.decode.medusa_heads
+
 
 def check_methods(methods: tuple[str, ...], decode: DecodeSettings) -> None:
     """Raises ValueError where `decode` lacks what one of `methods` drafts with, or sets what none of them reads."""
@@ -80,13 +90,13 @@ def check_methods(methods: tuple[str, ...], decode: DecodeSettings) -> None:
             raise ValueError(nothing_drafts(silent))
 
 
-class GenerateConfig(ThreadSettings, StopSettings, DecodingSettings):
+class GenerateConfig(ThreadSettings, StopSettings, SamplingSettings, DecodingSettings):
     """One model that continues prompts, as `adadecode.load` and `adadecode generate` take it."""
 
     domain: Domain = Field(default="math", description="Which of the demo's heads.")
 
 
-class EvalConfig(PlacementSettings, MethodSettings, StopSettings, DataSettings, DecodingSettings):
+class EvalConfig(PlacementSettings, MethodSettings, StopSettings, SamplingSettings, DataSettings, DecodingSettings):
     """One evaluation run. The resolved form is stored in run.json; `fingerprint` ties a run folder to it."""
 
     repeats: int = Field(default=1, ge=1, le=MAX_REPEATS, description="Measurements of each sample and method.")
@@ -216,7 +226,7 @@ class TrainConfig(ThreadSettings, DataSettings, ModelSettings):
         return self
 
 
-class TuneConfig(ThreadSettings, DataSettings, HeadsSettings, ModelSettings):
+class TuneConfig(ThreadSettings, SamplingSettings, DataSettings, HeadsSettings, ModelSettings):
     """One search for the best policy of a model on a machine."""
 
     limit: int | None = Field(default=96, ge=8, le=MAX_COUNT, description=LIMIT_TEXT)
@@ -242,7 +252,7 @@ class BenchDecodeSettings(DecodeSettings):
     max_new_tokens: int = Field(default=128, ge=1, le=MAX_COUNT, description=MAX_NEW_TOKENS_TEXT)
 
 
-class BenchConfig(ThreadSettings, MethodSettings, DataSettings, DecodingSettings):
+class BenchConfig(ThreadSettings, MethodSettings, SamplingSettings, DataSettings, DecodingSettings):
     """One measurement of speed, with the weights of `model` or synthetic ones of the size `shape`."""
 
     shape: Annotated[ShapeName | None, Flag(unset="the weights of --model")] = Field(
@@ -264,7 +274,7 @@ class BenchConfig(ThreadSettings, MethodSettings, DataSettings, DecodingSettings
     @model_validator(mode="after")
     def _shape_stands_alone(self) -> Self:
         of_data = DataSettings.model_fields.keys() - {"limit"}
-        beside = {"model", "revision", "heads", *of_data} & self.model_fields_set
+        beside = {"model", "revision", "heads", "foreign_heads", *of_data} & self.model_fields_set
         if self.shape is not None and self.gpus_per_worker > 1:
             raise ValueError(
                 f"--gpus-per-worker {self.gpus_per_worker}: --shape {self.shape} is made on one device; drop one of the two"

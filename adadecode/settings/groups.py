@@ -41,8 +41,6 @@ MAX_GPUS = 64  # of a node
 MAX_SECONDS = 1e7
 MAX_SEED = 2**32 - 1
 
-ORIGINAL_HEADS = "original"  # instead of a folder: the model's own norm and LM head at every exit
-
 
 def increasing(exits: tuple[int, ...]) -> tuple[int, ...]:
     """`exits`; raises ValueError unless they can be exit layers of some model."""
@@ -151,16 +149,6 @@ class ModelSettings(Settings):
                 f"--gpus-per-worker {self.gpus_per_worker}: --device {self.device} has none; drop it, or give --device cuda"
             )
         return self
-
-
-class HeadsSettings(Settings):
-    """Which exit heads draft."""
-
-    heads: Annotated[str | None, Flag(unset="the demo's own for the task's domain; other models need some")] = Field(
-        default=None,
-        description="Folder of exit heads, or the name of published ones, such as smollm2-135m-math; or `original`: the "
-        "model's own LM head at every exit.",
-    )
 
 
 class DataSettings(Settings):

@@ -85,12 +85,17 @@ def usable_ids(tokenizer: PreTrainedTokenizerBase, example: Example, context_len
     Raises PromptError, also as PromptTooLongError and UnknownTokenError, when the prompt cannot be used: whatever template
     and tokenizer raise.
     """
+    token_ids = encode_usable(tokenizer, example)
+    check_ids(token_ids, context_len, vocab_size)
+    return token_ids
+
+
+def encode_usable(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[int]:
+    """What `encode_prompt` gives, of any length; raises PromptError, whatever template and tokenizer raise."""
     if not is_unicode(example.prompt):
         raise PromptError("the prompt is not valid Unicode: give text in UTF-8")
     with _explained(tokenizer):
-        token_ids = encode_prompt(tokenizer, example)
-    check_ids(token_ids, context_len, vocab_size)
-    return token_ids
+        return encode_prompt(tokenizer, example)
 
 
 def check_ids(token_ids: list[int], context_len: int, vocab_size: int) -> None:

@@ -149,6 +149,7 @@ def distill_heads(
         base_model_hash=model.model_hash,
         exits=() if is_medusa else exits,
         width=model.width,
+        vocab_size=model.vocab_size,
         dtype=str(model.dtype).removeprefix("torch."),
         training=training_facts(run, shortlist_len) | report,
     )

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from adadecode.bench.calls import Call, head_name
 from adadecode.bench.timer import CallTime, CallTimer
 from adadecode.engine.generate import room_for_output
+from adadecode.kernels.sampling import Draw
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
 from adadecode.tuning.trace import TraceSpace
@@ -25,7 +26,14 @@ class CallCosts:
     Layers are timed right behind the shortest of `prompts` and in the middle of the output of the longest.
     """
 
-    def __init__(self, model: DecoderModel, heads: ExitHeads, space: TraceSpace, prompts: list[list[int]]) -> None:
+    def __init__(
+        self,
+        model: DecoderModel,
+        heads: ExitHeads,
+        space: TraceSpace,
+        prompts: list[list[int]],
+        draw: Draw | None = None,
+    ) -> None:
         exits, width = space.exits, space.width
         self._width, self._num_layers, self._rows = width, model.num_layers, range(1, space.max_drafts + 2)
         head = next(test.head for e, test in zip(heads.exits, heads.tests, strict=True) if e == exits[0])
@@ -41,8 +49,8 @@ class CallCosts:
         room = min(space.max_new_tokens, room_for_output(model, len(longest)))
         near, far = len(shortest) + min(2 * width, room), len(longest) + max(width, room)
         self._timers = [
-            CallTimer(model, calls, tests, shortest, near),
-            CallTimer(model, calls, tests, longest, far),
+            CallTimer(model, calls, tests, shortest, near, draw),
+            CallTimer(model, calls, tests, longest, far, draw),
         ]
 
     def measure(self, budget_s: float) -> None:

@@ -9,6 +9,7 @@ from adadecode.bench.calls import RecordingModel, RecordingStep
 from adadecode.engine.drafters import drafters_of
 from adadecode.engine.generate import Request, generate
 from adadecode.engine.policy import Policy
+from adadecode.kernels.sampling import Draw
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
 from adadecode.records import Generation
@@ -27,9 +28,9 @@ FLOOR_SHARE, LEAST_FLOOR, LEAST_NGRAM_FLOOR = 0.75, 0.15, 0.2
 
 def decode_traced(model: Any, contender: Contender, trace: SampleTrace, space: TraceSpace) -> Generation:
     """The generation of `contender` on the prompt of `trace`."""
-    request = Request(trace.prompt_ids, space.max_new_tokens)
+    request = Request(trace.prompt_ids, space.max_new_tokens, draw=trace.draw)
     policy = replace(contender.policy, rows=contender.width)
-    return generate(model, request, policy, drafters_of(policy, contender.heads.get(trace.task))).generation
+    return generate(model, request, policy, drafters_of(policy, contender.heads.get(trace.task), trace.draw)).generation
 
 
 class CostStudy:
@@ -50,7 +51,7 @@ class CostStudy:
         self._rng = random.Random(seed)
         self._chosen = self._rng.sample(list(traces), min(COST_PROMPTS, len(traces)))
         prompts = [list(trace.prompt_ids) for trace in self._chosen]
-        self._call_costs = CallCosts(model, heads[self._chosen[0].task], space, prompts)
+        self._call_costs = CallCosts(model, heads[self._chosen[0].task], space, prompts, self._chosen[0].draw)
         self._simulator = Simulator(self._chosen, space, ModelFacts.of(model, heads))
         self._measured: list[MeasuredPair] = []
 
@@ -84,9 +85,11 @@ class CostStudy:
         return Contender(str(candidate), candidate.policy, self._space.width, heads, candidate)
 
 
-def measure_floors(model: DecoderModel, heads: ExitHeads, space: TraceSpace, prompt_ids: list[int]) -> Floors:
+def measure_floors(
+    model: DecoderModel, heads: ExitHeads, space: TraceSpace, prompt_ids: list[int], draw: Draw | None = None
+) -> Floors:
     """The least chances at which a draft can pay here, and a part of them: confidences are not quite chances."""
-    calls = CallCosts(model, heads, space, [prompt_ids])
+    calls = CallCosts(model, heads, space, [prompt_ids], draw)
     calls.measure(FLOORS_BUDGET_S)
     seconds, num_layers = calls.seconds(), model.num_layers
 
@@ -153,7 +156,7 @@ def replays_alike(model: DecoderModel, contender: Contender, trace: SampleTrace,
     decode_traced(recording, contender, trace, space)
     facts = ModelFacts.of(model, contender.heads)
     replayed = RecordingStep(ReplayStep(trace, space, facts))
-    drafters = drafters_of(contender.policy, TracedHeads(contender.candidate, facts.stores.get(trace.task)))
+    drafters = drafters_of(contender.policy, TracedHeads(contender.candidate, facts.stores.get(trace.task)), trace.draw)
     try:
         generate_over(replayed, trace, space, facts, contender.policy, drafters)
     except KeyError:  # a node the trace does not hold

@@ -35,6 +35,7 @@ def write_policy(path: Path, result: TuneResult) -> None:
         "model": result.settings["model"],
         "model_hash": made_from["model_hash"],
         "heads_hash": made_from["heads_hash"],
+        **({"foreign_heads": made_from["foreign_heads"]} if "foreign_heads" in made_from else {}),
         "machine": result.machine.kind._asdict(),
         "prompts": {"tuned_on": result.num_prompts.tuned_on, "held_out": result.num_prompts.held_out},
         "cross_validated_speedup": round(result.predicted.cross_validated, 3),

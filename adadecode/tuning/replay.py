@@ -16,6 +16,7 @@ from adadecode.engine.generate import Request, generate
 from adadecode.engine.ngram import NgramDrafter
 from adadecode.engine.policy import Policy
 from adadecode.engine.round import Round
+from adadecode.kernels.sampling import Draw
 from adadecode.kernels.step import DecodeStep, Proposals, Segment, run_probe_test
 from adadecode.kernels.weights import ExitTest, Gate, Head
 from adadecode.model.decoder import DecoderModel
@@ -62,7 +63,7 @@ def replay(trace: SampleTrace, space: TraceSpace, facts: ModelFacts, candidate: 
     """What `generate` does on the prompt of `trace` under `candidate`, which `space` must cover."""
     assert space.covers(candidate.policy), (candidate, space)
     step = ReplayStep(trace, space, facts)
-    drafters = drafters_of(candidate.policy, TracedHeads(candidate, facts.stores.get(trace.task)))
+    drafters = drafters_of(candidate.policy, TracedHeads(candidate, facts.stores.get(trace.task)), trace.draw)
     generation = generate_over(step, trace, space, facts, candidate.policy, drafters)
     step.calls.num_rounds = generation.num_rounds
     step.calls.num_ngram_tokens = 0 if candidate.policy.ngram is None else len(trace.output_ids)
@@ -103,7 +104,7 @@ def generate_over(
         device=torch.device("cpu"),
         new_step=lambda width, num_positions: step,
     )
-    request = Request(trace.prompt_ids, space.max_new_tokens)
+    request = Request(trace.prompt_ids, space.max_new_tokens, draw=trace.draw)
     decoded = generate(model, request, replace(policy, rows=space.width), drafters)
     assert decoded.generation.output_token_ids == trace.output_ids, trace.sample_id
     return decoded.generation
@@ -183,8 +184,11 @@ class ReplayStep:
     def prepare(self, boundaries: Sequence[int], tests: Iterable[ExitTest]) -> None:
         pass
 
+    def draw_by(self, draw: Draw | None) -> None:
+        """Does nothing: what was drawn stands in the trace."""
+
     def prefill(self, prompt_ids: list[int]) -> Tensor:
-        logits = torch.zeros(self._vocab_size)
+        logits = torch.full((self._vocab_size,), -torch.inf)  # of nothing else, so that a draw takes it too
         logits[self._trace.output_ids[0]] = 1.0
         return logits
 

@@ -8,14 +8,17 @@ from typing import Any
 import torch
 
 from adadecode.engine.policy import check_heads_at
+from adadecode.engine.sampling import draw_of
 from adadecode.errors import ExitHeadsError
 from adadecode.files import short_hash
+from adadecode.kernels.sampling import Draw
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
+from adadecode.model.foreign import foreign_facts
 from adadecode.model.head_files import load_heads
 from adadecode.model.load import chat_template_hash
 from adadecode.records import Prompt
-from adadecode.settings import HeadKind, TuneConfig
+from adadecode.settings import DRAWN_BEFORE, HeadKind, TuneConfig
 from adadecode.tuning.trace import Floors, TraceSpace
 
 
@@ -38,6 +41,15 @@ class TuneSubject:
     def has_gates(self) -> bool:
         return all(of_task.gates for of_task in self.heads.values())
 
+    def draw(self, task: str, sample_id: str, prompt_len: int) -> Draw | None:
+        """How the output of a prompt of `prompt_len` tokens is drawn; None where the likeliest tokens are taken."""
+        return draw_of(self.config, self.config.sampling_key(task, sample_id), prompt_len)
+
+    def _sampling(self) -> dict[str, Any]:
+        """The settings by which tokens are drawn, where they are: traces of before drew none."""
+        names = DRAWN_BEFORE if self.config.is_sampled else ()
+        return {name: getattr(self.config, name) for name in names}
+
     def made_from(self, prompts: list[Prompt]) -> dict[str, Any]:
         """What a trace of `prompts` depends on, beside its floors."""
         space = asdict(self.space)
@@ -46,6 +58,7 @@ class TuneSubject:
             "model_hash": self.model.model_hash,
             "tokenizer_hash": hash_tokenizer(self.tokenizer),
             "heads_hash": {task: of_task.content_hash for task, of_task in self.heads.items()},
+            **foreign_facts(self.heads),
             "head": self.head,
             "dtype": self.config.dtype,
             "kernels": self.model.kernels,
@@ -55,15 +68,18 @@ class TuneSubject:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "space": json.loads(json.dumps(space)),
+            **self._sampling(),
             "prompts_hash": _hash([(p.task, p.sample_id, p.token_ids) for p in prompts]),
         }
 
 
 def load_subject(config: TuneConfig, model: DecoderModel, tokenizer: Any, folders: dict[str, Path]) -> TuneSubject:
     """`model` with the heads in `folders`, one per task, to be tuned; raises ExitHeadsError and UsageError."""
-    head = config.head or _cheapest_head(folders, model)
-    heads = {task: load_heads(folder, model, head) for task, folder in folders.items()}
-    full_heads = heads if head == "full" else _full_heads(folders, model)
+    head = config.head or _cheapest_head(config, folders, model)
+    heads = {
+        task: load_heads(folder, model, head, allows_foreign=config.foreign_heads) for task, folder in folders.items()
+    }
+    full_heads = heads if head == "full" else _full_heads(config, folders, model)
     common = set.intersection(*(set(of_task.exits) for of_task in heads.values()))
     exits = config.exits or tuple(sorted(common))
     check_heads_at(exits, tuple(sorted(common)))
@@ -74,19 +90,21 @@ def load_subject(config: TuneConfig, model: DecoderModel, tokenizer: Any, folder
     return TuneSubject(config, model, tokenizer, head, heads, full_heads, space)
 
 
-def _full_heads(folders: dict[str, Path], model: DecoderModel) -> dict[str, ExitHeads] | None:
+def _full_heads(config: TuneConfig, folders: dict[str, Path], model: DecoderModel) -> dict[str, ExitHeads] | None:
     """The heads in `folders` over the whole vocabulary; None when they have no such form."""
     try:
-        return {task: load_heads(folder, model) for task, folder in folders.items()}
+        return {
+            task: load_heads(folder, model, allows_foreign=config.foreign_heads) for task, folder in folders.items()
+        }
     except ExitHeadsError:
         return None
 
 
-def _cheapest_head(folders: dict[str, Path], model: DecoderModel) -> HeadKind:
+def _cheapest_head(config: TuneConfig, folders: dict[str, Path], model: DecoderModel) -> HeadKind:
     """`shortlist` when all heads have one, else `full`."""
     try:
         for folder in folders.values():
-            load_heads(folder, model, "shortlist")
+            load_heads(folder, model, "shortlist", allows_foreign=config.foreign_heads)
     except ExitHeadsError:
         return "full"
     return "shortlist"

@@ -5,6 +5,7 @@ from rich import box
 from rich.table import Table
 
 from adadecode.report.cells import ABSENT, fraction_text, number_text
+from adadecode.report.foreign import foreign_text
 from adadecode.report.stats import Estimate
 from adadecode.tuning.result import TuneResult
 
@@ -65,7 +66,7 @@ def tune_lines(result: TuneResult) -> list[str]:
     predicted, oracle, tuned = result.predicted, result.oracle, result.tuned
     measured = tuned.speedup.value
     assert tuned.predicted_speedup is not None, tuned
-    warnings = []
+    warnings = [text] if (text := foreign_text(result.made_from)) is not None else []
     if predicted.cross_validated <= 1.0:
         warnings.append("no policy over these heads is expected to beat vanilla here")
     if abs(tuned.predicted_speedup / measured - 1.0) > MOST_ERROR:

@@ -17,6 +17,7 @@ from adadecode.engine.generate import room_for_output
 from adadecode.engine.ngram import NgramDrafter
 from adadecode.engine.policy import Policy, step_width
 from adadecode.engine.round import check_finite
+from adadecode.kernels.sampling import Draw, first_token
 from adadecode.kernels.step import Proposals, Segment
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
@@ -78,7 +79,7 @@ class Node(NamedTuple):
 
 @dataclass(frozen=True)
 class SampleTrace:
-    """One prompt and the model's greedy output, at least one token.
+    """One prompt and the model's output, greedy or drawn by `draw`, at least one token.
 
     `nodes` has one node per output token but the last; `off_path` those behind wrong drafts, by (output index, path).
     `ngrams` has for each of `nodes` what the n-gram drafter proposes there when a round starts, None without a match.
@@ -91,20 +92,23 @@ class SampleTrace:
     nodes: list[Node]
     off_path: dict[tuple[int, Path], Node]
     ngrams: list[tuple[int, float] | None]
+    draw: Draw | None = None
 
 
 @torch.inference_mode()
-def record(model: DecoderModel, heads: ExitHeads, space: TraceSpace, prompt: Prompt) -> SampleTrace:
+def record(
+    model: DecoderModel, heads: ExitHeads, space: TraceSpace, prompt: Prompt, draw: Draw | None = None
+) -> SampleTrace:
     """Decodes `prompt` as vanilla does, testing every exit of `space` at every token and behind wrong drafts.
 
-    Kernels, width and columns are the engine's own, so that every proposal has the bits it has there. `heads` has no
-    gate threshold. Raises PromptTooLongError and NonFiniteLogitsError.
+    Tokens are drawn by `draw`, the exits' proposals too. Kernels, width and columns are the engine's own, so that every
+    proposal has the bits it has there. `heads` has no gate threshold. Raises PromptTooLongError and NonFiniteLogitsError.
     """
     prompt_ids = prompt.token_ids
     limit = min(space.max_new_tokens, room_for_output(model, len(prompt_ids)))
-    recorder = _Recorder(model, heads, space, prompt_ids, limit)
+    recorder = _Recorder(model, heads, space, prompt_ids, limit, draw)
     output = [recorder.prefill()]
-    trace = SampleTrace(prompt.task, prompt.sample_id, tuple(prompt_ids), (), [], {}, [])
+    trace = SampleTrace(prompt.task, prompt.sample_id, tuple(prompt_ids), (), [], {}, [], draw)
     while output[-1] not in model.eos_token_ids and len(output) < limit:
         idx = len(output) - 1
         node, next_id = recorder.on_path(idx, output[-1])
@@ -121,25 +125,32 @@ class _Recorder:
     """One request's decode step, and the n-gram drafters of rounds that began 0 to D tokens ago."""
 
     def __init__(
-        self, model: DecoderModel, heads: ExitHeads, space: TraceSpace, prompt_ids: list[int], limit: int
+        self,
+        model: DecoderModel,
+        heads: ExitHeads,
+        space: TraceSpace,
+        prompt_ids: list[int],
+        limit: int,
+        draw: Draw | None,
     ) -> None:
         self._model, self._space, self._limit = model, space, limit
-        self._prompt_ids, self._output = prompt_ids, list[int]()
+        self._prompt_ids, self._output, self._draw = prompt_ids, list[int](), draw
         self._step = model.new_step(space.width, len(prompt_ids) + limit)
         self._tests = {e: test for e, test in zip(heads.exits, heads.tests, strict=True) if e in space.exits}
         self._gates = {e: gate for e, gate in heads.gates.items() if e in space.exits}
+        self._step.draw_by(draw)
         self._step.prepare((*space.exits, model.num_layers), self._tests.values())
         rounds = range(space.max_drafts + 1)  # by tokens ago
-        self.ngrams = [NgramDrafter(space.floors.ngram, heads.store) for _ in rounds]
+        self.ngrams = [NgramDrafter(space.floors.ngram, heads.store, draw) for _ in rounds]
 
     def prefill(self) -> int:
         """The first output token."""
-        top, first_id = self._step.prefill(self._prompt_ids).max(dim=-1)
-        check_finite([float(top)], len(self._prompt_ids) - 1)
+        first_id, top = first_token(self._step.prefill(self._prompt_ids), self._draw)
+        check_finite([top], len(self._prompt_ids) - 1)
         for drafter in self.ngrams:
             drafter.extend(self._prompt_ids)
-        self.extend([int(first_id)])
-        return int(first_id)
+        self.extend([first_id])
+        return first_id
 
     def extend(self, output: list[int]) -> None:
         """Goes on by one verified token, the last of `output`."""

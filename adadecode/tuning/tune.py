@@ -186,7 +186,8 @@ def with_floors(subject: TuneSubject, prompts: list[Prompt], path: Path, say: Sa
         floors = read_floors(path, subject.made_from(prompts))
     else:
         longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
-        floors = measure_floors(subject.model, subject.heads[longest.task], subject.space, longest.token_ids)
+        draw = subject.draw(longest.task, longest.sample_id, len(longest.token_ids))
+        floors = measure_floors(subject.model, subject.heads[longest.task], subject.space, longest.token_ids, draw)
     by_exit = ", ".join(f"{e}: {floor:.2f}" for e, floor in zip(subject.space.exits, floors.exits, strict=True))
     say(f"trace: drafts can pay from a chance of {floors.ngram:.2f} by n-grams, at exits {by_exit}")
     return replace(subject, space=replace(subject.space, floors=floors))
@@ -197,13 +198,15 @@ def traced(subject: TuneSubject, prompts: list[Prompt], path: Path, say: Say) ->
     made_from = subject.made_from(prompts)
     if not path.exists():
         write_traces(path, _recorded(subject, prompts, say), made_from, subject.space.floors)
-    return list(read_traces(path, made_from))
+    traces = read_traces(path, made_from)
+    return [replace(trace, draw=subject.draw(trace.task, trace.sample_id, len(trace.prompt_ids))) for trace in traces]
 
 
 def _recorded(subject: TuneSubject, prompts: list[Prompt], say: Say) -> Iterator[SampleTrace]:
     started = last_said = time.monotonic()
     for num_done, prompt in enumerate(prompts, start=1):
-        yield record(subject.model, subject.heads[prompt.task], subject.space, prompt)
+        draw = subject.draw(prompt.task, prompt.sample_id, len(prompt.token_ids))
+        yield record(subject.model, subject.heads[prompt.task], subject.space, prompt, draw)
         now = time.monotonic()
         if now - last_said > SECONDS_BETWEEN_LINES or num_done == len(prompts):
             left_s = (now - started) / num_done * (len(prompts) - num_done)

@@ -15,6 +15,7 @@ from adadecode.engine.decode import decode
 from adadecode.engine.generate import Request
 from adadecode.engine.policy import OneExit, Policy
 from adadecode.evaluation.compare import logits_digest
+from adadecode.kernels.sampling import Draw
 from adadecode.methods import METHODS, names_that_owe
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
@@ -81,6 +82,17 @@ def models(draw: Any, *, min_layers: int = 2, vocab_size: int | None = None) -> 
 
 
 @st.composite
+def draws(draw: Any, prompt_len: int) -> Draw | None:
+    """How tokens are drawn after a prompt; None: the likeliest are taken."""
+    temperature = draw(st.sampled_from([None, 0.3, 0.7, 1.0, 1.5]))
+    if temperature is None:
+        return None
+    top_k, top_p = draw(st.sampled_from([0, 1, 7, 200])), draw(st.sampled_from([1.0, 0.9, 0.3]))
+    min_p = draw(st.sampled_from([0.0, 0.05, 0.5]))
+    return Draw(temperature, top_k, top_p, min_p, draw(st.integers(0, 2**64 - 1)), prompt_len)
+
+
+@st.composite
 def draft_models(draw: Any, of: dict[str, Any], dtype: torch.dtype, kernels: Any) -> DecoderModel:
     """A draft model for the model with the arguments `of`: the same, one of another depth, or another altogether."""
     kind = draw(st.sampled_from(["same", "first layers", "a layer more", "another"]))
@@ -123,7 +135,8 @@ def cases(draw: Any, kernels: Any) -> Case:
     eos = draw(st.sampled_from([(), (3, 9, 11, 17, 29)]))
     stop_string = draw(st.sampled_from([None, "ab", "ccc", "d"]))
     stops = None if stop_string is None else letters_stop(stop_string)
-    request = Request(prompt, draw(st.integers(1, 24)), eos, record_logits=True, stops=stops)
+    sampled = draw(draws(len(prompt)))
+    request = Request(prompt, draw(st.integers(1, 24)), eos, record_logits=True, stops=stops, draw=sampled)
     medusa = medusa_heads(
         model,
         draw(st.integers(1, 9)),

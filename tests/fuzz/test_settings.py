@@ -18,6 +18,7 @@ from adadecode.settings import (
     EvalConfig,
     GenerateConfig,
     RivalSettings,
+    SamplingSettings,
     TrainConfig,
     TuneConfig,
     build_settings,
@@ -42,7 +43,7 @@ RIGHT = {
     "stop_strings": st.sampled_from([["\n\n"], "Question:", ["#", ", "]]),
 }
 # Settings that are right beside few others only: they are there as odd ones.
-WITH_OTHERS = {"revision", "heads", "data_file", "prompt_field", "address", "outputs", "local", "shape", "kind"}
+WITH_OTHERS = {"revision", "heads", "foreign_heads", "data_file", "prompt_field", "address", "outputs", "local", "shape", "kind"}
 WITH_OTHERS |= {
     "label_selector",
     "gpus_per_worker",
@@ -52,6 +53,7 @@ WITH_OTHERS |= {
     "num_shots",
     "shots_file",
     *RivalSettings.model_fields,
+    *SamplingSettings.model_fields,
 }
 
 NUMBERS = [*range(-2, 3), 2**31, 2**63, 2**64, 10**12, 10**22, 10**30, -(10**30)]

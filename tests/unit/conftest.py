@@ -63,10 +63,10 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cli() -> Callable[..., Result]:
-    """`adadecode ARGUMENTS`; an exception that the command line does not explain is raised here."""
+    """`adadecode ARGUMENTS`, with `input` piped in; an exception that the command line does not explain is raised here."""
 
-    def run(*arguments: object) -> Result:
-        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    def run(*arguments: object, input: str | None = None) -> Result:
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments], input=input)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         return result

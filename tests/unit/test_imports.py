@@ -94,9 +94,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench": LEAVES | {"kernels", "model", "engine", "tasks", "report", "evaluation"},
     "training": LEAVES | {"kernels", "model", "engine", "tasks", "report"},
     "tuning": LEAVES | {"kernels", "model", "engine", "tasks", "report", "evaluation", "bench"},
-    "doctor": LEAVES | {"kernels", "model", "engine", "tasks", "runs", "evaluation"},
+    "doctor": LEAVES | {"kernels", "model", "engine", "tasks", "report", "runs", "evaluation"},
     "ray_jobs": LEAVES | {"model", "tasks", "runs", "evaluation", "certify", "training", "doctor"},
-    "language_model": LEAVES | {"model", "engine", "tasks", "evaluation"},
+    "language_model": LEAVES | {"model", "engine", "tasks", "report", "evaluation"},
     "api": LEAVES
     | {
         "model",

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from adadecode.cli.options import settings_in
 from adadecode.errors import UsageError
 from adadecode.settings import (
+    DRAWN_BEFORE,
     READ_BEFORE,
     STOPPED_BEFORE,
     BenchConfig,
@@ -91,12 +92,15 @@ def test_a_setting_that_came_later_leaves_the_fingerprint_as_it_was_until_it_is_
         before["decode"].pop(name)
     assert [before.pop(name) for name in READ_BEFORE] == [None, 0, None, None]
     assert [before.pop(name) for name in STOPPED_BEFORE] == [None, False]
+    assert [before.pop(name) for name in DRAWN_BEFORE] == [0.0, 1.0, 0, 0.0, 0]
     assert fingerprint_of(before, {}) == config.fingerprint()
     changed = [
         {"decode": {"ngram_store": False}},
         {"methods": "vanilla,layerskip"},
         {"methods": "vanilla,layerskip", "decode": {"layerskip_exit": 4}},
         {"shuffle_seed": 0},
+        {"temperature": 0.7},
+        {"temperature": 0.7, "sampling_seed": 1},
         {"num_shots": 1},
         {"num_shots": 1, "shots_file": "shots.jsonl"},
         {"system_prompt": "Be brief."},
@@ -342,3 +346,26 @@ def test_an_unknown_method_is_answered_with_the_one_that_was_probably_meant():
         UsageError, match=r"^--methods .*layer_skip.*: did you mean layerskip\? Input should be 'vanilla', "
     ):
         build_settings(EvalConfig, None, {"methods": ("vanilla", "layer_skip")})
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"top_p": 0.9}, "--top-p 0.9: at --temperature 0 nothing is drawn"),
+        ({"top_k": 5}, "--top-k 5: at --temperature 0 nothing is drawn"),
+        ({"min_p": 0.1}, "--min-p 0.1: at --temperature 0 nothing is drawn"),
+        ({"sampling_seed": 1}, "--sampling-seed 1: at --temperature 0 nothing is drawn"),
+        ({"temperature": 0.001}, "--temperature 0.001: give 0 for greedy, or one from 0.01 to 10"),
+        ({"temperature": -1}, "--temperature -1"),
+        ({"temperature": 11}, "--temperature 11"),
+        ({"temperature": 1, "top_p": 0}, "--top-p 0"),
+        ({"temperature": 1, "top_k": -1}, "--top-k -1"),
+        ({"temperature": 1, "min_p": 1.5}, "--min-p 1.5"),
+    ],
+)
+def test_what_draws_nothing_or_cannot_is_refused_in_one_line(given, line):
+    for kind in (EvalConfig, GenerateConfig):
+        with pytest.raises(UsageError) as error:
+            settings_of(kind, given)
+        assert line in str(error.value)
+        assert "\n" not in str(error.value)

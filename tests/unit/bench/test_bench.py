@@ -30,7 +30,7 @@ from adadecode.bench.table import BENCH_ROWS, bench_tables
 from adadecode.evaluation.compare import compare
 from adadecode.model.medusa_heads import TENSORS
 from adadecode.published import DEMO_MEDUSA_DIR
-from adadecode.settings import READ_BEFORE, BenchConfig, RivalSettings, build_settings
+from adadecode.settings import DRAWN_BEFORE, READ_BEFORE, BenchConfig, RivalSettings, build_settings
 from tests.json_keys import key_paths
 from tests.models import HAS_COMPILER, needs_compiler
 
@@ -68,12 +68,13 @@ def last_json(output: str) -> dict:
 NEW_KEYS = {f"machine.{name}" for name in ("attention", "float32_precision", "reduced_precision_sums")}
 NEW_KEYS |= {"provenance.code_hash", "methods.*.is_lossy", "settings.offset", "faster_vanilla_geomean"}
 NEW_KEYS |= {"roofline.bandwidth_bytes_per_s", "settings.decode.stop", "settings.decode.ngram_store"}
+NEW_KEYS |= {"machine.foreign_heads", "machine.foreign_medusa_heads", "settings.foreign_heads"}
 NEW_KEYS |= {"machine.draft_model_hash", "memory.draft_model_bytes"}
 NEW_KEYS |= {"machine.medusa_heads_hash", "memory.medusa_heads_bytes"}
 NEW_KEYS |= {"machine.policy.stop", "machine.policy.ngram_store", "settings.gpus_per_worker"}
 OLD_KEYS = {"roofline.copy_bandwidth_bytes_per_s"}
 KEYED_BY_NAME = frozenset({"methods", "parts[].calls_per_round", "machine.heads_hash", "provenance.packages"})
-NEW_KEYS |= {f"settings.{name}" for name in READ_BEFORE} | {
+NEW_KEYS |= {f"settings.{name}" for name in (*READ_BEFORE, *DRAWN_BEFORE)} | {
     f"settings.decode.{name}" for name in RivalSettings.model_fields
 }
 

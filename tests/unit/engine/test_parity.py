@@ -18,6 +18,7 @@ from adadecode.errors import RowsDependentError
 from adadecode.kernels.eager import EagerStep
 from adadecode.kernels.layers import head_step, layer_step
 from adadecode.kernels.native import NativeStep
+from adadecode.kernels.sampling import Draw
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
 from adadecode.model.head_tensors import HeadTensors
@@ -47,11 +48,12 @@ def decode_both(
     heads: ExitHeads | None,
     max_new_tokens: int,
     stops: StopStrings | None = None,
+    draw: Draw | None = None,
 ) -> tuple[Decoded, Decoded]:
     """Vanilla and AdaDecode at the same width, with logits."""
-    request = Request(prompt, max_new_tokens, record_logits=True, stops=stops)
+    request = Request(prompt, max_new_tokens, record_logits=True, stops=stops, draw=draw)
     vanilla = generate(model, request, Policy(rows=policy.width))
-    return vanilla, generate(model, request, policy, drafters_of(policy, heads))
+    return vanilla, generate(model, request, policy, drafters_of(policy, heads, draw))
 
 
 def assert_same_bits(vanilla: Decoded, other: Decoded) -> None:
@@ -75,6 +77,8 @@ DRAW = {
     "prompt_len": st.integers(1, 70),
     "prompt_vocab": st.sampled_from([3, 97]),
     "max_new_tokens": st.integers(1, 24),
+    "temperature": st.sampled_from([None, 0.3, 0.7, 1.0, 1.5]),
+    "filters": st.sampled_from([{}, {"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.1}, {"top_k": 30, "top_p": 0.9}]),
     "stop_string": st.sampled_from([None, None, "ab", "ccc", "d"]),
 }
 
@@ -96,7 +100,10 @@ def assert_policy_keeps_bits(kernels: Kernels, dtype: torch.dtype, drawn: dict) 
         heads = tensors.on(model, "full" if frequent is None else "shortlist", drawn["gate"])
     policy = Policy(exits, (drawn["gamma"],) * len(exits), max_drafts, drawn["reject"], ngram, drawn["stop"])
     stops = None if drawn["stop_string"] is None else letters_stop(drawn["stop_string"])
-    vanilla, adadecode = decode_both(model, prompt, policy, heads, drawn["max_new_tokens"], stops)
+    draw = None
+    if drawn["temperature"] is not None:
+        draw = Draw(drawn["temperature"], **drawn["filters"], key=drawn["seed"] << 60 | 7, first_position=len(prompt))
+    vanilla, adadecode = decode_both(model, prompt, policy, heads, drawn["max_new_tokens"], stops, draw)
     assert_same_bits(vanilla, adadecode)
     generation = adadecode.generation
     num_tokens = len(generation.output_token_ids)

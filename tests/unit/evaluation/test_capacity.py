@@ -19,7 +19,7 @@ from adadecode.evaluation.capacity import (
 )
 from adadecode.runs.folder import read_samples
 from adadecode.runs.run import plan_run
-from adadecode.settings import READ_BEFORE, STOPPED_BEFORE, DecodeSettings, EvalConfig, RivalSettings
+from adadecode.settings import DRAWN_BEFORE, READ_BEFORE, STOPPED_BEFORE, DecodeSettings, EvalConfig, RivalSettings
 from adadecode.settings.groups import PlacementSettings
 from tests.folders import write_prompts
 from tests.planting import edit_json, plant
@@ -171,7 +171,9 @@ def test_settings_that_change_the_time_are_told():
 
 def test_what_an_older_run_could_not_set_is_no_difference():
     ours = EvalConfig().model_dump(mode="json")
-    theirs = {name: value for name, value in ours.items() if name not in {**READ_BEFORE, **STOPPED_BEFORE}}
+    theirs = {
+        name: value for name, value in ours.items() if name not in {**READ_BEFORE, **STOPPED_BEFORE, **DRAWN_BEFORE}
+    }
     theirs["decode"] = {name: value for name, value in ours["decode"].items() if name not in RivalSettings.model_fields}
     assert differences(theirs, ours) == []
     ours["decode"]["layerskip_drafts"] = 5

@@ -239,7 +239,7 @@ def test_other_errors_are_not_tried_again(evaluated):
 
 
 def test_a_comparison_that_fails_makes_an_error_row_of_what_was_compared(evaluated, monkeypatch):
-    def compare(vanilla, other, dtype):
+    def compare(vanilla, other, dtype, draw):
         torch.empty(TOO_MUCH, dtype=torch.uint8)
 
     monkeypatch.setattr("adadecode.evaluation.worker.compare", compare)

@@ -20,6 +20,10 @@ ONE_TOKEN = {
 }
 
 FAULTS = {
+    "a key of a greedy run": (
+        once(OURS, sampling_key="0" * 16),
+        f"sampling_key is there, but decoding is greedy: 1 rows, first {FIRST} {OURS} repeat 0",
+    ),
     # times
     "e2e_s divided by ten": (
         each(OURS, e2e_s=lambda r: r["e2e_s"] / 10),

@@ -245,10 +245,10 @@ def test_turns_after_one_that_vanilla_failed_at_are_error_rows(cli, tiny, tmp_pa
 def test_an_exception_in_one_method_leaves_the_conversation_to_the_others(cli, tiny, tmp_path, monkeypatch, file):
     decode_prompt = evaluation_worker.decode_prompt
 
-    def failing(worker, method, task, prompt_ids, max_new_tokens=None):
+    def failing(worker, method, task, prompt_ids, max_new_tokens=None, *, key=None):
         if method == "vanilla-w1" and max_new_tokens is None:
             raise ValueError("no such luck")
-        return decode_prompt(worker, method, task, prompt_ids, max_new_tokens)
+        return decode_prompt(worker, method, task, prompt_ids, max_new_tokens, key=key)
 
     monkeypatch.setattr(evaluation_worker, "decode_prompt", failing)
     flags = tiny.flags(task="spec_bench", data_file=file, max_errors="100%")

@@ -8,7 +8,7 @@ import yaml
 from click.testing import CliRunner
 
 from adadecode.cli.main import main
-from adadecode.settings import DecodeSettings, EvalConfig, build_settings, read_policy, tuned_for
+from adadecode.settings import DRAWN_BEFORE, DecodeSettings, EvalConfig, build_settings, read_policy, tuned_for
 from adadecode.tuning.table import TUNE_ROWS
 from tests.folders import save_tiny_heads, save_tiny_model, write_prompts
 from tests.json_keys import key_paths
@@ -20,6 +20,7 @@ NEW_KEYS = {f"machine.{name}" for name in ("attention", "float32_precision", "re
 NEW_KEYS |= {
     "costs.per_segment_s",
     "settings.gpus_per_worker",
+    "settings.foreign_heads",
     *("machine.kind", *(f"machine.kind.{name}" for name in ("processor", "threads", "dtype", "weights"))),
     "provenance.code_hash",
     "made_from.eos_token_ids",
@@ -27,7 +28,7 @@ NEW_KEYS |= {
     "made_from.threads",
     "made_from.torch",
     "made_from.space.block_exits",
-    *(f"settings.{name}" for name in ("num_shots", "shots_file", "system_prompt", "shuffle_seed")),
+    *(f"settings.{name}" for name in ("num_shots", "shots_file", "system_prompt", "shuffle_seed", *DRAWN_BEFORE)),
 }
 OPTIONAL_KEYS = {"policy.gamma", "policy.reject", "policy.ngram"}
 OTHER_KEYS = {"policy.stop", "made_from.space.gamma_floor", "made_from.space.ngram_floor"}  # than 0.1.0
