@@ -155,7 +155,7 @@ class EagerStep:
         # rows past the cache are clamped to the scratch column; they never take part
         positions = (first_position + self._slots).clamp(max=self.cache.scratch)
         columns = positions.masked_fill(idle, self.cache.scratch)
-        cos, sin = self.weights.rotary
+        cos, sin = self.weights.rotaries[0]
         angles = positions.clamp(max=len(cos) - 1)  # S may be longer than the context
         rotary = (cos[angles][:, None], sin[angles][:, None])
         mask = torch.zeros_like(self._columns, dtype=self.hidden.dtype).repeat(self.width, 1)

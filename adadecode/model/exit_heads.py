@@ -75,7 +75,7 @@ class ExitHeads:
         block, weights = self._tests[exit_layer].head.block, self._model.weights
         if block is None:
             return hidden
-        rows = [sequence_step(block.layer, weights.shape, sequence, weights.rotary) for sequence in hidden]
+        rows = [sequence_step(block.layer, weights.shape, sequence, weights.rotaries[0]) for sequence in hidden]
         return torch.stack(rows)
 
     def logits(self, exit_layer: int, hidden: Tensor) -> Tensor:

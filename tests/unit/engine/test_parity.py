@@ -276,7 +276,7 @@ def _run_within_the_context(run, context_len: int):
 def test_a_row_past_the_rotary_table_is_refused_before_it_is_read():
     model = tiny_model(num_layers=1, context_len=16, kernels="native")
     step = model.new_step(72, 150)
-    step.begin(len(model.weights.rotary[0]) - 1)
+    step.begin(len(model.weights.rotaries[0][0]) - 1)
     step.put(0, [1, 2])
     step.run(0, 1, 0, 1)
     with pytest.raises(IndexError, match=r"2 rows from position 80 on, of 81"):
