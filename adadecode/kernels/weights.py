@@ -18,7 +18,7 @@ Activation = Literal["silu", "gelu", "gelu_tanh"]
 RotaryTable = tuple[Tensor, Tensor]  # cos and sin `[positions, R]`; the first R <= D elements of a head are turned
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class LayerWeights:
     """The weights of one layer, in the layout a step wants; each that a family has none of is None.
 
@@ -28,18 +28,18 @@ class LayerWeights:
     head `[D]` or over all heads, `q_norm` `[H D]` and `k_norm` `[G D]`.
     """
 
-    qkv: Tensor
-    o: Tensor
-    gate_up: Tensor
-    down: Tensor
     input_norm: Tensor | None = None
-    input_norm_bias: Tensor | None = None
+    qkv: Tensor
     qkv_bias: Tensor | None = None
     q_norm: Tensor | None = None
     k_norm: Tensor | None = None
+    o: Tensor
+    post_norm: Tensor | None = None
+    gate_up: Tensor
+    down: Tensor
+    input_norm_bias: Tensor | None = None
     o_bias: Tensor | None = None
     attention_out_norm: Tensor | None = None
-    post_norm: Tensor | None = None
     post_norm_bias: Tensor | None = None
     gate_up_bias: Tensor | None = None
     down_bias: Tensor | None = None

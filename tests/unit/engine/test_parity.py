@@ -342,7 +342,7 @@ def test_of_planted_equal_logits_every_row_takes_the_lowest_id(kernels):
 
 def test_rows_that_take_the_last_of_equal_logits_are_found(monkeypatch):
     def last_of_equals(step):
-        logits = head_step(step.weights.head, step.weights.norm, step.weights.shape.eps, step.hidden)
+        logits = head_step(step.weights.head, step.weights, step.hidden)
         step.logits.copy_(logits)
         tops = logits.max(dim=-1).values
         last = logits.shape[1] - 1 - logits.flip(1).argmax(dim=-1)
