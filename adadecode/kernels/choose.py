@@ -143,7 +143,9 @@ def choose_kernels(
             f"use --kernels eager{' or compile' if device.type == 'cpu' else ', graphs or compile'}"
         )
     if kernels == "native" and native_lacks is not None:
-        raise KernelsError(f"--kernels native: {native_lacks} are not done by them; use --kernels eager, which is slower")
+        raise KernelsError(
+            f"--kernels native: {native_lacks} are not done by them; use --kernels eager, which is slower"
+        )
     if kernels == "graphs" and device.type != "cuda":
         raise KernelsError(
             f"--kernels graphs: they are CUDA's, not to be had on {device.type}; use --device cuda, or --kernels auto"

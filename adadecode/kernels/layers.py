@@ -49,9 +49,9 @@ def layer_step(
 ) -> Tensor:
     """`hidden` `[W, d]` after one layer; writes row i's key and value to column `columns[i]` of `[G, S, D]`.
 
-    `rotary` holds cos and sin `[W, 1, R]`, of which there are none where nothing is turned; `mask` `[H/G * W, S]` is additive.
-    Keys and values that are not finite are written as zero: a wrong draft may overflow, and a weight of zero times NaN would
-    reach the rows that mask it.
+    `rotary` holds cos and sin `[W, 1, R]`, None where nothing is turned; `mask` `[H/G * W, S]` is additive. Keys and values
+    that are not finite are written as zero: a wrong draft may overflow, and a weight of zero times NaN would reach the rows
+    that mask it.
     """
     x = normed(shape, hidden, weights.input_norm, weights.input_norm_bias)
     mixed = _attention(weights, shape, x, rotary, columns, mask, keys, values)
@@ -97,9 +97,7 @@ def _attention(
     return mixed.reshape(num_heads, num_rows, head_dim).transpose(0, 1).reshape(num_rows, num_heads * head_dim)
 
 
-def _capped_attention(
-    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, cap: float
-) -> Tensor:
+def _capped_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, cap: float) -> Tensor:
     """`scaled_dot_product_attention` with scores that a tanh holds within `cap`, in float32."""
     scores = capped((queries @ keys.transpose(-1, -2)).float() * scale, cap) + mask.float()
     return scores.softmax(dim=-1).to(values.dtype) @ values
@@ -125,7 +123,7 @@ def sequence_step(
 
 
 def causal_mask(positions: Tensor, columns: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
-    """The additive mask `[W, S]` of rows at `positions` `[W]` over `columns` `[S]`: what comes later, or left the window."""
+    """The additive mask `[W, S]` over `columns` `[S]` of rows at `positions` `[W]`: of what comes later or left the window."""
     is_hidden = columns > positions[:, None]
     if window is not None:
         is_hidden = is_hidden | (columns <= positions[:, None] - window)

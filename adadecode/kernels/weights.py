@@ -23,9 +23,9 @@ class LayerWeights:
     """The weights of one layer, in the layout a step wants; each that a family has none of is None.
 
     Projections are `qkv` `[(H + 2G) D, d]`, `o` `[d, H D]`, `gate_up` `[2F, d]` (of an MLP without a gate `[F, d]`, up
-    alone) and `down` `[d, F]`, each with a bias. Norms are before attention (`input_norm`) and before the MLP (`post_norm`),
-    of what attention and MLP give before it is added (`attention_out_norm`, `mlp_out_norm`), and of queries and keys, per
-    head `[D]` or over all heads, `q_norm` `[H D]` and `k_norm` `[G D]`.
+    alone) and `down` `[d, F]`, each with a bias. Norms are before attention (`input_norm`) and the MLP (`post_norm`), of
+    what these give before it is added (`attention_out_norm`, `mlp_out_norm`), and of queries and keys, per head `[D]` or
+    over all heads, `q_norm` `[H D]` and `k_norm` `[G D]`.
     """
 
     input_norm: Tensor | None = None
@@ -152,9 +152,9 @@ class Weights:
     """All weights of a causal LM, as its decode steps read them.
 
     `embedding` `[V, d]`, whose rows enter layer 1 times `embedding_scale`, which is rounded to the weights' dtype where the
-    model has it so; the last `norm` `[d]` and its bias; and `rotaries`, tables of at least one row for every position of the
-    context of `context_len`, in the dtype of the weights, all of one R. `kinds` has one for each layer, none where all are
-    usual. `stages` say which layers are on which device; there are none where all are on one.
+    model has it so; the last `norm` `[d]` and its bias; and `rotaries`, all of one R, with at least one row for every
+    position of the context of `context_len`, in the dtype of the weights. `kinds` has one for each layer, none where all
+    are usual. `stages` say which layers are on which device; there are none where all are on one.
     """
 
     embedding: Tensor
