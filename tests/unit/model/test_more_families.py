@@ -20,6 +20,7 @@ from tests.folders import save_tiny_model
 from tests.models import OTHERS, block_heads, medusa_heads, random_heads, tiny_lm, tiny_model
 
 PROMPT = [(7 * i + 3) % 97 for i in range(20)]  # longer than any window here
+POLICY = Policy((1, 3), (0.02, 0.02), 5)
 WINDOWED = {"sliding_window": 8}
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     **{family: (family, {}) for family in OTHERS},
@@ -66,29 +67,27 @@ def test_prompt_and_steps_past_every_window_are_as_transformers_has_them(name):
     step.run(0, 3, 0, model.num_layers)
     step.verify(0, 3)
     torch.testing.assert_close(step.logits[:3], expected[20:], rtol=1e-5, atol=1e-5)
-    ours = generate(model, Request(PROMPT, 30)).generation.output_token_ids
-    assert ours == generate_with_transformers(model, Request(PROMPT, 30)).generation.output_token_ids
+    ours = generate(model, Request(PROMPT, 12)).generation.output_token_ids
+    assert ours == generate_with_transformers(model, Request(PROMPT, 12)).generation.output_token_ids
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_rounds_keep_every_bit_of_vanilla_with_heads_and_blocks(name):
+@pytest.mark.parametrize("name", [*OTHERS, "stablelm, parallel", "llama, biases", "mistral, a window"])
+def test_rounds_keep_every_bit_of_vanilla(name):
     model = variant(name, dtype=torch.bfloat16)
-    request = Request(PROMPT, 24, record_logits=True)
+    request = Request(PROMPT, 12, record_logits=True)
+    vanilla = generate(model, request, Policy(rows=POLICY.width))
     num_accepted = 0
     for heads in (random_heads(model, (1, 3)), block_heads(model, (1, 3))):
-        policy = Policy((1, 3), (0.02, 0.02), 5)
-        vanilla = generate(model, request, Policy(rows=policy.width))
-        ours = generate(model, request, policy, drafters_of(policy, heads))
+        ours = generate(model, request, POLICY, drafters_of(POLICY, heads))
         assert ours.generation.output_token_ids == vanilla.generation.output_token_ids
         assert torch.equal(ours.logits, vanilla.logits)
-        assert ours.generation.num_drafted > 0
         num_accepted += ours.generation.num_accepted
     assert num_accepted > 0
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", OTHERS)
 def test_a_row_gives_the_same_bits_beside_any_rows(name):
-    check_rows_independent(variant(name), 8)
+    check_rows_independent(variant(name, num_layers=1), 8, (200,))
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3_text", "smollm3", "mistral, a window", "gpt_neox"])
@@ -139,7 +138,7 @@ def test_layers_differ_where_the_family_has_them_differ():
 def test_longrope_is_decoded_within_its_short_range():
     model = variant("phi3, longrope")
     assert (model.context_len, context_len(model.config), model.config.max_position_embeddings) == (128, 128, 1024)
-    assert len(generate(model, Request(PROMPT, 500)).generation.output_token_ids) <= 128
+    assert len(generate(model, Request(PROMPT, 110)).generation.output_token_ids) == 128 - 20
 
 
 def test_a_model_on_two_devices_has_its_parts_there():
@@ -150,11 +149,12 @@ def test_a_model_on_two_devices_has_its_parts_there():
 
 
 @pytest.mark.parametrize("family", OTHERS)
+@torch.inference_mode()
 def test_a_saved_model_is_loaded_again(family, tmp_path):
     folder = str(save_tiny_model(tmp_path, family))
     loaded, _ = load_model(ModelSettings(model=folder, dtype="float32", kernels="eager"))
-    ours, theirs = (generate(model, Request(PROMPT, 12)) for model in (loaded, tiny_model(family)))
-    assert ours.generation.output_token_ids == theirs.generation.output_token_ids
+    ours, theirs = (model.new_step(1, 30).prefill(PROMPT) for model in (loaded, tiny_model(family)))
+    assert torch.equal(ours, theirs)
     assert model_size(loaded.config, "float32").column == loaded.weights.column_bytes
 
 
