@@ -191,7 +191,8 @@ def _divided_logits(config: Any) -> LogitShape:
 class Family:
     """Models of one `model_type`: where they differ from Llama's, of which they have names, sizes and order.
 
-    `layer` names parts of a layer, `norm` the last norm, `cache` what a layer calls its cache, `attention` transformers'. Of a configuration `shape`
+    `layer` names parts of a layer, `norm` the last norm, `cache` what a layer calls its cache, `attention` transformers', and
+    `saved_as` tensors of checkpoints. Of a configuration `shape`
     tells what layers compute besides, `windows` and `tables` what each sees and is turned by, `embedding_scale` and
     `logits` what embeddings and logits are multiplied with. `is_interleaved` has queries, keys and values head by head.
     """
@@ -200,6 +201,7 @@ class Family:
     norm: str = "norm"
     cache: str = "past_key_values"
     attention: str = "sdpa"
+    saved_as: Mapping[str, str] = field(default_factory=dict[str, str])
     is_interleaved: bool = False
     shape: Callable[[Any], dict[str, Any]] = _nothing_else
     windows: Callable[[Any], list[int | None]] = no_windows
@@ -239,6 +241,7 @@ FAMILIES: dict[str, Family] = {
         NEOX,
         norm="final_layer_norm",
         cache="layer_past",
+        saved_as={"lm_head.weight": "embed_out.weight"},
         is_interleaved=True,
         shape=_neox_shape,
         refused=PARTIAL_REFUSALS,

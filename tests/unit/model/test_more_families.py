@@ -74,7 +74,7 @@ def test_prompt_and_steps_past_every_window_are_as_transformers_has_them(name):
 @pytest.mark.parametrize("name", [*OTHERS, "stablelm, parallel", "llama, biases", "mistral, a window"])
 def test_rounds_keep_every_bit_of_vanilla(name):
     model = variant(name, dtype=torch.bfloat16)
-    request = Request(PROMPT, 12, record_logits=True)
+    request = Request(PROMPT, 20, record_logits=True)
     vanilla = generate(model, request, Policy(rows=POLICY.width))
     num_accepted = 0
     for heads in (random_heads(model, (1, 3)), block_heads(model, (1, 3))):
@@ -154,7 +154,7 @@ def test_a_saved_model_is_loaded_again(family, tmp_path):
     folder = str(save_tiny_model(tmp_path, family))
     loaded, _ = load_model(ModelSettings(model=folder, dtype="float32", kernels="eager"))
     ours, theirs = (model.new_step(1, 30).prefill(PROMPT) for model in (loaded, tiny_model(family)))
-    assert torch.equal(ours, theirs)
+    torch.testing.assert_close(ours, theirs)
     assert model_size(loaded.config, "float32").column == loaded.weights.column_bytes
 
 
