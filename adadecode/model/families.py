@@ -191,10 +191,10 @@ def _divided_logits(config: Any) -> LogitShape:
 class Family:
     """Models of one `model_type`: where they differ from Llama's, of which they have names, sizes and order.
 
-    `layer` names parts of a layer, `norm` the last norm, `cache` what a layer calls its cache, `attention` transformers', and
-    `saved_as` tensors of checkpoints. Of a configuration `shape`
-    tells what layers compute besides, `windows` and `tables` what each sees and is turned by, `embedding_scale` and
-    `logits` what embeddings and logits are multiplied with. `is_interleaved` has queries, keys and values head by head.
+    `layer` names parts of a layer, `norm` the last norm, `cache` what a layer calls its cache, `attention` transformers',
+    and `saved_as` tensors of checkpoints. Of a configuration `shape` tells what layers compute besides, `windows` and
+    `tables` what each sees and is turned by, `embedding_scale` and `logits` what embeddings and logits are multiplied with.
+    `is_interleaved` has queries, keys and values head by head.
     """
 
     layer: Mapping[str, Names] = field(default_factory=dict[str, Names])

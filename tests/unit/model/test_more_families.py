@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from adadecode.engine.drafters import drafters_of
 from adadecode.engine.generate import Request, generate
 from adadecode.engine.invariance import check_rows_independent
