@@ -21,8 +21,9 @@ from adadecode.engine.transformers import generate_with_transformers
 from adadecode.errors import UnsupportedModelError
 from adadecode.kernels.weights import LayerKind
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.families import FAMILIES, Family, changing_rotary, windows_by_type
+from adadecode.model.families import FAMILIES, Family, windows_by_type
 from adadecode.model.load import load_model
+from adadecode.model.refusals import changing_rotary
 from adadecode.settings import ModelSettings
 from tests.models import KERNELS, tiny_lm
 
