@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding
 
-from adadecode.kernels.library import BlockStruct, DrawStruct, ExitTestStruct, ShapeStruct
-from adadecode.kernels.packed import PackedHead, PackedLayers, PackedWeights
+from adadecode.kernels.layers import embed
+from adadecode.kernels.library import BlockStruct, DrawStruct, ExitTestStruct, Pointer, ShapeStruct
+from adadecode.kernels.packed import PackedHead, PackedLayers, PackedWeights, shape_struct
 from adadecode.kernels.sampling import Draw
 from adadecode.kernels.step import Proposals, Segment, blocks_of, check_slots, check_token_ids
 from adadecode.kernels.weights import Block, ExitTest, Gate, Head, Weights
@@ -78,27 +78,20 @@ class NativeStep:
         self.logits = torch.zeros(width, weights.vocab_size, dtype=weights.dtype)
         self._first_position = 0
         self._draw: NativeDraw | None = None
-        self._head, self._vocab_size, shape = weights.head, weights.vocab_size, weights.shape
-        self._shape = ShapeStruct(
-            weights.width,
-            weights.mlp_width,
-            shape.num_heads,
-            shape.num_kv_heads,
-            shape.head_dim,
-            num_columns,
-            int(weights.dtype == torch.bfloat16),
-            torch.get_num_threads(),
-            shape.eps,
-            shape.scale,
-        )
-        self._rotary = [table[:num_columns].float().contiguous() for table in weights.rotary]
-        self._num_positions = min(num_columns, len(self._rotary[0]))
+        self._head, self._vocab_size = weights.head, weights.vocab_size
+        self._rotaries = [
+            table[:num_columns].float().contiguous() for rotary in weights.rotaries for table in rotary
+        ]
+        self._rotaries_at = (Pointer * len(self._rotaries))(*(table.data_ptr() for table in self._rotaries))
+        self._num_positions = min(num_columns, *(len(table) for table in self._rotaries))
+        self._shape = shape_struct(weights, num_columns, torch.get_num_threads(), ctypes.addressof(self._rotaries_at))
+        self._has_scaled_embedding = weights.embedding_scale != 1.0
         self._widest_head = 0
         self._row_len = weights.width * weights.dtype.itemsize  # bytes
         self._logits_len = weights.vocab_size * weights.dtype.itemsize
         # addresses and functions are looked up once: after a segment Python is out of the caches and every step of it slow
         self._hidden_at, self._table_at = self.hidden.data_ptr(), weights.embedding.data_ptr()
-        self._around_rows = (self.cache.kv.data_ptr(), *(table.data_ptr() for table in self._rotary))
+        self._kv_at = self.cache.kv.data_ptr()
         self._norm_at, self._logits_at = weights.norm.data_ptr(), self.logits.data_ptr()
         self._shape_at = ctypes.addressof(self._shape)
         self._make_room(weights.vocab_size)
@@ -142,7 +135,7 @@ class NativeStep:
     def prefill(self, prompt_ids: list[int]) -> Tensor:
         for first in range(0, len(prompt_ids), BLOCK_LEN):
             block = torch.tensor(prompt_ids[first : first + BLOCK_LEN])
-            hidden = embedding(block, self.weights.embedding)
+            hidden = embed(self.weights, block)
             for start, stop in pairwise((0, *sorted(self._blocks), self.weights.num_layers)):
                 self._run(hidden.data_ptr(), len(block), first, start, stop)
                 if stop in self._blocks:
@@ -164,6 +157,8 @@ class NativeStep:
         for token_id in token_ids:
             ctypes.memmove(to, self._table_at + token_id * row_len, row_len)
             to += row_len
+        if self._has_scaled_embedding:
+            self._packed.library.adadecode_scale_embedding(self._shape_at, self._hidden_at + slot * row_len, len(token_ids))
 
     def run(self, lo: int, hi: int, start: int, stop: int) -> None:
         check_slots(lo, hi, self.width)
@@ -207,7 +202,7 @@ class NativeStep:
     def _run(self, hidden: int, num_rows: int, first_position: int, start: int, stop: int) -> None:
         """Rows at address `hidden` through layers [start, stop)."""
         self._check_segment(first_position, num_rows, start, stop)
-        self._run_layers(hidden, num_rows, first_position, *self._around_rows, start, stop)
+        self._run_layers(hidden, num_rows, first_position, self._kv_at, start, stop)
 
     def _run_with_block(self, segment: Segment, test_at: int | None, num_tested: int) -> int:
         """Runs `segment`, the block at its end, if any, and the test at an address; returns whether it tested."""
@@ -218,7 +213,7 @@ class NativeStep:
             self._hidden_at + lo * self._row_len,
             hi - lo,
             self._first_position + lo,
-            *self._around_rows,
+            self._kv_at,
             start,
             stop,
             lo,
@@ -233,9 +228,8 @@ class NativeStep:
 
     def _run_block(self, block: NativeBlock, rows: Tensor, first_position: int) -> None:
         """`rows` `[M, d]` from `first_position` on through `block`, in place."""
-        _, *rotary = self._around_rows
         self._packed.library.adadecode_run_layers(
-            self._shape_at, block.layers, rows.data_ptr(), len(rows), first_position, block.kv_at, *rotary, 0, 1
+            self._shape_at, block.layers, rows.data_ptr(), len(rows), first_position, block.kv_at, 0, 1
         )
 
     def read_by(self, head: Head) -> Tensor:

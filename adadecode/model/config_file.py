@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from adadecode.model.families import FAMILIES, check_supported
 from adadecode.model.files import CONFIG, ModelFiles, damage, is_pointer, shown
+from adadecode.model.refusals import partial_rotary
 
 Size = Annotated[int, Field(ge=1, le=2**24)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -45,7 +46,7 @@ class Rotary(BaseModel):
     beta_fast: Positive | None = None
     beta_slow: Positive | None = None
     original_max_position_embeddings: Size | None = None
-    partial_rotary_factor: Annotated[float, Field(ge=1.0, le=1.0)] | None = None  # of every head, all of it is turned
+    partial_rotary_factor: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
 
 
 class ConfigFile(BaseModel):
@@ -73,7 +74,7 @@ class ConfigFile(BaseModel):
     rope_theta: Positive | None = None
     rope_parameters: Rotary | None = None
     rope_scaling: Rotary | None = None
-    partial_rotary_factor: Annotated[float, Field(ge=1.0, le=1.0)] | None = None
+    partial_rotary_factor: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     eos_token_id: int | list[int] | None = None
 
     @model_validator(mode="after")
@@ -115,6 +116,10 @@ def check_config(files: ModelFiles, config: dict[str, Any]) -> None:
             kind = ConfigFile.model_validate(config).model_type
         except ValidationError as error:
             raise ValueError(_first_error(error)) from error
+        if kind in FAMILIES and partial_rotary in FAMILIES[kind].refused:
+            why = partial_rotary(SimpleNamespace(**config))
+            if why is not None:
+                raise ValueError(f"{CONFIG}: {why}")
     if kind not in FAMILIES:
         check_supported(SimpleNamespace(**config))
 
