@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adadecode.kernels.layers import embed
-from adadecode.kernels.library import BlockStruct, ExitTestStruct, Pointer, ShapeStruct
+from adadecode.kernels.library import BlockStruct, ExitTestStruct, Pointer
 from adadecode.kernels.packed import PackedHead, PackedLayers, PackedWeights, shape_struct
 from adadecode.kernels.step import Proposals, Segment, blocks_of, check_slots, check_token_ids
 from adadecode.kernels.weights import Block, ExitTest, Gate, Head, Weights
