@@ -24,8 +24,8 @@ def check_made_for(
         return made_for
     of = f"{whose!r} with weights" if whose else "weights"
     raise ExitHeadsError(
-        f"{named}: made for {of} {on_one_line(made_for, 40)}, this model's are {model.model_hash}; {remedy}, or give {FLAG} where it "
-        "is a relative, such as a fine-tune"
+        f"{named}: made for {of} {on_one_line(made_for, 40)}, this model's are {model.model_hash}; {remedy}, or give "
+        f"{FLAG} where it is a relative, such as a fine-tune"
     )
 
 

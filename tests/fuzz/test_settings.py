@@ -43,8 +43,9 @@ RIGHT = {
     "stop_strings": st.sampled_from([["\n\n"], "Question:", ["#", ", "]]),
 }
 # Settings that are right beside few others only: they are there as odd ones.
-WITH_OTHERS = {"revision", "heads", "foreign_heads", "data_file", "prompt_field", "address", "outputs", "local", "shape", "kind"}
+WITH_OTHERS = {"revision", "heads", "data_file", "prompt_field", "address", "outputs", "local", "shape", "kind"}
 WITH_OTHERS |= {
+    "foreign_heads",
     "label_selector",
     "gpus_per_worker",
     "rank",
