@@ -13,6 +13,7 @@ from ray.exceptions import RayError
 from adadecode.errors import AdaDecodeError, RunFolderError
 from adadecode.evaluation.run_worker import load_settled
 from adadecode.model.decoder import DecoderModel
+from adadecode.model.families import context_len
 from adadecode.model.head_files import HeadFacts
 from adadecode.model.load import load_tokenizer, use_threads
 from adadecode.model.memory import broken_devices_named, out_of_memory_named
@@ -130,7 +131,7 @@ def train_on_ray(config: TrainConfig, out: Path, say: Say) -> HeadFacts:
     lm_config, tokenizer = load_tokenizer(config.model, config.revision)
     check_settings(config, lm_config)
     make_folders(config, out)
-    sizes = lm_config.max_position_embeddings, lm_config.vocab_size
+    sizes = context_len(lm_config), lm_config.vocab_size
     prompts = UsablePrompts(TaskPrompts(config, tokenizer, *sizes), *sizes)
     out, outputs = out.resolve(), outputs_folder(config, out).resolve()
     config = with_absolute_paths(config)

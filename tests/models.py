@@ -9,14 +9,30 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
+    StableLmConfig,
+    StableLmForCausalLM,
 )
 
 from adadecode.engine.generate import Request, generate
@@ -29,6 +45,7 @@ from adadecode.model.exit_heads import ExitHeads
 from adadecode.model.head_tensors import HeadTensors, Shortlist
 from adadecode.model.medusa_heads import MedusaHeads, MedusaTensors
 from adadecode.model.ngram_store import NgramStore
+from adadecode.model.parts import read_layer
 from adadecode.model.placement import place
 from adadecode.settings import Kernels
 from adadecode.training.ngrams import build_nodes
@@ -40,7 +57,46 @@ FAMILIES = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
 }
-EXTRA = {"mistral": {"sliding_window": None}, "qwen2": {"use_sliding_window": False}}
+# What else is decoded, with windows of 8 positions, caps and scales that tell at these sizes.
+OTHERS = {
+    "phi3": (Phi3Config, Phi3ForCausalLM),
+    "olmo2": (Olmo2Config, Olmo2ForCausalLM),
+    "granite": (GraniteConfig, GraniteForCausalLM),
+    "smollm3": (SmolLM3Config, SmolLM3ForCausalLM),
+    "stablelm": (StableLmConfig, StableLmForCausalLM),
+    "gemma2": (Gemma2Config, Gemma2ForCausalLM),
+    "gemma3_text": (Gemma3TextConfig, Gemma3ForCausalLM),
+    "gpt_neox": (GPTNeoXConfig, GPTNeoXForCausalLM),
+}
+TYPES = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+LACKED = {"gpt_neox": ("num_key_value_heads", "head_dim")}
+EXTRA: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": None},
+    "qwen2": {"use_sliding_window": False},
+    "phi3": {"sliding_window": 8, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.2,
+        "residual_multiplier": 0.7,
+        "logits_scaling": 1.7,
+    },
+    "smollm3": {"use_sliding_window": True, "sliding_window": 8, "no_rope_layer_interval": 2},
+    "stablelm": {"use_qkv_bias": True, "partial_rotary_factor": 0.5},
+    "gemma2": {
+        "layer_types": TYPES,
+        "sliding_window": 8,
+        "query_pre_attn_scalar": 6,
+        "attn_logit_softcapping": 3.0,
+        "final_logit_softcapping": 4.0,
+    },
+    "gemma3_text": {
+        "layer_types": TYPES,
+        "sliding_window": 8,
+        "query_pre_attn_scalar": 6,
+        "final_logit_softcapping": 4.0,
+    },
+    "gpt_neox": {"rotary_pct": 0.5},
+}
 
 HAS_COMPILER = any(map(shutil.which, (os.environ.get("CXX", "g++"), "c++")))
 needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler on this machine for the native kernels")
@@ -77,7 +133,7 @@ def tiny_lm(
 
     `config` replaces sizes of its configuration, such as `hidden_size`.
     """
-    config_type, lm_type = FAMILIES[family]
+    config_type, lm_type = (FAMILIES | OTHERS)[family]
     sizes = {
         "vocab_size": vocab_size,
         "hidden_size": 32,
@@ -94,11 +150,17 @@ def tiny_lm(
         "pad_token_id": None,
     }
     torch.manual_seed(seed)
-    lm: Any = lm_type(config_type(**(sizes | EXTRA.get(family, {}) | config)))
+    given = sizes | EXTRA.get(family, {}) | config
+    lm: Any = lm_type(config_type(**{name: value for name, value in given.items() if name not in LACKED.get(family, ())}))
     with torch.no_grad():
-        for depth, layer in enumerate(lm.model.layers):
-            layer.self_attn.o_proj.weight.mul_(0.6**depth)
-            layer.mlp.down_proj.weight.mul_(0.6**depth)
+        if family in OTHERS:  # fresh norms are all 1 or 0, and fresh biases 0
+            for parameter in (parameter for parameter in lm.parameters() if parameter.dim() == 1):
+                parameter.add_(0.3 * torch.randn(parameter.shape))
+        for depth, layer in enumerate(lm.base_model.layers):
+            weights = read_layer(lm, layer)
+            last = [weights.attention_out_norm, weights.mlp_out_norm]
+            for out in (*(weights.o, weights.down), *[norm for norm in last if norm is not None]):
+                out.mul_(0.6**depth)
     return lm
 
 
@@ -171,7 +233,7 @@ def shortlist_of(
 ) -> Shortlist:
     """The heads of `transforms` over `token_ids` alone."""
     token_ids = torch.as_tensor(token_ids)
-    rows = model.lm.lm_head.weight.float()[token_ids]
+    rows = model.weights.head.matrices[0].float()[token_ids]
     return Shortlist(token_ids, {e: rows @ transform for e, transform in transforms.items()})
 
 

@@ -190,7 +190,7 @@ def synthetic_heads(
     shortlist = None
     if head == "shortlist":
         token_ids = torch.arange(default_shortlist_len(model.vocab_size), device=model.device)
-        shortlist = Shortlist(token_ids, {e: model.lm.lm_head.weight[: len(token_ids)].clone() for e in exits})
+        shortlist = Shortlist(token_ids, {e: model.weights.head.matrices[0][: len(token_ids)].clone() for e in exits})
     generator = torch.Generator().manual_seed(0)
     gates = {e: torch.randn(model.width + 1, generator=generator) / math.sqrt(model.width) for e in exits}
     return HeadTensors({e: (identity(),) for e in exits}, shortlist, gates).on(model, head, gate)

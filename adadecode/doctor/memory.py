@@ -12,6 +12,7 @@ from adadecode.doctor.subject import Subject
 from adadecode.kernels.choose import choose_kernels
 from adadecode.kernels.kv_cache import bucket_columns, num_columns
 from adadecode.kernels.stages import balanced_stages
+from adadecode.model.families import context_len
 from adadecode.model.head_files import TENSORS
 from adadecode.model.medusa_heads import TENSORS as MEDUSA_TENSORS
 from adadecode.model.memory import SMALLER_MODEL
@@ -48,7 +49,7 @@ def needed(subject: Subject) -> dict[str, int]:
     is_native, is_graphed = chosen.kernels == "native", is_cuda and chosen.kernels != "eager"
     sizes = sizes_of(subject)
     own, positions = sizes["--model"], subject.num_positions
-    columns = bucket_columns(positions, subject.model_config.max_position_embeddings) if is_cuda else 0
+    columns = bucket_columns(positions, context_len(subject.model_config)) if is_cuda else 0
     columns = columns or num_columns(positions)
     heads = sum(head_bytes(folder, TENSORS) for folder in set(subject.heads_folders.values()))
     heads += sum(head_bytes(folder, MEDUSA_TENSORS) for folder in set(subject.medusa_folders.values()))

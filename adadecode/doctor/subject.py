@@ -10,6 +10,7 @@ from adadecode.evaluation.worker import heads_for, medusa_for
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.draft_model import load_draft_model
 from adadecode.model.exit_heads import ExitHeads
+from adadecode.model.families import context_len
 from adadecode.model.files import ModelFiles, find_model
 from adadecode.model.load import load_model, load_tokenizer
 from adadecode.model.medusa_heads import MedusaHeads
@@ -67,7 +68,7 @@ class Subject:
         """Positions of the longest request: a prompt and its output, at most the context."""
         config, tokenizer = self.described["--model"]
         prompt_len = PROMPT_LEN if self.longest is None else len(encode_prompt(tokenizer, self.longest))
-        return min(prompt_len + self.config.decode.max_new_tokens, config.max_position_embeddings)
+        return min(prompt_len + self.config.decode.max_new_tokens, context_len(config))
 
     @property
     def width(self) -> int:

@@ -4,21 +4,20 @@ Shapes: W rows, d model width, S cache columns, V vocabulary.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
-from torch.nn.functional import embedding
 
 from adadecode.errors import KernelsError
 from adadecode.kernels.arithmetic import PREFILL_BACKENDS, attention_by
 from adadecode.kernels.kv_cache import KVCache
-from adadecode.kernels.layers import gate_step, head_step, layer_step, top1
+from adadecode.kernels.layers import causal_mask, embed, gate_step, head_step, layer_step, top1
 from adadecode.kernels.sampling import Draw, Drawn, Filters, Numbers, drawn_by
 from adadecode.kernels.step import Proposals, Segment, blocks_of, check_slots, check_token_ids, run_probe_test
-from adadecode.kernels.weights import Block, ExitTest, Gate, Head, LayerWeights, Weights
+from adadecode.kernels.weights import Block, ExitTest, Gate, Head, LayerKind, LayerWeights, RotaryTable, Weights
 from adadecode.stopwatch import lap
 
 LayerStep = Callable[..., Tensor]  # `layer_step`, as written or compiled
@@ -51,13 +50,34 @@ def compile_layer_step() -> LayerStep:
     return compiled_step
 
 
-class Places(NamedTuple):
-    """Where the W rows of a call stand: which are idle `[W, 1]`, and what `layer_step` takes of it."""
+class Places:
+    """Where the W rows of a call stand: `positions` `[W]`, which are `idle` `[W, 1]`, and what `layer_step` takes of it."""
 
-    idle: Tensor
-    rotary: tuple[Tensor, Tensor]
-    columns: Tensor
-    mask: Tensor
+    def __init__(self, weights: Weights, positions: Tensor, idle: Tensor, all_columns: Tensor) -> None:
+        """Over `all_columns` `[S]`, the last of which is scratch."""
+        self.idle = idle[:, None]
+        self._weights, self._positions, self._all_columns = weights, positions, all_columns
+        self._columns = positions.masked_fill(idle, len(all_columns) - 1)
+        self._rotaries: dict[int, RotaryTable] = {}
+        self._masks: dict[int | None, Tensor] = {}  # by window
+
+    def of(self, kind: LayerKind) -> tuple[RotaryTable | None, Tensor, Tensor]:
+        """What a layer of `kind` takes: rotary, columns and mask."""
+        return None if kind.rotary is None else self._rotary(kind.rotary), self._columns, self._mask(kind.window)
+
+    def _rotary(self, idx: int) -> RotaryTable:
+        if idx not in self._rotaries:
+            cos, sin = self._weights.rotaries[idx]
+            angles = self._positions.clamp(max=len(cos) - 1)  # S may be longer than the context
+            self._rotaries[idx] = cos[angles][:, None], sin[angles][:, None]
+        return self._rotaries[idx]
+
+    def _mask(self, window: int | None) -> Tensor:
+        if window not in self._masks:
+            shape = self._weights.shape
+            mask = causal_mask(self._positions, self._all_columns, window, self._weights.dtype)
+            self._masks[window] = mask.repeat(shape.num_heads // shape.num_kv_heads, 1)
+        return self._masks[window]
 
 
 class BlockRows:
@@ -101,7 +121,6 @@ class EagerStep:
         self.control = torch.zeros(width + 3, dtype=torch.long, device=device)
         self._slots = torch.arange(width, device=device)
         self._columns = torch.arange(cache.num_columns, device=device)
-        self._repeats = weights.shape.num_heads // weights.shape.num_kv_heads
         self._host = torch.zeros(width + 3, dtype=torch.long)
         self._blocks: dict[int, Block] = {}  # by exit layer, of the tests last prepared
         self._block_rows: WeakKeyDictionary[Block, BlockRows] = WeakKeyDictionary()
@@ -165,13 +184,7 @@ class EagerStep:
         idle = (self._slots < lo) | (self._slots >= hi)
         # rows past the cache are clamped to the scratch column; they never take part
         positions = (first_position + self._slots).clamp(max=self.cache.scratch)
-        columns = positions.masked_fill(idle, self.cache.scratch)
-        cos, sin = self.weights.rotary
-        angles = positions.clamp(max=len(cos) - 1)  # S may be longer than the context
-        rotary = (cos[angles][:, None], sin[angles][:, None])
-        mask = torch.zeros_like(self._columns, dtype=self.hidden.dtype).repeat(self.width, 1)
-        mask = mask.masked_fill(self._columns > positions[:, None], float("-inf")).repeat(self._repeats, 1)
-        return Places(idle[:, None], rotary, columns, mask)
+        return Places(self.weights, positions, idle, self._columns)
 
     def segment(self, start: int, stop: int) -> None:
         """Layers [start, stop) on `hidden`, in place, as `control` says; before layer 1 the tokens are embedded.
@@ -179,19 +192,19 @@ class EagerStep:
         Then the block of exit layer `stop`, if any, on what these rows are now.
         """
         places = self._places()
-        idle, *where = places
-        entering = embedding(self.control[: self.width], self.weights.embedding) if start == 0 else self.hidden
+        weights, idle = self.weights, places.idle
+        entering = embed(weights, self.control[: self.width]) if start == 0 else self.hidden
         out = entering.masked_fill(idle, 0.0)
         for idx in range(start, stop):
-            layer, (keys, values) = self.weights.layers[idx], self.cache.layer(idx)
-            out = self._layer_step(layer, self.weights.shape, out, *where, keys, values)
+            where, (keys, values) = places.of(weights.kind(idx)), self.cache.layer(idx)
+            out = self._layer_step(weights.layers[idx], weights.shape, out, *where, keys, values)
         self.hidden.copy_(torch.where(idle, self.hidden, out))
         if stop in self._blocks:
             self._run_block(self._block_rows[self._blocks[stop]], out, places)
 
     def _run_block(self, block: BlockRows, entering: Tensor, places: Places) -> None:
         """The rows that take part, of `entering` `[W, d]`, through `block`; its other rows stay."""
-        idle, *where = places
+        idle, where = places.idle, places.of(self.weights.kind(-1))
         keys, values = block.cache.layer(0)
         out = self._layer_step(block.layer, self.weights.shape, entering.masked_fill(idle, 0.0), *where, keys, values)
         block.rows.copy_(torch.where(idle, block.rows, out))
@@ -215,7 +228,7 @@ class EagerStep:
 
     def proposals(self, head: Head, slots: slice = slice(None)) -> Tensor:
         """Token ids and probabilities of `slots`, all W unless told, `[2, W]` float64, which holds both exactly."""
-        logits = head_step(head, self.weights.norm, self.weights.shape.eps, self.read_by(head))[slots]
+        logits = head_step(head, self.weights, self.read_by(head))[slots]
         token_ids, _, probabilities = self._drawn(logits, head.token_ids, slots) or top1(logits, head.token_ids)
         return torch.stack((token_ids.double(), probabilities.double()))
 
@@ -231,7 +244,7 @@ class EagerStep:
 
     def chances(self, gate: Gate) -> Tensor:
         """What `gate` gives for all W rows, `[W]` float32."""
-        return gate_step(gate, self.weights.norm, self.weights.shape.eps, self.hidden)
+        return gate_step(gate, self.weights, self.hidden)
 
     def verify(self, lo: int, hi: int) -> tuple[list[int], list[float]]:
         token_ids, tops = self._rows(self.verdicts, lo, hi).tolist()
@@ -240,7 +253,7 @@ class EagerStep:
     def verdicts(self, slots: slice = slice(None)) -> Tensor:
         """Fills `logits`; next tokens and their logits of `slots`, all W unless told, `[2, W]` float64."""
         weights = self.weights
-        self.logits.copy_(head_step(weights.head, weights.norm, weights.shape.eps, self.hidden))
+        self.logits.copy_(head_step(weights.head, weights, self.hidden))
         drawn = self._drawn(self.logits[slots], None, slots)
         if drawn is None:
             tops, token_ids = self.logits[slots].max(dim=-1)
@@ -264,11 +277,13 @@ class CompiledStep(EagerStep):
         """`layer_step` is compiled; `compiled_shapes` holds each W and S it is ready for, and is added to."""
         super().__init__(weights, prefill, width, cache, layer_step)
         self._compiled_shapes = compiled_shapes
+        kinds = [weights.kind(idx) for idx in range(weights.num_layers)]
+        self._num_different = max(kinds.index(kind) for kind in {*kinds}) + 1
 
     def prepare(self, boundaries: Sequence[int], tests: Iterable[ExitTest]) -> None:
         super().prepare(boundaries, tests)
         shape = (self.width, self.cache.num_columns)
         if shape not in self._compiled_shapes:
             with lap("kernels"):
-                self.segment(0, 1)  # all layers are alike, and no slot takes part
+                self.segment(0, self._num_different)  # the others are like these, and no slot takes part
             self._compiled_shapes.add(shape)

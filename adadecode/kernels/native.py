@@ -5,7 +5,7 @@ Shapes: W rows, d model width, S cache columns, V vocabulary.
 
 import ctypes
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -18,11 +18,48 @@ from adadecode.kernels.library import BlockStruct, ExitTestStruct, ShapeStruct
 from adadecode.kernels.packed import PackedHead, PackedLayers, PackedWeights
 from adadecode.kernels.sampling import Draw, draw_rows
 from adadecode.kernels.step import Proposals, Segment, blocks_of, check_slots, check_token_ids, run_probe_test
-from adadecode.kernels.weights import Block, ExitTest, Gate, Head, Weights
+from adadecode.kernels.weights import Block, ExitTest, Gate, Head, LayerWeights, LogitShape, Weights
 
 # Rows of a prompt that are run at once: few enough that what they work in stays small, and so many that the weights,
 # which each block reads anew, are read seldom.
 BLOCK_LEN = 256
+
+
+# What native.cpp does not do, each with whether weights want it.
+LACKING: tuple[tuple[str, Callable[[Weights], bool]], ...] = (
+    ("norms other than RMSNorm before attention and MLP", lambda w: w.shape.norm != "rms" or w.norm_bias is not None),
+    ("norms of 1 + weight", lambda w: w.shape.norm_offset != 0.0),
+    ("layers without norms before attention or MLP", lambda w: _lack(w, "input_norm", "post_norm")),
+    ("norms of what attention and MLP give", lambda w: _have(w, "attention_out_norm", "mlp_out_norm")),
+    ("norms over all heads", lambda w: any(_is_over_heads(w, layer) for layer in w.layers)),
+    ("biases but those of queries, keys and values", lambda w: _have(w, "o_bias", "gate_up_bias", "down_bias")),
+    ("activations other than gated SiLU", lambda w: w.shape.activation != "silu" or not w.shape.is_gated),
+    ("soft-capped attention", lambda w: w.shape.attention_cap is not None),
+    ("scaled residuals", lambda w: w.shape.residual_scale != 1.0),
+    ("parallel residuals", lambda w: w.shape.is_parallel),
+    ("sliding windows", lambda w: any(kind.window is not None for kind in w.kinds)),
+    ("layers without rotary or of several tables", lambda w: any(kind.rotary != 0 for kind in w.kinds)),
+    ("partial rotary", lambda w: w.rotary_width != w.shape.head_dim),
+    ("scaled embeddings", lambda w: w.embedding_scale != 1.0),
+    ("scaled or capped logits", lambda w: w.logits != LogitShape()),
+)
+
+
+def native_lacks(weights: Weights) -> str | None:
+    """What `weights` want that native.cpp does not do, the first of LACKING; None where it can run them."""
+    return next((what for what, is_wanted in LACKING if is_wanted(weights)), None)
+
+
+def _have(weights: Weights, *names: str) -> bool:
+    return any(getattr(layer, name) is not None for layer in weights.layers for name in names)
+
+
+def _lack(weights: Weights, *names: str) -> bool:
+    return any(getattr(layer, name) is None for layer in weights.layers for name in names)
+
+
+def _is_over_heads(weights: Weights, layer: LayerWeights) -> bool:
+    return layer.q_norm is not None and len(layer.q_norm) != weights.shape.head_dim
 
 
 class NativeBlock:
@@ -66,7 +103,7 @@ class NativeStep:
             shape.eps,
             shape.scale,
         )
-        self._rotary = [table[:num_columns].float().contiguous() for table in weights.rotary]
+        self._rotary = [table[:num_columns].float().contiguous() for table in weights.rotaries[0]]
         self._num_positions = min(num_columns, len(self._rotary[0]))
         self._widest_head = 0
         self._row_len = weights.width * weights.dtype.itemsize  # bytes
@@ -163,7 +200,7 @@ class NativeStep:
 
     def test(self, head: Head, lo: int, hi: int) -> Proposals:
         if self._draw is not None:
-            logits = head_step(head, self.weights.norm, self.weights.shape.eps, self.read_by(head))[lo:hi]
+            logits = head_step(head, self.weights, self.read_by(head))[lo:hi]
             ids, _, chances = draw_rows(logits, self._draw, self._places(lo, hi), head.token_ids)
             return list(zip(ids.tolist(), chances.tolist(), strict=True))
         self._run_head(head, lo, hi, None, self._probabilities)

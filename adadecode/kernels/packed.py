@@ -14,6 +14,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from adadecode.kernels.library import Int, LayerStruct, Pointer, load_library
 from adadecode.kernels.weights import Block, Head, LayerWeights, Weights
 
+NAMES = tuple(field[0] for field in LayerStruct._fields_)  # of a layer's weights
+
 
 def pack_weight(weight: Tensor, tile: int) -> Tensor:
     """`weight` `[N, K]` as `[ceil(N / tile), ceil(K / step), tile, step]`, zeros behind: a step reads it in one stream.
@@ -53,7 +55,7 @@ class PackedLayers:
     def __init__(self, layers: Sequence[LayerWeights], tile: int) -> None:
         self._tile, self._kept = tile, list[Tensor]()  # keeps the memory alive
         self.structs = (LayerStruct * len(layers))(
-            *(LayerStruct(*(self._pointer(t) for t in vars(layer).values())) for layer in layers)
+            *(LayerStruct(**{name: self._pointer(getattr(layer, name)) for name in NAMES}) for layer in layers)
         )
 
     def _pointer(self, tensor: Tensor | None) -> int | None:

@@ -1,10 +1,11 @@
 """What a decode step computes with, frozen: the weights of a model, and the heads and gates that test its exits.
 
-Shapes: L layers, d model width, F width of the MLP, H query heads, G key/value heads, D head width, S cache columns,
-V vocabulary, K outputs of a head.
+Shapes: L layers, d model width, F width of the MLP, H query heads, G key/value heads, D head width, R of it that is
+turned, S cache columns, V vocabulary, K outputs of a head.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,25 +13,37 @@ from torch import Tensor
 from adadecode.kernels.kv_cache import KVCache
 from adadecode.kernels.stages import Stage
 
-OPTIONAL_WEIGHTS = ("qkv_bias", "q_norm", "k_norm")
+NormKind = Literal["rms", "layer"]
+Activation = Literal["silu", "gelu", "gelu_tanh"]
+RotaryTable = tuple[Tensor, Tensor]  # cos and sin `[positions, R]`; the first R <= D elements of a head are turned
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class LayerWeights:
-    """The weights of one layer, in the layout a step wants: `qkv` `[(H + 2G) D, d]`, `gate_up` `[2F, d]`, `o`, `down`.
+    """The weights of one layer, in the layout a step wants; each that a family has none of is None.
 
-    The OPTIONAL_WEIGHTS are None in families that have none.
+    Projections are `qkv` `[(H + 2G) D, d]`, `o` `[d, H D]`, `gate_up` `[2F, d]` (of an MLP without a gate `[F, d]`, up
+    alone) and `down` `[d, F]`, each with a bias. Norms are before attention (`input_norm`) and the MLP (`post_norm`), of
+    what these give before it is added (`attention_out_norm`, `mlp_out_norm`), and of queries and keys, per head `[D]` or
+    over all heads, `q_norm` `[H D]` and `k_norm` `[G D]`.
     """
 
-    input_norm: Tensor
+    input_norm: Tensor | None = None
     qkv: Tensor
-    qkv_bias: Tensor | None
-    q_norm: Tensor | None
-    k_norm: Tensor | None
+    qkv_bias: Tensor | None = None
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
     o: Tensor
-    post_norm: Tensor
+    post_norm: Tensor | None = None
     gate_up: Tensor
     down: Tensor
+    input_norm_bias: Tensor | None = None
+    o_bias: Tensor | None = None
+    attention_out_norm: Tensor | None = None
+    post_norm_bias: Tensor | None = None
+    gate_up_bias: Tensor | None = None
+    down_bias: Tensor | None = None
+    mlp_out_norm: Tensor | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -38,18 +51,53 @@ class LayerWeights:
         return sum(tensor.nbytes for tensor in vars(self).values() if tensor is not None)
 
 
+OPTIONAL_WEIGHTS = tuple(field.name for field in fields(LayerWeights) if field.default is None)
+
+
 @dataclass(frozen=True)
 class LayerShape:
-    """What the layers of one model have in common."""
+    """What the layers of one model have in common.
+
+    All norms are of one kind, with `norm_offset` added to their weights. What attention and MLP give is added
+    `residual_scale` times; where the residual `is_parallel`, attention and MLP read the same hidden state. Attention scores
+    are scaled, then `attention_cap` * tanh(score / `attention_cap`) where there is one.
+    """
 
     num_heads: int
     num_kv_heads: int
     head_dim: int
     eps: float
+    norm: NormKind = "rms"
+    norm_offset: float = 0.0
+    activation: Activation = "silu"
+    is_gated: bool = True
+    attention_scale: float | None = None  # 1 / root of D where None
+    attention_cap: float | None = None
+    residual_scale: float = 1.0
+    is_parallel: bool = False
 
     @property
     def scale(self) -> float:
-        return self.head_dim**-0.5
+        return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """What layers of one model may differ in: a row sees the last `window` positions, its own among them, or all.
+
+    `rotary` is which of the model's tables turns queries and keys; None where none does.
+    """
+
+    window: int | None = None
+    rotary: int | None = 0
+
+
+@dataclass(frozen=True)
+class LogitShape:
+    """What becomes of the product of a head's matrix: divided by `divisor`, then `cap` * tanh(logit / `cap`), if any."""
+
+    divisor: float = 1.0
+    cap: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,19 +151,33 @@ class ExitTest:
 class Weights:
     """All weights of a causal LM, as its decode steps read them.
 
-    `embedding` `[V, d]`, the last `norm` `[d]`, and `rotary`, cos and sin `[positions, D]`, at least one for every
-    position of the context of `context_len`, in the dtype of the weights. `stages` say which layers are on which device;
-    there are none where all are on one.
+    `embedding` `[V, d]`, whose rows enter layer 1 times `embedding_scale`, which is rounded to the weights' dtype where the
+    model has it so; the last `norm` `[d]` and its bias; and `rotaries`, all of one R, with at least one row for every
+    position of the context of `context_len`, in the dtype of the weights. `kinds` has one for each layer, none where all
+    are usual. `stages` say which layers are on which device; there are none where all are on one.
     """
 
     embedding: Tensor
     layers: tuple[LayerWeights, ...]
     norm: Tensor
     head: Head
-    rotary: tuple[Tensor, Tensor]
+    rotaries: tuple[RotaryTable, ...]
     shape: LayerShape
     context_len: int
     stages: tuple[Stage, ...] = ()
+    kinds: tuple[LayerKind, ...] = ()
+    norm_bias: Tensor | None = None
+    embedding_scale: float = 1.0
+    logits: LogitShape = LogitShape()
+
+    def kind(self, layer_idx: int) -> LayerKind:
+        """What is its own of a layer, from 0; -1 is the last, which the block of a head is like."""
+        return self.kinds[layer_idx] if self.kinds else LayerKind()
+
+    @property
+    def rotary_width(self) -> int:
+        """R."""
+        return self.rotaries[0][0].shape[1]
 
     @property
     def num_layers(self) -> int:
@@ -144,12 +206,11 @@ class Weights:
     @property
     def device(self) -> torch.device:
         """Where the rows of a step are: home, where there are stages."""
-        return self.rotary[0].device
+        return self.rotaries[0][0].device
 
     def at(self, device: torch.device) -> "Weights":
         """The same for the rows of a step on `device`, one of a stage: whatever is no layer stays at home."""
-        cos, sin = self.rotary
-        return replace(self, rotary=(cos.to(device), sin.to(device)))
+        return replace(self, rotaries=tuple((cos.to(device), sin.to(device)) for cos, sin in self.rotaries))
 
     @property
     def column_bytes(self) -> int:

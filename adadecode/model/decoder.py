@@ -1,6 +1,6 @@
 """A transformers causal LM as segments of layers and heads, at the static shapes of a decode step.
 
-Shapes: T rows of a prompt, W rows of a step, d model width, V vocabulary, D head width.
+Shapes: B sequences, T rows of a prompt, W rows of a step, d model width, V vocabulary, K outputs of a head.
 """
 
 import functools
@@ -13,11 +13,13 @@ from transformers import GenerationConfig
 
 from adadecode.files import short_hash
 from adadecode.kernels.choose import Steps
-from adadecode.kernels.kv_cache import COLUMN_MULTIPLE, KVCache
+from adadecode.kernels.kv_cache import KVCache
+from adadecode.kernels.layers import embed, finished
 from adadecode.kernels.stages import Stage
 from adadecode.kernels.step import DecodeStep
-from adadecode.kernels.weights import Head, LayerShape, Weights
-from adadecode.model.families import check_supported, read_layers
+from adadecode.kernels.weights import Weights
+from adadecode.model.families import check_supported, context_len
+from adadecode.model.parts import WholeSequences, body_of, norm_of, read_weights
 from adadecode.records import ChosenKernels
 from adadecode.settings import Kernels
 
@@ -39,13 +41,15 @@ class DecoderModel:
         self.config = config = lm.config
         self.num_layers: int = config.num_hidden_layers
         self.vocab_size: int = config.vocab_size
-        self.context_len: int = config.max_position_embeddings
+        self.context_len = context_len(config)
         self.eos_token_ids = _eos_token_ids(lm)
         lm.generation_config = GenerationConfig()  # greedy means greedy: no penalties from the model's own defaults
         self.model_hash = hash_weights(lm)
         self.weights = read_weights(lm, stages)
+        if self.weights.shape.attention_cap is not None:  # which transformers' faster attention leaves out
+            lm.set_attn_implementation("eager")
         # of lm alone: a prefill that knew the decoder would keep it in memory, in a circle
-        self.steps = Steps(self.weights, functools.partial(prefill, lm), kernels)
+        self.steps = Steps(self.weights, functools.partial(prefill, lm, self.weights), kernels)
 
     @property
     def kernels(self) -> str:
@@ -93,55 +97,49 @@ class DecoderModel:
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Hidden states `[T, d]` of `token_ids` `[T]` before layer 1."""
-        return self.lm.model.embed_tokens(token_ids)
+        return embed(self.weights, token_ids)
 
     def final_norm(self, hidden: Tensor) -> Tensor:
         """The model's last normalisation of `hidden` `[T, d]`."""
-        return self.lm.model.norm(hidden)
+        return norm_of(self.lm)(hidden)
 
     def lm_head(self, hidden: Tensor) -> Tensor:
         """Logits `[T, V]` of hidden states `[T, d]` that have passed all L layers."""
-        return self.lm.lm_head(self.final_norm(hidden))
+        return self.output(self.final_norm(hidden))
 
+    def output(self, normed: Tensor) -> Tensor:
+        """Logits `[T, V]` of normed hidden states `[T, d]`, by the model's own head."""
+        return self.finished(self.lm.get_output_embeddings()(normed))
 
-def read_weights(lm: Any, stages: tuple[Stage, ...] = ()) -> Weights:
-    """The weights of `lm`, in `stages` where it is on several devices; its projections become views of the joined ones.
+    def finished(self, logits: Tensor) -> Tensor:
+        """What becomes of products `[T, K]` with rows of a head's last matrix: the model's scale and cap, if any."""
+        return finished(logits, self.weights.logits)
 
-    So they are in memory once.
-    """
-    config, head = lm.config, lm.lm_head.weight
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    positions = torch.arange(config.max_position_embeddings + COLUMN_MULTIPLE + 1, device=head.device)
-    like = torch.zeros(1, dtype=head.dtype, device=head.device)
-    cos, sin = lm.model.rotary_emb(like, position_ids=positions[None])
-    return Weights(
-        embedding=lm.model.embed_tokens.weight,
-        layers=read_layers(lm),
-        norm=lm.model.norm.weight,
-        head=Head((head,)),
-        rotary=(cos[0], sin[0]),
-        shape=LayerShape(config.num_attention_heads, config.num_key_value_heads, head_dim, config.rms_norm_eps),
-        context_len=config.max_position_embeddings,
-        stages=stages,
-    )
+    @property
+    def body(self) -> Any:
+        """All of transformers' model but its head."""
+        return body_of(self.lm)
+
+    def run_like_last(self, layer: Any, hidden: Tensor) -> Tensor:
+        """`hidden` `[B, T, d]` of B whole sequences after `layer`, a transformers layer like the last."""
+        return WholeSequences(self.lm, self.weights, hidden).run(layer, self.weights.kind(-1), hidden)
 
 
 def prefill(
-    lm: Any, prompt_ids: Tensor, cache: KVCache, kept: Collection[int] = ()
+    lm: Any, weights: Weights, prompt_ids: Tensor, cache: KVCache, kept: Collection[int] = ()
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """Runs the prompt `[T]` through the layers of `lm` and fills `cache`.
+    """Runs the prompt `[T]` through the layers of `lm`, whose `weights` are these, and fills `cache`.
 
     Returns the last row's logits `[V]`, and the hidden states `[T, d]` after as many layers as each of `kept` says.
     """
-    hidden = lm.model.embed_tokens(prompt_ids)[None]
-    positions = torch.arange(len(prompt_ids), device=hidden.device)[None]
-    rotary = lm.model.rotary_emb(hidden, position_ids=positions)
-    hidden_after: dict[int, Tensor] = {}
-    for num_passed, layer in enumerate(lm.model.layers, start=1):
-        hidden = layer(hidden, past_key_values=cache, position_embeddings=rotary)
-        if num_passed in kept:
-            hidden_after[num_passed] = hidden[0]
-    return lm.lm_head(lm.model.norm(hidden[0, -1:]))[0], hidden_after
+    hidden = embed(weights, prompt_ids)[None]
+    sequences, hidden_after = WholeSequences(lm, weights, hidden), dict[int, Tensor]()
+    for idx, layer in enumerate(body_of(lm).layers):
+        hidden = sequences.run(layer, weights.kind(idx), hidden, cache)
+        if idx + 1 in kept:
+            hidden_after[idx + 1] = hidden[0]
+    logits = lm.get_output_embeddings()(norm_of(lm)(hidden[0, -1:]))
+    return finished(logits, weights.logits)[0], hidden_after
 
 
 def _eos_token_ids(lm: Any) -> frozenset[int]:

@@ -75,7 +75,9 @@ class ExitHeads:
         block, weights = self._tests[exit_layer].head.block, self._model.weights
         if block is None:
             return hidden
-        rows = [sequence_step(block.layer, weights.shape, sequence, weights.rotary) for sequence in hidden]
+        kind = weights.kind(-1)
+        rotary = None if kind.rotary is None else weights.rotaries[kind.rotary]
+        rows = [sequence_step(block.layer, weights.shape, sequence, rotary, kind.window) for sequence in hidden]
         return torch.stack(rows)
 
     def logits(self, exit_layer: int, hidden: Tensor) -> Tensor:
@@ -86,7 +88,7 @@ class ExitHeads:
         outputs = self._model.final_norm(hidden)
         for matrix in self._full[exit_layer].matrices:
             outputs = linear(outputs, matrix)
-        return outputs
+        return self._model.finished(outputs)
 
 
 def gated(heads: dict[int, Head], gates: dict[int, Gate], gate: float) -> dict[int, ExitTest]:

@@ -1,91 +1,280 @@
-"""The families of models the engine decodes, one row each: how their layers are read and what is refused of them."""
+"""The families of models the engine decodes, one row each: how their parts are named and what layers of theirs compute."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from adadecode.errors import UnsupportedModelError
-from adadecode.kernels.weights import LayerWeights
+from adadecode.kernels.weights import Activation, LayerKind, LayerShape, LogitShape
+
+Names = tuple[str, ...]
+Refusal = Callable[[Any], str | None]  # why a configuration is refused; None when it is not
+
+# What of a transformers layer each of LayerWeights is, joined where it is several; a layer may lack what is optional.
+LAYER: Mapping[str, Names] = {
+    "input_norm": ("input_layernorm.weight",),
+    "input_norm_bias": ("input_layernorm.bias",),
+    "qkv": ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
+    "qkv_bias": ("self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"),
+    "q_norm": ("self_attn.q_norm.weight",),
+    "k_norm": ("self_attn.k_norm.weight",),
+    "o": ("self_attn.o_proj.weight",),
+    "o_bias": ("self_attn.o_proj.bias",),
+    "post_norm": ("post_attention_layernorm.weight",),
+    "post_norm_bias": ("post_attention_layernorm.bias",),
+    "gate_up": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+    "gate_up_bias": ("mlp.gate_proj.bias", "mlp.up_proj.bias"),
+    "down": ("mlp.down_proj.weight",),
+    "down_bias": ("mlp.down_proj.bias",),
+}
+FUSED: Mapping[str, Names] = {"qkv": ("self_attn.qkv_proj.weight",), "gate_up": ("mlp.gate_up_proj.weight",)}
+NORMED_OUTPUTS: Mapping[str, Names] = {
+    "attention_out_norm": ("post_attention_layernorm.weight",),
+    "post_norm": ("pre_feedforward_layernorm.weight",),
+    "mlp_out_norm": ("post_feedforward_layernorm.weight",),
+}
+NEOX: Mapping[str, Names] = {
+    "qkv": ("attention.query_key_value.weight",),
+    "qkv_bias": ("attention.query_key_value.bias",),
+    "o": ("attention.dense.weight",),
+    "o_bias": ("attention.dense.bias",),
+    "gate_up": ("mlp.dense_h_to_4h.weight",),
+    "gate_up_bias": ("mlp.dense_h_to_4h.bias",),
+    "down": ("mlp.dense_4h_to_h.weight",),
+    "down_bias": ("mlp.dense_4h_to_h.bias",),
+}
+
+ACTIVATIONS: Mapping[str, Activation] = {
+    "silu": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+}
 
 
-def biases(config: Any) -> str | None:
-    """Why `config` is refused when its attention or MLP has biases that a layer here does not add; else None."""
-    if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
-        return "biases of its attention or MLP are not added by the engine"
-    return None
+def activation_of(config: Any) -> str:
+    """What transformers calls the activation of the MLP."""
+    return getattr(config, "hidden_act", None) or config.hidden_activation
 
 
 def other_activation(config: Any) -> str | None:
-    """Why `config` is refused when its activation is not SiLU; else None."""
-    return None if config.hidden_act == "silu" else f"its activation {config.hidden_act!r} is not silu"
-
-
-def short_window(config: Any) -> str | None:
-    """Why `config` is refused when its attention slides over less than the whole context; else None."""
-    window = getattr(config, "sliding_window", None)
-    if window is not None and window < config.max_position_embeddings:
-        return f"sliding-window attention over {window} positions is not done by the engine"
-    return None
+    """Why `config` is refused when its activation is none of ours; else None."""
+    if (name := activation_of(config)) in ACTIVATIONS:
+        return None
+    return (
+        f"its activation {name!r} is none of {', '.join(ACTIVATIONS)}; it would take one in ACTIVATIONS of the layers"
+    )
 
 
 def changing_rotary(config: Any) -> str | None:
-    """Why `config` is refused when its rotary frequencies depend on how long the sequence is; else None."""
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    return f"rotary type {rope!r} changes with the sequence length" if rope in ("dynamic", "longrope") else None
+    """Why `config` is refused when its rotary frequencies depend on how long the sequence is; else None.
+
+    Of longrope the short range is decoded, where they do not.
+    """
+    for rope in rotary_settings(config):
+        if rope.get("rope_type") == "dynamic":
+            return "rotary type 'dynamic' changes keys that are cached as the sequence grows; linear, yarn or llama3 do not"
+    return None
 
 
-Refusal = Callable[[Any], str | None]  # why a configuration is refused; None when it is not
+def other_attention(config: Any) -> str | None:
+    """Why `config` is refused when some layers neither see all positions nor the last of them; else None."""
+    kinds = {*(getattr(config, "layer_types", None) or ())} - {"full_attention", "sliding_attention"}
+    if kinds:
+        return f"its layers of {', '.join(sorted(kinds))} are not known; the engine has full and sliding attention"
+    if getattr(config, "use_bidirectional_attention", False):
+        return "its attention looks ahead, so a cache cannot hold what it saw; a causal one can be decoded"
+    return None
 
-USUAL_REFUSALS: tuple[Refusal, ...] = (biases, other_activation, short_window, changing_rotary)
+
+def norms_of_each_head(config: Any) -> str | None:
+    """Why `config` is refused when each head has a norm of its own; else None."""
+    if getattr(config, "qk_layernorm", False):
+        return "its queries and keys have a LayerNorm for each head; it would take norms `[H, D]` in the layers"
+    return None
+
+
+USUAL_REFUSALS: tuple[Refusal, ...] = (other_activation, other_attention, changing_rotary, norms_of_each_head)
+
+
+def no_windows(config: Any) -> list[int | None]:
+    """All layers see all positions."""
+    return [None] * config.num_hidden_layers
+
+
+def windows_everywhere(config: Any) -> list[int | None]:
+    """All layers see as many positions as `sliding_window` says."""
+    return [config.sliding_window] * config.num_hidden_layers
+
+
+def windows_by_type(config: Any) -> list[int | None]:
+    """Layers whose type is `sliding_attention` see as many positions as `sliding_window` says."""
+    return [config.sliding_window if kind == "sliding_attention" else None for kind in config.layer_types]
+
+
+def one_table(config: Any) -> list[int | None]:
+    """All layers are turned by the one table."""
+    return [0] * config.num_hidden_layers
+
+
+def table_by_type(config: Any) -> list[int | None]:
+    """Each type of layer is turned by a table of its own."""
+    return [rotary_types(config).index(kind) for kind in config.layer_types]
+
+
+def table_or_none(config: Any) -> list[int | None]:
+    """Layers that `no_rope_layers` has 0 for are not turned."""
+    return [0 if is_turned else None for is_turned in config.no_rope_layers]
+
+
+def _nothing_else(_: Any) -> dict[str, Any]:
+    return {}
+
+
+def _gemma_shape(config: Any) -> dict[str, Any]:
+    return {"norm_offset": 1.0, "attention_scale": config.query_pre_attn_scalar**-0.5}
+
+
+def _gemma2_shape(config: Any) -> dict[str, Any]:
+    return _gemma_shape(config) | {"attention_cap": config.attn_logit_softcapping}
+
+
+def _granite_shape(config: Any) -> dict[str, Any]:
+    return {"attention_scale": config.attention_multiplier, "residual_scale": config.residual_multiplier}
+
+
+def _layer_norms(config: Any) -> dict[str, Any]:
+    return {"norm": "layer", "is_parallel": config.use_parallel_residual}
+
+
+def _neox_shape(config: Any) -> dict[str, Any]:
+    return _layer_norms(config) | {"is_gated": False}
+
+
+def _unscaled(_config: Any, _dtype: torch.dtype) -> float:
+    return 1.0
+
+
+def _by_width(config: Any, dtype: torch.dtype) -> float:
+    return float(torch.tensor(config.hidden_size**0.5).to(dtype))
+
+
+def _by_multiplier(config: Any, _dtype: torch.dtype) -> float:
+    return float(config.embedding_multiplier)
+
+
+def _plain_logits(_: Any) -> LogitShape:
+    return LogitShape()
+
+
+def _capped_logits(config: Any) -> LogitShape:
+    return LogitShape(cap=config.final_logit_softcapping)
+
+
+def _divided_logits(config: Any) -> LogitShape:
+    return LogitShape(divisor=float(config.logits_scaling))
 
 
 @dataclass(frozen=True)
 class Family:
-    """Models of one `model_type`: what their layers have besides norms, projections and MLP, and what is refused."""
+    """Models of one `model_type`: where they differ from Llama's, of which they have names, sizes and order.
 
-    has_qkv_bias: bool = False  # whatever the configuration says
-    has_qk_norm: bool = False
+    `layer` names parts of a layer, `norm` the last norm, `cache` what a layer calls its cache. Of a configuration `shape`
+    tells what layers compute besides, `windows` and `tables` what each sees and is turned by, `embedding_scale` and
+    `logits` what embeddings and logits are multiplied with. `is_interleaved` has queries, keys and values head by head.
+    """
+
+    layer: Mapping[str, Names] = field(default_factory=dict[str, Names])
+    norm: str = "norm"
+    cache: str = "past_key_values"
+    is_interleaved: bool = False
+    shape: Callable[[Any], dict[str, Any]] = _nothing_else
+    windows: Callable[[Any], list[int | None]] = no_windows
+    tables: Callable[[Any], list[int | None]] = one_table
+    embedding_scale: Callable[[Any, torch.dtype], float] = _unscaled
+    logits: Callable[[Any], LogitShape] = _plain_logits
     refused: tuple[Refusal, ...] = USUAL_REFUSALS
-
-    def read_layer(self, layer: Any) -> LayerWeights:
-        """The weights of a transformers layer, joined where they are used together.
-
-        The layer's own parameters become views of the joined ones, so the weights are in memory once.
-        """
-        attention, mlp = layer.self_attn, layer.mlp
-        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        return LayerWeights(
-            input_norm=layer.input_layernorm.weight,
-            qkv=_join([projection.weight for projection in projections]),
-            qkv_bias=_join([projection.bias for projection in projections]) if self.has_qkv_bias else None,
-            q_norm=attention.q_norm.weight if self.has_qk_norm else None,
-            k_norm=attention.k_norm.weight if self.has_qk_norm else None,
-            o=attention.o_proj.weight,
-            post_norm=layer.post_attention_layernorm.weight,
-            gate_up=_join([mlp.gate_proj.weight, mlp.up_proj.weight]),
-            down=mlp.down_proj.weight,
-        )
 
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(),
-    "mistral": Family(),
-    "qwen2": Family(has_qkv_bias=True),
-    "qwen3": Family(has_qk_norm=True),
+    "mistral": Family(windows=windows_everywhere),
+    "qwen2": Family(windows=windows_by_type),
+    "qwen3": Family(windows=windows_by_type),
+    "phi3": Family(FUSED, windows=windows_everywhere),
+    "olmo2": Family({"post_norm": ()} | {k: v for k, v in NORMED_OUTPUTS.items() if k != "post_norm"}),
+    "granite": Family(shape=_granite_shape, embedding_scale=_by_multiplier, logits=_divided_logits),
+    "smollm3": Family(windows=windows_by_type, tables=table_or_none),
+    "stablelm": Family(shape=_layer_norms),
+    "gemma2": Family(
+        NORMED_OUTPUTS,
+        shape=_gemma2_shape,
+        windows=windows_by_type,
+        embedding_scale=_by_width,
+        logits=_capped_logits,
+    ),
+    "gemma3_text": Family(
+        NORMED_OUTPUTS,
+        shape=_gemma_shape,
+        windows=windows_by_type,
+        tables=table_by_type,
+        embedding_scale=_by_width,
+        logits=_capped_logits,
+    ),
+    "gpt_neox": Family(NEOX, norm="final_layer_norm", cache="layer_past", is_interleaved=True, shape=_neox_shape),
 }
 
 
-def read_layers(lm: Any) -> tuple[LayerWeights, ...]:
-    """The weights of all layers of `lm`, a causal LM that `check_supported` lets pass."""
-    return tuple(read_layer(lm, layer) for layer in lm.model.layers)
+def family_of(config: Any) -> Family:
+    """The row of a configuration that `check_supported` lets pass."""
+    return FAMILIES[config.model_type]
 
 
-def read_layer(lm: Any, layer: Any) -> LayerWeights:
-    """The weights of `layer`, one of those of `lm` or like them."""
-    return FAMILIES[lm.config.model_type].read_layer(layer)
+def layer_shape(config: Any) -> LayerShape:
+    """What the layers of a model have in common, by its configuration."""
+    num_heads = config.num_attention_heads
+    return LayerShape(
+        num_heads,
+        getattr(config, "num_key_value_heads", None) or num_heads,
+        getattr(config, "head_dim", None) or config.hidden_size // num_heads,
+        config.rms_norm_eps if hasattr(config, "rms_norm_eps") else config.layer_norm_eps,
+        activation=ACTIVATIONS[activation_of(config)],
+        **family_of(config).shape(config),
+    )
+
+
+def layer_kinds(config: Any) -> tuple[LayerKind, ...]:
+    """What is its own of each layer; a window as long as the context is none. Empty where all layers are usual."""
+    family, most = family_of(config), context_len(config)
+    windows = [None if window is None or window >= most else window for window in family.windows(config)]
+    kinds = tuple(map(LayerKind, windows, family.tables(config)))
+    return () if {*kinds} == {LayerKind()} else kinds
+
+
+def context_len(config: Any) -> int:
+    """Positions that a model is decoded at: with longrope those of its short range, where no cached key ever changes."""
+    most: int = config.max_position_embeddings
+    short = [
+        rope.get("original_max_position_embeddings") or most
+        for rope in rotary_settings(config)
+        if rope.get("rope_type") == "longrope"
+    ]
+    return min(most, *short) if short else most
+
+
+def rotary_settings(config: Any) -> list[Mapping[str, Any]]:
+    """The settings of each rotary table of a model."""
+    found: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in found.values() if isinstance(value, Mapping)]
+    return nested or [found]
+
+
+def rotary_types(config: Any) -> list[str]:
+    """The types of layers that have rotary tables of their own, in the order of the tables; empty where one is for all."""
+    found: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
+    return sorted({*config.layer_types}) if any(isinstance(value, Mapping) for value in found.values()) else []
 
 
 def check_supported(config: Any) -> None:
@@ -101,19 +290,8 @@ def _refusals(config: Any) -> Iterator[str]:
         yield "encoder-decoder models are not decoded here"
     if getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
         yield "mixture-of-experts routing depends on the other rows of a step"
-    if getattr(config, "attn_logit_softcapping", None) or getattr(config, "final_logit_softcapping", None):
-        yield "soft-capped logits are not done by the engine"
     family = FAMILIES.get(config.model_type)
     if family is None:
         yield "its layers are not known to the engine"
     else:
         yield from (why for refusal in family.refused if (why := refusal(config)) is not None)
-
-
-def _join(parameters: list[nn.Parameter]) -> Tensor:
-    joined = torch.cat([parameter.detach() for parameter in parameters])
-    first = 0
-    for parameter in parameters:
-        parameter.data = joined[first : first + len(parameter)]
-        first += len(parameter)
-    return joined

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from adadecode.model.families import FAMILIES
 from adadecode.model.files import damage, reason, shown
 
 PACKAGES = "gguf and accelerate: pip install 'adadecode[gguf]'"
-FAMILIES_THERE = {*FAMILIES} - {"mistral"}  # whose files say llama
+FAMILIES_THERE = {"llama", "qwen2", "qwen3"}  # Mistral's files say llama; others are not tried
 JOIN = "join its parts with llama.cpp's `llama-gguf-split --merge`"
 
 

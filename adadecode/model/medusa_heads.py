@@ -18,10 +18,11 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
-from torch.nn.functional import linear, rms_norm, silu
+from torch.nn.functional import linear, silu
 
 from adadecode.errors import ExitHeadsError
 from adadecode.files import short_hash, write_whole
+from adadecode.kernels.layers import final_norm, finished
 from adadecode.kernels.step import Proposals
 from adadecode.kernels.weights import Weights
 from adadecode.model.decoder import DecoderModel
@@ -112,15 +113,18 @@ class MedusaHeads:
         residuals, coolness = self._flat, self._coolness
         if num_tokens < self.num_heads:
             residuals, coolness = residuals[: num_tokens * self.weights.width], coolness[:num_tokens]
-        normed = rms_norm(hidden, hidden.shape, self.weights.norm, self.weights.shape.eps)
+        normed = final_norm(self.weights, hidden)
         entered = normed + silu(linear(normed, residuals)).view(len(coolness), -1)
-        probabilities = (linear(entered, self.rows) * coolness).softmax(dim=-1, dtype=torch.float32)
+        probabilities = (finished(linear(entered, self.rows), self.weights.logits) * coolness).softmax(
+            dim=-1, dtype=torch.float32
+        )
         tops, best = probabilities.max(dim=-1)
         return [(self._known[i], top) for i, top in zip(best.tolist(), tops.tolist(), strict=True)]
 
     def logits(self, head_idx: int, normed: Tensor) -> Tensor:
         """Logits `[N, S]` of one head on normed states `[N, d]`, before its temperature."""
-        return linear(normed + silu(linear(normed, self.residuals[head_idx])), self.rows)
+        products = linear(normed + silu(linear(normed, self.residuals[head_idx])), self.rows)
+        return finished(products, self.weights.logits)
 
 
 def save_medusa_heads(folder: Path, tensors: MedusaTensors, facts: HeadFacts) -> None:

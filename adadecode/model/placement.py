@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from adadecode.errors import UsageError
 from adadecode.kernels.stages import Stage, balanced_stages
+from adadecode.model.parts import body_of, norm_of, parts_at_home
 from adadecode.settings import ModelSettings
 
 
@@ -45,20 +46,20 @@ def place(lm: Any, devices: Sequence[torch.device]) -> tuple[Stage, ...]:
     if len(devices) == 1:
         lm.to(devices[0])
         return ()
-    layers, stages = lm.model.layers, divided(lm, devices)
+    layers, stages = body_of(lm).layers, divided(lm, devices)
     for stage in stages:
         for layer in layers[stage.start : stage.stop]:
             layer.to(stage.device)
-    for part in (lm.model.embed_tokens, lm.model.rotary_emb, lm.model.norm, lm.lm_head):
+    for part in parts_at_home(lm):
         part.to(devices[0])
-    for module in (*layers, lm.model.norm):
+    for module in (*layers, norm_of(lm)):
         module.register_forward_pre_hook(_follow, with_kwargs=True)
     return stages
 
 
 def divided(lm: Any, devices: Sequence[torch.device]) -> tuple[Stage, ...]:
     """The stages of `lm` over `devices`: by the bytes of its layers, and on the first device of all the rest."""
-    of_layers = [sum(parameter.nbytes for parameter in layer.parameters()) for layer in lm.model.layers]
+    of_layers = [sum(parameter.nbytes for parameter in layer.parameters()) for layer in body_of(lm).layers]
     in_all = sum(parameter.nbytes for parameter in lm.parameters())
     return balanced_stages(of_layers, in_all - sum(of_layers), devices)
 

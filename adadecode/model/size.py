@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoModelForCausalLM
 
+from adadecode.model.families import layer_shape
 from adadecode.model.load import ATTENTION, NO_CODE
+from adadecode.model.parts import body_of
 
 
 class ModelSize(NamedTuple):
@@ -24,9 +26,9 @@ def model_size(config: Any, dtype: str) -> ModelSize:
     with torch.device("meta"):
         lm: Any = AutoModelForCausalLM.from_config(config, **NO_CODE, **ATTENTION)
     numbers = sum(parameter.numel() for parameter in lm.parameters())
-    embedding, head = lm.model.embed_tokens.weight, lm.lm_head.weight
+    embedding, head = lm.get_input_embeddings().weight, lm.get_output_embeddings().weight
     num_packed = numbers - (0 if head is embedding else embedding.numel())
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    column = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * itemsize
-    layers = tuple(sum(parameter.numel() for parameter in layer.parameters()) * itemsize for layer in lm.model.layers)
+    shape, in_layers = layer_shape(config), body_of(lm).layers
+    column = 2 * config.num_hidden_layers * shape.num_kv_heads * shape.head_dim * itemsize
+    layers = tuple(sum(parameter.numel() for parameter in layer.parameters()) * itemsize for layer in in_layers)
     return ModelSize(numbers * itemsize, layers, num_packed * itemsize, column, config.vocab_size)

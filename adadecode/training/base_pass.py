@@ -72,15 +72,15 @@ def run_base(model: DecoderModel, batch: list[GreedyOutput], exits: tuple[int, .
         kept[exit_layer] = hidden.to(model.device)
 
     hooks = [
-        model.lm.model.layers[e - 1].register_forward_hook(lambda *call, exit_layer=e: keep(exit_layer, call[-1]))
+        model.body.layers[e - 1].register_forward_hook(lambda *call, exit_layer=e: keep(exit_layer, call[-1]))
         for e in exits
     ]
     try:
-        last = model.lm.model(token_ids, use_cache=False).last_hidden_state
+        last = model.body(token_ids, use_cache=False).last_hidden_state
     finally:
         for hook in hooks:
             hook.remove()
-    return BasePass(token_ids, [kept[e] for e in exits], predicts, model.lm.lm_head(last[predicts]))
+    return BasePass(token_ids, [kept[e] for e in exits], predicts, model.output(last[predicts]))
 
 
 @torch.no_grad()

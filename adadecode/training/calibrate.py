@@ -54,6 +54,7 @@ def fit_temperatures(
         logits = torch.cat(read.pop(exit_layer))
         for matrix in head.matrices:
             logits = linear(logits, matrix)
+        logits = model.finished(logits)
         proposed = logits.argmax(dim=-1)
         proposed = proposed if head.token_ids is None else head.token_ids[proposed]
         found[exit_layer] = fit_temperature(logits.float(), (proposed == right).float())

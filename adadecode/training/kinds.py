@@ -13,8 +13,8 @@ from torch.nn.functional import linear, silu
 
 from adadecode.kernels.weights import LayerWeights
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.families import read_layer
 from adadecode.model.head_tensors import merged
+from adadecode.model.parts import read_layer
 from adadecode.settings import TrainConfig
 
 DEFAULT_RANK = 32
@@ -65,7 +65,7 @@ class TransformHead(TrainedHead):
         return (self.transform,)
 
     def logits(self, normed: Tensor) -> Tensor:
-        return self._model.lm.lm_head(linear(normed, self.transform.to(normed.dtype)))
+        return self._model.output(linear(normed, self.transform.to(normed.dtype)))
 
     def rows(self, token_ids: Tensor) -> Tensor:
         return lm_head_rows(self._model, token_ids) @ self.transform
@@ -87,7 +87,7 @@ class LowRankHead(TrainedHead):
 
     def logits(self, normed: Tensor) -> Tensor:
         added = linear(linear(normed, self.v.to(normed.dtype)), self.u.to(normed.dtype))
-        return self._model.lm.lm_head(normed + added)
+        return self._model.output(normed + added)
 
     def rows(self, token_ids: Tensor) -> Tensor:
         return lm_head_rows(self._model, token_ids) @ merged(self.u, self.v)
@@ -98,14 +98,15 @@ class FullHead(TrainedHead):
 
     def __init__(self, model: DecoderModel) -> None:
         super().__init__()
-        self.matrix = nn.Parameter(model.lm.lm_head.weight.detach().float().clone())
+        self._model = model
+        self.matrix = nn.Parameter(model.weights.head.matrices[0].detach().float().clone())
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
         return (self.matrix,)
 
     def logits(self, normed: Tensor) -> Tensor:
-        return linear(normed, self.matrix.to(normed.dtype))
+        return self._model.finished(linear(normed, self.matrix.to(normed.dtype)))
 
     def rows(self, token_ids: Tensor) -> Tensor:
         return self.matrix[token_ids]
@@ -116,11 +117,11 @@ class ShortlistHead(TrainedHead):
 
     def __init__(self, model: DecoderModel, token_ids: Tensor) -> None:
         super().__init__()
-        self.token_ids = token_ids
+        self._model, self.token_ids = model, token_ids
         self.matrix = nn.Parameter(lm_head_rows(model, token_ids))
 
     def logits(self, normed: Tensor) -> Tensor:
-        return linear(normed, self.matrix.to(normed.dtype))
+        return self._model.finished(linear(normed, self.matrix.to(normed.dtype)))
 
     def rows(self, token_ids: Tensor) -> Tensor:
         assert token_ids is self.token_ids
@@ -135,7 +136,7 @@ class OriginalHead(TrainedHead):
         self._model = model
 
     def logits(self, normed: Tensor) -> Tensor:
-        return self._model.lm.lm_head(normed)
+        return self._model.output(normed)
 
     def rows(self, token_ids: Tensor) -> Tensor:
         return lm_head_rows(self._model, token_ids)
@@ -152,15 +153,13 @@ class BlockHead(TrainedHead):
         self._model, self._dtype = model, model.dtype
         self.token_ids = token_ids
         self._token_rows = lm_head_rows(model, token_ids)
-        self.layer = copy.deepcopy(model.lm.model.layers[-1]).to(model.device).float().requires_grad_(True)
+        self.layer = copy.deepcopy(model.body.layers[-1]).to(model.device).float().requires_grad_(True)
         self.transform = nn.Parameter(torch.eye(model.width, device=model.device))
 
     def enter(self, hidden: Tensor) -> Tensor:
-        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
         hidden = hidden.float()
         with torch.autocast(hidden.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            rotary = self._model.lm.model.rotary_emb(hidden, position_ids=positions)
-            return self.layer(hidden, position_embeddings=rotary)
+            return self._model.run_like_last(self.layer, hidden)
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
@@ -172,7 +171,8 @@ class BlockHead(TrainedHead):
 
     def logits(self, normed: Tensor) -> Tensor:
         dtype = self._dtype
-        return linear(linear(normed.to(dtype), self.transform.to(dtype)), self._token_rows.to(dtype))
+        turned = linear(normed.to(dtype), self.transform.to(dtype))
+        return self._model.finished(linear(turned, self._token_rows.to(dtype)))
 
     def rows(self, token_ids: Tensor) -> Tensor:
         return self._token_rows @ self.transform
@@ -186,7 +186,7 @@ class MedusaHead(TrainedHead):
 
     def __init__(self, model: DecoderModel, token_ids: Tensor, ahead: int) -> None:
         super().__init__()
-        self.token_ids, self.ahead = token_ids, ahead
+        self._model, self.token_ids, self.ahead = model, token_ids, ahead
         self._token_rows = lm_head_rows(model, token_ids)
         self.residual = nn.Parameter(torch.zeros(model.width, model.width, device=model.device))
 
@@ -196,7 +196,7 @@ class MedusaHead(TrainedHead):
 
     def logits(self, normed: Tensor) -> Tensor:
         entered = normed + silu(linear(normed, self.residual.to(normed.dtype)))
-        return linear(entered, self._token_rows.to(normed.dtype))
+        return self._model.finished(linear(entered, self._token_rows.to(normed.dtype)))
 
     def rows(self, token_ids: Tensor) -> Tensor:
         raise AssertionError("no matrix alone gives its logits")
@@ -230,4 +230,4 @@ def new_heads(model: DecoderModel, exits: tuple[int, ...], config: TrainConfig, 
 
 def lm_head_rows(model: DecoderModel, token_ids: Tensor) -> Tensor:
     """The LM head's rows of `token_ids`, `[K, d]` float32, a copy."""
-    return model.lm.lm_head.weight.detach()[token_ids].float()
+    return model.weights.head.matrices[0].detach()[token_ids].float()

@@ -276,7 +276,7 @@ def _run_within_the_context(run, context_len: int):
 def test_a_row_past_the_rotary_table_is_refused_before_it_is_read():
     model = tiny_model(num_layers=1, context_len=16, kernels="native")
     step = model.new_step(72, 150)
-    step.begin(len(model.weights.rotary[0]) - 1)
+    step.begin(len(model.weights.rotaries[0][0]) - 1)
     step.put(0, [1, 2])
     step.run(0, 1, 0, 1)
     with pytest.raises(IndexError, match=r"2 rows from position 80 on, of 81"):
@@ -342,7 +342,7 @@ def test_of_planted_equal_logits_every_row_takes_the_lowest_id(kernels):
 
 def test_rows_that_take_the_last_of_equal_logits_are_found(monkeypatch):
     def last_of_equals(step):
-        logits = head_step(step.weights.head, step.weights.norm, step.weights.shape.eps, step.hidden)
+        logits = head_step(step.weights.head, step.weights, step.hidden)
         step.logits.copy_(logits)
         tops = logits.max(dim=-1).values
         last = logits.shape[1] - 1 - logits.flip(1).argmax(dim=-1)

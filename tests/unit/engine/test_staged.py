@@ -24,7 +24,8 @@ from adadecode.kernels.eager import EagerStep
 from adadecode.kernels.staged import StagedStep
 from adadecode.kernels.weights import ExitTest
 from adadecode.methods import METHODS, names_that_owe
-from adadecode.model.decoder import DecoderModel, prefill, read_weights
+from adadecode.model.decoder import DecoderModel, prefill
+from adadecode.model.parts import read_weights
 from adadecode.model.placement import check_device, devices_of, place
 from adadecode.settings import ModelSettings
 from tests.models import block_heads, medusa_heads, random_gates, random_heads, store_of, tiny_lm, tiny_model
@@ -128,7 +129,7 @@ def test_each_layer_with_its_cache_is_on_the_device_of_its_stage_and_the_rest_at
             assert {tensor.device for tensor in cache.layer(idx)} == {stage.device}
     assert [stage.device for stage in stages] == [CPU, META]
     assert weights.device == CPU
-    home = (weights.embedding, weights.norm, *weights.head.tensors, *weights.rotary)
+    home = (weights.embedding, weights.norm, *weights.head.tensors, *weights.rotaries[0])
     assert {tensor.device for tensor in home} == {CPU}
     assert (weights.head.matrices[0] is weights.embedding) == tied
 
@@ -139,7 +140,7 @@ def test_no_operation_mixes_two_devices(family, exits):
     lm, stages = over_two_devices(family=family)
     weights = read_weights(lm, stages)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
-        step = Steps(weights, functools.partial(prefill, lm), "eager").new(8, 40)
+        step = Steps(weights, functools.partial(prefill, lm, weights), "eager").new(8, 40)
         assert isinstance(step, StagedStep)
         step.prepare((*exits, 4), [ExitTest(weights.head)])
         assert step.prefill([1, 2, 3]).device == CPU
@@ -157,7 +158,7 @@ def test_a_mistake_of_placement_would_be_seen():
     lm.model.layers[2]._forward_pre_hooks.clear()
     weights = read_weights(lm, stages)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
-        step = Steps(weights, functools.partial(prefill, lm), "eager").new(8, 40)
+        step = Steps(weights, functools.partial(prefill, lm, weights), "eager").new(8, 40)
         with pytest.raises(RuntimeError, match="device"):
             step.prefill([1, 2, 3])
 

@@ -31,7 +31,7 @@ def confidences_of_the_sequence(model: DecoderModel, heads: ExitHeads, token_ids
     weights = model.weights
     hidden = model.embed(torch.tensor(token_ids))
     for layer in weights.layers[:exit_layer]:
-        hidden = sequence_step(layer, weights.shape, hidden, weights.rotary)
+        hidden = sequence_step(layer, weights.shape, hidden, weights.rotaries[0])
     entered = heads.enter(exit_layer, hidden[None])[0]
     return heads.logits(exit_layer, entered).float().softmax(dim=-1)
 
