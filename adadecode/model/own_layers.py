@@ -1,0 +1,324 @@
+"""A causal LM's own layers, norm and head, called through transformers' attention interface at static shapes.
+
+No family is known here. What a layer is called with is learned by running the rest of the model with stand-ins in the
+places of its layers; a model that this does not compute alike is refused.
+
+Shapes: W rows, N rows of anything, d model width, S cache columns, G key/value heads, D head width, V vocabulary.
+"""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from adadecode.errors import UnsupportedModelError
+from adadecode.kernels.kv_cache import KVCache
+from adadecode.kernels.layers import capped_attention, causal_mask
+from adadecode.kernels.weights import Calls
+from adadecode.model.memory import is_out_of_memory
+
+NAME = "adadecode"  # of our attention among transformers'
+PROBE_LEN = 12  # tokens that a model is tried with
+FAR = {torch.float32: 1e-3}  # how far logits may be from the model's own, of their norm
+FAR_ROUNDED = 0.1  # in other dtypes
+REMEDY = "a family of its own in adadecode/model/families.py would lift it"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the rows of a call stand: positions `[W]`, in a cache of `columns` `[S]`."""
+
+    positions: Tensor
+    columns: Tensor
+
+
+PLACE: ContextVar[Place | None] = ContextVar("place", default=None)
+
+
+class Columns:
+    """What layers take for their cache: row i goes to column `where[i]` of the static one, and all S come back."""
+
+    def __init__(self, cache: KVCache, where: Tensor) -> None:
+        self._cache, self._where = cache, where
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values `[1, G, S, D]` after those of W rows were written; what is not finite is written as zero."""
+        both: list[Tensor] = []
+        for of_layer, new in zip(self._cache.layer(layer_idx), (key[0], value[0]), strict=True):
+            own = of_layer[: new.shape[0], :, : new.shape[2]]
+            own.index_copy_(1, self._where, new.nan_to_num(0.0, 0.0, 0.0).to(own.dtype))
+            both.append(own[None])
+        return both[0], both[1]
+
+    def get_seq_length(self, *_: Any) -> int:
+        return 0
+
+    def get_query_offset(self, *_: Any) -> int:
+        return 0
+
+    def get_mask_sizes(self, *_: Any) -> tuple[int, int]:
+        return self._cache.num_columns, 0
+
+
+class Measure(Columns):
+    """A cache that only notes the shapes `[G, T, D]` of what each layer gives it."""
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, torch.Size, torch.Size]] = []
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        self.shapes.append((layer_idx, key.shape[1:], value.shape[1:]))
+        return key, value
+
+    def get_mask_sizes(self, *_: Any) -> tuple[int, int]:
+        return PROBE_LEN, 0
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attention of `query` `[1, H, W, D]` over S columns `[1, G, S, D]`, as transformers' attention interface has it."""
+    unknown = sorted(name for name in ("s_aux", "position_bias", "sinks") if others.get(name) is not None)
+    if unknown:
+        raise ValueError(f"its attention has {', '.join(unknown)}, which the fallback does not add")
+    _, num_heads, num_rows, head_dim = query.shape
+    num_groups = key.shape[1]
+    if attention_mask is None:
+        place = PLACE.get()
+        assert place is not None
+        attention_mask = causal_mask(place.positions, place.columns, sliding_window, query.dtype)[None, None]
+    # the query heads that share keys become rows, so keys are never repeated
+    folded = query.reshape(1, num_groups, -1, head_dim)
+    mask = attention_mask.to(query.dtype).expand(1, num_heads, num_rows, -1)
+    mask = mask.reshape(1, num_groups, -1, mask.shape[-1])
+    scale = head_dim**-0.5 if scaling is None else scaling
+    if softcap is None:
+        mixed = scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scale)
+    else:
+        mixed = capped_attention(folded, key, value, mask, scale, softcap)
+    return mixed.reshape(1, num_heads, num_rows, -1).transpose(1, 2).contiguous(), None
+
+
+def mask_at(*_: Any, mask_function: Callable[..., Any], dtype: torch.dtype = torch.float32, **__: Any) -> Tensor:
+    """The additive mask `[1, 1, W, S]` of transformers' `mask_function` at the rows' positions, not at their slots."""
+    place = PLACE.get()
+    assert place is not None
+    positions, columns = place.positions[None, None, :, None], place.columns[None, None, None, :]
+    nobody = torch.zeros_like(positions[:, :, :1])
+    is_seen = mask_function(nobody, nobody, positions, columns).expand(1, 1, len(place.positions), len(place.columns))
+    return torch.zeros(is_seen.shape, dtype=dtype, device=is_seen.device).masked_fill(~is_seen, float("-inf"))
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, mask_at)
+
+
+class StandIn(nn.Module):
+    """Stands in the place of `layer`: notes what it is called with, and gives `given` or what came in."""
+
+    def __init__(self, layer: nn.Module, num_outputs: int | None) -> None:
+        """`num_outputs` is the length of the tuple that the layer returns; None where it returns the hidden state."""
+        super().__init__()
+        self.__dict__["layer"] = layer  # no part of this module
+        self.__dict__["noted"] = ((), {})
+        self.num_outputs, self.given = num_outputs, None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["layer"], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.__dict__["noted"] = (args, kwargs)
+        hidden = (args[0] if args else kwargs["hidden_states"]) if self.given is None else self.given
+        return hidden if self.num_outputs is None else (hidden, *(None,) * (self.num_outputs - 1))
+
+
+class OwnLayers:
+    """The layers, last norm and head of one causal LM, to be run by `kernels.borrowed`."""
+
+    def __init__(self, lm: Any, context_len: int, because: str | None = None) -> None:
+        """Learns how `lm` calls its layers; raises UnsupportedModelError when they cannot be run from outside."""
+        self.because = because
+        self._lm, self._kind = lm, str(lm.config.model_type)
+        self._owner, self._name, self._layers = self._found_layers()
+        self.num_layers = len(self._layers)
+        if not lm._can_set_attn_implementation():
+            raise self._refusal("its attention does not go through transformers' attention interface")
+        try:
+            self._learn(min(PROBE_LEN, context_len))
+        except UnsupportedModelError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            reason = str(error).strip().splitlines()[:1]
+            raise self._refusal(f"its layers cannot be called from outside ({': '.join([type(error).__name__, *reason])})")
+
+    def _refusal(self, why: str) -> UnsupportedModelError:
+        return UnsupportedModelError(f"model type {self._kind!r}: {why}, so --kernels transformers cannot run it; {REMEDY}")
+
+    def _found_layers(self) -> tuple[nn.Module, str, nn.ModuleList]:
+        """The list of the layers, and whose attribute it is."""
+        num_layers = self._lm.config.num_hidden_layers
+        found = [
+            (name.count("."), name)
+            for name, module in self._lm.base_model.named_modules()
+            if isinstance(module, nn.ModuleList) and len(module) == num_layers
+        ]
+        if not found:
+            raise self._refusal(f"it has no list of its {num_layers} layers")
+        owner, _, name = min(found)[1].rpartition(".")
+        parent = self._lm.base_model.get_submodule(owner)
+        return parent, name, getattr(parent, name)
+
+    def _learn(self, length: int) -> None:
+        """What the layers return and what they cache; then whether calls from outside compute what the model does."""
+        lm, device = self._lm, self._lm.get_input_embeddings().weight.device
+        token_ids = torch.arange(1, length + 1, device=device) % lm.config.vocab_size
+        outputs: dict[int, Any] = {}
+        hooks = [
+            layer.register_forward_hook(lambda _m, _a, out, idx=idx: outputs.__setitem__(idx, out))
+            for idx, layer in enumerate(self._layers)
+        ]
+        try:
+            with torch.inference_mode():
+                expected = lm(token_ids[None], use_cache=False).logits[0, -1].float()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        lengths = [len(out) if isinstance(out, tuple) else None for _, out in sorted(outputs.items())]
+        if len(lengths) != self.num_layers:
+            raise self._refusal("some of its layers do not run")
+        self.width = (outputs[0] if lengths[0] is None else outputs[0][0]).shape[-1]
+        self._stand_ins = nn.ModuleList(map(StandIn, self._layers, lengths))
+        positions, measure = torch.arange(length, device=device), Measure()
+        with torch.inference_mode(), self._attending(Place(positions, positions)):
+            lm(token_ids[None], position_ids=positions[None], past_key_values=measure, use_cache=True)
+        if [idx for idx, *_ in measure.shapes] != [*range(self.num_layers)]:
+            raise self._refusal("not every layer has keys and values of its own, one for each position")
+        both = [shape for _, *shapes in measure.shapes for shape in shapes]
+        self.num_kv_heads, self.head_dim = max(shape[0] for shape in both), max(shape[2] for shape in both)
+        found = self._through_columns(token_ids)
+        far = float((found - expected).norm() / expected.norm())
+        if not far <= FAR.get(self.dtype, FAR_ROUNDED):
+            raise self._refusal(f"its layers, called from outside, give other logits than it does (off by {far:.2g})")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._lm.get_input_embeddings().weight.dtype
+
+    def new_cache(self, num_columns: int) -> KVCache:
+        """Zeroed keys and values with S = `num_columns`."""
+        like = self._lm.get_input_embeddings().weight
+        return KVCache(self.num_layers, self.num_kv_heads, self.head_dim, num_columns, like)
+
+    @torch.inference_mode()
+    def _through_columns(self, token_ids: Tensor) -> Tensor:
+        """Logits `[V]` after `token_ids` `[T]`, float32: half of them at once, then one by one beside an idle row."""
+        cache, half = self.new_cache(64), len(token_ids) // 2
+        positions = torch.arange(len(token_ids), device=token_ids.device)
+        if half:
+            calls = self.calls(token_ids[:half], positions[:half], positions[:half], cache)
+            self.run(calls, calls.entering, 0, self.num_layers)
+        hidden = positions.new_zeros(0)
+        for at in range(half, len(token_ids)):
+            rows, places = token_ids[at].repeat(2), positions[at].repeat(2)
+            columns = torch.stack((positions[at], torch.full_like(positions[at], cache.scratch)))
+            calls = self.calls(rows, places, columns, cache)
+            hidden = self.run(calls, calls.entering, 0, self.num_layers)
+        return self.logits(hidden)[0].float()
+
+    def calls(self, token_ids: Tensor, positions: Tensor, columns: Tensor, cache: KVCache) -> Calls:
+        """What rows of `token_ids` `[W]` enter layer 1 with, and what each layer is called with at their `positions`."""
+        positions = positions.clamp(max=self._lm.config.max_position_embeddings - 1)
+        place = Place(positions, torch.arange(cache.num_columns, device=positions.device))
+        with self._attending(place), self._standing_in(None):
+            self._lm.base_model(
+                token_ids[None], position_ids=positions[None], past_key_values=Columns(cache, columns), use_cache=True
+            )
+        noted = tuple(stand_in.noted for stand_in in self._stand_ins)
+        args, kwargs = noted[0]
+        entering = args[0] if args else kwargs["hidden_states"]
+        return Calls(entering[0], positions, columns, cache, noted)
+
+    def run(self, calls: Calls, hidden: Tensor, start: int, stop: int) -> Tensor:
+        """`hidden` `[W, d]` after layers [start, stop)."""
+        cache = Columns(calls.cache, calls.columns)
+        place = Place(calls.positions, torch.arange(calls.cache.num_columns, device=hidden.device))
+        rows = hidden[None]
+        with self._attending(place):
+            for idx in range(start, stop):
+                args, kwargs = calls.of_layers[idx]
+                args = [cache if isinstance(value, Columns) else value for value in args]
+                kwargs = {name: cache if isinstance(value, Columns) else value for name, value in kwargs.items()}
+                if args:
+                    args[0] = rows
+                else:
+                    kwargs["hidden_states"] = rows
+                out = self._layers[idx](*args, **kwargs)
+                rows = out[0] if isinstance(out, tuple) else out
+        return rows[0]
+
+    def norm(self, hidden: Tensor) -> Tensor:
+        """What the model makes of `hidden` `[N, d]` between its last layer and its head."""
+        with self._after_layers(hidden) as inputs:
+            return self._lm.base_model(**inputs).last_hidden_state[0]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The model's own logits `[N, V]` of `hidden` `[N, d]` after all layers."""
+        with self._after_layers(hidden) as inputs:
+            return self._lm(**inputs).logits[0]
+
+    def finished(self, products: Tensor) -> Tensor:
+        """What the model makes of the products `[N, K]` of its head: a scale, a cap, or nothing."""
+        head = self._lm.get_output_embeddings()
+        hidden = products.new_zeros(len(products), self.width)
+        with self._after_layers(hidden) as inputs:
+            head.forward = lambda *_, **__: products[None]
+            try:
+                return self._lm(**inputs).logits[0]
+            finally:
+                del head.forward
+
+    @contextmanager
+    def _after_layers(self, hidden: Tensor) -> Generator[dict[str, Any]]:
+        """What to call the model with to have it go on with `hidden` `[N, d]` after its layers."""
+        nothing = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
+        with self._attending(Place(nothing, nothing[:1])), self._standing_in(hidden[None]):
+            yield {"input_ids": nothing[None], "position_ids": nothing[None], "use_cache": False}
+
+    @contextmanager
+    def _standing_in(self, given: Tensor | None) -> Generator[None]:
+        """Has stand-ins in the places of the layers, which give `given` `[1, N, d]`, or what comes in."""
+        for stand_in in self._stand_ins:
+            stand_in.given = given
+        setattr(self._owner, self._name, self._stand_ins)
+        try:
+            yield
+        finally:
+            setattr(self._owner, self._name, self._layers)
+
+    @contextmanager
+    def _attending(self, place: Place) -> Generator[None]:
+        """Has our attention compute that of the model, with rows at `place`."""
+        config = self._lm.config
+        before, token = config._attn_implementation, PLACE.set(place)
+        config._attn_implementation = NAME
+        try:
+            yield
+        finally:
+            config._attn_implementation = before
+            PLACE.reset(token)
