@@ -150,12 +150,14 @@ def tiny_lm(
         "pad_token_id": None,
     }
     torch.manual_seed(seed)
-    given = sizes | EXTRA.get(family, {}) | config
+    given: dict[str, Any] = sizes | EXTRA.get(family, {}) | config
+    if "layer_types" in given:
+        given["layer_types"] = given["layer_types"][:num_layers]
     lm: Any = lm_type(config_type(**{name: value for name, value in given.items() if name not in LACKED.get(family, ())}))
     with torch.no_grad():
         if family in OTHERS:  # fresh norms are all 1 or 0, and fresh biases 0
             for parameter in (parameter for parameter in lm.parameters() if parameter.dim() == 1):
-                parameter.add_(0.3 * torch.randn(parameter.shape))
+                parameter.add_(0.1 * torch.randn(parameter.shape))
         for depth, layer in enumerate(lm.base_model.layers):
             weights = read_layer(lm, layer)
             last = [weights.attention_out_norm, weights.mlp_out_norm]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from adadecode.model.families import FAMILIES, check_supported
+from adadecode.model.families import FAMILIES, check_supported, partial_rotary
 from adadecode.model.files import CONFIG, ModelFiles, damage, is_pointer, shown
 
 Size = Annotated[int, Field(ge=1, le=2**24)]
@@ -45,7 +45,7 @@ class Rotary(BaseModel):
     beta_fast: Positive | None = None
     beta_slow: Positive | None = None
     original_max_position_embeddings: Size | None = None
-    partial_rotary_factor: Annotated[float, Field(ge=1.0, le=1.0)] | None = None  # of every head, all of it is turned
+    partial_rotary_factor: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
 
 
 class ConfigFile(BaseModel):
@@ -73,7 +73,7 @@ class ConfigFile(BaseModel):
     rope_theta: Positive | None = None
     rope_parameters: Rotary | None = None
     rope_scaling: Rotary | None = None
-    partial_rotary_factor: Annotated[float, Field(ge=1.0, le=1.0)] | None = None
+    partial_rotary_factor: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     eos_token_id: int | list[int] | None = None
 
     @model_validator(mode="after")
@@ -115,6 +115,10 @@ def check_config(files: ModelFiles, config: dict[str, Any]) -> None:
             kind = ConfigFile.model_validate(config).model_type
         except ValidationError as error:
             raise ValueError(_first_error(error)) from error
+        if kind in FAMILIES and partial_rotary in FAMILIES[kind].refused:
+            why = partial_rotary(SimpleNamespace(**config))
+            if why is not None:
+                raise ValueError(f"{CONFIG}: {why}")
     if kind not in FAMILIES:
         check_supported(SimpleNamespace(**config))
 

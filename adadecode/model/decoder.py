@@ -46,8 +46,6 @@ class DecoderModel:
         lm.generation_config = GenerationConfig()  # greedy means greedy: no penalties from the model's own defaults
         self.model_hash = hash_weights(lm)
         self.weights = read_weights(lm, stages)
-        if self.weights.shape.attention_cap is not None:  # which transformers' faster attention leaves out
-            lm.set_attn_implementation("eager")
         # of lm alone: a prefill that knew the decoder would keep it in memory, in a circle
         self.steps = Steps(self.weights, functools.partial(prefill, lm, self.weights), kernels)
 
@@ -122,7 +120,7 @@ class DecoderModel:
 
     def run_like_last(self, layer: Any, hidden: Tensor) -> Tensor:
         """`hidden` `[B, T, d]` of B whole sequences after `layer`, a transformers layer like the last."""
-        return WholeSequences(self.lm, self.weights, hidden).run(layer, self.weights.kind(-1), hidden)
+        return WholeSequences(self.lm, hidden).run(layer, self.weights.kind(-1), hidden)
 
 
 def prefill(
@@ -133,7 +131,7 @@ def prefill(
     Returns the last row's logits `[V]`, and the hidden states `[T, d]` after as many layers as each of `kept` says.
     """
     hidden = embed(weights, prompt_ids)[None]
-    sequences, hidden_after = WholeSequences(lm, weights, hidden), dict[int, Tensor]()
+    sequences, hidden_after = WholeSequences(lm, hidden), dict[int, Tensor]()
     for idx, layer in enumerate(body_of(lm).layers):
         hidden = sequences.run(layer, weights.kind(idx), hidden, cache)
         if idx + 1 in kept:

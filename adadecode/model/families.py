@@ -96,7 +96,17 @@ def norms_of_each_head(config: Any) -> str | None:
     return None
 
 
-USUAL_REFUSALS: tuple[Refusal, ...] = (other_activation, other_attention, changing_rotary, norms_of_each_head)
+def partial_rotary(config: Any) -> str | None:
+    """Why `config` is refused when it has part of a head turned and its family turns all of it; else None."""
+    shares = [rope.get("partial_rotary_factor") for rope in rotary_settings(config)]
+    share = next((share for share in shares if share is not None), getattr(config, "partial_rotary_factor", None))
+    if share is None or share == 1.0:
+        return None
+    return f"rope_parameters.partial_rotary_factor {share}: its layers turn whole heads; leave it out, or 1"
+
+
+PARTIAL_REFUSALS: tuple[Refusal, ...] = (other_activation, other_attention, changing_rotary, norms_of_each_head)
+USUAL_REFUSALS = (*PARTIAL_REFUSALS, partial_rotary)
 
 
 def no_windows(config: Any) -> list[int | None]:
@@ -181,7 +191,7 @@ def _divided_logits(config: Any) -> LogitShape:
 class Family:
     """Models of one `model_type`: where they differ from Llama's, of which they have names, sizes and order.
 
-    `layer` names parts of a layer, `norm` the last norm, `cache` what a layer calls its cache. Of a configuration `shape`
+    `layer` names parts of a layer, `norm` the last norm, `cache` what a layer calls its cache, `attention` transformers'. Of a configuration `shape`
     tells what layers compute besides, `windows` and `tables` what each sees and is turned by, `embedding_scale` and
     `logits` what embeddings and logits are multiplied with. `is_interleaved` has queries, keys and values head by head.
     """
@@ -189,6 +199,7 @@ class Family:
     layer: Mapping[str, Names] = field(default_factory=dict[str, Names])
     norm: str = "norm"
     cache: str = "past_key_values"
+    attention: str = "sdpa"
     is_interleaved: bool = False
     shape: Callable[[Any], dict[str, Any]] = _nothing_else
     windows: Callable[[Any], list[int | None]] = no_windows
@@ -203,13 +214,14 @@ FAMILIES: dict[str, Family] = {
     "mistral": Family(windows=windows_everywhere),
     "qwen2": Family(windows=windows_by_type),
     "qwen3": Family(windows=windows_by_type),
-    "phi3": Family(FUSED, windows=windows_everywhere),
+    "phi3": Family(FUSED, windows=windows_everywhere, refused=PARTIAL_REFUSALS),
     "olmo2": Family({"post_norm": ()} | {k: v for k, v in NORMED_OUTPUTS.items() if k != "post_norm"}),
     "granite": Family(shape=_granite_shape, embedding_scale=_by_multiplier, logits=_divided_logits),
     "smollm3": Family(windows=windows_by_type, tables=table_or_none),
-    "stablelm": Family(shape=_layer_norms),
+    "stablelm": Family(shape=_layer_norms, refused=PARTIAL_REFUSALS),
     "gemma2": Family(
         NORMED_OUTPUTS,
+        attention="eager",  # the only one of transformers' that has its caps
         shape=_gemma2_shape,
         windows=windows_by_type,
         embedding_scale=_by_width,
@@ -223,13 +235,25 @@ FAMILIES: dict[str, Family] = {
         embedding_scale=_by_width,
         logits=_capped_logits,
     ),
-    "gpt_neox": Family(NEOX, norm="final_layer_norm", cache="layer_past", is_interleaved=True, shape=_neox_shape),
+    "gpt_neox": Family(
+        NEOX,
+        norm="final_layer_norm",
+        cache="layer_past",
+        is_interleaved=True,
+        shape=_neox_shape,
+        refused=PARTIAL_REFUSALS,
+    ),
 }
 
 
 def family_of(config: Any) -> Family:
     """The row of a configuration that `check_supported` lets pass."""
     return FAMILIES[config.model_type]
+
+
+def attention_of(config: Any) -> dict[str, str]:
+    """Whose attention transformers' layers are to compute with, whatever `config` names, even one to be fetched."""
+    return {"attn_implementation": family_of(config).attention}
 
 
 def layer_shape(config: Any) -> LayerShape:

@@ -25,7 +25,7 @@ from adadecode.files import short_hash
 from adadecode.model.checkpoint import check_folder, few, lacking, layers_too_many, wrong_shapes
 from adadecode.model.config_file import TOKENIZER_FILES, check_config, check_tokenizer, ends_of, read_config
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.families import check_supported
+from adadecode.model.families import attention_of, check_supported
 from adadecode.model.files import ModelFiles, find_model, reason
 from adadecode.model.gguf import check_gguf
 from adadecode.model.memory import SMALLER_MODEL, is_out_of_memory, out_of_memory_named
@@ -39,7 +39,6 @@ NO_CODE = {"trust_remote_code": False}  # None would ask on stdin
 UNPACKED = {"quantization_config": GgufConfig(dequantize=True)}  # else a package for packed products would be used
 Loaded = tuple[DecoderModel, PreTrainedTokenizerBase]
 LoadModel = Callable[[ModelSettings, str], Loaded]  # what `load_model` is: settings, and the flag that errors name
-ATTENTION = {"attn_implementation": "sdpa"}  # a configuration may name one, even one to be fetched from the hub
 
 
 @out_of_memory_named(SMALLER_MODEL)
@@ -142,7 +141,7 @@ def _read_weights(files: ModelFiles, config: Any, dtype: torch.dtype) -> tuple[A
             output_loading_info=True,
             use_safetensors=None if files.gguf else True,  # a pickle may hold code
             **NO_CODE,
-            **ATTENTION,
+            **attention_of(config),
         )
         lm, found = loaded
         unused = sorted(found["unexpected_keys"])
@@ -159,7 +158,7 @@ def check_local(files: ModelFiles, config: Any) -> None:
     """Raises UsageError when the checkpoint in the model's folder is not what `config` describes; reads no weights."""
     assert files.folder is not None, files
     with torch.device("meta"):
-        lm: Any = AutoModelForCausalLM.from_config(config, **NO_CODE, **ATTENTION)
+        lm: Any = AutoModelForCausalLM.from_config(config, **NO_CODE, **attention_of(config))
     expected = {name: tuple(parameter.shape) for name, parameter in lm.named_parameters()}
     with files.refused():
         check_folder(files.folder, expected, config.num_hidden_layers)

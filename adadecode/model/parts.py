@@ -75,18 +75,18 @@ def rotary_tables(lm: Any, like: Tensor, positions: Tensor) -> tuple[RotaryTable
 class WholeSequences:
     """What layers of `lm` are called with for B whole sequences of T rows: made once, for all layers alike."""
 
-    def __init__(self, lm: Any, weights: Weights, like: Tensor) -> None:
+    def __init__(self, lm: Any, like: Tensor) -> None:
         """For hidden states like `like` `[B, T, d]`."""
         self._positions = torch.arange(like.shape[1], device=like.device)
         self._tables = rotary_tables(lm, like, self._positions[None])
-        self._cache_name, self._is_capped = family_of(lm.config).cache, weights.shape.attention_cap is not None
+        self._cache_name, self._is_masked = family_of(lm.config).cache, lm.config._attn_implementation != "sdpa"
         self._dtype, self._masks = like.dtype, dict[int | None, Tensor]()
 
     def run(self, layer: Any, kind: LayerKind, hidden: Tensor, cache: KVCache | None = None) -> Tensor:
         """`hidden` `[B, T, d]` after `layer`, one of `kind`; fills `cache` where it is given."""
         more: dict[str, Any] = {} if cache is None else {self._cache_name: cache}
         window = None if kind.window is None or kind.window >= len(self._positions) else kind.window
-        if window is not None or self._is_capped:  # else attention is causal of itself
+        if window is not None or self._is_masked:  # else attention is causal of itself
             more["attention_mask"] = self._mask(window)
         return layer(hidden, position_embeddings=self._tables[kind.rotary or 0], **more)
 

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoModelForCausalLM
 
-from adadecode.model.families import layer_shape
-from adadecode.model.load import ATTENTION, NO_CODE
+from adadecode.model.families import attention_of, layer_shape
+from adadecode.model.load import NO_CODE
 from adadecode.model.parts import body_of
 
 
@@ -24,7 +24,7 @@ def model_size(config: Any, dtype: str) -> ModelSize:
     """The size of the model that transformers' `config` describes, in `dtype`."""
     itemsize = getattr(torch, dtype).itemsize
     with torch.device("meta"):
-        lm: Any = AutoModelForCausalLM.from_config(config, **NO_CODE, **ATTENTION)
+        lm: Any = AutoModelForCausalLM.from_config(config, **NO_CODE, **attention_of(config))
     numbers = sum(parameter.numel() for parameter in lm.parameters())
     embedding, head = lm.get_input_embeddings().weight, lm.get_output_embeddings().weight
     num_packed = numbers - (0 if head is embedding else embedding.numel())
