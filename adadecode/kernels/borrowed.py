@@ -5,7 +5,9 @@ Shapes: W rows, d model width, S cache columns, V vocabulary.
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
+from adadecode.kernels.arithmetic import attention_by
 from adadecode.kernels.eager import EagerStep
 from adadecode.kernels.kv_cache import KVCache
 from adadecode.kernels.step import check_token_ids
@@ -20,19 +22,22 @@ class BorrowedStep(EagerStep):
     Rows that take no part enter a layer as zeros, as in an eager step, and write to the scratch column.
     """
 
-    def __init__(self, weights: Weights, borrowed: Borrowed, width: int, cache: KVCache) -> None:
-        super().__init__(weights, _no_prefill, width, cache)
+    def __init__(
+        self, weights: Weights, borrowed: Borrowed, width: int, cache: KVCache, attention: SDPBackend | None = None
+    ) -> None:
+        super().__init__(weights, _no_prefill, width, cache, attention=attention)
         self._borrowed = borrowed
         self._calls: tuple[int, Calls] | None = None  # of the position of slot 0
 
     def prefill(self, prompt_ids: list[int]) -> Tensor:
         check_token_ids(prompt_ids, self.weights.vocab_size)
         token_ids = torch.tensor(prompt_ids, device=self.hidden.device)
-        for first in range(0, len(prompt_ids), PROMPT_ROWS):
-            block = token_ids[first : first + PROMPT_ROWS]
-            positions = torch.arange(first, first + len(block), device=block.device)
-            calls = self._borrowed.calls(block, positions, positions, self.cache)
-            self.hidden[0] = self._borrowed.run(calls, calls.entering, 0, self.weights.num_layers)[-1]
+        with attention_by(self._attention):
+            for first in range(0, len(prompt_ids), PROMPT_ROWS):
+                block = token_ids[first : first + PROMPT_ROWS]
+                positions = torch.arange(first, first + len(block), device=block.device)
+                calls = self._borrowed.calls(block, positions, positions, self.cache)
+                self.hidden[0] = self._borrowed.run(calls, calls.entering, 0, self.weights.num_layers)[-1]
         self._calls = None
         return self._borrowed.logits(self.hidden)[0]
 

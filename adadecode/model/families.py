@@ -1,6 +1,6 @@
 """The families of models the engine decodes, one row each: how their parts are named and what layers of theirs compute."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 
 from adadecode.errors import UnsupportedModelError
 from adadecode.kernels.weights import Activation, LayerKind, LayerShape, LogitShape
+from adadecode.settings import Kernels
 
 Names = tuple[str, ...]
 Refusal = Callable[[Any], str | None]  # why a configuration is refused; None when it is not
@@ -84,8 +85,6 @@ def other_attention(config: Any) -> str | None:
     kinds = {*(getattr(config, "layer_types", None) or ())} - {"full_attention", "sliding_attention"}
     if kinds:
         return f"its layers of {', '.join(sorted(kinds))} are not known; the engine has full and sliding attention"
-    if getattr(config, "use_bidirectional_attention", False):
-        return "its attention looks ahead, so a cache cannot hold what it saw; a causal one can be decoded"
     return None
 
 
@@ -105,7 +104,22 @@ def partial_rotary(config: Any) -> str | None:
     return f"rope_parameters.partial_rotary_factor {share}: its layers turn whole heads; leave it out, or 1"
 
 
-PARTIAL_REFUSALS: tuple[Refusal, ...] = (other_activation, other_attention, changing_rotary, norms_of_each_head)
+def encoder_and_decoder(config: Any) -> str | None:
+    """Why `config` is refused when it has an encoder; else None."""
+    return "encoder-decoder models are not decoded here" if getattr(config, "is_encoder_decoder", False) else None
+
+
+def looks_ahead(config: Any) -> str | None:
+    """Why `config` is refused when its attention is not causal; else None."""
+    if getattr(config, "use_bidirectional_attention", False):
+        return "its attention looks ahead, so a cache cannot hold what it saw; a causal one can be decoded"
+    return None
+
+
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")  # what configurations call them
+BORROWING: tuple[Kernels, ...] = ("auto", "transformers")  # kernels that may run a model's own layers
+
+PARTIAL_REFUSALS: tuple[Refusal, ...] = (other_activation, other_attention, norms_of_each_head)
 USUAL_REFUSALS = (*PARTIAL_REFUSALS, partial_rotary)
 
 
@@ -209,6 +223,8 @@ class Family:
     refused: tuple[Refusal, ...] = USUAL_REFUSALS
 
 
+ANYBODYS_REFUSALS: tuple[Refusal, ...] = (encoder_and_decoder, looks_ahead, changing_rotary)
+
 FAMILIES: dict[str, Family] = {
     "llama": Family(),
     "mistral": Family(windows=windows_everywhere),
@@ -301,21 +317,23 @@ def rotary_types(config: Any) -> list[str]:
     return sorted({*config.layer_types}) if any(isinstance(value, Mapping) for value in found.values()) else []
 
 
-def check_supported(config: Any) -> None:
-    """Raises UnsupportedModelError when `config` asks for something the engine does not do."""
-    why = next(_refusals(config), None)
-    if why is not None:
+def check_supported(config: Any, kernels: Kernels = "auto") -> None:
+    """Raises UnsupportedModelError when `config` asks for something that `kernels` do not do."""
+    for why in filter(None, (refusal(config) for refusal in ANYBODYS_REFUSALS)):
         raise UnsupportedModelError(f"model type {config.model_type!r}: {why}; supported are {', '.join(FAMILIES)}")
+    why = why_borrowed(config)
+    if why is not None and kernels not in BORROWING:
+        raise UnsupportedModelError(
+            f"model type {config.model_type!r}: {why}, so --kernels {kernels} cannot compute them; "
+            "use --kernels transformers, which runs the model's own layers, or auto"
+        )
 
 
-def _refusals(config: Any) -> Iterator[str]:
-    """Why `config` is refused: as no engine of this kind can decode it, as an unknown family, or by its family."""
-    if getattr(config, "is_encoder_decoder", False):
-        yield "encoder-decoder models are not decoded here"
-    if getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
-        yield "mixture-of-experts routing depends on the other rows of a step"
+def why_borrowed(config: Any) -> str | None:
+    """Why only the model's own layers can compute what `config` describes; None where those here can."""
+    if any(getattr(config, name, None) for name in EXPERTS):
+        return "its layers have experts, which are not known to the engine"
     family = FAMILIES.get(config.model_type)
     if family is None:
-        yield "its layers are not known to the engine"
-    else:
-        yield from (why for refusal in family.refused if (why := refusal(config)) is not None)
+        return "its layers are not known to the engine"
+    return next(filter(None, (refusal(config) for refusal in family.refused)), None)

@@ -31,7 +31,7 @@ from adadecode.model.gguf import check_gguf
 from adadecode.model.memory import SMALLER_MODEL, is_out_of_memory, out_of_memory_named
 from adadecode.model.placement import check_device, devices_of, place
 from adadecode.model.weight_files import fetch_weights
-from adadecode.settings import ModelSettings
+from adadecode.settings import Kernels, ModelSettings
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def load_model(settings: ModelSettings, flag: str = "--model") -> Loaded:
     transformers_logging.disable_progress_bar()
     check_device(settings)
     files = find_model(settings.model, settings.revision, flag)
-    raw, config = _read_config(files)
+    raw, config = _read_config(files, settings.kernels)
     devices = devices_of(settings, config.num_hidden_layers)
     tokenizer = _read_tokenizer(files, config)
     with _explained(files, "what ends a sequence cannot be read"):
@@ -89,7 +89,7 @@ def chat_template_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return None if template is None else short_hash(json.dumps(template))
 
 
-def _read_config(files: ModelFiles) -> tuple[dict[str, Any], Any]:
+def _read_config(files: ModelFiles, kernels: Kernels = "auto") -> tuple[dict[str, Any], Any]:
     """The content of config.json and transformers' configuration made of it; raises UsageError when it is refused.
 
     A GGUF file has the latter only.
@@ -104,7 +104,7 @@ def _read_config(files: ModelFiles) -> tuple[dict[str, Any], Any]:
             config = AutoConfig.from_pretrained(files.source, **files.where, **NO_CODE)
             raw = config.to_dict()
             check_config(files, raw)
-    check_supported(config)
+    check_supported(config, kernels)
     return raw, config
 
 

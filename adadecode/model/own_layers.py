@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from adadecode.errors import UnsupportedModelError
 from adadecode.kernels.kv_cache import KVCache
 from adadecode.kernels.layers import capped_attention, causal_mask
-from adadecode.kernels.weights import Calls
+from adadecode.kernels.weights import Calls, Head, LayerShape, LogitShape, Weights
 from adadecode.model.memory import is_out_of_memory
 
 NAME = "adadecode"  # of our attention among transformers'
@@ -151,7 +151,7 @@ class OwnLayers:
 
     def __init__(self, lm: Any, context_len: int, because: str | None = None) -> None:
         """Learns how `lm` calls its layers; raises UnsupportedModelError when they cannot be run from outside."""
-        self.because = because
+        self.because, self.context_len = because, context_len
         self._lm, self._kind = lm, str(lm.config.model_type)
         self._owner, self._name, self._layers = self._found_layers()
         self.num_layers = len(self._layers)
@@ -243,7 +243,7 @@ class OwnLayers:
 
     def calls(self, token_ids: Tensor, positions: Tensor, columns: Tensor, cache: KVCache) -> Calls:
         """What rows of `token_ids` `[W]` enter layer 1 with, and what each layer is called with at their `positions`."""
-        positions = positions.clamp(max=self._lm.config.max_position_embeddings - 1)
+        positions = positions.clamp(max=self.context_len - 1)
         place = Place(positions, torch.arange(cache.num_columns, device=positions.device))
         with self._attending(place), self._standing_in(None):
             self._lm.base_model(
@@ -322,3 +322,19 @@ class OwnLayers:
         finally:
             config._attn_implementation = before
             PLACE.reset(token)
+
+
+def borrow_weights(lm: Any, own: OwnLayers) -> Weights:
+    """What decode steps read of `lm` where they borrow its layers: embedding and head, and no layer."""
+    head, config = lm.get_output_embeddings().weight, lm.config
+    return Weights(
+        embedding=lm.get_input_embeddings().weight,
+        layers=(),
+        norm=head.new_ones(own.width),
+        head=Head((head,)),
+        rotaries=(),
+        shape=LayerShape(max(config.num_attention_heads, own.num_kv_heads), own.num_kv_heads, own.head_dim, 0.0),
+        context_len=own.context_len,
+        logits=LogitShape(own=own.finished),
+        borrowed=own,
+    )
