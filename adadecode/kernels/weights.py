@@ -179,6 +179,7 @@ class Borrowed(Protocol):
     num_layers: int
     width: int
     because: str | None
+    layers: Any
 
     def calls(self, token_ids: Tensor, positions: Tensor, columns: Tensor, cache: KVCache) -> Calls:
         """What rows of `token_ids` `[W]` at `positions` `[W]` enter layer 1 with, and each layer is called with."""

@@ -131,6 +131,11 @@ class DecoderModel:
         """All of transformers' model but its head."""
         return body_of(self.lm)
 
+    @property
+    def layers(self) -> Any:
+        """Its L layers, as transformers has them."""
+        return self.body.layers if self.weights.borrowed is None else self.weights.borrowed.layers
+
     def run_like_last(self, layer: Any, hidden: Tensor) -> Tensor:
         """`hidden` `[B, T, d]` of B whole sequences after `layer`, a transformers layer like the last."""
         return WholeSequences(self.lm, hidden).run(layer, self.weights.kind(-1), hidden)
