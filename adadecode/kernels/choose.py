@@ -161,7 +161,7 @@ def choose_kernels(
         )
     if kernels == "compile":
         _check_compilable(device)
-    if kernels in ("eager", "graphs", "compile"):
+    if kernels in ("eager", "graphs", "compile", "transformers"):
         return ChosenKernels(kernels)
     if device.type != "cpu":
         return ChosenKernels("graphs")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from adadecode.errors import UnsupportedModelError
 from adadecode.kernels.weights import Activation, LayerKind, LayerShape, LogitShape
@@ -269,16 +270,24 @@ def family_of(config: Any) -> Family:
 
 def attention_of(config: Any) -> dict[str, str]:
     """Whose attention transformers' layers are to compute with, whatever `config` names, even one to be fetched."""
-    return {"attn_implementation": family_of(config).attention}
+    if config.model_type in FAMILIES:
+        return {"attn_implementation": family_of(config).attention}
+    lm_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return {"attn_implementation": "sdpa" if getattr(lm_class, "_supports_sdpa", False) else "eager"}
+
+
+def kv_shape(config: Any) -> tuple[int, int]:
+    """Key/value heads G and their width D, by a configuration of any family."""
+    num_heads: int = config.num_attention_heads
+    num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
+    return num_kv_heads, getattr(config, "head_dim", None) or config.hidden_size // num_heads
 
 
 def layer_shape(config: Any) -> LayerShape:
     """What the layers of a model have in common, by its configuration."""
-    num_heads = config.num_attention_heads
     return LayerShape(
-        num_heads,
-        getattr(config, "num_key_value_heads", None) or num_heads,
-        getattr(config, "head_dim", None) or config.hidden_size // num_heads,
+        config.num_attention_heads,
+        *kv_shape(config),
         config.rms_norm_eps if hasattr(config, "rms_norm_eps") else config.layer_norm_eps,
         activation=ACTIVATIONS[activation_of(config)],
         **family_of(config).shape(config),

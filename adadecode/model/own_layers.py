@@ -155,7 +155,10 @@ class OwnLayers:
         self._lm, self._kind = lm, str(lm.config.model_type)
         if lm._can_set_experts_implementation():
             lm.set_experts_implementation("batched_mm")  # whose shapes do not depend on where rows are routed
-        self._owner, self._name, self.layers = self._found_layers()
+        found = found_layers(lm)
+        if found is None:
+            raise self._refusal(f"it has no list of its {lm.config.num_hidden_layers} layers")
+        self._owner, self._name, self.layers = found
         self.num_layers = len(self.layers)
         if not lm._can_set_attn_implementation():
             raise self._refusal("its attention does not go through transformers' attention interface")
@@ -167,24 +170,14 @@ class OwnLayers:
             if is_out_of_memory(error):
                 raise
             reason = str(error).strip().splitlines()[:1]
-            raise self._refusal(f"its layers cannot be called from outside ({': '.join([type(error).__name__, *reason])})")
+            raise self._refusal(
+                f"its layers cannot be called from outside ({': '.join([type(error).__name__, *reason])})"
+            )
 
-    def _refusal(self, why: str) -> UnsupportedModelError:
-        return UnsupportedModelError(f"model type {self._kind!r}: {why}, so --kernels transformers cannot run it; {REMEDY}")
-
-    def _found_layers(self) -> tuple[nn.Module, str, nn.ModuleList]:
-        """The list of the layers, and whose attribute it is."""
-        num_layers = self._lm.config.num_hidden_layers
-        found = [
-            (name.count("."), name)
-            for name, module in self._lm.base_model.named_modules()
-            if isinstance(module, nn.ModuleList) and len(module) == num_layers
-        ]
-        if not found:
-            raise self._refusal(f"it has no list of its {num_layers} layers")
-        owner, _, name = min(found)[1].rpartition(".")
-        parent = self._lm.base_model.get_submodule(owner)
-        return parent, name, getattr(parent, name)
+    def _refusal(self, why: str, remedy: str = REMEDY) -> UnsupportedModelError:
+        return UnsupportedModelError(
+            f"model type {self._kind!r}: {why}, so --kernels transformers cannot run it; {remedy}"
+        )
 
     def _learn(self, length: int) -> None:
         """What the layers return and what they cache; then whether calls from outside compute what the model does."""
@@ -210,7 +203,10 @@ class OwnLayers:
         with torch.inference_mode(), self._attending(Place(positions, positions)):
             lm(token_ids[None], position_ids=positions[None], past_key_values=measure, use_cache=True)
         if [idx for idx, *_ in measure.shapes] != [*range(self.num_layers)]:
-            raise self._refusal("not every layer has keys and values of its own, one for each position")
+            raise self._refusal(
+                "not every layer has keys and values of its own, one for each position",
+                "states that can be taken back when a draft is wrong would lift it",
+            )
         both = [shape for _, *shapes in measure.shapes for shape in shapes]
         self.num_kv_heads, self.head_dim = max(shape[0] for shape in both), max(shape[2] for shape in both)
         found = self._through_columns(token_ids)
@@ -325,6 +321,21 @@ class OwnLayers:
         finally:
             config._attn_implementation = before
             PLACE.reset(token)
+
+
+def found_layers(lm: Any) -> tuple[nn.Module, str, nn.ModuleList] | None:
+    """The list of the layers of `lm`, and whose attribute it is; None where there is none."""
+    body, num_layers = lm.base_model, lm.config.num_hidden_layers
+    found = [
+        (name.count("."), name)
+        for name, module in body.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers
+    ]
+    if not found:
+        return None
+    owner, _, name = min(found)[1].rpartition(".")
+    parent = body.get_submodule(owner)
+    return parent, name, getattr(parent, name)
 
 
 def borrow_weights(lm: Any, own: OwnLayers) -> Weights:

@@ -73,8 +73,7 @@ def run_base(model: DecoderModel, batch: list[GreedyOutput], exits: tuple[int, .
         kept[exit_layer] = hidden.to(model.device)
 
     hooks = [
-        model.layers[e - 1].register_forward_hook(lambda *call, exit_layer=e: keep(exit_layer, call[-1]))
-        for e in exits
+        model.layers[e - 1].register_forward_hook(lambda *call, exit_layer=e: keep(exit_layer, call[-1])) for e in exits
     ]
     try:
         last = model.body(token_ids, use_cache=False).last_hidden_state
