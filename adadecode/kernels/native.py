@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adadecode.kernels.layers import embed
-from adadecode.kernels.library import BlockStruct, ExitTestStruct, Pointer, ShapeStruct
+from adadecode.kernels.library import BlockStruct, ExitTestStruct, Pointer
 from adadecode.kernels.packed import PackedHead, PackedLayers, PackedWeights, shape_struct
 from adadecode.kernels.step import Proposals, Segment, blocks_of, check_slots, check_token_ids
 from adadecode.kernels.weights import Block, ExitTest, Gate, Head, Weights
@@ -51,9 +51,7 @@ class NativeStep:
         self.logits = torch.zeros(width, weights.vocab_size, dtype=weights.dtype)
         self._first_position = 0
         self._head, self._vocab_size = weights.head, weights.vocab_size
-        self._rotaries = [
-            table[:num_columns].float().contiguous() for rotary in weights.rotaries for table in rotary
-        ]
+        self._rotaries = [table[:num_columns].float().contiguous() for rotary in weights.rotaries for table in rotary]
         self._rotaries_at = (Pointer * len(self._rotaries))(*(table.data_ptr() for table in self._rotaries))
         self._num_positions = min(num_columns, *(len(table) for table in self._rotaries))
         self._shape = shape_struct(weights, num_columns, torch.get_num_threads(), ctypes.addressof(self._rotaries_at))
@@ -127,7 +125,9 @@ class NativeStep:
             ctypes.memmove(to, self._table_at + token_id * row_len, row_len)
             to += row_len
         if self._has_scaled_embedding:
-            self._packed.library.adadecode_scale_embedding(self._shape_at, self._hidden_at + slot * row_len, len(token_ids))
+            self._packed.library.adadecode_scale_embedding(
+                self._shape_at, self._hidden_at + slot * row_len, len(token_ids)
+            )
 
     def run(self, lo: int, hi: int, start: int, stop: int) -> None:
         check_slots(lo, hi, self.width)
