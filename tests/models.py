@@ -153,9 +153,11 @@ def tiny_lm(
     given: dict[str, Any] = sizes | EXTRA.get(family, {}) | config
     if "layer_types" in given:
         given["layer_types"] = given["layer_types"][:num_layers]
-    lm: Any = lm_type(config_type(**{name: value for name, value in given.items() if name not in LACKED.get(family, ())}))
+    lm: Any = lm_type(
+        config_type(**{name: value for name, value in given.items() if name not in LACKED.get(family, ())})
+    )
     with torch.no_grad():
-        if family in OTHERS:  # fresh norms are all 1 or 0, and fresh biases 0
+        if family in OTHERS or "mlp_bias" in config:  # fresh norms are all 1 or 0, and fresh biases 0
             for parameter in (parameter for parameter in lm.parameters() if parameter.dim() == 1):
                 parameter.add_(0.1 * torch.randn(parameter.shape))
         for depth, layer in enumerate(lm.base_model.layers):

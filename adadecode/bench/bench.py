@@ -41,8 +41,8 @@ def run_bench(config: BenchConfig, say: Say) -> tuple[BenchResult, list[BenchRow
     subject = load_subject(config, say)
     if subject.model.weights.borrowed is not None:
         raise UsageError(
-            f"--kernels transformers: bench times the engine's own parts, and the layers here are {subject.model.config.model_type}'s "
-            "own; compare methods with eval --repeats"
+            "--kernels transformers: bench times the engine's own parts, and the layers here are the model's own; "
+            " compare methods with eval --repeats"
         )
     for line in subject.model.chosen_kernels.lines():
         say(line)

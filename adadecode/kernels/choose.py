@@ -16,7 +16,7 @@ from adadecode.kernels.graphed import GraphedStep, free_workspaces, why_no_graph
 from adadecode.kernels.kv_cache import KVCache, bucket_columns, num_columns
 from adadecode.kernels.layers import layer_step
 from adadecode.kernels.library import NATIVE_DTYPES, load_library
-from adadecode.kernels.native import NativeStep, native_lacks
+from adadecode.kernels.native import NativeStep
 from adadecode.kernels.packed import PackedWeights
 from adadecode.kernels.shared import SharedSteps
 from adadecode.kernels.staged import StagedStep
@@ -43,7 +43,7 @@ class Steps:
         self.weights, self.prefill = weights, prefill
         self._is_cuda = weights.device.type == "cuda"
         if weights.borrowed is None:
-            self.chosen = choose_kernels(kernels, weights.device, weights.dtype, native_lacks(weights))
+            self.chosen = choose_kernels(kernels, weights.device, weights.dtype)
         else:
             self.chosen = ChosenKernels("transformers", weights.borrowed.because)
         self._attention = self._settle_on_cuda(kernels) if self._is_cuda else None
@@ -137,23 +137,14 @@ class Steps:
             free_workspaces()
 
 
-def choose_kernels(
-    kernels: Kernels, device: torch.device, dtype: torch.dtype, native_lacks: str | None = None
-) -> ChosenKernels:
-    """What `kernels` come to on `device` in `dtype`; raises KernelsError when they cannot be had there.
-
-    `native_lacks` is what the model has that native ones do not do, if anything.
-    """
+def choose_kernels(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> ChosenKernels:
+    """What `kernels` come to on `device` in `dtype`; raises KernelsError when they cannot be had there."""
     can_be_native = device.type == "cpu" and dtype in NATIVE_DTYPES
     name = str(dtype).removeprefix("torch.")
     if kernels == "native" and not can_be_native:
         raise KernelsError(
             f"--kernels native: only on a CPU in float32 or bfloat16, not on {device.type} in {name}; "
             f"use --kernels eager{' or compile' if device.type == 'cpu' else ', graphs or compile'}"
-        )
-    if kernels == "native" and native_lacks is not None:
-        raise KernelsError(
-            f"--kernels native: {native_lacks} are not done by them; use --kernels eager, which is slower"
         )
     if kernels == "graphs" and device.type != "cuda":
         raise KernelsError(
@@ -167,8 +158,6 @@ def choose_kernels(
         return ChosenKernels("graphs")
     if not can_be_native:
         return ChosenKernels("eager", f"native ones compute in float32 and bfloat16, not in {name}")
-    if native_lacks is not None:
-        return ChosenKernels("eager", f"native ones do not do {native_lacks}")
     try:
         load_library()
     except KernelsError as error:

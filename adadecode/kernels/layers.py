@@ -123,7 +123,7 @@ def sequence_step(
 
 
 def causal_mask(positions: Tensor, columns: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
-    """The additive mask `[W, S]` over `columns` `[S]` of rows at `positions` `[W]`: of what comes later or left the window."""
+    """The additive mask `[W, S]` over `columns` `[S]` of rows at `positions` `[W]`: of what is later or left the window."""
     is_hidden = columns > positions[:, None]
     if window is not None:
         is_hidden = is_hidden | (columns <= positions[:, None] - window)

@@ -25,36 +25,31 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fopenmp", 
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 DIGEST_LEN = 32  # bytes of a SHA-256
 
-Pointer, Int = ctypes.c_void_p, ctypes.c_int32
+Pointer, Int, Float = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
+
+
+LAYER_POINTERS = (
+    *("input_norm", "input_norm_bias", "qkv", "qkv_bias", "q_norm", "k_norm", "o", "o_bias", "attention_out_norm"),
+    *("post_norm", "post_norm_bias", "gate_up", "gate_up_bias", "down", "down_bias", "mlp_out_norm"),
+)
 
 
 class LayerStruct(ctypes.Structure):
-    """The pointers to one layer's weights; null for those it does not have."""
+    """The pointers to one layer's weights, null for those it does not have, and what is its own of a layer."""
 
-    _fields_ = [
-        (name, Pointer)
-        for name in (
-            "input_norm",
-            "qkv",
-            "qkv_bias",
-            "q_norm",
-            "k_norm",
-            "o",
-            "post_norm",
-            "gate_up",
-            "down",
-        )
-    ]
+    _fields_ = [*((name, Pointer) for name in LAYER_POINTERS), ("window", Int), ("rotary", Int)]
 
 
 class ShapeStruct(ctypes.Structure):
-    """The sizes of a model, which its layers have in common, and the scratch of a decode step."""
+    """The sizes of a model, what its layers have in common, and the tables and the scratch of a decode step."""
 
     _fields_ = [
-        *((name, Int) for name in ("d", "F", "H", "G", "D", "S", "is_bf16", "num_threads")),
-        ("eps", ctypes.c_float),
-        ("scale", ctypes.c_float),
-        ("scratch", Pointer),
+        *((name, Int) for name in ("d", "F", "H", "G", "D", "R", "S", "is_bf16", "num_threads")),
+        *((name, Int) for name in ("activation", "is_gated", "is_parallel", "has_norms_over_heads")),
+        *(("eps", Float), ("norm_offset", Float), ("is_layer_norm", Int)),
+        *((name, Float) for name in ("scale", "attention_cap")),
+        *((name, Float) for name in ("residual_scale", "embedding_scale", "logit_divisor", "logit_cap")),
+        *((name, Pointer) for name in ("norm_bias", "rotaries", "scratch")),
     ]
 
 
@@ -89,14 +84,15 @@ def load_library() -> ctypes.CDLL:
         library = _load(path)
     except OSError:
         library = _compiled(compiler, path)
-    library.adadecode_run_layers.argtypes = [
-        Pointer, Pointer, Pointer, Int, Int, Pointer, Pointer, Pointer, Int, Int
-    ]  # fmt: skip
+    library.adadecode_run_layers.argtypes = [Pointer, Pointer, Pointer, Int, Int, Pointer, Int, Int]
+    library.adadecode_scale_embedding.argtypes = [Pointer, Pointer, Int]
+    library.adadecode_scale_embedding.restype = library.adadecode_function.restype = None
+    library.adadecode_function.argtypes = [Int, Pointer, ctypes.c_int64, Pointer]
     library.adadecode_head.argtypes = [
         Pointer, Pointer, Int, Pointer, Pointer, Pointer, Int, Pointer, Pointer, Pointer, Pointer, Pointer
     ]  # fmt: skip
     library.adadecode_run_to_exit.argtypes = [*library.adadecode_run_layers.argtypes, Int, Pointer, Pointer, Int]
-    library.adadecode_gate.argtypes = [Pointer, Pointer, Pointer, Pointer, ctypes.c_float]
+    library.adadecode_gate.argtypes = [Pointer, Pointer, Pointer, Pointer, Float]
     library.adadecode_read.argtypes = [Pointer, ctypes.c_int64, Int]
     library.adadecode_read.restype = ctypes.c_float
     library.adadecode_scratch_len.argtypes = [Pointer, Int, Int, Int]

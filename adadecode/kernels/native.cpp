@@ -222,6 +222,48 @@ inline vf vexp(vf x) {
     return x == x ? out : x;
 }
 
+// factors[0] + factors[1] * x + ... by Horner's rule.
+template <int N>
+inline vf polynomial(const float (&factors)[N], vf x) {
+    vf p = splat(factors[N - 1]);
+    each<N - 1>([&](auto i) INLINE { p = multiply_add(p, x, splat(factors[N - 2 - i])); });
+    return p;
+}
+
+// tanh(x), within 2e-7 of it, relatively: near 0, where 1 - exp would cancel, by an odd polynomial.
+inline vf vtanh(vf x) {
+    constexpr float FACTORS[] = {1.0f, -0.3333325982f, 0.1333112717f, -0.05372106656f, 0.02059098333f, -0.005659984891f};
+    const vf size = x < splat(0.0f) ? -x : x, near = x * polynomial(FACTORS, x * x);
+    const vf far = 1.0f - 2.0f / (vexp(size + size) + 1.0f);
+    return size < splat(0.625f) ? near : x < splat(0.0f) ? -far : far;
+}
+
+// What an activation makes of x.
+struct Silu {
+    static inline vf of(vf x) { return x / (vexp(-x) + 1.0f); }
+};
+// x * P(a normal variable <= x), within 4e-6 of it, relatively, and 2e-5 below -6: erfc(z) = exp(-z^2) times a polynomial of
+// 1 / (1 + 0.4 z), so that nothing cancels for negative x.
+struct Gelu {
+    static inline vf of(vf x) {
+        constexpr float FACTORS[] = {3.168636977e-5f, 0.2249782979f,  0.2322361618f,  0.1732332706f,  0.2809507847f,
+                                     -0.09190439433f, 0.3043203354f, -0.08542615175f, -0.06536250561f, 0.02694251202f};
+        const vf z = (x < splat(0.0f) ? -x : x) * 0.70710678118654752f;
+        const vf tail = 0.5f * polynomial(FACTORS, 1.0f / (z * 0.4f + 1.0f)) * vexp(-z * z);
+        return x * (x > splat(0.0f) ? 1.0f - tail : tail);
+    }
+};
+// x / 2 * (1 + tanh(u)) with u = sqrt(2 / pi) (x + 0.044715 x^3), which is x / (1 + exp(-2u)); as near to it as GELU.
+struct GeluTanh {
+    static inline vf of(vf x) {
+        const vf u = x * (x * x * 0.044715f + 1.0f) * 0.79788456080286536f;
+        return x / (vexp(-u - u) + 1.0f);
+    }
+};
+
+// x held within `cap` of 0.
+inline vf capped(vf x, float cap) { return vtanh(x / cap) * cap; }
+
 // Inputs that share 32 bits of a packed weight.
 template <class T>
 constexpr int STEP = 4 / sizeof(T);
@@ -410,19 +452,55 @@ void linear(const Team& team, const In<T>* x, int M, int K, const T* w, int N, f
     }
 }
 
-// RMSNorm of n elements; `weight` may be null.
+// How a model normalises; `offset` is added to the weights.
+struct Norms {
+    float eps, offset;
+    int32_t is_layer_norm;
+};
+
+// RMSNorm of n elements.
 template <class T, class X, class Out>
-void rms_norm(const X* x, const T* weight, int n, float eps, Out* out) {
+void rms_norm(const X* x, const T* weight, int n, float eps, float offset, Out* out) {
     vf squares = {};
     for (int i = 0; i < n; i += LANES) {
         const vf wide = widened(x + i, n - i);
         squares = multiply_add(wide, wide, squares);
     }
     const vf scale = splat(1.0f / std::sqrt(sum(squares) / n + eps));
+    const bool has_offset = offset != 0.0f;
     for (int i = 0; i < n; i += LANES) {
-        const vf scaled = widened(x + i, n - i) * scale;
-        narrow(weight ? scaled * widened(weight + i, n - i) : scaled, out + i, n - i);
+        const vf scaled = widened(x + i, n - i) * scale, factor = widened(weight + i, n - i);
+        narrow(scaled * (has_offset ? factor + offset : factor), out + i, n - i);
     }
+}
+
+// LayerNorm of n elements; `bias` may be null.
+template <class T, class X, class Out>
+void layer_norm(const X* x, const T* weight, const T* bias, int n, float eps, float offset, Out* out) {
+    vf total = {}, squares = {};
+    for (int i = 0; i < n; i += LANES) total += widened(x + i, n - i);
+    const float mean = sum(total) / n;
+    for (int i = 0; i < n; i += LANES) {
+        vf apart = widened(x + i, n - i) - mean;
+        for (int j = n - i; j < LANES; j++) apart[j] = 0.0f;
+        squares = multiply_add(apart, apart, squares);
+    }
+    const float scale = 1.0f / std::sqrt(sum(squares) / n + eps);
+    for (int i = 0; i < n; i += LANES) {
+        const vf scaled = (widened(x + i, n - i) - mean) * scale * (widened(weight + i, n - i) + offset);
+        narrow(bias ? scaled + widened(bias + i, n - i) : scaled, out + i, n - i);
+    }
+}
+
+// n elements normalised; as they are where `weight` is null.
+template <class T, class X, class Out>
+void norm(const Norms& by, const X* x, const void* weight, const void* bias, int n, Out* out) {
+    if (!weight)
+        for (int i = 0; i < n; i += LANES) narrow(widened(x + i, n - i), out + i, n - i);
+    else if (by.is_layer_norm)
+        layer_norm<T>(x, (const T*)weight, (const T*)bias, n, by.eps, by.offset, out);
+    else
+        rms_norm<T>(x, (const T*)weight, n, by.eps, by.offset, out);
 }
 
 // Zero behind a row of K inputs, where a step of several would take along what is there.
@@ -432,20 +510,22 @@ inline void end_row(In<T>* x, int K) {
 }
 
 template <class T>
-void normed_row(const T* hidden, int d, const T* weight, float eps, In<T>* out) {
-    rms_norm<T>(hidden, weight, d, eps, out);
+void normed_row(const Norms& by, const T* hidden, int d, const void* weight, const void* bias, In<T>* out) {
+    norm<T>(by, hidden, weight, bias, d, out);
     end_row<T>(out, d);
 }
 
 template <class T>
-void normed_rows(const Team& team, const T* hidden, int M, int d, const T* weight, float eps, In<T>* out) {
+void normed_rows(const Team& team, const Norms& by, const T* hidden, int M, int d, const void* weight, const void* bias,
+                 In<T>* out) {
     for (int m = team.first(M); m < team.end(M); m++)
-        normed_row<T>(hidden + size_t(m) * d, d, weight, eps, out + size_t(m) * spaced(d));
+        normed_row<T>(by, hidden + size_t(m) * d, d, weight, bias, out + size_t(m) * spaced(d));
 }
 
+// Turns the first R elements of a head.
 template <class T>
-void rotate(float* x, int D, const float* cos, const float* sin) {
-    const int half = D / 2;
+void rotate(float* x, int R, const float* cos, const float* sin) {
+    const int half = R / 2;
     for (int i = 0; i < half; i++) {
         float a = x[i], b = x[i + half];
         x[i] = a * cos[i] - b * sin[i];
@@ -561,16 +641,26 @@ inline void mix(const T* values, const float* scores, int stride, int num_column
     });
 }
 
-// Attention of Q queries [Q, padded(D)] over columns of keys and values [S, D]: query q sees `num_seen[q]` of them and
-// writes to out[q] [D]. `scores` has room for Q rows of the most columns seen, padded.
+// What scores go through before a softmax: scaled, then held within `cap`, unless that is 0.
+struct Scores {
+    float scale, cap;
+};
+
+// Attention of Q queries [Q, padded(D)] over columns of keys and values [S, D]: query q sees those in [first_seen[q],
+// num_seen[q]) and writes to out[q] [D]. `scores` has room for Q rows of the most columns seen, padded. A column that a query
+// does not see adds zero to its sums, and the first is a multiple of LANES: so its bits are the same without that column.
 template <class T, int Q>
-void attend(const In<T>* queries, const T* keys, const T* values, const int* num_seen, int D, float scale,
-            float* scores, In<T>* const* out) {
+void attend(const In<T>* queries, const T* keys, const T* values, const int* first_seen, const int* num_seen, int D,
+            Scores by, float* scores, In<T>* const* out) {
     const int num_columns = *std::max_element(num_seen, num_seen + Q), stride = padded(num_columns);
     score_all<T, Q>(queries, keys, values, num_columns, D, scores, stride);
+    const float scale = by.cap == 0.0f ? by.scale : 1.0f;
     float inverse[Q];
     for (int q = 0; q < Q; q++) {
         float *row = scores + size_t(q) * stride, highest[LANES];
+        if (by.cap != 0.0f)
+            for (int c = 0; c < stride; c += LANES) store(row + c, capped(load(row + c) * by.scale, by.cap));
+        for (int c = 0; c < first_seen[q]; c++) row[c] = -INFINITY;
         for (int c = num_seen[q]; c < stride; c++) row[c] = -INFINITY;
         vf top = splat(-INFINITY), total = {};
         for (int c = 0; c < stride; c += LANES) top = load(row + c) > top ? load(row + c) : top;
@@ -591,39 +681,64 @@ void attend(const In<T>* queries, const T* keys, const T* values, const int* num
 }
 
 template <class T>
-void add_to_hidden(T* hidden, const float* x, int n) {
+inline void add_bias(float* x, const void* bias, int lo, int hi) {
+    for (int i = lo; i < hi; i++) x[i] += widen(((const T*)bias)[i]);
+}
+
+// hidden [n] and `scale` times norm(x + bias), where there are bias and norm; x is overwritten.
+template <class T>
+void add_to_hidden(const Norms& by, T* hidden, float* x, int n, const void* bias, const void* weight, float scale) {
+    if (bias) add_bias<T>(x, bias, 0, n);
+    if (weight) norm<T>(by, x, weight, nullptr, n, x);
+    if (scale != 1.0f)
+        for (int i = 0; i < n; i++) x[i] *= scale;
     for (int i = 0; i < n; i += LANES)
         narrow(widened(hidden + i, n - i) + widened(x + i, n - i), hidden + i, n - i);
 }
 
-// out = silu(x) * up
-template <class Out>
-void gate(const float* x, const float* up, int n, Out* out) {
-    for (int i = 0; i < n; i += LANES) {
-        const vf g = widened(x + i, n - i);
-        narrow(g / (vexp(-g) + 1.0f) * widened(up + i, n - i), out + i, n - i);
-    }
+// out = activation(x) * up, without a factor where `up` is null.
+template <class Activation, class Out>
+void activate(const float* x, const float* up, int n, Out* out) {
+    if (up)
+        for (int i = 0; i < n; i += LANES)
+            narrow(Activation::of(widened(x + i, n - i)) * widened(up + i, n - i), out + i, n - i);
+    else
+        for (int i = 0; i < n; i += LANES) narrow(Activation::of(widened(x + i, n - i)), out + i, n - i);
 }
 
 }  // namespace
 
 extern "C" {
 
-// Null where a family has no such weight. qkv is packed from [(H + 2G) D, d], gate_up from [2F, d].
+// Null where a family has no such weight. qkv is packed from [(H + 2G) D, d], gate_up from [2F, d], or [F, d] where the MLP is
+// not gated. A row sees the last `window` positions, all where that is 0; `rotary` is which table turns it, -1 where none does.
 struct LayerWeights {
-    const void *input_norm, *qkv, *qkv_bias, *q_norm, *k_norm, *o, *post_norm, *gate_up, *down;
+    const void *input_norm, *input_norm_bias, *qkv, *qkv_bias, *q_norm, *k_norm, *o, *o_bias, *attention_out_norm;
+    const void *post_norm, *post_norm_bias, *gate_up, *gate_up_bias, *down, *down_bias, *mlp_out_norm;
+    int32_t window, rotary;
 };
 
-// `scratch` is what the calls of one decode step work in, as many floats as adadecode_scratch_len says; what it holds
-// between two calls does not matter.
+enum Activation : int32_t { SILU, GELU, GELU_TANH };
+
+// Norms of queries and keys are per head, or over all heads. A cap of 0 is none. `norm_bias` is that of the norm before heads;
+// `rotaries` are cos and sin [positions, R] of each table. `scratch` is what the calls of one decode step work in, as many
+// floats as adadecode_scratch_len says; what it holds between two calls does not matter.
 struct Shape {
-    int32_t d, F, H, G, D, S, is_bf16, num_threads;
-    float eps, scale;
+    int32_t d, F, H, G, D, R, S, is_bf16, num_threads;
+    int32_t activation, is_gated, is_parallel, has_norms_over_heads;
+    Norms norms;
+    Scores scores;
+    float residual_scale, embedding_scale, logit_divisor, logit_cap;
+    const void* norm_bias;
+    const float* const* rotaries;
     float* scratch;
 };
 }
 
 namespace {
+
+// Outputs of the first matrix of an MLP.
+inline int num_entered(const Shape& s) { return s.is_gated ? 2 * s.F : s.F; }
 
 // Where in the scratch the layers have what they work in for M rows, in floats from its start.
 struct LayerRoom {
@@ -632,7 +747,7 @@ struct LayerRoom {
     LayerRoom(const Shape& s, int M) {
         x = 0;
         wide = x + size_t(M) * spaced(std::max(s.d, s.H * s.D));
-        out = wide + size_t(M) * std::max(padded((s.H + 2 * s.G) * s.D), padded(2 * s.F));
+        out = wide + size_t(M) * std::max(padded((s.H + 2 * s.G) * s.D), padded(num_entered(s)));
         queries = out + size_t(M) * padded(s.d);
         gated = queries + size_t(M) * s.H * padded(s.D);
         scores = gated + size_t(M) * spaced(s.F);
@@ -661,10 +776,10 @@ struct HeadRoom {
 };
 
 template <class T>
-void run(const Shape& s, const LayerWeights* layers, T* hidden, int M, int first_position, T* kv, const float* cos,
-         const float* sin, int start, int stop) {
-    const int d = s.d, F = s.F, D = s.D, H = s.H, G = s.G, per_group = H / G, heads = H + 2 * G;
-    const int qkv_stride = padded(heads * D), gate_up_stride = padded(2 * F), out_stride = padded(d);
+void run(const Shape& s, const LayerWeights* layers, T* hidden, int M, int first_position, T* kv, int start,
+         int stop) {
+    const int d = s.d, F = s.F, E = num_entered(s), D = s.D, H = s.H, G = s.G, per_group = H / G, heads = H + 2 * G;
+    const int qkv_stride = padded(heads * D), gate_up_stride = padded(E), out_stride = padded(d);
     const int num_queries = M * H;  // those that share keys one after the other, row by row
     const LayerRoom room(s, M);
     float *wide = s.scratch + room.wide, *out = s.scratch + room.out;
@@ -681,21 +796,34 @@ Meeting meeting;
             T* values = keys + size_t(G) * s.S * D;
             const T *qkv = (const T*)w.qkv, *o = (const T*)w.o, *gate_up = (const T*)w.gate_up, *down = (const T*)w.down;
             const Ahead at_qkv = share(team, qkv, heads * D, d), at_o = share(team, o, d, H * D);
-            const Ahead at_gate_up = share(team, gate_up, 2 * F, d), at_down = share(team, down, d, F);
+            const Ahead at_gate_up = share(team, gate_up, E, d), at_down = share(team, down, d, F);
             const Ahead after = l + 1 < stop ? share(team, (const T*)layers[l + 1].qkv, heads * D, d) : at_down;
-            normed_rows<T>(team, hidden, M, d, (const T*)w.input_norm, s.eps, x);
+            const float* cos = w.rotary < 0 ? nullptr : s.rotaries[2 * w.rotary];
+            const float* sin = w.rotary < 0 ? nullptr : s.rotaries[2 * w.rotary + 1];
+            normed_rows<T>(team, s.norms, hidden, M, d, w.input_norm, w.input_norm_bias, x);
             team.wait(at_qkv);
             linear<T>(team, x, M, d, qkv, heads * D, wide, at_o);
             team.wait(at_o);
+            if (s.has_norms_over_heads) {
+                for (int m = team.first(M); m < team.end(M); m++) {
+                    float *of_queries = wide + size_t(m) * qkv_stride, *of_keys = of_queries + H * D;
+                    if (w.qkv_bias) add_bias<T>(of_queries, w.qkv_bias, 0, heads * D);
+                    norm<T>(s.norms, of_queries, w.q_norm, nullptr, H * D, of_queries);
+                    norm<T>(s.norms, of_keys, w.k_norm, nullptr, G * D, of_keys);
+                }
+                team.wait(at_o);
+            }
             for (int item = team.first(M * heads); item < team.end(M * heads); item++) {
                 const int m = item / heads, head = item % heads, column = first_position + m;
                 const bool is_query = head < H, is_value = head >= H + G;
                 float* v = wide + size_t(m) * qkv_stride + head * D;
-                if (w.qkv_bias)
-                    for (int i = 0; i < D; i++) v[i] += widen(((const T*)w.qkv_bias)[head * D + i]);
-                const T* norm = (const T*)(is_query ? w.q_norm : is_value ? nullptr : w.k_norm);
-                if (norm) rms_norm<T>(v, norm, D, s.eps, v);
-                if (!is_value) rotate<T>(v, D, cos + size_t(column) * D, sin + size_t(column) * D);
+                if (!s.has_norms_over_heads) {
+                    if (w.qkv_bias)
+                        for (int i = 0; i < D; i++) v[i] += widen(((const T*)w.qkv_bias)[head * D + i]);
+                    const void* weight = is_query ? w.q_norm : is_value ? nullptr : w.k_norm;
+                    if (weight) norm<T>(s.norms, v, weight, nullptr, D, v);
+                }
+                if (!is_value && cos) rotate<T>(v, s.R, cos + size_t(column) * s.R, sin + size_t(column) * s.R);
                 if (is_query) {
                     const int group = head / per_group, place = m * per_group + head % per_group;
                     split_query<T>(v, D, queries + (size_t(group) * M * per_group + place) * padded(D));
@@ -713,19 +841,23 @@ Meeting meeting;
             for (int item = team.first(num_queries); item < team.end(num_queries);) {
                 const int group = item / (M * per_group), first = item % (M * per_group);
                 const int count = std::min({QUERIES, M * per_group - first, team.end(num_queries) - item});
-                int num_seen[QUERIES];
+                int first_seen[QUERIES], num_seen[QUERIES], first_column = s.S;
                 In<T>* to[QUERIES];
                 for (int q = 0; q < count; q++) {
                     const int m = (first + q) / per_group, head = group * per_group + (first + q) % per_group;
                     num_seen[q] = first_position + m + 1;
+                    first_seen[q] = w.window ? std::max(num_seen[q] - w.window, 0) : 0;
+                    first_column = std::min(first_column, first_seen[q] / LANES * LANES);
                     to[q] = x + size_t(m) * spaced(H * D) + head * D;
                 }
+                for (int q = 0; q < count; q++) first_seen[q] -= first_column, num_seen[q] -= first_column;
                 const In<T>* block = queries + size_t(item) * padded(D);
-                const T *k = keys + size_t(group) * s.S * D, *v = values + size_t(group) * s.S * D;
-                if (count == 4) attend<T, 4>(block, k, v, num_seen, D, s.scale, scores, to);
-                if (count == 3) attend<T, 3>(block, k, v, num_seen, D, s.scale, scores, to);
-                if (count == 2) attend<T, 2>(block, k, v, num_seen, D, s.scale, scores, to);
-                if (count == 1) attend<T, 1>(block, k, v, num_seen, D, s.scale, scores, to);
+                const size_t seen = (size_t(group) * s.S + first_column) * D;
+                const T *k = keys + seen, *v = values + seen;
+                if (count == 4) attend<T, 4>(block, k, v, first_seen, num_seen, D, s.scores, scores, to);
+                if (count == 3) attend<T, 3>(block, k, v, first_seen, num_seen, D, s.scores, scores, to);
+                if (count == 2) attend<T, 2>(block, k, v, first_seen, num_seen, D, s.scores, scores, to);
+                if (count == 1) attend<T, 1>(block, k, v, first_seen, num_seen, D, s.scores, scores, to);
                 item += count;
             }
             for (int m = team.first(M); m < team.end(M); m++) end_row<T>(x + size_t(m) * spaced(H * D), H * D);
@@ -734,23 +866,35 @@ Meeting meeting;
             team.wait(at_gate_up);
             for (int m = team.first(M); m < team.end(M); m++) {
                 T* row = hidden + size_t(m) * d;
-                add_to_hidden(row, out + size_t(m) * out_stride, d);
-                normed_row<T>(row, d, (const T*)w.post_norm, s.eps, x + size_t(m) * spaced(d));
+                In<T>* to = x + size_t(m) * spaced(d);
+                if (s.is_parallel) normed_row<T>(s.norms, row, d, w.post_norm, w.post_norm_bias, to);
+                add_to_hidden(s.norms, row, out + size_t(m) * out_stride, d, w.o_bias, w.attention_out_norm,
+                              s.residual_scale);
+                if (!s.is_parallel) normed_row<T>(s.norms, row, d, w.post_norm, w.post_norm_bias, to);
             }
             team.wait(at_gate_up);
-            linear<T>(team, x, M, d, gate_up, 2 * F, wide, at_down);
+            linear<T>(team, x, M, d, gate_up, E, wide, at_down);
             team.wait(at_down);
             const int first = team.first(padded(F) / CHUNK) * CHUNK, end = std::min(team.end(padded(F) / CHUNK) * CHUNK, F);
             for (int m = 0; m < M; m++) {
-                const float* row = wide + size_t(m) * gate_up_stride;
-                gate(row + first, row + F + first, end - first, gated + size_t(m) * spaced(F) + first);
+                float* row = wide + size_t(m) * gate_up_stride;
+                if (w.gate_up_bias) {
+                    add_bias<T>(row, w.gate_up_bias, first, end);
+                    if (s.is_gated) add_bias<T>(row, w.gate_up_bias, F + first, F + end);
+                }
+                const float* up = s.is_gated ? row + F + first : nullptr;
+                In<T>* to = gated + size_t(m) * spaced(F) + first;
+                if (s.activation == SILU) activate<Silu>(row + first, up, end - first, to);
+                if (s.activation == GELU) activate<Gelu>(row + first, up, end - first, to);
+                if (s.activation == GELU_TANH) activate<GeluTanh>(row + first, up, end - first, to);
                 if (team.thread == 0) end_row<T>(gated + size_t(m) * spaced(F), F);
             }
             team.wait(at_down);
             linear<T>(team, gated, M, F, down, d, out, after);
             team.wait(after);
             for (int m = team.first(M); m < team.end(M); m++)
-                add_to_hidden(hidden + size_t(m) * d, out + size_t(m) * out_stride, d);
+                add_to_hidden(s.norms, hidden + size_t(m) * d, out + size_t(m) * out_stride, d, w.down_bias, w.mlp_out_norm,
+                              s.residual_scale);
         }
     }
 }
@@ -784,9 +928,17 @@ Best best_of(float* row, int lo, int hi, T* logits) {
     return best;
 }
 
+// What becomes of products [lo, hi) of a head's last matrix, where the model does anything to them.
+inline void finish(const Shape& s, float* row, int lo, int hi) {
+    if (s.logit_divisor != 1.0f)
+        for (int i = lo; i < hi; i++) row[i] /= s.logit_divisor;
+    if (s.logit_cap != 0.0f)
+        for (int i = lo; i < hi; i += LANES) narrow(capped(widened(row + i, hi - i), s.logit_cap), row + i, hi - i);
+}
+
 // Softmax top-1 of each row of norm(hidden) through `num_matrices` packed layers of sizes[i + 1] outputs, sizes[i] inputs.
 template <class T>
-void head(const Shape& s, const T* hidden, int M, const T* norm, const void* const* matrices, const int32_t* sizes,
+void head(const Shape& s, const T* hidden, int M, const void* norm, const void* const* matrices, const int32_t* sizes,
           int num_matrices, T* logits, int64_t* ids, float* tops, float* confidences) {
     const int V = sizes[num_matrices];
     const HeadRoom room(s, M, *std::max_element(sizes, sizes + num_matrices + 1));
@@ -798,7 +950,7 @@ void head(const Shape& s, const T* hidden, int M, const T* norm, const void* con
     {
         const Team team{omp_get_thread_num(), omp_get_num_threads(), &meeting};
         Ahead next = share(team, (const T*)matrices[0], sizes[1], sizes[0]);
-        normed_rows<T>(team, hidden, M, s.d, norm, s.eps, x);
+        normed_rows<T>(team, s.norms, hidden, M, s.d, norm, s.norm_bias, x);
         team.wait(next);
         for (int i = 0; i < num_matrices; i++) {
             const int N = sizes[i + 1];
@@ -815,6 +967,7 @@ void head(const Shape& s, const T* hidden, int M, const T* norm, const void* con
             team.wait(next);
         }
         const int lo = team.first(padded(V) / TILE) * TILE, hi = std::min(team.end(padded(V) / TILE) * TILE, V);
+        for (int m = 0; m < M; m++) finish(s, out + size_t(m) * padded(V), lo, hi);
         for (int m = 0; m < M; m++)
             bests[size_t(m) * team.size + team.thread] =
                 best_of<T>(out + size_t(m) * padded(V), lo, hi, logits ? logits + size_t(m) * V : nullptr);
@@ -840,9 +993,9 @@ void head(const Shape& s, const T* hidden, int M, const T* norm, const void* con
 }
 
 template <class T>
-float gate_chance(const Shape& s, const T* hidden, const T* norm, const float* weights, float bias) {
+float gate_chance(const Shape& s, const T* hidden, const void* weight, const float* weights, float bias) {
     float* x = s.scratch;
-    rms_norm<T>(hidden, norm, s.d, s.eps, x);
+    norm<T>(s.norms, hidden, weight, s.norm_bias, s.d, x);
     float total = bias;
     for (int i = 0; i < s.d; i++) total += x[i] * weights[i];
     return 1.0f / (1.0f + std::exp(-total));
@@ -868,6 +1021,24 @@ struct Block {
 };
 
 int32_t adadecode_tile() { return TILE; }
+
+// Scales rows of the embedding [M, d], in place, where a model's enter its layers scaled.
+void adadecode_scale_embedding(const Shape* shape, void* rows, int32_t num_rows) {
+    for (size_t i = 0; i < size_t(num_rows) * shape->d; i++)
+        if (shape->is_bf16)
+            narrow(widen(((bf16*)rows)[i]) * shape->embedding_scale, ((bf16*)rows)[i]);
+        else
+            ((float*)rows)[i] *= shape->embedding_scale;
+}
+
+// function [n] of x [n], one of SiLU, GELU, GELU by tanh and tanh, in that order: what a test measures.
+void adadecode_function(int32_t which, const float* x, int64_t n, float* out) {
+    for (int64_t i = 0; i < n; i += LANES) {
+        const int count = std::min<int64_t>(n - i, LANES);
+        const vf v = widened(x + i, count), of_gelu = which == GELU ? Gelu::of(v) : GeluTanh::of(v);
+        narrow(which == SILU ? Silu::of(v) : which <= GELU_TANH ? of_gelu : vtanh(v), out + i, count);
+    }
+}
 
 // Reads `num_floats` floats once, a multiple of 1024, each thread its share in one stream, as the layers read weights. The
 // sum is of no use but that it must be known.
@@ -896,14 +1067,13 @@ int64_t adadecode_scratch_len(const Shape* shape, int32_t num_rows, int32_t num_
 }
 
 // Rows at consecutive positions from `first_position` through layers [start, stop): `hidden` [M, d] in place; their keys
-// and values go to columns first_position.. of `kv` [L, 2, G, S, D]. `cos`, `sin` [positions, D].
+// and values go to columns first_position.. of `kv` [L, 2, G, S, D].
 void adadecode_run_layers(const Shape* shape, const LayerWeights* layers, void* hidden, int32_t num_rows,
-                          int32_t first_position, void* kv, const float* cos, const float* sin, int32_t start,
-                          int32_t stop) {
+                          int32_t first_position, void* kv, int32_t start, int32_t stop) {
     if (shape->is_bf16)
-        run<bf16>(*shape, layers, (bf16*)hidden, num_rows, first_position, (bf16*)kv, cos, sin, start, stop);
+        run<bf16>(*shape, layers, (bf16*)hidden, num_rows, first_position, (bf16*)kv, start, stop);
     else
-        run<float>(*shape, layers, (float*)hidden, num_rows, first_position, (float*)kv, cos, sin, start, stop);
+        run<float>(*shape, layers, (float*)hidden, num_rows, first_position, (float*)kv, start, stop);
 }
 
 // Per row of `hidden` [M, d]: its top-1 id, logit (NaN when any logit is) and, unless null, probability; and the logits
@@ -912,10 +1082,10 @@ void adadecode_head(const Shape* shape, const void* hidden, int32_t num_rows, co
                     const void* const* matrices, const int32_t* sizes, int32_t num_matrices, const int64_t* token_ids,
                     void* logits, int64_t* ids, float* tops, float* confidences) {
     if (shape->is_bf16)
-        head<bf16>(*shape, (const bf16*)hidden, num_rows, (const bf16*)norm, matrices, sizes, num_matrices,
+        head<bf16>(*shape, (const bf16*)hidden, num_rows, norm, matrices, sizes, num_matrices,
                    (bf16*)logits, ids, tops, confidences);
     else
-        head<float>(*shape, (const float*)hidden, num_rows, (const float*)norm, matrices, sizes, num_matrices,
+        head<float>(*shape, (const float*)hidden, num_rows, norm, matrices, sizes, num_matrices,
                     (float*)logits, ids, tops, confidences);
     if (token_ids)
         for (int m = 0; m < num_rows; m++) ids[m] = token_ids[ids[m]];
@@ -923,24 +1093,23 @@ void adadecode_head(const Shape* shape, const void* hidden, int32_t num_rows, co
 
 // The logistic function of bias + weights [d] . norm(hidden [d]).
 float adadecode_gate(const Shape* shape, const void* hidden, const void* norm, const float* weights, float bias) {
-    return shape->is_bf16 ? gate_chance<bf16>(*shape, (const bf16*)hidden, (const bf16*)norm, weights, bias)
-                          : gate_chance<float>(*shape, (const float*)hidden, (const float*)norm, weights, bias);
+    return shape->is_bf16 ? gate_chance<bf16>(*shape, (const bf16*)hidden, norm, weights, bias)
+                          : gate_chance<float>(*shape, (const float*)hidden, norm, weights, bias);
 }
 
 // Rows, the first of them in slot `first_slot`, through layers [start, stop) as above and a copy of them through `block`,
 // then `test` on the last `num_tested`, unless that is one and the gate gives it less than `least`. Block and test may be
 // null. Returns whether they were tested.
 int32_t adadecode_run_to_exit(const Shape* shape, const LayerWeights* layers, void* hidden, int32_t num_rows,
-                              int32_t first_position, void* kv, const float* cos, const float* sin, int32_t start,
-                              int32_t stop, int32_t first_slot, const Block* block, const ExitTest* test,
-                              int32_t num_tested) {
-    adadecode_run_layers(shape, layers, hidden, num_rows, first_position, kv, cos, sin, start, stop);
+                              int32_t first_position, void* kv, int32_t start, int32_t stop, int32_t first_slot,
+                              const Block* block, const ExitTest* test, int32_t num_tested) {
+    adadecode_run_layers(shape, layers, hidden, num_rows, first_position, kv, start, stop);
     const size_t row_len = size_t(shape->d) * (shape->is_bf16 ? sizeof(bf16) : sizeof(float));
     char *rows = (char*)hidden, *end = (char*)hidden + num_rows * row_len;
     if (block) {
         rows = (char*)block->rows + first_slot * row_len;
         std::memcpy(rows, hidden, num_rows * row_len);
-        adadecode_run_layers(shape, block->layer, rows, num_rows, first_position, block->kv, cos, sin, 0, 1);
+        adadecode_run_layers(shape, block->layer, rows, num_rows, first_position, block->kv, 0, 1);
     }
     if (!test || (test->gate && num_tested == 1 &&
                   adadecode_gate(shape, end - row_len, test->norm, test->gate, test->bias) < test->least))

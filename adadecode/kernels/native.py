@@ -5,61 +5,23 @@ Shapes: W rows, d model width, S cache columns, V vocabulary.
 
 import ctypes
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding
 
-from adadecode.kernels.layers import head_step
-from adadecode.kernels.library import BlockStruct, ExitTestStruct, ShapeStruct
-from adadecode.kernels.packed import PackedHead, PackedLayers, PackedWeights
+from adadecode.kernels.layers import embed, head_step
+from adadecode.kernels.library import BlockStruct, ExitTestStruct, Pointer
+from adadecode.kernels.packed import PackedHead, PackedLayers, PackedWeights, shape_struct
 from adadecode.kernels.sampling import Draw, draw_rows
 from adadecode.kernels.step import Proposals, Segment, blocks_of, check_slots, check_token_ids, run_probe_test
-from adadecode.kernels.weights import Block, ExitTest, Gate, Head, LayerWeights, LogitShape, Weights
+from adadecode.kernels.weights import Block, ExitTest, Gate, Head, Weights
 
 # Rows of a prompt that are run at once: few enough that what they work in stays small, and so many that the weights,
 # which each block reads anew, are read seldom.
 BLOCK_LEN = 256
-
-
-# What native.cpp does not do, each with whether weights want it.
-LACKING: tuple[tuple[str, Callable[[Weights], bool]], ...] = (
-    ("norms other than RMSNorm before attention and MLP", lambda w: w.shape.norm != "rms" or w.norm_bias is not None),
-    ("norms of 1 + weight", lambda w: w.shape.norm_offset != 0.0),
-    ("layers without norms before attention or MLP", lambda w: _lack(w, "input_norm", "post_norm")),
-    ("norms of what attention and MLP give", lambda w: _have(w, "attention_out_norm", "mlp_out_norm")),
-    ("norms over all heads", lambda w: any(_is_over_heads(w, layer) for layer in w.layers)),
-    ("biases but those of queries, keys and values", lambda w: _have(w, "o_bias", "gate_up_bias", "down_bias")),
-    ("activations other than gated SiLU", lambda w: w.shape.activation != "silu" or not w.shape.is_gated),
-    ("soft-capped attention", lambda w: w.shape.attention_cap is not None),
-    ("scaled residuals", lambda w: w.shape.residual_scale != 1.0),
-    ("parallel residuals", lambda w: w.shape.is_parallel),
-    ("sliding windows", lambda w: any(kind.window is not None for kind in w.kinds)),
-    ("layers without rotary or of several tables", lambda w: any(kind.rotary != 0 for kind in w.kinds)),
-    ("partial rotary", lambda w: w.rotary_width != w.shape.head_dim),
-    ("scaled embeddings", lambda w: w.embedding_scale != 1.0),
-    ("scaled or capped logits", lambda w: w.logits != LogitShape()),
-)
-
-
-def native_lacks(weights: Weights) -> str | None:
-    """What `weights` want that native.cpp does not do, the first of LACKING; None where it can run them."""
-    return next((what for what, is_wanted in LACKING if is_wanted(weights)), None)
-
-
-def _have(weights: Weights, *names: str) -> bool:
-    return any(getattr(layer, name) is not None for layer in weights.layers for name in names)
-
-
-def _lack(weights: Weights, *names: str) -> bool:
-    return any(getattr(layer, name) is None for layer in weights.layers for name in names)
-
-
-def _is_over_heads(weights: Weights, layer: LayerWeights) -> bool:
-    return layer.q_norm is not None and len(layer.q_norm) != weights.shape.head_dim
 
 
 class NativeBlock:
@@ -90,27 +52,18 @@ class NativeStep:
         self.logits = torch.zeros(width, weights.vocab_size, dtype=weights.dtype)
         self._first_position = 0
         self._draw: Draw | None = None
-        self._head, self._vocab_size, shape = weights.head, weights.vocab_size, weights.shape
-        self._shape = ShapeStruct(
-            weights.width,
-            weights.mlp_width,
-            shape.num_heads,
-            shape.num_kv_heads,
-            shape.head_dim,
-            num_columns,
-            int(weights.dtype == torch.bfloat16),
-            torch.get_num_threads(),
-            shape.eps,
-            shape.scale,
-        )
-        self._rotary = [table[:num_columns].float().contiguous() for table in weights.rotaries[0]]
-        self._num_positions = min(num_columns, len(self._rotary[0]))
+        self._head, self._vocab_size = weights.head, weights.vocab_size
+        self._rotaries = [table[:num_columns].float().contiguous() for rotary in weights.rotaries for table in rotary]
+        self._rotaries_at = (Pointer * len(self._rotaries))(*(table.data_ptr() for table in self._rotaries))
+        self._num_positions = min(num_columns, *(len(table) for table in self._rotaries))
+        self._shape = shape_struct(weights, num_columns, torch.get_num_threads(), ctypes.addressof(self._rotaries_at))
+        self._has_scaled_embedding = weights.embedding_scale != 1.0
         self._widest_head = 0
         self._row_len = weights.width * weights.dtype.itemsize  # bytes
         self._logits_len = weights.vocab_size * weights.dtype.itemsize
         # addresses and functions are looked up once: after a segment Python is out of the caches and every step of it slow
         self._hidden_at, self._table_at = self.hidden.data_ptr(), weights.embedding.data_ptr()
-        self._around_rows = (self.cache.kv.data_ptr(), *(table.data_ptr() for table in self._rotary))
+        self._kv_at = self.cache.kv.data_ptr()
         self._norm_at, self._logits_at = weights.norm.data_ptr(), self.logits.data_ptr()
         self._shape_at = ctypes.addressof(self._shape)
         self._make_room(weights.vocab_size)
@@ -154,7 +107,7 @@ class NativeStep:
     def prefill(self, prompt_ids: list[int]) -> Tensor:
         for first in range(0, len(prompt_ids), BLOCK_LEN):
             block = torch.tensor(prompt_ids[first : first + BLOCK_LEN])
-            hidden = embedding(block, self.weights.embedding)
+            hidden = embed(self.weights, block)
             for start, stop in pairwise((0, *sorted(self._blocks), self.weights.num_layers)):
                 self._run(hidden.data_ptr(), len(block), first, start, stop)
                 if stop in self._blocks:
@@ -176,6 +129,10 @@ class NativeStep:
         for token_id in token_ids:
             ctypes.memmove(to, self._table_at + token_id * row_len, row_len)
             to += row_len
+        if self._has_scaled_embedding:
+            self._packed.library.adadecode_scale_embedding(
+                self._shape_at, self._hidden_at + slot * row_len, len(token_ids)
+            )
 
     def run(self, lo: int, hi: int, start: int, stop: int) -> None:
         check_slots(lo, hi, self.width)
@@ -227,7 +184,7 @@ class NativeStep:
     def _run(self, hidden: int, num_rows: int, first_position: int, start: int, stop: int) -> None:
         """Rows at address `hidden` through layers [start, stop)."""
         self._check_segment(first_position, num_rows, start, stop)
-        self._run_layers(hidden, num_rows, first_position, *self._around_rows, start, stop)
+        self._run_layers(hidden, num_rows, first_position, self._kv_at, start, stop)
 
     def _run_with_block(self, segment: Segment, test_at: int | None, num_tested: int) -> int:
         """Runs `segment`, the block at its end, if any, and the test at an address; returns whether it tested."""
@@ -238,7 +195,7 @@ class NativeStep:
             self._hidden_at + lo * self._row_len,
             hi - lo,
             self._first_position + lo,
-            *self._around_rows,
+            self._kv_at,
             start,
             stop,
             lo,
@@ -252,9 +209,8 @@ class NativeStep:
 
     def _run_block(self, block: NativeBlock, rows: Tensor, first_position: int) -> None:
         """`rows` `[M, d]` from `first_position` on through `block`, in place."""
-        _, *rotary = self._around_rows
         self._packed.library.adadecode_run_layers(
-            self._shape_at, block.layers, rows.data_ptr(), len(rows), first_position, block.kv_at, *rotary, 0, 1
+            self._shape_at, block.layers, rows.data_ptr(), len(rows), first_position, block.kv_at, 0, 1
         )
 
     def read_by(self, head: Head) -> Tensor:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from adadecode.kernels.library import Int, LayerStruct, Pointer, load_library
-from adadecode.kernels.weights import Block, Head, LayerWeights, Weights
+from adadecode.kernels.library import LAYER_POINTERS, Int, LayerStruct, Pointer, ShapeStruct, load_library
+from adadecode.kernels.weights import Activation, Block, Head, LayerKind, LayerWeights, Weights
 
-NAMES = tuple(field[0] for field in LayerStruct._fields_)  # of a layer's weights
+ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu", "gelu_tanh")  # as the library numbers them
 
 
 def pack_weight(weight: Tensor, tile: int) -> Tensor:
@@ -27,6 +27,46 @@ def pack_weight(weight: Tensor, tile: int) -> Tensor:
     padded = torch.zeros(num_tiles * tile, num_steps * step, dtype=weight.dtype)
     padded[:num_outputs, :num_inputs] = weight.detach()
     return padded.view(num_tiles, tile, num_steps, step).transpose(1, 2).contiguous()
+
+
+def shape_struct(weights: Weights, num_columns: int, num_threads: int, rotaries_at: int) -> ShapeStruct:
+    """What layers and heads of `weights` have in common, for a step of S = `num_columns` with its tables at an address.
+
+    It has no scratch yet.
+    """
+    shape, logits, bias = weights.shape, weights.logits, weights.norm_bias
+    return ShapeStruct(
+        d=weights.width,
+        F=weights.mlp_width,
+        H=shape.num_heads,
+        G=shape.num_kv_heads,
+        D=shape.head_dim,
+        R=weights.rotary_width,
+        S=num_columns,
+        is_bf16=weights.dtype == torch.bfloat16,
+        num_threads=num_threads,
+        activation=ACTIVATIONS.index(shape.activation),
+        is_gated=shape.is_gated,
+        is_parallel=shape.is_parallel,
+        has_norms_over_heads=_has_norms_over_heads(weights),
+        eps=shape.eps,
+        norm_offset=shape.norm_offset,
+        is_layer_norm=shape.norm == "layer",
+        scale=shape.scale,
+        attention_cap=shape.attention_cap or 0.0,
+        residual_scale=shape.residual_scale,
+        embedding_scale=weights.embedding_scale,
+        logit_divisor=logits.divisor,
+        logit_cap=logits.cap or 0.0,
+        norm_bias=None if bias is None else bias.data_ptr(),
+        rotaries=rotaries_at,
+    )
+
+
+def _has_norms_over_heads(weights: Weights) -> bool:
+    """Whether queries and keys are normalised over all heads and not in each."""
+    q_norm = weights.layers[0].q_norm
+    return q_norm is not None and len(q_norm) != weights.shape.head_dim
 
 
 class PackedHead:
@@ -52,10 +92,15 @@ class PackedHead:
 class PackedLayers:
     """Layers as the library takes them: `structs` of addresses."""
 
-    def __init__(self, layers: Sequence[LayerWeights], tile: int) -> None:
+    def __init__(self, layers: Sequence[LayerWeights], kinds: Sequence[LayerKind], tile: int) -> None:
         self._tile, self._kept = tile, list[Tensor]()  # keeps the memory alive
-        self.structs = (LayerStruct * len(layers))(
-            *(LayerStruct(**{name: self._pointer(getattr(layer, name)) for name in NAMES}) for layer in layers)
+        self.structs = (LayerStruct * len(layers))(*map(self._struct, layers, kinds))
+
+    def _struct(self, layer: LayerWeights, kind: LayerKind) -> LayerStruct:
+        return LayerStruct(
+            **{name: self._pointer(getattr(layer, name)) for name in LAYER_POINTERS},
+            window=kind.window or 0,
+            rotary=-1 if kind.rotary is None else kind.rotary,
         )
 
     def _pointer(self, tensor: Tensor | None) -> int | None:
@@ -73,7 +118,8 @@ class PackedWeights:
         self.library = load_library()
         self._width, self._dtype = weights.width, weights.dtype
         self.tile: int = self.library.adadecode_tile()
-        self.layers = PackedLayers(weights.layers, self.tile)
+        kinds = [weights.kind(idx) for idx in range(weights.num_layers)]
+        self.layers, self._block_kind = PackedLayers(weights.layers, kinds, self.tile), weights.kind(-1)
         self._blocks: WeakKeyDictionary[Block, PackedLayers] = WeakKeyDictionary()
         self._heads: WeakKeyDictionary[Head, PackedHead] = WeakKeyDictionary()
         self._matrices = WeakTensorKeyDictionary()  # heads share the model's own
@@ -81,7 +127,7 @@ class PackedWeights:
     def block(self, block: Block) -> PackedLayers:
         packed = self._blocks.get(block)
         if packed is None:
-            packed = self._blocks[block] = PackedLayers([block.layer], self.tile)
+            packed = self._blocks[block] = PackedLayers([block.layer], [self._block_kind], self.tile)
         return packed
 
     def head(self, head: Head) -> PackedHead:

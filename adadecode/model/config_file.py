@@ -9,8 +9,9 @@ from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from adadecode.model.families import FAMILIES, check_supported, partial_rotary
+from adadecode.model.families import FAMILIES, check_supported
 from adadecode.model.files import CONFIG, ModelFiles, damage, is_pointer, shown
+from adadecode.model.refusals import partial_rotary
 
 Size = Annotated[int, Field(ge=1, le=2**24)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]

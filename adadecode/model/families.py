@@ -8,11 +8,20 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from adadecode.errors import UnsupportedModelError
-from adadecode.kernels.weights import Activation, LayerKind, LayerShape, LogitShape
+from adadecode.kernels.weights import LayerKind, LayerShape, LogitShape
+from adadecode.model.refusals import (
+    ACTIVATIONS,
+    ANYBODYS_REFUSALS,
+    EXPERTS,
+    PARTIAL_REFUSALS,
+    USUAL_REFUSALS,
+    Refusal,
+    activation_of,
+    rotary_settings,
+)
 from adadecode.settings import Kernels
 
 Names = tuple[str, ...]
-Refusal = Callable[[Any], str | None]  # why a configuration is refused; None when it is not
 
 # What of a transformers layer each of LayerWeights is, joined where it is several; a layer may lack what is optional.
 LAYER: Mapping[str, Names] = {
@@ -47,81 +56,6 @@ NEOX: Mapping[str, Names] = {
     "down": ("mlp.dense_4h_to_h.weight",),
     "down_bias": ("mlp.dense_4h_to_h.bias",),
 }
-
-ACTIVATIONS: Mapping[str, Activation] = {
-    "silu": "silu",
-    "gelu": "gelu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
-}
-
-
-def activation_of(config: Any) -> str:
-    """What transformers calls the activation of the MLP."""
-    return getattr(config, "hidden_act", None) or config.hidden_activation
-
-
-def other_activation(config: Any) -> str | None:
-    """Why `config` is refused when its activation is none of ours; else None."""
-    if (name := activation_of(config)) in ACTIVATIONS:
-        return None
-    return (
-        f"its activation {name!r} is none of {', '.join(ACTIVATIONS)}; it would take one in ACTIVATIONS of the layers"
-    )
-
-
-def changing_rotary(config: Any) -> str | None:
-    """Why `config` is refused when its rotary frequencies depend on how long the sequence is; else None.
-
-    Of longrope the short range is decoded, where they do not.
-    """
-    for rope in rotary_settings(config):
-        if rope.get("rope_type") == "dynamic":
-            return "rotary type 'dynamic' changes keys that are cached as the sequence grows; linear, yarn or llama3 do not"
-    return None
-
-
-def other_attention(config: Any) -> str | None:
-    """Why `config` is refused when some layers neither see all positions nor the last of them; else None."""
-    kinds = {*(getattr(config, "layer_types", None) or ())} - {"full_attention", "sliding_attention"}
-    if kinds:
-        return f"its layers of {', '.join(sorted(kinds))} are not known; the engine has full and sliding attention"
-    return None
-
-
-def norms_of_each_head(config: Any) -> str | None:
-    """Why `config` is refused when each head has a norm of its own; else None."""
-    if getattr(config, "qk_layernorm", False):
-        return "its queries and keys have a LayerNorm for each head; it would take norms `[H, D]` in the layers"
-    return None
-
-
-def partial_rotary(config: Any) -> str | None:
-    """Why `config` is refused when it has part of a head turned and its family turns all of it; else None."""
-    shares = [rope.get("partial_rotary_factor") for rope in rotary_settings(config)]
-    share = next((share for share in shares if share is not None), getattr(config, "partial_rotary_factor", None))
-    if share is None or share == 1.0:
-        return None
-    return f"rope_parameters.partial_rotary_factor {share}: its layers turn whole heads; leave it out, or 1"
-
-
-def encoder_and_decoder(config: Any) -> str | None:
-    """Why `config` is refused when it has an encoder; else None."""
-    return "encoder-decoder models are not decoded here" if getattr(config, "is_encoder_decoder", False) else None
-
-
-def looks_ahead(config: Any) -> str | None:
-    """Why `config` is refused when its attention is not causal; else None."""
-    if getattr(config, "use_bidirectional_attention", False):
-        return "its attention looks ahead, so a cache cannot hold what it saw; a causal one can be decoded"
-    return None
-
-
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")  # what configurations call them
-BORROWING: tuple[Kernels, ...] = ("auto", "transformers")  # kernels that may run a model's own layers
-
-PARTIAL_REFUSALS: tuple[Refusal, ...] = (other_activation, other_attention, norms_of_each_head)
-USUAL_REFUSALS = (*PARTIAL_REFUSALS, partial_rotary)
 
 
 def no_windows(config: Any) -> list[int | None]:
@@ -206,15 +140,17 @@ def _divided_logits(config: Any) -> LogitShape:
 class Family:
     """Models of one `model_type`: where they differ from Llama's, of which they have names, sizes and order.
 
-    `layer` names parts of a layer, `norm` the last norm, `cache` what a layer calls its cache, `attention` transformers'. Of a configuration `shape`
-    tells what layers compute besides, `windows` and `tables` what each sees and is turned by, `embedding_scale` and
-    `logits` what embeddings and logits are multiplied with. `is_interleaved` has queries, keys and values head by head.
+    `layer` names parts of a layer, `norm` the last norm, `cache` what a layer calls its cache, `attention` transformers',
+    and `saved_as` tensors of checkpoints. Of a configuration `shape` tells what layers compute besides, `windows` and
+    `tables` what each sees and is turned by, `embedding_scale` and `logits` what embeddings and logits are multiplied with.
+    `is_interleaved` has queries, keys and values head by head.
     """
 
     layer: Mapping[str, Names] = field(default_factory=dict[str, Names])
     norm: str = "norm"
     cache: str = "past_key_values"
     attention: str = "sdpa"
+    saved_as: Mapping[str, str] = field(default_factory=dict[str, str])
     is_interleaved: bool = False
     shape: Callable[[Any], dict[str, Any]] = _nothing_else
     windows: Callable[[Any], list[int | None]] = no_windows
@@ -224,7 +160,7 @@ class Family:
     refused: tuple[Refusal, ...] = USUAL_REFUSALS
 
 
-ANYBODYS_REFUSALS: tuple[Refusal, ...] = (encoder_and_decoder, looks_ahead, changing_rotary)
+BORROWING: tuple[Kernels, ...] = ("auto", "transformers")  # kernels that may run a model's own layers
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(),
@@ -256,6 +192,7 @@ FAMILIES: dict[str, Family] = {
         NEOX,
         norm="final_layer_norm",
         cache="layer_past",
+        saved_as={"lm_head.weight": "embed_out.weight"},
         is_interleaved=True,
         shape=_neox_shape,
         refused=PARTIAL_REFUSALS,
@@ -311,13 +248,6 @@ def context_len(config: Any) -> int:
         if rope.get("rope_type") == "longrope"
     ]
     return min(most, *short) if short else most
-
-
-def rotary_settings(config: Any) -> list[Mapping[str, Any]]:
-    """The settings of each rotary table of a model."""
-    found: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
-    nested = [value for value in found.values() if isinstance(value, Mapping)]
-    return nested or [found]
 
 
 def rotary_types(config: Any) -> list[str]:

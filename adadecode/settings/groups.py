@@ -141,8 +141,8 @@ class ModelSettings(Settings):
     )
     kernels: Kernels = Field(
         default="auto",
-        description="Who computes: native a CPU with a C++ compiler; on CUDA graphs, eager does without; transformers runs the "
-        "model's own layers, of any family; auto what works.",
+        description="Who computes: native a CPU with a C++ compiler; on CUDA graphs, eager does without; transformers runs "
+        "the model's own layers, of any family; auto what works.",
     )
 
     @model_validator(mode="after")

@@ -153,7 +153,7 @@ class BlockHead(TrainedHead):
         super().__init__()
         if model.weights.borrowed is not None:
             raise UsageError(
-                "--kind block: a layer like the model's own, which --kernels transformers does not know; train another"
+                "--kind block: a layer like the model's, which --kernels transformers does not know; use another"
             )
         self._model, self._dtype = model, model.dtype
         self.token_ids = token_ids

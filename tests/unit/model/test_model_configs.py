@@ -10,6 +10,7 @@ from adadecode.engine.decode import decode
 from adadecode.engine.generate import Request
 from adadecode.errors import UnknownTokenError, UsageError
 from adadecode.methods import METHODS
+from adadecode.model.families import FAMILIES
 from adadecode.model.load import load_model, load_tokenizer
 from adadecode.settings import ModelSettings
 from tests.model_folders import POINTER, edit, load, loaded_elsewhere, refusal
@@ -167,7 +168,7 @@ def test_code_of_its_own_is_refused_and_nobody_is_asked(saved, tmp_path):
         f"--model {str(folders[0])!r} cannot be loaded: config.json: {refused}",
         f"--model {str(folders[1])!r} cannot be loaded: config.json: {refused}",
         f"--model {str(folders[2])!r} cannot be loaded: tokenizer_config.json: {refused}",
-        "model type 'mymodel': its layers are not known to the engine; supported are llama, mistral, qwen2, qwen3",
+        f"model type 'mymodel': its layers are not known to the engine; supported are {', '.join(FAMILIES)}",
     ]
     assert not (tmp_path / "mark").exists()
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from adadecode.engine.drafters import drafters_of
 from adadecode.engine.generate import Request, generate
 from adadecode.engine.invariance import check_rows_independent
@@ -17,7 +18,7 @@ from adadecode.model.load import load_model
 from adadecode.model.size import model_size
 from adadecode.settings import ModelSettings
 from tests.folders import save_tiny_model
-from tests.models import OTHERS, block_heads, medusa_heads, random_heads, tiny_lm, tiny_model
+from tests.models import KERNELS, OTHERS, block_heads, medusa_heads, random_heads, tiny_lm, tiny_model
 
 PROMPT = [(7 * i + 3) % 97 for i in range(20)]  # longer than any window here
 POLICY = Policy((1, 3), (0.02, 0.02), 5)
@@ -55,10 +56,11 @@ def variant(name: str, **settings) -> DecoderModel:
     return tiny_model(family, **config, **settings)
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("name", VARIANTS)
 @torch.inference_mode()
-def test_prompt_and_steps_past_every_window_are_as_transformers_has_them(name):
-    model = variant(name)
+def test_prompt_and_steps_past_every_window_are_as_transformers_has_them(name, kernels):
+    model = variant(name, kernels=kernels)
     step = model.new_step(4, 60)
     expected = model.lm(torch.tensor([[*PROMPT, 5, 6, 7]])).logits[0]
     torch.testing.assert_close(step.prefill(PROMPT), expected[19], rtol=1e-5, atol=1e-5)
@@ -72,9 +74,10 @@ def test_prompt_and_steps_past_every_window_are_as_transformers_has_them(name):
 
 
 @pytest.mark.parametrize("name", [*OTHERS, "stablelm, parallel", "llama, biases", "mistral, a window"])
-def test_rounds_keep_every_bit_of_vanilla(name):
-    model = variant(name, dtype=torch.bfloat16)
-    request = Request(PROMPT, 12, record_logits=True)
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_rounds_keep_every_bit_of_vanilla(name, kernels):
+    model = variant(name, dtype=torch.bfloat16, kernels=kernels)
+    request = Request(PROMPT, 20, record_logits=True)
     vanilla = generate(model, request, Policy(rows=POLICY.width))
     num_accepted = 0
     for heads in (random_heads(model, (1, 3)), block_heads(model, (1, 3))):
@@ -103,11 +106,12 @@ def test_the_block_of_a_head_is_like_the_last_layer(name):
     torch.testing.assert_close(torch.stack(ours), theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("name", ["gemma2", "granite", "gpt_neox"])
 @torch.inference_mode()
-def test_heads_give_the_probabilities_that_their_logits_have(name):
+def test_heads_give_the_probabilities_that_their_logits_have(name, kernels):
     """The cap, the scale and the last norm with its bias are in what a test says, as in what training reports."""
-    model = variant(name)
+    model = variant(name, kernels=kernels)
     heads = random_heads(model, (1, 3))
     step = model.new_step(4, 60)
     step.prefill(PROMPT)
@@ -154,7 +158,7 @@ def test_a_saved_model_is_loaded_again(family, tmp_path):
     folder = str(save_tiny_model(tmp_path, family))
     loaded, _ = load_model(ModelSettings(model=folder, dtype="float32", kernels="eager"))
     ours, theirs = (model.new_step(1, 30).prefill(PROMPT) for model in (loaded, tiny_model(family)))
-    assert torch.equal(ours, theirs)
+    torch.testing.assert_close(ours, theirs)
     assert model_size(loaded.config, "float32").column == loaded.weights.column_bytes
 
 
