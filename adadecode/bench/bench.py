@@ -17,6 +17,7 @@ from adadecode.bench.result import BenchResult, BenchRow
 from adadecode.bench.subject import BenchSubject, load_subject
 from adadecode.bench.timer import CallTimer
 from adadecode.engine.invariance import check_rows_independent
+from adadecode.errors import UsageError
 from adadecode.evaluation.compare import compare
 from adadecode.files import whole_file, write_whole
 from adadecode.kernels.weights import Gate, Head
@@ -38,6 +39,11 @@ def run_bench(config: BenchConfig, say: Say) -> tuple[BenchResult, list[BenchRow
     """
     use_threads(config.threads)
     subject = load_subject(config, say)
+    if subject.model.weights.borrowed is not None:
+        raise UsageError(
+            "--kernels transformers: bench times the engine's own parts, and the layers here are the model's own; "
+            " compare methods with eval --repeats"
+        )
     for line in subject.model.chosen_kernels.lines():
         say(line)
     check_rows_independent(subject.model, subject.width, tuple(map(subject.num_positions, subject.prompts)))

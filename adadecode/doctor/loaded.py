@@ -17,6 +17,7 @@ from adadecode.engine.generate import Request
 from adadecode.engine.invariance import NUM_POSITIONS, check_every_count, check_rows_independent, check_ties
 from adadecode.engine.policy import Policy, make_policy
 from adadecode.evaluation.compare import compare
+from adadecode.kernels.choose import PLAIN_KERNELS
 from adadecode.kernels.step import Segment
 from adadecode.kernels.weights import ExitTest
 from adadecode.methods import METHODS, REFERENCE
@@ -101,7 +102,7 @@ def heads(subject: Subject) -> Iterator[Finding]:
 def graphs(subject: Subject) -> Iterator[Finding]:
     """On a CUDA device: the graphs of a round, where its steps are any, can be captured and replayed."""
     loaded = subject.model
-    if loaded.device.type != "cuda" or loaded.kernels == "eager":
+    if loaded.device.type != "cuda" or loaded.kernels in PLAIN_KERNELS:
         return
     for device in loaded.devices:
         torch.cuda.reset_peak_memory_stats(device)

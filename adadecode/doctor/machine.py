@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 from adadecode.doctor.finding import Finding
 from adadecode.doctor.subject import Subject
-from adadecode.kernels.choose import choose_kernels
+from adadecode.kernels.choose import PLAIN_KERNELS, choose_kernels
 from adadecode.kernels.library import cpp_compiler
 from adadecode.printable import on_one_line
 from adadecode.provenance import PACKAGES, cpu_name, gpu_driver, provenance
@@ -187,7 +187,7 @@ def kernels(subject: Subject) -> Iterator[Finding]:
         yield Finding.warning("kernels", f"{chosen.kernels}, because {chosen.because}", SLOWER)
         return
     by = f", compiled by {compiler_version()}" if chosen.kernels == "native" else ""
-    is_graphed = config.device == "cuda" and chosen.kernels != "eager"
+    is_graphed = config.device == "cuda" and chosen.kernels not in PLAIN_KERNELS
     as_graphs = ", as CUDA graphs" if is_graphed and chosen.kernels == "compile" else ""
     tried = ", tried when the model is loaded" if is_graphed else ""
     yield Finding.ok("kernels", f"{chosen.kernels}{by}{as_graphs}{tried}")

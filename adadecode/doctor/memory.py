@@ -9,7 +9,7 @@ from adadecode.doctor.finding import Finding
 from adadecode.doctor.machine import gb
 from adadecode.doctor.sources import head_bytes
 from adadecode.doctor.subject import Subject
-from adadecode.kernels.choose import choose_kernels
+from adadecode.kernels.choose import PLAIN_KERNELS, choose_kernels
 from adadecode.kernels.kv_cache import bucket_columns, num_columns
 from adadecode.kernels.stages import balanced_stages
 from adadecode.model.families import context_len
@@ -46,7 +46,7 @@ def needed(subject: Subject) -> dict[str, int]:
     config = subject.config
     is_cuda = config.device == "cuda"
     chosen = choose_kernels(config.kernels, torch.device(config.device), getattr(torch, config.dtype))
-    is_native, is_graphed = chosen.kernels == "native", is_cuda and chosen.kernels != "eager"
+    is_native, is_graphed = chosen.kernels == "native", is_cuda and chosen.kernels not in PLAIN_KERNELS
     sizes = sizes_of(subject)
     own, positions = sizes["--model"], subject.num_positions
     columns = bucket_columns(positions, context_len(subject.model_config)) if is_cuda else 0

@@ -7,7 +7,7 @@ from adadecode.doctor.finding import Finding
 from adadecode.doctor.machine import gb
 from adadecode.doctor.subject import Subject
 from adadecode.engine.policy import make_policy
-from adadecode.model.families import context_len
+from adadecode.model.families import FAMILIES, context_len, why_borrowed
 from adadecode.model.files import ModelFiles
 from adadecode.model.head_files import TENSORS, HeadFacts, read_facts
 from adadecode.model.load import check_local
@@ -57,7 +57,14 @@ def family(subject: Subject) -> Iterator[Finding]:
         if of_model.folder is not None:
             check_local(of_model, config)
         size = f"{config.num_hidden_layers} layers of width {config.hidden_size}, {config.vocab_size} tokens"
-        yield Finding.ok("family", f"{flag} is {config.model_type}: {size}, context {context_len(config)}")
+        what = f"{flag} is {config.model_type}: {size}, context {context_len(config)}"
+        if (why := why_borrowed(config)) is None:
+            yield Finding.ok("family", what)
+        else:
+            remedy = "supported are " + ", ".join(FAMILIES)
+            yield Finding.warning(
+                "family", f"{what}; {why}: fallback to --kernels transformers, which is slower", remedy
+            )
 
 
 def heads(subject: Subject) -> Iterator[Finding]:

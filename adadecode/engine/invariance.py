@@ -77,6 +77,8 @@ def check_ties(model: DecoderModel, width: int) -> int:
     of the model. Returns how many rows had a tie, for equal rows of a head need not give equal bits.
     """
     weights = model.weights
+    if weights.borrowed is not None:  # whose head cannot be another
+        return 0
     *before, last = weights.head.matrices
     half, planted = len(last) // 2, last.clone()
     planted[half : 2 * half], planted[2 * half :] = planted[:half], planted[:1]

@@ -161,7 +161,7 @@ def exits_early(model: DecoderModel) -> bool:
     def note(layer: torch.nn.Module, _: Any) -> None:
         ran.append(layer)
 
-    handle = model.body.layers[-1].register_forward_pre_hook(note)
+    handle = model.layers[-1].register_forward_pre_hook(note)
     try:
         model.lm.config.num_hidden_layers = model.num_layers - 1
         model.lm(torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)

@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend
 
 from adadecode.errors import KernelsError
 from adadecode.kernels.arithmetic import PLAIN_BACKENDS, set_exact_arithmetic, step_backend
+from adadecode.kernels.borrowed import BorrowedStep
 from adadecode.kernels.eager import CompiledStep, EagerStep, LayerStep, Prefill, compile_layer_step
 from adadecode.kernels.graphed import GraphedStep, free_workspaces, why_no_graphs
 from adadecode.kernels.kv_cache import KVCache, bucket_columns, num_columns
@@ -26,6 +27,8 @@ from adadecode.records import ChosenKernels
 from adadecode.settings import Kernels
 from adadecode.stopwatch import lap
 
+PLAIN_KERNELS = ("eager", "transformers")  # of operations one by one, on CUDA too
+
 
 class Steps:
     """The decode steps of one model, and what they share: packed weights, compiled layers, graphs and their memory."""
@@ -39,10 +42,13 @@ class Steps:
         set_exact_arithmetic()
         self.weights, self.prefill = weights, prefill
         self._is_cuda = weights.device.type == "cuda"
-        self.chosen = choose_kernels(kernels, weights.device, weights.dtype)
+        if weights.borrowed is None:
+            self.chosen = choose_kernels(kernels, weights.device, weights.dtype)
+        else:
+            self.chosen = ChosenKernels("transformers", weights.borrowed.because)
         self._attention = self._settle_on_cuda(kernels) if self._is_cuda else None
         self._is_compiled = self.chosen.kernels == "compile"
-        self._is_graphed = self._is_cuda and self.chosen.kernels != "eager"
+        self._is_graphed = self._is_cuda and self.chosen.kernels not in PLAIN_KERNELS
         self.layer_step: LayerStep = compile_layer_step() if self._is_compiled else layer_step
         self._of_stages = [weights.at(stage.device) for stage in weights.stages] or [weights]
         self._packed = PackedWeights(weights) if self.chosen.kernels == "native" else None
@@ -56,7 +62,7 @@ class Steps:
         Raises KernelsError when they fail and were asked for.
         """
         weights = self.weights
-        if self.chosen.kernels != "eager":
+        if self.chosen.kernels not in PLAIN_KERNELS:
             attention, columns = step_backend(weights), bucket_columns(1, weights.context_len)
             pool = torch.cuda.graph_pool_handle()
             problem = why_no_graphs(
@@ -77,6 +83,9 @@ class Steps:
         Graphed steps, and the cache of their S, are shared by requests: one decodes at a time.
         """
         columns = self.num_columns(num_positions)
+        if self.weights.borrowed is not None:
+            cache = self.weights.new_cache(columns)
+            return BorrowedStep(self.weights, self.weights.borrowed, width, cache, self._attention)
         if self._packed is not None:
             return NativeStep(self.weights, self._packed, width, columns)
         if self._is_graphed:
@@ -143,7 +152,7 @@ def choose_kernels(kernels: Kernels, device: torch.device, dtype: torch.dtype) -
         )
     if kernels == "compile":
         _check_compilable(device)
-    if kernels in ("eager", "graphs", "compile"):
+    if kernels in ("eager", "graphs", "compile", "transformers"):
         return ChosenKernels(kernels)
     if device.type != "cpu":
         return ChosenKernels("graphs")

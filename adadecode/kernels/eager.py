@@ -250,10 +250,13 @@ class EagerStep:
         token_ids, tops = self._rows(self.verdicts, lo, hi).tolist()
         return [int(token_id) for token_id in token_ids], tops
 
+    def final_logits(self) -> Tensor:
+        """Logits `[W, V]` of all W rows by the model's own head."""
+        return head_step(self.weights.head, self.weights, self.hidden)
+
     def verdicts(self, slots: slice = slice(None)) -> Tensor:
         """Fills `logits`; next tokens and their logits of `slots`, all W unless told, `[2, W]` float64."""
-        weights = self.weights
-        self.logits.copy_(head_step(weights.head, weights, self.hidden))
+        self.logits.copy_(self.final_logits())
         drawn = self._drawn(self.logits[slots], None, slots)
         if drawn is None:
             tops, token_ids = self.logits[slots].max(dim=-1)

@@ -93,11 +93,11 @@ def _attention(
     if shape.attention_cap is None:
         mixed = scaled_dot_product_attention(folded, keys[None], values[None], attn_mask=mask, scale=shape.scale)
     else:
-        mixed = _capped_attention(folded, keys[None], values[None], mask, shape.scale, shape.attention_cap)
+        mixed = capped_attention(folded, keys[None], values[None], mask, shape.scale, shape.attention_cap)
     return mixed.reshape(num_heads, num_rows, head_dim).transpose(0, 1).reshape(num_rows, num_heads * head_dim)
 
 
-def _capped_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, cap: float) -> Tensor:
+def capped_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, cap: float) -> Tensor:
     """`scaled_dot_product_attention` with scores that a tanh holds within `cap`, in float32."""
     scores = capped((queries @ keys.transpose(-1, -2)).float() * scale, cap) + mask.float()
     return scores.softmax(dim=-1).to(values.dtype) @ values
@@ -169,11 +169,15 @@ def embed(weights: Weights, token_ids: Tensor) -> Tensor:
 
 def final_norm(weights: Weights, hidden: Tensor) -> Tensor:
     """The model's last normalisation of `hidden` `[..., d]`."""
+    if weights.borrowed is not None and not weights.layers:
+        return weights.borrowed.norm(hidden)
     return normed(weights.shape, hidden, weights.norm, weights.norm_bias)
 
 
 def finished(logits: Tensor, shape: LogitShape) -> Tensor:
     """What becomes of the products `[..., K]` of a head's last matrix."""
+    if shape.own is not None:
+        return shape.own(logits)
     if shape.divisor != 1.0:
         logits = logits / shape.divisor
     return logits if shape.cap is None else capped(logits, shape.cap)

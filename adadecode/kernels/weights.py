@@ -4,8 +4,9 @@ Shapes: L layers, d model width, F width of the MLP, H query heads, G key/value 
 turned, S cache columns, V vocabulary, K outputs of a head.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -94,10 +95,14 @@ class LayerKind:
 
 @dataclass(frozen=True)
 class LogitShape:
-    """What becomes of the product of a head's matrix: divided by `divisor`, then `cap` * tanh(logit / `cap`), if any."""
+    """What becomes of the product of a head's matrix: divided by `divisor`, then `cap` * tanh(logit / `cap`), if any.
+
+    Or whatever the model's `own` code makes of products `[N, K]`, where that is not known.
+    """
 
     divisor: float = 1.0
     cap: float | None = None
+    own: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +152,52 @@ class ExitTest:
     least: float = 0.0
 
 
+@dataclass(frozen=True)
+class Calls:
+    """What W rows enter layer 1 with, `entering` `[W, d]`, and what each layer of a model is called with besides.
+
+    They stand at `positions` `[W]` and write to `columns` `[W]` of `cache`.
+    """
+
+    entering: Tensor
+    positions: Tensor
+    columns: Tensor
+    cache: KVCache
+    of_layers: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
+
+    def at(self, columns: Tensor) -> "Calls":
+        """The same rows, writing to other `columns`."""
+        return replace(self, columns=columns)
+
+
+class Borrowed(Protocol):
+    """A model's own layers, last norm and head, where steps borrow them instead of reading their weights.
+
+    `because` says why they are, unless that was asked for.
+    """
+
+    num_layers: int
+    width: int
+    because: str | None
+    layers: Any
+
+    def calls(self, token_ids: Tensor, positions: Tensor, columns: Tensor, cache: KVCache) -> Calls:
+        """What rows of `token_ids` `[W]` at `positions` `[W]` enter layer 1 with, and each layer is called with."""
+        ...
+
+    def run(self, calls: Calls, hidden: Tensor, start: int, stop: int) -> Tensor:
+        """`hidden` `[W, d]` after layers [start, stop)."""
+        ...
+
+    def norm(self, hidden: Tensor) -> Tensor:
+        """What the model makes of `hidden` `[N, d]` between its last layer and its head."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The model's own logits `[N, V]` of `hidden` `[N, d]` after all layers."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Weights:
     """All weights of a causal LM, as its decode steps read them.
@@ -154,7 +205,8 @@ class Weights:
     `embedding` `[V, d]`, whose rows enter layer 1 times `embedding_scale`, which is rounded to the weights' dtype where the
     model has it so; the last `norm` `[d]` and its bias; and `rotaries`, all of one R, with at least one row for every
     position of the context of `context_len`, in the dtype of the weights. `kinds` has one for each layer, none where all
-    are usual. `stages` say which layers are on which device; there are none where all are on one.
+    are usual. `stages` say which layers are on which device; there are none where all are on one. A model whose layers are
+    not known has none of `layers` and `rotaries`: its own are `borrowed`.
     """
 
     embedding: Tensor
@@ -169,6 +221,7 @@ class Weights:
     norm_bias: Tensor | None = None
     embedding_scale: float = 1.0
     logits: LogitShape = LogitShape()
+    borrowed: Borrowed | None = None
 
     def kind(self, layer_idx: int) -> LayerKind:
         """What is its own of a layer, from 0; -1 is the last, which the block of a head is like."""
@@ -182,7 +235,7 @@ class Weights:
     @property
     def num_layers(self) -> int:
         """L."""
-        return len(self.layers)
+        return self.borrowed.num_layers if self.borrowed is not None else len(self.layers)
 
     @property
     def vocab_size(self) -> int:
@@ -192,7 +245,7 @@ class Weights:
     @property
     def width(self) -> int:
         """d, the width of a hidden state."""
-        return self.embedding.shape[1]
+        return self.borrowed.width if self.borrowed is not None else self.embedding.shape[1]
 
     @property
     def mlp_width(self) -> int:
@@ -206,7 +259,7 @@ class Weights:
     @property
     def device(self) -> torch.device:
         """Where the rows of a step are: home, where there are stages."""
-        return self.rotaries[0][0].device
+        return self.rotaries[0][0].device if self.rotaries else self.embedding.device
 
     def at(self, device: torch.device) -> "Weights":
         """The same for the rows of a step on `device`, one of a stage: whatever is no layer stays at home."""

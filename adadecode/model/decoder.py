@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from adadecode.errors import UnsupportedModelError
 from adadecode.files import short_hash
 from adadecode.kernels.choose import Steps
 from adadecode.kernels.kv_cache import KVCache
@@ -18,7 +19,8 @@ from adadecode.kernels.layers import embed, finished
 from adadecode.kernels.stages import Stage
 from adadecode.kernels.step import DecodeStep
 from adadecode.kernels.weights import Weights
-from adadecode.model.families import check_supported, context_len
+from adadecode.model.families import check_supported, context_len, why_borrowed
+from adadecode.model.own_layers import OwnLayers, borrow_weights
 from adadecode.model.parts import WholeSequences, body_of, norm_of, read_weights
 from adadecode.records import ChosenKernels
 from adadecode.settings import Kernels
@@ -35,7 +37,8 @@ class DecoderModel:
         `notes` say what was odd about its files, `stages` which layers are on which of several devices. Raises
         UnsupportedModelError when the engine cannot decode it, KernelsError when it cannot do so with `kernels`.
         """
-        check_supported(lm.config)
+        check_supported(lm.config, kernels)
+        because = why_borrowed(lm.config)
         self.notes = notes
         self.lm = lm.eval().requires_grad_(False)
         self.config = config = lm.config
@@ -45,7 +48,15 @@ class DecoderModel:
         self.eos_token_ids = _eos_token_ids(lm)
         lm.generation_config = GenerationConfig()  # greedy means greedy: no penalties from the model's own defaults
         self.model_hash = hash_weights(lm)
-        self.weights = read_weights(lm, stages)
+        if kernels == "transformers" or because is not None:
+            if stages:
+                raise UnsupportedModelError(
+                    "--kernels transformers runs a model on one GPU: use --gpus-per-worker 1, or a smaller model"
+                )
+            asked_for = kernels == "transformers"
+            self.weights = borrow_weights(lm, OwnLayers(lm, self.context_len, None if asked_for else because))
+        else:
+            self.weights = read_weights(lm, stages)
         # of lm alone: a prefill that knew the decoder would keep it in memory, in a circle
         self.steps = Steps(self.weights, functools.partial(prefill, lm, self.weights), kernels)
 
@@ -99,6 +110,8 @@ class DecoderModel:
 
     def final_norm(self, hidden: Tensor) -> Tensor:
         """The model's last normalisation of `hidden` `[T, d]`."""
+        if self.weights.borrowed is not None:
+            return self.weights.borrowed.norm(hidden)
         return norm_of(self.lm)(hidden)
 
     def lm_head(self, hidden: Tensor) -> Tensor:
@@ -117,6 +130,11 @@ class DecoderModel:
     def body(self) -> Any:
         """All of transformers' model but its head."""
         return body_of(self.lm)
+
+    @property
+    def layers(self) -> Any:
+        """Its L layers, as transformers has them."""
+        return self.body.layers if self.weights.borrowed is None else self.weights.borrowed.layers
 
     def run_like_last(self, layer: Any, hidden: Tensor) -> Tensor:
         """`hidden` `[B, T, d]` of B whole sequences after `layer`, a transformers layer like the last."""

@@ -1,21 +1,25 @@
 """The families of models the engine decodes, one row each: how their parts are named and what layers of theirs compute."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from adadecode.errors import UnsupportedModelError
 from adadecode.kernels.weights import LayerKind, LayerShape, LogitShape
 from adadecode.model.refusals import (
     ACTIVATIONS,
+    ANYBODYS_REFUSALS,
+    EXPERTS,
     PARTIAL_REFUSALS,
     USUAL_REFUSALS,
     Refusal,
     activation_of,
     rotary_settings,
 )
+from adadecode.settings import Kernels
 
 Names = tuple[str, ...]
 
@@ -156,6 +160,8 @@ class Family:
     refused: tuple[Refusal, ...] = USUAL_REFUSALS
 
 
+BORROWING: tuple[Kernels, ...] = ("auto", "transformers")  # kernels that may run a model's own layers
+
 FAMILIES: dict[str, Family] = {
     "llama": Family(),
     "mistral": Family(windows=windows_everywhere),
@@ -201,16 +207,24 @@ def family_of(config: Any) -> Family:
 
 def attention_of(config: Any) -> dict[str, str]:
     """Whose attention transformers' layers are to compute with, whatever `config` names, even one to be fetched."""
-    return {"attn_implementation": family_of(config).attention}
+    if config.model_type in FAMILIES:
+        return {"attn_implementation": family_of(config).attention}
+    lm_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return {"attn_implementation": "sdpa" if getattr(lm_class, "_supports_sdpa", False) else "eager"}
+
+
+def kv_shape(config: Any) -> tuple[int, int]:
+    """Key/value heads G and their width D, by a configuration of any family."""
+    num_heads: int = config.num_attention_heads
+    num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
+    return num_kv_heads, getattr(config, "head_dim", None) or config.hidden_size // num_heads
 
 
 def layer_shape(config: Any) -> LayerShape:
     """What the layers of a model have in common, by its configuration."""
-    num_heads = config.num_attention_heads
     return LayerShape(
-        num_heads,
-        getattr(config, "num_key_value_heads", None) or num_heads,
-        getattr(config, "head_dim", None) or config.hidden_size // num_heads,
+        config.num_attention_heads,
+        *kv_shape(config),
         config.rms_norm_eps if hasattr(config, "rms_norm_eps") else config.layer_norm_eps,
         activation=ACTIVATIONS[activation_of(config)],
         **family_of(config).shape(config),
@@ -242,21 +256,23 @@ def rotary_types(config: Any) -> list[str]:
     return sorted({*config.layer_types}) if any(isinstance(value, Mapping) for value in found.values()) else []
 
 
-def check_supported(config: Any) -> None:
-    """Raises UnsupportedModelError when `config` asks for something the engine does not do."""
-    why = next(_refusals(config), None)
-    if why is not None:
+def check_supported(config: Any, kernels: Kernels = "auto") -> None:
+    """Raises UnsupportedModelError when `config` asks for something that `kernels` do not do."""
+    for why in filter(None, (refusal(config) for refusal in ANYBODYS_REFUSALS)):
         raise UnsupportedModelError(f"model type {config.model_type!r}: {why}; supported are {', '.join(FAMILIES)}")
+    why = why_borrowed(config)
+    if why is not None and kernels not in BORROWING:
+        raise UnsupportedModelError(
+            f"model type {config.model_type!r}: {why}, so --kernels {kernels} cannot compute them; "
+            "use --kernels transformers, which runs the model's own layers, or auto"
+        )
 
 
-def _refusals(config: Any) -> Iterator[str]:
-    """Why `config` is refused: as no engine of this kind can decode it, as an unknown family, or by its family."""
-    if getattr(config, "is_encoder_decoder", False):
-        yield "encoder-decoder models are not decoded here"
-    if getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
-        yield "mixture-of-experts routing depends on the other rows of a step"
+def why_borrowed(config: Any) -> str | None:
+    """Why only the model's own layers can compute what `config` describes; None where those here can."""
+    if any(getattr(config, name, None) for name in EXPERTS):
+        return "its layers have experts, which are not known to the engine"
     family = FAMILIES.get(config.model_type)
     if family is None:
-        yield "its layers are not known to the engine"
-    else:
-        yield from (why for refusal in family.refused if (why := refusal(config)) is not None)
+        return "its layers are not known to the engine"
+    return next(filter(None, (refusal(config) for refusal in family.refused)), None)

@@ -201,6 +201,10 @@ def _layer_of(tensors: dict[str, Tensor], exit_layer: int) -> LayerWeights:
 
 def _fitted(layer: LayerWeights, model: DecoderModel, exit_layer: int) -> LayerWeights:
     """`layer` where and as the weights of `model` are; raises ExitHeadsError unless it is like the model's own layers."""
+    if not model.weights.layers:
+        raise ExitHeadsError(
+            f"the block at exit {exit_layer} is a layer, and those of this model are not known: train heads of another kind"
+        )
     shapes, own = (
         {name: None if t is None else t.shape for name, t in vars(one).items()}
         for one in (layer, model.weights.layers[0])

@@ -25,13 +25,13 @@ from adadecode.files import short_hash
 from adadecode.model.checkpoint import check_folder, few, lacking, layers_too_many, wrong_shapes
 from adadecode.model.config_file import TOKENIZER_FILES, check_config, check_tokenizer, ends_of, read_config
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.families import attention_of, check_supported, family_of
+from adadecode.model.families import attention_of, check_supported, context_len, family_of
 from adadecode.model.files import ModelFiles, find_model, reason
 from adadecode.model.gguf import check_gguf
 from adadecode.model.memory import SMALLER_MODEL, is_out_of_memory, out_of_memory_named
 from adadecode.model.placement import check_device, devices_of, place
 from adadecode.model.weight_files import fetch_weights
-from adadecode.settings import ModelSettings
+from adadecode.settings import Kernels, ModelSettings
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def load_model(settings: ModelSettings, flag: str = "--model") -> Loaded:
     transformers_logging.disable_progress_bar()
     check_device(settings)
     files = find_model(settings.model, settings.revision, flag)
-    raw, config = _read_config(files)
+    raw, config = _read_config(files, settings.kernels)
     devices = devices_of(settings, config.num_hidden_layers)
     tokenizer = _read_tokenizer(files, config)
     with _explained(files, "what ends a sequence cannot be read"):
@@ -62,6 +62,10 @@ def load_model(settings: ModelSettings, flag: str = "--model") -> Loaded:
     if unused:
         where = "in the checkpoint and in no layer that config.json describes"
         notes.append(f"{where}: {few(unused)}; its outputs may be another model's")
+    if (most := context_len(config)) < config.max_position_embeddings:
+        notes.append(
+            f"its context is {most} positions, longrope's short range: beyond it every cached key would change"
+        )
     for note in notes:
         log.warning("%s %r: %s", files.flag, files.name, note)
     stages = place(lm, devices)
@@ -89,7 +93,7 @@ def chat_template_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return None if template is None else short_hash(json.dumps(template))
 
 
-def _read_config(files: ModelFiles) -> tuple[dict[str, Any], Any]:
+def _read_config(files: ModelFiles, kernels: Kernels = "auto") -> tuple[dict[str, Any], Any]:
     """The content of config.json and transformers' configuration made of it; raises UsageError when it is refused.
 
     A GGUF file has the latter only.
@@ -104,7 +108,7 @@ def _read_config(files: ModelFiles) -> tuple[dict[str, Any], Any]:
             config = AutoConfig.from_pretrained(files.source, **files.where, **NO_CODE)
             raw = config.to_dict()
             check_config(files, raw)
-    check_supported(config)
+    check_supported(config, kernels)
     return raw, config
 
 

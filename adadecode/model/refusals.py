@@ -52,6 +52,16 @@ def other_attention(config: Any) -> str | None:
     kinds = {*(getattr(config, "layer_types", None) or ())} - {"full_attention", "sliding_attention"}
     if kinds:
         return f"its layers of {', '.join(sorted(kinds))} are not known; the engine has full and sliding attention"
+    return None
+
+
+def encoder_and_decoder(config: Any) -> str | None:
+    """Why `config` is refused when it has an encoder; else None."""
+    return "encoder-decoder models are not decoded here" if getattr(config, "is_encoder_decoder", False) else None
+
+
+def looks_ahead(config: Any) -> str | None:
+    """Why `config` is refused when its attention is not causal; else None."""
     if getattr(config, "use_bidirectional_attention", False):
         return "its attention looks ahead, so a cache cannot hold what it saw; a causal one can be decoded"
     return None
@@ -73,5 +83,9 @@ def partial_rotary(config: Any) -> str | None:
     return f"rope_parameters.partial_rotary_factor {share}: its layers turn whole heads; leave it out, or 1"
 
 
-PARTIAL_REFUSALS: tuple[Refusal, ...] = (other_activation, other_attention, changing_rotary, norms_of_each_head)
+PARTIAL_REFUSALS: tuple[Refusal, ...] = (other_activation, other_attention, norms_of_each_head)
 USUAL_REFUSALS = (*PARTIAL_REFUSALS, partial_rotary)
+
+# Of any family, whoever computes its layers.
+ANYBODYS_REFUSALS: tuple[Refusal, ...] = (encoder_and_decoder, looks_ahead, changing_rotary)
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")  # what configurations call them

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoModelForCausalLM
 
-from adadecode.model.families import attention_of, layer_shape
+from adadecode.model.families import attention_of, kv_shape
 from adadecode.model.load import NO_CODE
-from adadecode.model.parts import body_of
+from adadecode.model.own_layers import found_layers
 
 
 class ModelSize(NamedTuple):
@@ -28,7 +28,9 @@ def model_size(config: Any, dtype: str) -> ModelSize:
     numbers = sum(parameter.numel() for parameter in lm.parameters())
     embedding, head = lm.get_input_embeddings().weight, lm.get_output_embeddings().weight
     num_packed = numbers - (0 if head is embedding else embedding.numel())
-    shape, in_layers = layer_shape(config), body_of(lm).layers
-    column = 2 * config.num_hidden_layers * shape.num_kv_heads * shape.head_dim * itemsize
+    found = found_layers(lm)
+    in_layers = () if found is None else found[2]
+    num_kv_heads, head_dim = kv_shape(config)
+    column = 2 * config.num_hidden_layers * num_kv_heads * head_dim * itemsize
     layers = tuple(sum(parameter.numel() for parameter in layer.parameters()) * itemsize for layer in in_layers)
     return ModelSize(numbers * itemsize, layers, num_packed * itemsize, column, config.vocab_size)

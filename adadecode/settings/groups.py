@@ -25,7 +25,7 @@ from adadecode.settings.selector import SELECTOR_TEXT, LabelSelector
 Dtype = Literal["float32", "bfloat16", "float16"]
 Device = Literal["cpu", "cuda"]
 HeadKind = Literal["full", "shortlist"]
-Kernels = Literal["auto", "native", "eager", "graphs", "compile"]
+Kernels = Literal["auto", "native", "eager", "graphs", "compile", "transformers"]
 Domain = Literal["math", "code"]
 Stop = Literal["token", "chain"]
 
@@ -139,7 +139,8 @@ class ModelSettings(Settings):
     )
     kernels: Kernels = Field(
         default="auto",
-        description="Who computes: native a CPU with a C++ compiler; on CUDA graphs, eager does without; auto what works.",
+        description="Who computes: native a CPU with a C++ compiler; on CUDA graphs, eager does without; transformers runs "
+        "the model's own layers, of any family; auto what works.",
     )
 
     @model_validator(mode="after")

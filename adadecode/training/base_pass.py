@@ -68,12 +68,12 @@ def run_base(model: DecoderModel, batch: list[GreedyOutput], exits: tuple[int, .
     predicts, token_ids = predicts.to(model.device), token_ids.to(model.device)
     kept: dict[int, Tensor] = {}
 
-    def keep(exit_layer: int, hidden: Tensor) -> None:
+    def keep(exit_layer: int, output: Tensor | tuple[Tensor, ...]) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
         kept[exit_layer] = hidden.to(model.device)
 
     hooks = [
-        model.body.layers[e - 1].register_forward_hook(lambda *call, exit_layer=e: keep(exit_layer, call[-1]))
-        for e in exits
+        model.layers[e - 1].register_forward_hook(lambda *call, exit_layer=e: keep(exit_layer, call[-1])) for e in exits
     ]
     try:
         last = model.body(token_ids, use_cache=False).last_hidden_state

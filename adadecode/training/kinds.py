@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
+from adadecode.errors import UsageError
 from adadecode.kernels.weights import LayerWeights
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.head_tensors import merged
@@ -150,6 +151,10 @@ class BlockHead(TrainedHead):
 
     def __init__(self, model: DecoderModel, token_ids: Tensor) -> None:
         super().__init__()
+        if model.weights.borrowed is not None:
+            raise UsageError(
+                "--kind block: a layer like the model's, which --kernels transformers does not know; use another"
+            )
         self._model, self._dtype = model, model.dtype
         self.token_ids = token_ids
         self._token_rows = lm_head_rows(model, token_ids)

@@ -248,7 +248,8 @@ def training_base(model: DecoderModel) -> DecoderModel:
     """
     if model.device.type != "cpu" or model.dtype == torch.float32:
         return model
-    return DecoderModel(copy.deepcopy(model.lm).float())
+    kernels = "eager" if model.weights.borrowed is None else "transformers"
+    return DecoderModel(copy.deepcopy(model.lm).float(), kernels)
 
 
 def is_loadable(out: Path, model: DecoderModel, config: TrainConfig) -> bool:
