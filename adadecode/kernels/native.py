@@ -5,6 +5,7 @@ Shapes: W rows, d model width, S cache columns, V vocabulary.
 
 import ctypes
 import functools
+import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -13,11 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from adadecode.kernels.layers import head_step
-from adadecode.kernels.library import BlockStruct, ExitTestStruct, ShapeStruct
+from adadecode.kernels.library import BlockStruct, DrawStruct, ExitTestStruct, ShapeStruct
 from adadecode.kernels.packed import PackedHead, PackedLayers, PackedWeights
-from adadecode.kernels.sampling import Draw, draw_rows
-from adadecode.kernels.step import Proposals, Segment, blocks_of, check_slots, check_token_ids, run_probe_test
+from adadecode.kernels.sampling import Draw
+from adadecode.kernels.step import Proposals, Segment, blocks_of, check_slots, check_token_ids
 from adadecode.kernels.weights import Block, ExitTest, Gate, Head, Weights
 
 # Rows of a prompt that are run at once: few enough that what they work in stays small, and so many that the weights,
@@ -38,6 +38,31 @@ class NativeBlock:
         self.address = ctypes.addressof(self._struct)
 
 
+class NativeDraw:
+    """A draw as the library takes it, and what it works in, which greedy requests do without."""
+
+    def __init__(self, draw: Draw, library: ctypes.CDLL, num_threads: int) -> None:
+        self._library, self._num_threads, self._widest = library, num_threads, 0
+        self._struct = DrawStruct(
+            (ctypes.c_uint32 * 2)(draw.key & 0xFFFF_FFFF, draw.key >> 32),
+            min(draw.top_k, 2**31 - 1),
+            draw.first_position,
+            1.0 / draw.temperature,
+            math.log(draw.min_p) if draw.min_p else -math.inf,
+            draw.top_p,
+        )
+        self._address = ctypes.addressof(self._struct)
+
+    def at(self, num_rows: int, widest: int) -> int:
+        """The address, with room for `num_rows` rows, always as many, of at most `widest` logits."""
+        if widest > self._widest:
+            self._scratch = torch.empty(
+                self._library.adadecode_draw_len(self._num_threads, num_rows, widest), dtype=torch.float32
+            )
+            self._struct.scratch, self._widest = self._scratch.data_ptr(), widest
+        return self._address
+
+
 class NativeStep:
     """A decode step in native.cpp, where a row's bits do not depend on other rows: only rows that take part are run.
 
@@ -52,7 +77,7 @@ class NativeStep:
         self.hidden = torch.zeros(width, weights.width, dtype=weights.dtype)
         self.logits = torch.zeros(width, weights.vocab_size, dtype=weights.dtype)
         self._first_position = 0
-        self._draw: Draw | None = None
+        self._draw: NativeDraw | None = None
         self._head, self._vocab_size, shape = weights.head, weights.vocab_size, weights.shape
         self._shape = ShapeStruct(
             weights.width,
@@ -123,11 +148,11 @@ class NativeStep:
                 if stop in self._blocks:
                     self._run_block(self._blocks[stop], hidden.clone(), first)
             self.hidden[0] = hidden[-1]
-        self._run_head(self._head, 0, 1, self._logits_at, None)
+        self._run_head(self._head, 0, 1, self._logits_at, None, None)
         return self.logits[0].clone()
 
     def draw_by(self, draw: Draw | None) -> None:
-        self._draw = draw
+        self._draw = None if draw is None else NativeDraw(draw, self._packed.library, self._shape.num_threads)
 
     def begin(self, first_position: int) -> None:
         self._first_position = first_position
@@ -149,8 +174,6 @@ class NativeStep:
 
     def run_to_exit(self, segment: Segment, test: ExitTest, first_tested: int) -> Proposals | None:
         lo, hi, _, stop = segment
-        if self._draw is not None:
-            return run_probe_test(self, segment, test, first_tested)
         check_slots(lo, first_tested, self.width)
         check_slots(first_tested, hi, self.width)
         block = self._blocks.get(stop)
@@ -162,11 +185,7 @@ class NativeStep:
         return self._proposals(hi - first_tested) if is_tested else None
 
     def test(self, head: Head, lo: int, hi: int) -> Proposals:
-        if self._draw is not None:
-            logits = head_step(head, self.weights.norm, self.weights.shape.eps, self.read_by(head))[lo:hi]
-            ids, _, chances = draw_rows(logits, self._draw, self._places(lo, hi), head.token_ids)
-            return list(zip(ids.tolist(), chances.tolist(), strict=True))
-        self._run_head(head, lo, hi, None, self._probabilities)
+        self._run_head(head, lo, hi, None, self._probabilities, self._draw_at())
         return self._proposals(hi - lo)
 
     def probe(self, gate: Gate, slot: int) -> float:
@@ -175,14 +194,12 @@ class NativeStep:
         return self._packed.library.adadecode_gate(self._shape_at, row, self._norm_at, weights, gate.bias)
 
     def verify(self, lo: int, hi: int) -> tuple[list[int], list[float]]:
-        self._run_head(self._head, lo, hi, self._logits_at + lo * self._logits_len, None)
-        if self._draw is not None:
-            ids, tops, _ = draw_rows(self.logits[lo:hi], self._draw, self._places(lo, hi), None)
-            return ids.tolist(), tops.tolist()
+        self._run_head(self._head, lo, hi, self._logits_at + lo * self._logits_len, None, self._draw_at())
         return self._ids[: hi - lo], self._tops[: hi - lo]
 
-    def _places(self, lo: int, hi: int) -> Tensor:
-        return torch.arange(lo, hi) + self._first_position + 1 - self._draw.first_position
+    def _draw_at(self) -> int | None:
+        """The address of the draw with room for all heads, or null for the argmax."""
+        return None if self._draw is None else self._draw.at(self.width, self._widest_head)
 
     def _proposals(self, num_rows: int) -> Proposals:
         return list(zip(self._ids[:num_rows], self._probabilities[:num_rows], strict=True))
@@ -208,6 +225,7 @@ class NativeStep:
             None if block is None else block.address,
             test_at,
             num_tested,
+            self._draw_at(),
         )
 
     def _new_block(self, block: Block) -> NativeBlock:
@@ -223,7 +241,9 @@ class NativeStep:
     def read_by(self, head: Head) -> Tensor:
         return self.hidden if head.block is None else self._blocks[head.block.exit_layer].rows
 
-    def _run_head(self, head: Head, lo: int, hi: int, logits: int | None, probabilities: Any) -> None:
+    def _run_head(
+        self, head: Head, lo: int, hi: int, logits: int | None, probabilities: Any, draw_at: int | None
+    ) -> None:
         check_slots(lo, hi, self.width)
         packed = self._packed_head(head)
         self._packed.library.adadecode_head(
@@ -240,6 +260,8 @@ class NativeStep:
             self._ids,
             self._tops,
             probabilities,
+            draw_at,
+            self._first_position + lo,
         )
 
     def _packed_head(self, head: Head) -> PackedHead:

@@ -2,8 +2,8 @@
 
 The next token is the argmax over v of logits[v] / T + G(key, place, v). All arithmetic here is of single additions,
 multiplications and divisions, which every processor rounds alike, and of whole numbers, whose sums have no order: the same
-logits give the same token in any row, beside any rows, and in native.cpp too, where draw.h has the same steps. docs/sampling.md
-says why this is exact.
+logits give the same token in any row, beside any rows, and in native.cpp too (draw.h).
+docs/sampling.md says why this is exact.
 
 Shapes: M rows, K outputs of a head, B blocks of four token ids.
 """
@@ -30,8 +30,8 @@ WHOLE = 2.0**34  # the weight of the most likely output; 2^19 of them have an ex
 class Filters(NamedTuple):
     """What a draw may take.
 
-    Of the `top_k` largest logits (0: all), the first whose mass reaches `top_p`, and of them those with at least `min_p` times
-    the probability of the first.
+    Of the `top_k` largest logits (0: all), the first whose mass reaches `top_p`, and of them those with at least `min_p`
+    times the probability of the first.
     """
 
     top_k: int = 0
@@ -185,7 +185,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], round_keys: Tensor) -
 def words_of(round_keys: Tensor, places: Tensor, blocks: Tensor) -> Tensor:
     """The words `[M, B, 4]` of places `[M]` and `blocks` `[B]`."""
     nothing = torch.zeros_like(blocks[:1])
-    words = philox((blocks, places[:, None], nothing, nothing), round_keys)
+    words = philox((blocks, places[:, None] & MASK, nothing, nothing), round_keys)
     return torch.stack(torch.broadcast_tensors(*words), dim=-1)
 
 
