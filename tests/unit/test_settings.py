@@ -26,6 +26,7 @@ from adadecode.settings import (
     flag_name,
     members,
     read_policy,
+    settings_of,
 )
 
 
