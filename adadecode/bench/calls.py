@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from adadecode.engine.drafters import Heads
+from adadecode.kernels.sampling import Draw
 from adadecode.kernels.step import DecodeStep, Proposals, Segment
 from adadecode.kernels.weights import ExitTest, Gate, Head
 from adadecode.model.decoder import DecoderModel
@@ -51,6 +52,9 @@ class RecordingStep:
 
     def prefill(self, prompt_ids: list[int]) -> Tensor:
         return self._step.prefill(prompt_ids)
+
+    def draw_by(self, draw: Draw | None) -> None:
+        self._step.draw_by(draw)
 
     def begin(self, first_position: int) -> None:
         self.log.append(("begin", first_position))

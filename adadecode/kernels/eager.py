@@ -15,6 +15,7 @@ from adadecode.errors import KernelsError
 from adadecode.kernels.arithmetic import PREFILL_BACKENDS, attention_by
 from adadecode.kernels.kv_cache import KVCache
 from adadecode.kernels.layers import causal_mask, embed, gate_step, head_step, layer_step, top1
+from adadecode.kernels.sampling import Draw, Drawn, Filters, Numbers, drawn_by
 from adadecode.kernels.step import Proposals, Segment, blocks_of, check_slots, check_token_ids, run_probe_test
 from adadecode.kernels.weights import Block, ExitTest, Gate, Head, LayerKind, LayerWeights, RotaryTable, Weights
 from adadecode.stopwatch import lap
@@ -123,12 +124,19 @@ class EagerStep:
         self._host = torch.zeros(width + 3, dtype=torch.long)
         self._blocks: dict[int, Block] = {}  # by exit layer, of the tests last prepared
         self._block_rows: WeakKeyDictionary[Block, BlockRows] = WeakKeyDictionary()
+        self._numbers = Numbers(device)  # of the draw, if any
+        self._filters: Filters | None = None  # of the draw; None for the argmax
 
     def prepare(self, boundaries: Sequence[int], tests: Iterable[ExitTest]) -> None:
         self._blocks = blocks_of(tests)
         for block in self._blocks.values():
             if block not in self._block_rows:
                 self._block_rows[block] = BlockRows(block, self.weights, self.width, self.cache.num_columns)
+
+    def draw_by(self, draw: Draw | None) -> None:
+        self._filters = None if draw is None else draw.filters
+        if draw is not None:
+            self._numbers.put(draw)
 
     def prefill(self, prompt_ids: list[int]) -> Tensor:
         check_token_ids(prompt_ids, self.weights.vocab_size)
@@ -165,6 +173,9 @@ class EagerStep:
     def _point_at(self, lo: int, hi: int) -> None:
         """Slots [lo, hi) take part in what comes next."""
         self._host[-3], self._host[-2] = lo, hi
+        self._send_control()
+
+    def _send_control(self) -> None:
         self.control.copy_(self._host, non_blocking=True)
 
     def _places(self) -> Places:
@@ -205,14 +216,28 @@ class EagerStep:
         return run_probe_test(self, segment, test, first_tested)
 
     def test(self, head: Head, lo: int, hi: int) -> Proposals:
-        both = self.proposals(head)[:, lo:hi].tolist()
+        both = self._rows(lambda slots: self.proposals(head, slots), lo, hi).tolist()
         return [(int(token_id), probability) for token_id, probability in zip(*both, strict=True)]
 
-    def proposals(self, head: Head) -> Tensor:
-        """Token ids and probabilities of all W rows, `[2, W]` float64, which holds both exactly."""
-        logits = head_step(head, self.weights, self.read_by(head))
-        token_ids, _, probabilities = top1(logits, head.token_ids)
+    def _rows(self, call: Callable[[slice], Tensor], lo: int, hi: int) -> Tensor:
+        """What `call` gives for slots [lo, hi), `[2, hi - lo]`: an argmax takes all W rows, a draw only these."""
+        if self._filters is None:
+            return call(slice(None))[:, lo:hi]
+        self._send_control()  # where the slots stand, which may have changed since they were run
+        return call(slice(lo, hi))
+
+    def proposals(self, head: Head, slots: slice = slice(None)) -> Tensor:
+        """Token ids and probabilities of `slots`, all W unless told, `[2, W]` float64, which holds both exactly."""
+        logits = head_step(head, self.weights, self.read_by(head))[slots]
+        token_ids, _, probabilities = self._drawn(logits, head.token_ids, slots) or top1(logits, head.token_ids)
         return torch.stack((token_ids.double(), probabilities.double()))
+
+    def _drawn(self, logits: Tensor, token_ids: Tensor | None, slots: slice) -> Drawn | None:
+        """What is drawn from the logits `[W, K]` of `slots`; None where nothing is."""
+        if self._filters is None:
+            return None
+        places = (self.control[-1] + 1 - self._numbers.first_position + self._slots)[slots]
+        return drawn_by(self._numbers, self._filters, logits, places, token_ids)
 
     def probe(self, gate: Gate, slot: int) -> float:
         return float(self.chances(gate)[slot])
@@ -222,14 +247,18 @@ class EagerStep:
         return gate_step(gate, self.weights, self.hidden)
 
     def verify(self, lo: int, hi: int) -> tuple[list[int], list[float]]:
-        token_ids, tops = self.verdicts()[:, lo:hi].tolist()
+        token_ids, tops = self._rows(self.verdicts, lo, hi).tolist()
         return [int(token_id) for token_id in token_ids], tops
 
-    def verdicts(self) -> Tensor:
-        """Fills `logits`; next tokens and their logits of all W rows, `[2, W]` float64."""
+    def verdicts(self, slots: slice = slice(None)) -> Tensor:
+        """Fills `logits`; next tokens and their logits of `slots`, all W unless told, `[2, W]` float64."""
         weights = self.weights
         self.logits.copy_(head_step(weights.head, weights, self.hidden))
-        tops, token_ids = self.logits.max(dim=-1)
+        drawn = self._drawn(self.logits[slots], None, slots)
+        if drawn is None:
+            tops, token_ids = self.logits[slots].max(dim=-1)
+        else:
+            token_ids, tops, _ = drawn
         return torch.stack((token_ids.double(), tops.double()))
 
 

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend
 from adadecode.kernels.arithmetic import attention_by
 from adadecode.kernels.eager import EagerStep, LayerStep, Prefill
 from adadecode.kernels.kv_cache import KVCache
+from adadecode.kernels.sampling import Draw, Filters
 from adadecode.kernels.step import Proposals
 from adadecode.kernels.weights import Block, ExitTest, Gate, Head, Weights
 from adadecode.printable import on_one_line
@@ -84,8 +85,10 @@ class GraphedStep(EagerStep):
         self._pool = pool
         self._host = self._host.pin_memory()
         self._segments: dict[tuple[int, int, Block | None], Callable[[], None]] = {}
-        self._tests: dict[Head | Gate, tuple[Callable[[], None], Tensor]] = {}
-        self._verify: tuple[Callable[[], None], Tensor] | None = None
+        # by the filters of a draw too, which are steps of a graph; a draw's numbers are read when it is replayed
+        self._tests: dict[tuple[Head | Gate, Filters | None], tuple[Callable[[], None], Tensor]] = {}
+        self._verify: dict[Filters | None, tuple[Callable[[], None], Tensor]] = {}
+        self._prepared: list[ExitTest] = []
         self._copied = torch.cuda.Event()
         self._landing = torch.zeros(2, width, dtype=torch.float64, pin_memory=True)
         _alive.add(self)
@@ -95,11 +98,21 @@ class GraphedStep(EagerStep):
         super().prepare(boundaries, tests)
         for start, stop in pairwise((0, *boundaries)):
             self._segment_graph(start, stop)
-        for test in tests:
+        self._prepared = tests
+        self._prepare_tests()
+
+    def _prepare_tests(self) -> None:
+        for test in self._prepared:
             self._test_graph(test.head)
             if test.gate is not None:
                 self._test_graph(test.gate)
         self._verify_graph()
+
+    def draw_by(self, draw: Draw | None) -> None:
+        before = self._filters
+        super().draw_by(draw)
+        if self._filters != before and self._verify:  # it was prepared: nothing is left to be captured later
+            self._prepare_tests()
 
     def prefill(self, prompt_ids: list[int]) -> Tensor:
         self.cache.clear()  # what an earlier request left there may not be finite
@@ -118,11 +131,15 @@ class GraphedStep(EagerStep):
         self._segment_graph(start, stop)()
 
     def _point_at(self, lo: int, hi: int) -> None:
-        self._copied.synchronize()
+        self._copied.synchronize()  # the buffer may still be on its way to the device
         super()._point_at(lo, hi)
+
+    def _send_control(self) -> None:
+        super()._send_control()
         self._copied.record()
 
     def test(self, head: Head, lo: int, hi: int) -> Proposals:
+        self._place()
         both = self._replay(*self._test_graph(head))[:, lo:hi].tolist()
         return [(int(token_id), probability) for token_id, probability in zip(*both, strict=True)]
 
@@ -130,8 +147,14 @@ class GraphedStep(EagerStep):
         return float(self._replay(*self._test_graph(gate))[0, slot])
 
     def verify(self, lo: int, hi: int) -> tuple[list[int], list[float]]:
+        self._place()
         token_ids, tops = self._replay(*self._verify_graph())[:, lo:hi].tolist()
         return [int(token_id) for token_id in token_ids], tops
+
+    def _place(self) -> None:
+        """Tells the device where the slots stand, if a draw needs it."""
+        if self._filters is not None:
+            self._send_control()
 
     def _segment_graph(self, start: int, stop: int) -> Callable[[], None]:
         key = (start, stop, self._blocks.get(stop))
@@ -140,17 +163,18 @@ class GraphedStep(EagerStep):
         return self._segments[key]
 
     def _test_graph(self, test: Head | Gate) -> tuple[Callable[[], None], Tensor]:
-        if test not in self._tests:
+        key = (test, None if isinstance(test, Gate) else self._filters)
+        if key not in self._tests:
             out = torch.zeros(2, self.width, dtype=torch.float64, device=self.hidden.device)
             call = (lambda: self.chances(test)) if isinstance(test, Gate) else (lambda: self.proposals(test))
-            self._tests[test] = self._capture(lambda: out.copy_(call())), out  # a gate's row of W fills both rows
-        return self._tests[test]
+            self._tests[key] = self._capture(lambda: out.copy_(call())), out  # a gate's row of W fills both rows
+        return self._tests[key]
 
     def _verify_graph(self) -> tuple[Callable[[], None], Tensor]:
-        if self._verify is None:
+        if self._filters not in self._verify:
             out = torch.zeros(2, self.width, dtype=torch.float64, device=self.hidden.device)
-            self._verify = self._capture(lambda: out.copy_(self.verdicts())), out
-        return self._verify
+            self._verify[self._filters] = self._capture(lambda: out.copy_(self.verdicts())), out
+        return self._verify[self._filters]
 
     def _replay(self, replay: Callable[[], None], out: Tensor) -> Tensor:
         """`out` after `replay`, on the host."""

@@ -20,6 +20,7 @@ from adadecode.files import OTHERS_WRITE, PRIVATE, short_hash, whole_file
 from adadecode.printable import on_one_line
 
 SOURCE = Path(__file__).with_name("native.cpp")
+HEADERS = (SOURCE.with_name("draw.h"),)
 # sums are fused where the source says so and nowhere else: else a compiler could do it for some numbers of rows only
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-fPIC", "-shared")
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
@@ -72,6 +73,20 @@ class BlockStruct(ctypes.Structure):
     _fields_ = [(name, Pointer) for name in ("layer", "rows", "kv")]
 
 
+class DrawStruct(ctypes.Structure):
+    """A draw, its key in two halves, and the scratch that drawing works in."""
+
+    _fields_ = [
+        ("key", ctypes.c_uint32 * 2),
+        ("top_k", Int),
+        ("first_position", Int),
+        ("scale", ctypes.c_float),
+        ("min_scaled", ctypes.c_float),
+        ("top_p", ctypes.c_double),
+        ("scratch", Pointer),
+    ]
+
+
 @functools.cache
 def load_library() -> ctypes.CDLL:
     """The compiled native.cpp, from the user's cache folder or compiled now; raises KernelsError when it cannot be.
@@ -79,7 +94,8 @@ def load_library() -> ctypes.CDLL:
     What is in the cache folder and not whole, as after a power cut, is compiled again.
     """
     compiler = cpp_compiler()
-    path = _cached(f"native-{short_hash(SOURCE.read_bytes(), repr((FLAGS, compiler, _processor())))}.so")
+    content = b"".join(source.read_bytes() for source in (SOURCE, *HEADERS))
+    path = _cached(f"native-{short_hash(content, repr((FLAGS, compiler, _processor())))}.so")
     try:
         library = _load(path)
     except OSError:
@@ -89,14 +105,24 @@ def load_library() -> ctypes.CDLL:
     library.adadecode_scale_embedding.restype = library.adadecode_function.restype = None
     library.adadecode_function.argtypes = [Int, Pointer, ctypes.c_int64, Pointer]
     library.adadecode_head.argtypes = [
-        Pointer, Pointer, Int, Pointer, Pointer, Pointer, Int, Pointer, Pointer, Pointer, Pointer, Pointer
+        Pointer, Pointer, Int, Pointer, Pointer, Pointer, Int, Pointer, Pointer, Pointer, Pointer, Pointer,
+        Pointer, Int,
     ]  # fmt: skip
-    library.adadecode_run_to_exit.argtypes = [*library.adadecode_run_layers.argtypes, Int, Pointer, Pointer, Int]
+    library.adadecode_run_to_exit.argtypes = [
+        *library.adadecode_run_layers.argtypes,
+        Int,
+        Pointer,
+        Pointer,
+        Int,
+        Pointer,
+    ]
     library.adadecode_gate.argtypes = [Pointer, Pointer, Pointer, Pointer, Float]
     library.adadecode_read.argtypes = [Pointer, ctypes.c_int64, Int]
     library.adadecode_read.restype = ctypes.c_float
     library.adadecode_scratch_len.argtypes = [Pointer, Int, Int, Int]
     library.adadecode_scratch_len.restype = ctypes.c_int64
+    library.adadecode_draw_len.argtypes = [Int, Int, Int]
+    library.adadecode_draw_len.restype = ctypes.c_int64
     library.adadecode_run_layers.restype = library.adadecode_head.restype = None
     library.adadecode_gate.restype = ctypes.c_float
     return library
@@ -148,7 +174,8 @@ def _compiled(compiler: Sequence[str], path: Path) -> ctypes.CDLL:
     """
     try:
         with whole_file(path, many_writers=True) as unfinished:
-            subprocess.run([*compiler, *FLAGS, str(SOURCE), "-o", str(unfinished)], check=True, capture_output=True)
+            command = [*compiler, *FLAGS, f"-I{HEADERS[0].parent}", str(SOURCE), "-o", str(unfinished)]
+            subprocess.run(command, check=True, capture_output=True)
             with unfinished.open("ab") as file:
                 file.write(hashlib.sha256(unfinished.read_bytes()).digest())
             unfinished.chmod(PRIVATE)

@@ -936,10 +936,65 @@ inline void finish(const Shape& s, float* row, int lo, int hi) {
         for (int i = lo; i < hi; i += LANES) narrow(capped(widened(row + i, hi - i), s.logit_cap), row + i, hi - i);
 }
 
+// The best of a row among those of the threads.
+inline Best best_of_team(const Team& team, const Best* bests, int m) {
+    Best best = bests[size_t(m) * team.size];
+    for (int thread = 1; thread < team.size; thread++) {
+        const Best& other = bests[size_t(m) * team.size + thread];
+        const int32_t any_nan = best.any_nan | other.any_nan;
+        if (other.top > best.top) best = other;
+        best.any_nan = any_nan;
+    }
+    return best;
+}
+}  // namespace
+
+#include "draw.h"
+
+namespace {
+
+// Draws from rows [M, padded(V)], of whose outputs [lo, hi) are this thread's; `bests` has the largest logits of each thread.
+void draw_all(const Team& team, const Draw& draw, int position, const float* logits, int M, int V, const int64_t* token_ids,
+              int lo, int hi, Best* bests, int64_t* ids, float* tops, float* confidences) {
+    const DrawRoom room(draw, M, V, team.thread);
+    for (int m = team.first(M); m < team.end(M); m++) {
+        const Best best = best_of_team(team, bests, m);
+        const uint32_t place = uint32_t(position + m + 1 - draw.first_position);
+        Row row{logits + size_t(m) * padded(V), V, best.top, int32_t(best.id), place, false, false, {}, false};
+        row.is_sound = !best.any_nan && std::isfinite(best.top);
+        const bool is_top_k = draw.top_k && draw.top_k < V;
+        row.is_lazy = draw.top_p < 1.0 && !is_top_k && !confidences;
+        row.is_filtered = is_top_k || draw.min_scaled > -INFINITY || (draw.top_p < 1.0 && !row.is_lazy);
+        if (row.is_sound && row.is_filtered) row.last = last_kept(draw, row, room);
+        room.rows[m] = row;
+    }
+    team.wait();
+    for (int m = 0; m < M; m++) {
+        const Row& row = room.rows[m];
+        if (!row.is_sound) continue;
+        const Winner winner = winner_of(draw, row, token_ids, lo, hi);
+        bests[size_t(m) * team.size + team.thread] = {winner.score, 0, winner.idx};
+    }
+    team.wait();
+    for (int m = team.first(M); m < team.end(M); m++) {
+        const Row& row = room.rows[m];
+        Best best = bests[size_t(m) * team.size];
+        for (int thread = 1; thread < team.size; thread++) {
+            const Best& other = bests[size_t(m) * team.size + thread];
+            if (other.top > best.top || (other.top == best.top && other.id < best.id)) best = other;
+        }
+        if (row.is_sound && row.is_lazy) best.id = winner_under_top_p(draw, row, token_ids, int(best.id));
+        ids[m] = row.is_sound ? best.id : row.top_idx;
+        tops[m] = row.is_sound ? row.logits[best.id] : NAN;
+        if (confidences) confidences[m] = row.is_sound ? chance_of(draw, row, int(best.id)) : NAN;
+    }
+}
+
 // Softmax top-1 of each row of norm(hidden) through `num_matrices` packed layers of sizes[i + 1] outputs, sizes[i] inputs.
 template <class T>
 void head(const Shape& s, const T* hidden, int M, const void* norm, const void* const* matrices, const int32_t* sizes,
-          int num_matrices, T* logits, int64_t* ids, float* tops, float* confidences) {
+          int num_matrices, const int64_t* token_ids, T* logits, int64_t* ids, float* tops, float* confidences,
+          const Draw* draw, int position) {
     const int V = sizes[num_matrices];
     const HeadRoom room(s, M, *std::max_element(sizes, sizes + num_matrices + 1));
     In<T>* x = (In<T>*)(s.scratch + room.x);
@@ -972,14 +1027,9 @@ void head(const Shape& s, const T* hidden, int M, const void* norm, const void* 
             bests[size_t(m) * team.size + team.thread] =
                 best_of<T>(out + size_t(m) * padded(V), lo, hi, logits ? logits + size_t(m) * V : nullptr);
         team.wait();
-        for (int m = team.first(M); m < team.end(M); m++) {
-            Best best = bests[size_t(m) * team.size];
-            for (int thread = 1; thread < team.size; thread++) {
-                const Best& other = bests[size_t(m) * team.size + thread];
-                const int32_t any_nan = best.any_nan | other.any_nan;
-                if (other.top > best.top) best = other;
-                best.any_nan = any_nan;
-            }
+        if (draw) draw_all(team, *draw, position, out, M, V, token_ids, lo, hi, bests, ids, tops, confidences);
+        for (int m = team.first(M); m < (draw ? 0 : team.end(M)); m++) {
+            const Best best = best_of_team(team, bests, m);
             ids[m] = best.id;
             tops[m] = best.any_nan ? NAN : best.top;
             if (confidences) {
@@ -1066,6 +1116,11 @@ int64_t adadecode_scratch_len(const Shape* shape, int32_t num_rows, int32_t num_
     return std::max(LayerRoom(*shape, num_rows).end, HeadRoom(*shape, num_tested, std::max(widest, shape->d)).end);
 }
 
+// Floats of scratch in which a step draws from up to `num_rows` rows of at most `widest` logits.
+int64_t adadecode_draw_len(int32_t num_threads, int32_t num_rows, int32_t widest) {
+    return DrawRoom::row_floats(num_rows) + num_threads * DrawRoom::thread_floats(widest);
+}
+
 // Rows at consecutive positions from `first_position` through layers [start, stop): `hidden` [M, d] in place; their keys
 // and values go to columns first_position.. of `kv` [L, 2, G, S, D].
 void adadecode_run_layers(const Shape* shape, const LayerWeights* layers, void* hidden, int32_t num_rows,
@@ -1077,16 +1132,17 @@ void adadecode_run_layers(const Shape* shape, const LayerWeights* layers, void* 
 }
 
 // Per row of `hidden` [M, d]: its top-1 id, logit (NaN when any logit is) and, unless null, probability; and the logits
-// [M, V] unless null. Ties go to the lowest id. `token_ids`, unless null, names the outputs.
+// [M, V] unless null. Ties go to the lowest id. `token_ids`, unless null, names the outputs. With a `draw` the token that it
+// draws for the position after the row's, the first of which stands at `position`.
 void adadecode_head(const Shape* shape, const void* hidden, int32_t num_rows, const void* norm,
                     const void* const* matrices, const int32_t* sizes, int32_t num_matrices, const int64_t* token_ids,
-                    void* logits, int64_t* ids, float* tops, float* confidences) {
+                    void* logits, int64_t* ids, float* tops, float* confidences, const Draw* draw, int32_t position) {
     if (shape->is_bf16)
-        head<bf16>(*shape, (const bf16*)hidden, num_rows, norm, matrices, sizes, num_matrices,
-                   (bf16*)logits, ids, tops, confidences);
+        head<bf16>(*shape, (const bf16*)hidden, num_rows, norm, matrices, sizes, num_matrices, token_ids,
+                   (bf16*)logits, ids, tops, confidences, draw, position);
     else
-        head<float>(*shape, (const float*)hidden, num_rows, norm, matrices, sizes, num_matrices,
-                    (float*)logits, ids, tops, confidences);
+        head<float>(*shape, (const float*)hidden, num_rows, norm, matrices, sizes, num_matrices, token_ids,
+                    (float*)logits, ids, tops, confidences, draw, position);
     if (token_ids)
         for (int m = 0; m < num_rows; m++) ids[m] = token_ids[ids[m]];
 }
@@ -1102,7 +1158,7 @@ float adadecode_gate(const Shape* shape, const void* hidden, const void* norm, c
 // null. Returns whether they were tested.
 int32_t adadecode_run_to_exit(const Shape* shape, const LayerWeights* layers, void* hidden, int32_t num_rows,
                               int32_t first_position, void* kv, int32_t start, int32_t stop, int32_t first_slot,
-                              const Block* block, const ExitTest* test, int32_t num_tested) {
+                              const Block* block, const ExitTest* test, int32_t num_tested, const Draw* draw) {
     adadecode_run_layers(shape, layers, hidden, num_rows, first_position, kv, start, stop);
     const size_t row_len = size_t(shape->d) * (shape->is_bf16 ? sizeof(bf16) : sizeof(float));
     char *rows = (char*)hidden, *end = (char*)hidden + num_rows * row_len;
@@ -1117,7 +1173,8 @@ int32_t adadecode_run_to_exit(const Shape* shape, const LayerWeights* layers, vo
     if (test->reads_block) end = rows + num_rows * row_len;
     adadecode_head(shape, end - num_tested * row_len, num_tested, test->norm, (const void* const*)test->matrices,
                    (const int32_t*)test->sizes, test->num_matrices, (const int64_t*)test->token_ids, nullptr,
-                   (int64_t*)test->ids, (float*)test->tops, (float*)test->probabilities);
+                   (int64_t*)test->ids, (float*)test->tops, (float*)test->probabilities, draw,
+                   first_position + num_rows - num_tested);
     return 1;
 }
 }

@@ -5,6 +5,7 @@ Shapes: W rows, d model width, S cache columns, V vocabulary.
 
 import ctypes
 import functools
+import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor
 
 from adadecode.kernels.layers import embed
-from adadecode.kernels.library import BlockStruct, ExitTestStruct, Pointer
+from adadecode.kernels.library import BlockStruct, DrawStruct, ExitTestStruct, Pointer
 from adadecode.kernels.packed import PackedHead, PackedLayers, PackedWeights, shape_struct
+from adadecode.kernels.sampling import Draw
 from adadecode.kernels.step import Proposals, Segment, blocks_of, check_slots, check_token_ids
 from adadecode.kernels.weights import Block, ExitTest, Gate, Head, Weights
 
@@ -36,6 +38,31 @@ class NativeBlock:
         self.address = ctypes.addressof(self._struct)
 
 
+class NativeDraw:
+    """A draw as the library takes it, and what it works in, which greedy requests do without."""
+
+    def __init__(self, draw: Draw, library: ctypes.CDLL, num_threads: int) -> None:
+        self._library, self._num_threads, self._widest = library, num_threads, 0
+        self._struct = DrawStruct(
+            (ctypes.c_uint32 * 2)(draw.key & 0xFFFF_FFFF, draw.key >> 32),
+            min(draw.top_k, 2**31 - 1),
+            draw.first_position,
+            1.0 / draw.temperature,
+            math.log(draw.min_p) if draw.min_p else -math.inf,
+            draw.top_p,
+        )
+        self._address = ctypes.addressof(self._struct)
+
+    def at(self, num_rows: int, widest: int) -> int:
+        """The address, with room for `num_rows` rows, always as many, of at most `widest` logits."""
+        if widest > self._widest:
+            self._scratch = torch.empty(
+                self._library.adadecode_draw_len(self._num_threads, num_rows, widest), dtype=torch.float32
+            )
+            self._struct.scratch, self._widest = self._scratch.data_ptr(), widest
+        return self._address
+
+
 class NativeStep:
     """A decode step in native.cpp, where a row's bits do not depend on other rows: only rows that take part are run.
 
@@ -50,6 +77,7 @@ class NativeStep:
         self.hidden = torch.zeros(width, weights.width, dtype=weights.dtype)
         self.logits = torch.zeros(width, weights.vocab_size, dtype=weights.dtype)
         self._first_position = 0
+        self._draw: NativeDraw | None = None
         self._head, self._vocab_size = weights.head, weights.vocab_size
         self._rotaries = [table[:num_columns].float().contiguous() for rotary in weights.rotaries for table in rotary]
         self._rotaries_at = (Pointer * len(self._rotaries))(*(table.data_ptr() for table in self._rotaries))
@@ -111,8 +139,11 @@ class NativeStep:
                 if stop in self._blocks:
                     self._run_block(self._blocks[stop], hidden.clone(), first)
             self.hidden[0] = hidden[-1]
-        self.verify(0, 1)
+        self._run_head(self._head, 0, 1, self._logits_at, None, None)
         return self.logits[0].clone()
+
+    def draw_by(self, draw: Draw | None) -> None:
+        self._draw = None if draw is None else NativeDraw(draw, self._packed.library, self._shape.num_threads)
 
     def begin(self, first_position: int) -> None:
         self._first_position = first_position
@@ -149,7 +180,7 @@ class NativeStep:
         return self._proposals(hi - first_tested) if is_tested else None
 
     def test(self, head: Head, lo: int, hi: int) -> Proposals:
-        self._run_head(head, lo, hi, None, self._probabilities)
+        self._run_head(head, lo, hi, None, self._probabilities, self._draw_at())
         return self._proposals(hi - lo)
 
     def probe(self, gate: Gate, slot: int) -> float:
@@ -158,8 +189,12 @@ class NativeStep:
         return self._packed.library.adadecode_gate(self._shape_at, row, self._norm_at, weights, gate.bias)
 
     def verify(self, lo: int, hi: int) -> tuple[list[int], list[float]]:
-        self._run_head(self._head, lo, hi, self._logits_at + lo * self._logits_len, None)
+        self._run_head(self._head, lo, hi, self._logits_at + lo * self._logits_len, None, self._draw_at())
         return self._ids[: hi - lo], self._tops[: hi - lo]
+
+    def _draw_at(self) -> int | None:
+        """The address of the draw with room for all heads, or null for the argmax."""
+        return None if self._draw is None else self._draw.at(self.width, self._widest_head)
 
     def _proposals(self, num_rows: int) -> Proposals:
         return list(zip(self._ids[:num_rows], self._probabilities[:num_rows], strict=True))
@@ -185,6 +220,7 @@ class NativeStep:
             None if block is None else block.address,
             test_at,
             num_tested,
+            self._draw_at(),
         )
 
     def _new_block(self, block: Block) -> NativeBlock:
@@ -199,7 +235,9 @@ class NativeStep:
     def read_by(self, head: Head) -> Tensor:
         return self.hidden if head.block is None else self._blocks[head.block.exit_layer].rows
 
-    def _run_head(self, head: Head, lo: int, hi: int, logits: int | None, probabilities: Any) -> None:
+    def _run_head(
+        self, head: Head, lo: int, hi: int, logits: int | None, probabilities: Any, draw_at: int | None
+    ) -> None:
         check_slots(lo, hi, self.width)
         packed = self._packed_head(head)
         self._packed.library.adadecode_head(
@@ -216,6 +254,8 @@ class NativeStep:
             self._ids,
             self._tops,
             probabilities,
+            draw_at,
+            self._first_position + lo,
         )
 
     def _packed_head(self, head: Head) -> PackedHead:

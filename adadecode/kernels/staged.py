@@ -6,6 +6,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from adadecode.kernels.eager import EagerStep
+from adadecode.kernels.sampling import Draw
 from adadecode.kernels.stages import Stage, computing_on, stages_between
 from adadecode.kernels.step import Proposals, Segment, blocks_of, run_probe_test
 from adadecode.kernels.weights import ExitTest, Gate, Head
@@ -34,6 +35,9 @@ class StagedStep:
 
     def prefill(self, prompt_ids: list[int]) -> Tensor:
         return self._home.prefill(prompt_ids)
+
+    def draw_by(self, draw: Draw | None) -> None:
+        self._home.draw_by(draw)
 
     def begin(self, first_position: int) -> None:
         for step in self._steps:

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from adadecode.kernels.kv_cache import KVCache
+from adadecode.kernels.sampling import Draw
 from adadecode.kernels.weights import Block, ExitTest, Gate, Head
 
 Proposals = list[tuple[int, float]]  # token id and probability, one per slot
@@ -43,6 +44,14 @@ class DecodeStep(Protocol):
         """
         ...
 
+    def draw_by(self, draw: Draw | None) -> None:
+        """From now on `test`, `run_to_exit` and `verify` give what `draw` draws for the position after each slot.
+
+        Slot i, which stands at position p, has the next token of place p + 1 - `draw.first_position`. None: the argmax, as
+        in a new step.
+        """
+        ...
+
     def read_by(self, head: Head) -> Tensor:
         """The rows `[W, d]` that `head` reads: `hidden`, or what its block made of it when the slots came to its exit."""
         ...
@@ -74,7 +83,7 @@ class DecodeStep(Protocol):
         ...
 
     def test(self, head: Head, lo: int, hi: int) -> Proposals:
-        """Token id and probability of the most likely next token of slots [lo, hi), by `head`."""
+        """Token id and probability of the most likely next token of slots [lo, hi), by `head`, or of the one drawn."""
         ...
 
     def probe(self, gate: Gate, slot: int) -> float:
@@ -82,7 +91,10 @@ class DecodeStep(Protocol):
         ...
 
     def verify(self, lo: int, hi: int) -> tuple[list[int], list[float]]:
-        """Next token and its logit, NaN when any logit is, of slots [lo, hi) by the model's own head."""
+        """Next token and its logit, NaN when any logit is, of slots [lo, hi) by the model's own head.
+
+        Of a drawn token NaN also when the largest logit is infinite.
+        """
         ...
 
 

@@ -23,6 +23,8 @@ DRAFTS = (
     "tests/unit/engine/test_parity.py",
 )
 KERNELS = ("tests/unit/kernels/test_native.py", "tests/unit/kernels/test_step.py")
+SAMPLING = ("tests/unit/kernels/test_sampling.py",)
+DRAWN = ("tests/unit/kernels/test_draws.py",)
 STEPS = (*KERNELS, "tests/unit/kernels/test_kv_cache.py", "tests/unit/engine/test_rounds.py")
 REPORT = ("tests/unit/report",)
 COMPARISON = ("tests/unit/comparison",)
@@ -286,6 +288,55 @@ MUTATIONS = (
         "end = scores + s.num_threads * scores_len;",
         "end = scores + scores_len;",
         ("tests/unit/kernels/test_scratch.py",),
+    ),
+    Mutation(
+        "two places share their noise",
+        "adadecode/kernels/sampling.py",
+        "places[:, None] & MASK",
+        "places[:, None] // 2 & MASK",
+        SAMPLING,
+    ),
+    Mutation(
+        "a token of a shortlist takes its counter of the next token",
+        "adadecode/kernels/sampling.py",
+        "words_of(round_keys, places, token_ids // LANES)",
+        "words_of(round_keys, places, (token_ids + 1) // LANES)",
+        SAMPLING,
+    ),
+    Mutation(
+        "top-p is of what top-k left out too",
+        "adadecode/kernels/sampling.py",
+        "mass[:, count - 1 : count]",
+        "mass[:, -1:]",
+        SAMPLING,
+    ),
+    Mutation(
+        "a row of torch draws by the place of its own token",
+        "adadecode/kernels/eager.py",
+        "self.control[-1] + 1 - self._numbers.first_position",
+        "self.control[-1] - self._numbers.first_position",
+        DRAWN,
+    ),
+    Mutation(
+        "a native row draws by the place of its own token",
+        "adadecode/kernels/native.cpp",
+        "uint32_t(position + m + 1 - draw.first_position)",
+        "uint32_t(position + m - draw.first_position)",
+        DRAWN,
+    ),
+    Mutation(
+        "native words are of the next counter",
+        "adadecode/kernels/draw.h",
+        "words_of_group(draw.key, uint32_t(v) / BLOCK_WORDS, row.place, words);",
+        "words_of_group(draw.key, uint32_t(v) / BLOCK_WORDS + 1, row.place, words);",
+        DRAWN,
+    ),
+    Mutation(
+        "who is drawn at the end of top-p is kept",
+        "adadecode/kernels/draw.h",
+        "if (sum(before) < draw.top_p * sum(total)) return winner;",
+        "if (sum(before) <= draw.top_p * sum(total) * 1.05) return winner;",
+        DRAWN,
     ),
     Mutation(
         "a library that was cut is loaded",

@@ -49,13 +49,20 @@ def test_the_wheel_holds_every_file_of_the_packages(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if not name.partition("/")[0].endswith(".dist-info")}
     assert held == files_of_the_packages()
-    for kind in ("py.typed", "kernels/native.cpp", "recipes/demo.yaml", "recipes/ablation.yaml", "demo/policy.yaml"):
+    for kind in (
+        "py.typed",
+        "kernels/native.cpp",
+        "kernels/draw.h",
+        "recipes/demo.yaml",
+        "recipes/ablation.yaml",
+        "demo/policy.yaml",
+    ):
         assert f"adadecode/{kind}" in held
 
 
 def test_the_files_that_are_no_code_are_found_as_resources():
     package = resources.files("adadecode")
-    for name in ("py.typed", "kernels/native.cpp", "recipes/demo.yaml", "recipes/ablation.yaml"):
+    for name in ("py.typed", "kernels/native.cpp", "kernels/draw.h", "recipes/demo.yaml", "recipes/ablation.yaml"):
         assert package.joinpath(name).is_file(), name
 
 
