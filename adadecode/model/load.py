@@ -25,7 +25,7 @@ from adadecode.files import short_hash
 from adadecode.model.checkpoint import check_folder, few, lacking, layers_too_many, wrong_shapes
 from adadecode.model.config_file import TOKENIZER_FILES, check_config, check_tokenizer, ends_of, read_config
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.families import attention_of, check_supported, family_of
+from adadecode.model.families import attention_of, check_supported, context_len, family_of
 from adadecode.model.files import ModelFiles, find_model, reason
 from adadecode.model.gguf import check_gguf
 from adadecode.model.memory import SMALLER_MODEL, is_out_of_memory, out_of_memory_named
@@ -62,6 +62,10 @@ def load_model(settings: ModelSettings, flag: str = "--model") -> Loaded:
     if unused:
         where = "in the checkpoint and in no layer that config.json describes"
         notes.append(f"{where}: {few(unused)}; its outputs may be another model's")
+    if (most := context_len(config)) < config.max_position_embeddings:
+        notes.append(
+            f"its context is {most} positions, longrope's short range: beyond it every cached key would change"
+        )
     for note in notes:
         log.warning("%s %r: %s", files.flag, files.name, note)
     stages = place(lm, devices)

@@ -214,9 +214,9 @@ MUTATIONS = (
     # kernels
     Mutation(
         "a row attends to the column after its own",
-        "adadecode/kernels/eager.py",
-        "mask.masked_fill(self._columns > positions[:, None]",
-        "mask.masked_fill(self._columns > positions[:, None] + 1",
+        "adadecode/kernels/layers.py",
+        "is_hidden = columns > positions[:, None]",
+        "is_hidden = columns > positions[:, None] + 1",
         STEPS,
     ),
     Mutation(
