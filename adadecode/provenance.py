@@ -42,7 +42,7 @@ def code_hash() -> str:
     package = Path(__file__).resolve().parent
     parts: list[str | bytes] = []
     for file in sorted(file for room in ROOMS_THAT_DECODE for file in (package / room).rglob("*")):
-        if file.suffix in (".py", ".cpp"):
+        if file.suffix in (".py", ".cpp", ".h"):
             parts += [file.relative_to(package).as_posix(), file.read_bytes()]
     return short_hash(*parts)
 
