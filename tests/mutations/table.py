@@ -248,6 +248,20 @@ MUTATIONS = (
         ("tests/unit/kernels/test_stages.py",),
     ),
     Mutation(
+        "native rows see one column before their window",
+        "adadecode/kernels/native.cpp",
+        "std::max(num_seen[q] - w.window, 0)",
+        "std::max(num_seen[q] - w.window - 1, 0)",
+        ("tests/unit/kernels/test_native_families.py",),
+    ),
+    Mutation(
+        "the first column of a window is that of the rows beside",
+        "adadecode/kernels/native.cpp",
+        "first_seen[q] / LANES * LANES",
+        "first_seen[q]",
+        ("tests/unit/kernels/test_native_families.py",),
+    ),
+    Mutation(
         "native ties go to another id",
         "adadecode/kernels/native.cpp",
         "(tops[j] == best.top && ids[j] < best.id)",
