@@ -928,6 +928,14 @@ Best best_of(float* row, int lo, int hi, T* logits) {
     return best;
 }
 
+// What becomes of products [lo, hi) of a head's last matrix, where the model does anything to them.
+inline void finish(const Shape& s, float* row, int lo, int hi) {
+    if (s.logit_divisor != 1.0f)
+        for (int i = lo; i < hi; i++) row[i] /= s.logit_divisor;
+    if (s.logit_cap != 0.0f)
+        for (int i = lo; i < hi; i += LANES) narrow(capped(widened(row + i, hi - i), s.logit_cap), row + i, hi - i);
+}
+
 // The best of a row among those of the threads.
 inline Best best_of_team(const Team& team, const Best* bests, int m) {
     Best best = bests[size_t(m) * team.size];
@@ -980,14 +988,6 @@ void draw_all(const Team& team, const Draw& draw, int position, const float* log
         tops[m] = row.is_sound ? row.logits[best.id] : NAN;
         if (confidences) confidences[m] = row.is_sound ? chance_of(draw, row, int(best.id)) : NAN;
     }
-}
-
-// What becomes of products [lo, hi) of a head's last matrix, where the model does anything to them.
-inline void finish(const Shape& s, float* row, int lo, int hi) {
-    if (s.logit_divisor != 1.0f)
-        for (int i = lo; i < hi; i++) row[i] /= s.logit_divisor;
-    if (s.logit_cap != 0.0f)
-        for (int i = lo; i < hi; i += LANES) narrow(capped(widened(row + i, hi - i), s.logit_cap), row + i, hi - i);
 }
 
 // Softmax top-1 of each row of norm(hidden) through `num_matrices` packed layers of sizes[i + 1] outputs, sizes[i] inputs.
@@ -1157,9 +1157,8 @@ float adadecode_gate(const Shape* shape, const void* hidden, const void* norm, c
 // then `test` on the last `num_tested`, unless that is one and the gate gives it less than `least`. Block and test may be
 // null. Returns whether they were tested.
 int32_t adadecode_run_to_exit(const Shape* shape, const LayerWeights* layers, void* hidden, int32_t num_rows,
-                              int32_t first_position, void* kv, int32_t start,
-                              int32_t stop, int32_t first_slot, const Block* block, const ExitTest* test,
-                              int32_t num_tested, const Draw* draw) {
+                              int32_t first_position, void* kv, int32_t start, int32_t stop, int32_t first_slot,
+                              const Block* block, const ExitTest* test, int32_t num_tested, const Draw* draw) {
     adadecode_run_layers(shape, layers, hidden, num_rows, first_position, kv, start, stop);
     const size_t row_len = size_t(shape->d) * (shape->is_bf16 ? sizeof(bf16) : sizeof(float));
     char *rows = (char*)hidden, *end = (char*)hidden + num_rows * row_len;

@@ -214,9 +214,9 @@ MUTATIONS = (
     # kernels
     Mutation(
         "a row attends to the column after its own",
-        "adadecode/kernels/eager.py",
-        "mask.masked_fill(self._columns > positions[:, None]",
-        "mask.masked_fill(self._columns > positions[:, None] + 1",
+        "adadecode/kernels/layers.py",
+        "is_hidden = columns > positions[:, None]",
+        "is_hidden = columns > positions[:, None] + 1",
         STEPS,
     ),
     Mutation(
@@ -246,6 +246,20 @@ MUTATIONS = (
         "if home_bytes + before[starts[0]] <= most:",
         "if before[starts[0]] <= most:",
         ("tests/unit/kernels/test_stages.py",),
+    ),
+    Mutation(
+        "native rows see one column before their window",
+        "adadecode/kernels/native.cpp",
+        "std::max(num_seen[q] - w.window, 0)",
+        "std::max(num_seen[q] - w.window - 1, 0)",
+        ("tests/unit/kernels/test_native_families.py",),
+    ),
+    Mutation(
+        "the first column of a window is that of the rows beside",
+        "adadecode/kernels/native.cpp",
+        "first_seen[q] / LANES * LANES",
+        "first_seen[q]",
+        ("tests/unit/kernels/test_native_families.py",),
     ),
     Mutation(
         "native ties go to another id",
