@@ -8,7 +8,9 @@ from types import SimpleNamespace
 from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from transformers import CONFIG_MAPPING
 
+from adadecode.errors import UnsupportedModelError
 from adadecode.model.families import FAMILIES, check_supported
 from adadecode.model.files import CONFIG, ModelFiles, damage, is_pointer, shown
 from adadecode.model.refusals import partial_rotary
@@ -122,6 +124,10 @@ def check_config(files: ModelFiles, config: dict[str, Any]) -> None:
                 raise ValueError(f"{CONFIG}: {why}")
     if kind not in FAMILIES:
         check_supported(SimpleNamespace(**config))
+        if kind not in CONFIG_MAPPING:
+            raise UnsupportedModelError(
+                f"model type {kind!r}: its layers are not known to the engine; supported are {', '.join(FAMILIES)}"
+            )
 
 
 def check_tokenizer(files: ModelFiles) -> None:

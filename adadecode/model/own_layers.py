@@ -70,7 +70,7 @@ class OwnLayers:
             reason = str(error).strip().splitlines()[:1]
             raise self._refusal(
                 f"its layers cannot be called from outside ({': '.join([type(error).__name__, *reason])})"
-            )
+            ) from error
 
     def _refusal(self, why: str, remedy: str = REMEDY) -> UnsupportedModelError:
         return UnsupportedModelError(

@@ -102,9 +102,9 @@ def test_what_cannot_be_used_is_one_line(changed, line, tiny, tmp_path):
 
 def test_a_family_that_is_not_decoded_and_weights_that_are_not_there_are_told(tiny, tmp_path):
     other = shutil.copytree(tiny.model, tmp_path / "other")
-    edit(other, "config.json", model_type="gpt2")
+    edit(other, "config.json", model_type="mymodel")
     (line,) = problems(examine(subject(tiny, tmp_path, model=str(other))))
-    assert "family: model type 'gpt2': its layers are not known to the engine; supported are llama" in line
+    assert "family: model type 'mymodel': its layers are not known to the engine; supported are llama" in line
     (other / WEIGHTS).unlink()
     (line,) = problems(examine(subject(tiny, tmp_path, model=str(other))))
     assert "will fail  files: " in line

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
 from adadecode.engine.drafters import drafters_of
 from adadecode.engine.generate import Request, generate
 from adadecode.engine.invariance import check_rows_independent
@@ -9,8 +11,6 @@ from adadecode.engine.policy import Policy
 from adadecode.errors import RowsDependentError, UnsupportedModelError
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.head_tensors import original_heads
-from transformers import AutoConfig, AutoModelForCausalLM
-
 from tests.models import tiny_lm
 
 PROMPT = [(7 * i + 3) % 97 for i in range(20)]  # longer than any window here
