@@ -96,7 +96,7 @@ class OwnLayers:
         if len(lengths) != self.num_layers:
             raise self._refusal("some of its layers do not run")
         self.width = (outputs[0] if lengths[0] is None else outputs[0][0]).shape[-1]
-        self._stand_ins = nn.ModuleList(map(StandIn, self.layers, lengths))
+        self._stand_ins: Any = nn.ModuleList(map(StandIn, self.layers, lengths))
         positions, measure = torch.arange(length, device=device), Measure(length)
         with torch.inference_mode(), self._attending(Place(positions, positions)):
             lm(token_ids[None], position_ids=positions[None], past_key_values=measure, use_cache=True)

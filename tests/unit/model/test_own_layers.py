@@ -72,7 +72,8 @@ def test_unknown_family_is_as_transformers_has_it_and_adadecode_as_vanilla(kind,
     if dtype == torch.float32:
         assert list(vanilla.generation.output_token_ids) == expected
     assert ours.generation.output_token_ids == vanilla.generation.output_token_ids
-    assert vanilla.logits is not None and ours.logits is not None
+    assert vanilla.logits is not None
+    assert ours.logits is not None
     assert torch.equal(ours.logits.view(torch.uint8), vanilla.logits.view(torch.uint8))
     assert ours.generation.num_rounds < vanilla.generation.num_rounds  # something was drafted and accepted
 
@@ -127,6 +128,6 @@ def test_refused_in_one_line(kind, settings, why):
 
 def test_other_kernels_name_the_remedy():
     with pytest.raises(
-        UnsupportedModelError, match="not known to the engine, so --kernels eager .*--kernels transformers"
+        UnsupportedModelError, match=r"not known to the engine, so --kernels eager .*--kernels transformers"
     ):
         DecoderModel(other_lm("gpt2"), "eager")
