@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from adadecode.evaluation.observer import Observer, Quiet
     from adadecode.evaluation.recompute import Recomputed
     from adadecode.evaluation.stop import StopRequest
-    from adadecode.language_model import LanguageModel, Output, load
+    from adadecode.language_model import LanguageModel, Output, Stream, load
     from adadecode.methods import METHODS, Method
-    from adadecode.records import Generation
+    from adadecode.records import Generation, Message, Piece
     from adadecode.runs.result import RunResult
     from adadecode.runs.scores import RunScores
     from adadecode.scoring.sandbox import Sandbox

@@ -117,8 +117,8 @@ def _seeded(model: DecoderModel, draw: Draw | None) -> Generator[None]:
         yield
         return
     devices = [device for device in model.devices if device.type == "cuda"]
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(draw.key)
+    with torch.random.fork_rng(devices):  # pyright: ignore[reportUnknownMemberType]
+        torch.manual_seed(draw.key)  # pyright: ignore[reportUnknownMemberType]
         yield
 
 

@@ -1,5 +1,7 @@
 """Draws of decode steps: those of `draw_rows` from the logits at hand, whichever kernels, slots and company."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -110,7 +112,7 @@ def test_run_to_exit_verify_and_test_draw_alike_and_the_argmax_is_back_afterward
     head = model.weights.head
     test = ExitTest(head, None, 0.0)
 
-    def play(step: DecodeStep) -> tuple[object, ...]:
+    def play(step: DecodeStep) -> tuple[Any, Any]:
         step.prepare((2, model.num_layers), [test])
         step.begin(4)
         step.put(0, [5, 6, 7])

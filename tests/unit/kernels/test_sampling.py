@@ -100,7 +100,7 @@ def chi_square_passes(counts: torch.Tensor, expected: torch.Tensor, spare: int =
     if counts[~possible].any():
         return False
     statistic = float(((counts[possible] - expected[possible]) ** 2 / expected[possible]).sum())
-    return statistic < chi2.ppf(1 - LEVEL, max(1, int(possible.sum()) - spare))
+    return statistic < float(chi2.ppf(1 - LEVEL, max(1, int(possible.sum()) - spare)))
 
 
 def draws(draw: Draw, token_ids: torch.Tensor | None = None, count: int = NUM_DRAWS) -> torch.Tensor:

@@ -22,7 +22,7 @@ from tests.models import KERNELS, OTHERS, block_heads, medusa_heads, random_head
 
 PROMPT = [(7 * i + 3) % 97 for i in range(20)]  # longer than any window here
 POLICY = Policy((1, 3), (0.02, 0.02), 5)
-WINDOWED = {"sliding_window": 8}
+WINDOWED: dict[str, object] = {"sliding_window": 8}
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     **{family: (family, {}) for family in OTHERS},
     "phi3, longrope": (
