@@ -4,6 +4,7 @@ The demo's heads and policy are others since: it takes those of then.
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def test_a_run_of_0_1_0_is_told_as_it_was_then(command, tmp_path, monkeypatch):
     result = CliRunner().invoke(main, [command, "complete"])
     assert (result.exit_code, result.stderr) == (0, "")
     told = (GOLDEN / f"{command}.txt").read_text(encoding="utf-8")
-    assert result.stdout == told.replace("audit: all checks hold", f"audit: {len(CHECKS)} checks, all hold")
+    assert result.stdout == re.sub(r"audit: \d+ checks", f"audit: {len(CHECKS)} checks", told)
     assert contents(tmp_path / "complete") == contents(GOLDEN / "complete")
 
 
