@@ -22,7 +22,9 @@ from adadecode.model.own_attention import NAME, PLACE, Columns, Measure, Place
 PROBE_LEN = 12  # tokens that a model is tried with
 FAR = {torch.float32: 1e-3}  # how far logits may be from the model's own, of their norm
 FAR_ROUNDED = 0.25  # in other dtypes
+EXPERTS_BY = "batched_mm"  # transformers' products of experts whose shapes do not depend on where rows are routed
 REMEDY = "a family of its own in adadecode/model/families.py would lift it"
+NOTHING: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})  # noted
 
 
 class StandIn(nn.Module):
@@ -32,7 +34,7 @@ class StandIn(nn.Module):
         """`num_outputs` is the length of the tuple that the layer returns; None where it returns the hidden state."""
         super().__init__()
         self.__dict__["layer"] = layer  # no part of this module
-        self.__dict__["noted"] = ((), {})
+        self.__dict__["noted"] = NOTHING
         self.num_outputs, self.given = num_outputs, None
 
     def __getattr__(self, name: str) -> Any:
@@ -51,8 +53,7 @@ class OwnLayers:
         """Learns how `lm` calls its layers; raises UnsupportedModelError when they cannot be run from outside."""
         self.because, self.context_len = because, context_len
         self._lm, self._kind = lm, str(lm.config.model_type)
-        if lm._can_set_experts_implementation():
-            lm.set_experts_implementation("batched_mm")  # whose shapes do not depend on where rows are routed
+        self.has_experts: bool = lm._can_set_experts_implementation()
         found = found_layers(lm)
         if found is None:
             raise self._refusal(f"it has no list of its {lm.config.num_hidden_layers} layers")
@@ -146,7 +147,7 @@ class OwnLayers:
             self._lm.base_model(
                 token_ids[None], position_ids=positions[None], past_key_values=Columns(cache, columns), use_cache=True
             )
-        noted = tuple(stand_in.noted for stand_in in self._stand_ins)
+            noted = tuple(stand_in.noted for stand_in in self._stand_ins)
         args, kwargs = noted[0]
         entering = args[0] if args else kwargs["hidden_states"]
         return Calls(entering[0], positions, columns, cache, noted)
@@ -207,17 +208,24 @@ class OwnLayers:
             yield
         finally:
             setattr(self._owner, self._name, self.layers)
+            for stand_in in self._stand_ins:  # else they would keep a request's cache
+                stand_in.given, stand_in.__dict__["noted"] = None, NOTHING
 
     @contextmanager
     def _attending(self, place: Place) -> Generator[None]:
         """Has our attention compute that of the model, with rows at `place`."""
         config = self._lm.config
         before, token = config._attn_implementation, PLACE.set(place)
+        experts = config._experts_implementation_internal if self.has_experts else None
         config._attn_implementation = NAME
+        if self.has_experts:
+            config._experts_implementation_internal = EXPERTS_BY
         try:
             yield
         finally:
             config._attn_implementation = before
+            if self.has_experts:
+                config._experts_implementation_internal = experts
             PLACE.reset(token)
 
 
