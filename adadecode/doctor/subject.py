@@ -1,5 +1,6 @@
 """The run that is looked at: its settings, and what several checks need of its files, read once."""
 
+import contextlib
 import functools
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from adadecode.engine.policy import make_policy
+from adadecode.errors import UsageError
 from adadecode.evaluation.heads import heads_for, medusa_for
 from adadecode.kernels.choose import choose_kernels
 from adadecode.model.decoder import DecoderModel
@@ -69,9 +71,11 @@ class Subject:
 
     @property
     def chosen_kernels(self) -> ChosenKernels:
-        """What will compute decode steps of the model, as far as it is known before it is loaded."""
-        config = self.config
-        if is_borrowed(self.model_config, config.kernels):
+        """What will compute decode steps of the model, as far as its configuration, where it can be read, tells."""
+        config, borrows = self.config, False
+        with contextlib.suppress(UsageError):  # other checks tell what is wrong with the model
+            borrows = is_borrowed(self.model_config, config.kernels)
+        if borrows:
             return ChosenKernels("transformers")
         return choose_kernels(config.kernels, torch.device(config.device), getattr(torch, config.dtype))
 
