@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from adadecode.errors import UnsupportedModelError
-from adadecode.kernels.kv_cache import KVCache
+from adadecode.kernels.kv_cache import KVCache, num_columns
 from adadecode.kernels.weights import Calls, Head, LayerShape, LogitShape, Weights
 from adadecode.model.memory import is_out_of_memory
 from adadecode.model.own_attention import NAME, PLACE, Columns, Measure, Place
 
 PROBE_LEN = 12  # tokens that a model is tried with
+LONGEST_WINDOW = 512  # that it is tried beyond
 FAR = {torch.float32: 1e-3}  # how far logits may be from the model's own, of their norm
 FAR_ROUNDED = 0.25  # in other dtypes
 EXPERTS_BY = "batched_mm"  # transformers' products of experts whose shapes do not depend on where rows are routed
@@ -62,7 +63,7 @@ class OwnLayers:
         if not lm._can_set_attn_implementation():
             raise self._refusal("its attention does not go through transformers' attention interface")
         try:
-            self._learn(min(PROBE_LEN, context_len))
+            self._learn(min(probe_len(lm.config), context_len))
         except UnsupportedModelError:
             raise
         except Exception as error:
@@ -124,8 +125,9 @@ class OwnLayers:
 
     @torch.inference_mode()
     def _through_columns(self, token_ids: Tensor) -> Tensor:
-        """Logits `[V]` after `token_ids` `[T]`, float32: half of them at once, then one by one beside an idle row."""
-        cache, half = self.new_cache(64), len(token_ids) // 2
+        """Logits `[V]` after `token_ids` `[T]`, float32: half or more at once, then one by one beside an idle row."""
+        cache = self.new_cache(num_columns(len(token_ids)))
+        half = max(len(token_ids) // 2, len(token_ids) - PROBE_LEN)
         positions = torch.arange(len(token_ids), device=token_ids.device)
         if half:
             calls = self.calls(token_ids[:half], positions[:half], positions[:half], cache)
@@ -227,6 +229,12 @@ class OwnLayers:
             if self.has_experts:
                 config._experts_implementation_internal = experts
             PLACE.reset(token)
+
+
+def probe_len(config: Any) -> int:
+    """Tokens that a model of `config` is tried with: some of them beyond its window, where that is short."""
+    window = getattr(config, "sliding_window", None)
+    return max(PROBE_LEN, window + 4) if isinstance(window, int) and window <= LONGEST_WINDOW else PROBE_LEN
 
 
 def found_layers(lm: Any) -> tuple[nn.Module, str, nn.ModuleList] | None:
