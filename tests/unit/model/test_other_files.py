@@ -72,7 +72,7 @@ def test_a_run_and_the_doctor_on_an_unknown_family(tmp_path, cli):
     flags = ["--model", str(tmp_path / "model"), "--task", "jsonl", "--data-file", str(prompts), "--dtype", "float32"]
     flags += ["--heads", "original", "--exits", "1,3", "--threads", "1", "--max-new-tokens", "10"]
     looked = cli("doctor", "--local", *flags, "--out", str(tmp_path / "run"))
-    assert looked.exit_code == 0, looked.stdout
+    assert "will fail" not in looked.stdout, looked.stdout  # warnings: the family, and no equal logits
     assert "transformers" in next(line for line in looked.stdout.splitlines() if " kernels:" in line)
     assert "packed copy" not in looked.stdout
     ran = cli("eval", "--local", *flags, "--out", str(tmp_path / "run"))
