@@ -42,7 +42,7 @@ def run_bench(config: BenchConfig, say: Say) -> tuple[BenchResult, list[BenchRow
     if subject.model.weights.borrowed is not None:
         raise UsageError(
             "--kernels transformers: bench times the engine's own parts, and the layers here are the model's own; "
-            " compare methods with eval --repeats"
+            "compare methods with eval --repeats"
         )
     for line in subject.model.chosen_kernels.lines():
         say(line)

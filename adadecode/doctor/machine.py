@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 from adadecode.doctor.finding import Finding
 from adadecode.doctor.subject import Subject
-from adadecode.kernels.choose import PLAIN_KERNELS, choose_kernels
+from adadecode.kernels.choose import PLAIN_KERNELS
 from adadecode.kernels.library import cpp_compiler
 from adadecode.printable import on_one_line
 from adadecode.provenance import PACKAGES, cpu_name, gpu_driver, provenance
@@ -181,8 +181,7 @@ def _why_none(driver: str | None, cuda: str | None) -> tuple[str, str]:
 
 def kernels(subject: Subject) -> Iterator[Finding]:
     """Who computes decode steps here; native kernels are compiled now, where they are not yet."""
-    config = subject.config
-    chosen = choose_kernels(config.kernels, torch.device(config.device), getattr(torch, config.dtype))
+    config, chosen = subject.config, subject.chosen_kernels
     if chosen.because is not None:
         yield Finding.warning("kernels", f"{chosen.kernels}, because {chosen.because}", SLOWER)
         return

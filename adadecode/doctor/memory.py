@@ -9,10 +9,10 @@ from adadecode.doctor.finding import Finding
 from adadecode.doctor.machine import gb
 from adadecode.doctor.sources import head_bytes
 from adadecode.doctor.subject import Subject
-from adadecode.kernels.choose import PLAIN_KERNELS, choose_kernels
+from adadecode.kernels.choose import PLAIN_KERNELS
 from adadecode.kernels.kv_cache import bucket_columns, num_columns
 from adadecode.kernels.stages import balanced_stages
-from adadecode.model.families import context_len
+from adadecode.model.families import check_one_device, context_len
 from adadecode.model.head_files import TENSORS
 from adadecode.model.medusa_heads import TENSORS as MEDUSA_TENSORS
 from adadecode.model.memory import SMALLER_MODEL
@@ -45,7 +45,7 @@ def needed(subject: Subject) -> dict[str, int]:
     """The bytes that one worker takes on its devices, by what they hold; estimates, but for the weights and the cache."""
     config = subject.config
     is_cuda = config.device == "cuda"
-    chosen = choose_kernels(config.kernels, torch.device(config.device), getattr(torch, config.dtype))
+    chosen = subject.chosen_kernels
     is_native, is_graphed = chosen.kernels == "native", is_cuda and chosen.kernels not in PLAIN_KERNELS
     sizes = sizes_of(subject)
     own, positions = sizes["--model"], subject.num_positions
@@ -89,9 +89,12 @@ def unmapped_weights(subject: Subject) -> int:
 def on_each_gpu(subject: Subject, needs: Mapping[str, int]) -> list[dict[str, int]]:
     """What of `needs` comes to each GPU of a worker: its layers and their cache, and all the rest to the first.
 
-    Raises UsageError for more GPUs than layers.
+    Raises UsageError for more GPUs than layers, UnsupportedModelError for a model that several cannot hold.
     """
     devices = devices_of(subject.config, subject.model_config.num_hidden_layers)
+    check_one_device(subject.model_config, subject.config.kernels, len(devices))
+    if len(devices) == 1:
+        return [dict(needs)]
     sizes = sizes_of(subject)
     own = sizes["--model"]
     stages = balanced_stages(own.layers, own.weights - sum(own.layers), devices)

@@ -7,7 +7,7 @@ from adadecode.doctor.finding import Finding
 from adadecode.doctor.machine import gb
 from adadecode.doctor.subject import Subject
 from adadecode.engine.policy import make_policy
-from adadecode.model.families import FAMILIES, context_len, why_borrowed
+from adadecode.model.families import FAMILIES, check_one_device, context_len, why_borrowed
 from adadecode.model.files import ModelFiles
 from adadecode.model.head_files import TENSORS, HeadFacts, read_facts
 from adadecode.model.load import check_local
@@ -58,6 +58,7 @@ def family(subject: Subject) -> Iterator[Finding]:
             check_local(of_model, config)
         size = f"{config.num_hidden_layers} layers of width {config.hidden_size}, {config.vocab_size} tokens"
         what = f"{flag} is {config.model_type}: {size}, context {context_len(config)}"
+        check_one_device(config, subject.config.kernels, subject.config.gpus_per_worker)
         if (why := why_borrowed(config)) is None:
             yield Finding.ok("family", what)
         else:

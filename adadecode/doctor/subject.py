@@ -1,20 +1,25 @@
 """The run that is looked at: its settings, and what several checks need of its files, read once."""
 
+import contextlib
 import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from adadecode.engine.policy import make_policy
+from adadecode.errors import UsageError
 from adadecode.evaluation.heads import heads_for, medusa_for
+from adadecode.kernels.choose import choose_kernels
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.draft_model import load_draft_model
 from adadecode.model.exit_heads import ExitHeads
-from adadecode.model.families import context_len
+from adadecode.model.families import context_len, is_borrowed
 from adadecode.model.files import ModelFiles, find_model
 from adadecode.model.load import load_model, load_tokenizer
 from adadecode.model.medusa_heads import MedusaHeads
-from adadecode.records import Example
+from adadecode.records import ChosenKernels, Example
 from adadecode.settings import EvalConfig
 from adadecode.tasks import expand_task, task_domain
 from adadecode.tasks.encode import encode_prompt
@@ -56,12 +61,23 @@ class Subject:
     @functools.cached_property
     def described(self) -> dict[str, tuple[Any, "PreTrainedTokenizerBase"]]:
         """The configuration, as transformers has it, and the tokenizer of each of `models`, by their flags."""
-        return {flag: load_tokenizer(files.name, files.revision, flag) for flag, files in self.models.items()}
+        kernels = self.config.kernels
+        return {flag: load_tokenizer(files.name, files.revision, flag, kernels) for flag, files in self.models.items()}
 
     @property
     def model_config(self) -> Any:
         """The configuration of the model, as transformers has it."""
         return self.described["--model"][0]
+
+    @property
+    def chosen_kernels(self) -> ChosenKernels:
+        """What will compute decode steps of the model, as far as its configuration, where it can be read, tells."""
+        config, borrows = self.config, False
+        with contextlib.suppress(UsageError):  # other checks tell what is wrong with the model
+            borrows = is_borrowed(self.model_config, config.kernels)
+        if borrows:
+            return ChosenKernels("transformers")
+        return choose_kernels(config.kernels, torch.device(config.device), getattr(torch, config.dtype))
 
     @property
     def num_positions(self) -> int:

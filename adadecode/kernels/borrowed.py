@@ -13,7 +13,7 @@ from adadecode.kernels.kv_cache import KVCache
 from adadecode.kernels.step import check_token_ids
 from adadecode.kernels.weights import Borrowed, Calls, Weights
 
-PROMPT_ROWS = 256  # of a prompt that pass the layers at once
+PROMPT_ROWS = 256  # of a prompt that pass the layers at once; of layers with experts as many as a step has
 
 
 class BorrowedStep(EagerStep):
@@ -32,9 +32,10 @@ class BorrowedStep(EagerStep):
     def prefill(self, prompt_ids: list[int]) -> Tensor:
         check_token_ids(prompt_ids, self.weights.vocab_size)
         token_ids = torch.tensor(prompt_ids, device=self.hidden.device)
+        most = self.width if self._borrowed.has_experts else PROMPT_ROWS
         with attention_by(self._attention):
-            for first in range(0, len(prompt_ids), PROMPT_ROWS):
-                block = token_ids[first : first + PROMPT_ROWS]
+            for first in range(0, len(prompt_ids), most):
+                block = token_ids[first : first + most]
                 positions = torch.arange(first, first + len(block), device=block.device)
                 calls = self._borrowed.calls(block, positions, positions, self.cache)
                 self.hidden[0] = self._borrowed.run(calls, calls.entering, 0, self.weights.num_layers)[-1]

@@ -173,12 +173,14 @@ class Calls:
 class Borrowed(Protocol):
     """A model's own layers, last norm and head, where steps borrow them instead of reading their weights.
 
-    `because` says why they are, unless that was asked for.
+    `because` says why they are, unless that was asked for. Where the layers have experts, every row takes copies of the
+    weights of those it is routed to.
     """
 
     num_layers: int
     width: int
     because: str | None
+    has_experts: bool
     layers: Any
 
     def calls(self, token_ids: Tensor, positions: Tensor, columns: Tensor, cache: KVCache) -> Calls:

@@ -42,8 +42,10 @@ class Held(NamedTuple):
     dtype: Any
 
 
-def check_folder(folder: Path, expected: Mapping[str, Shape], num_layers: int) -> None:
+def check_folder(folder: Path, expected: Mapping[str, Shape] | None, num_layers: int) -> None:
     """Raises ValueError with the reason when the checkpoint in `folder` is not one of the `expected` weights.
+
+    Where these are not known, None, it may have any that are not quantised and of no more than `num_layers`.
 
     Nothing but names, shapes and types is read of its safetensors files, which are all it may have: pickles may hold code.
     """
@@ -54,14 +56,17 @@ def check_folder(folder: Path, expected: Mapping[str, Shape], num_layers: int) -
         raise ValueError(why)
 
 
-def _refusals(held: Mapping[str, Held], expected: Mapping[str, Shape], num_layers: int) -> Iterator[str]:
+def _refusals(held: Mapping[str, Held], expected: Mapping[str, Shape] | None, num_layers: int) -> Iterator[str]:
     packed = next((how for name in held for end, how in PACKED.items() if name.endswith(end)), None)
     if packed is not None:
         yield quantised_reason(packed)
-    odd = next((name for name in expected if name in held and held[name].dtype not in FULL_PRECISION), None)
+    weights = expected if expected is not None else [name for name in held if name.endswith(".weight")]
+    odd = next((name for name in weights if name in held and held[name].dtype not in FULL_PRECISION), None)
     if odd is not None:
         yield quantised_reason(f"{odd} is {held[odd].dtype}")
     yield from layers_too_many(held, num_layers)
+    if expected is None:
+        return
     yield from wrong_shapes((name, held[name].shape, shape) for name, shape in expected.items() if name in held)
     yield from lacking(name for name in expected if not {name, name.removeprefix("model.")} & held.keys())
 

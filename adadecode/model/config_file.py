@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from transformers import CONFIG_MAPPING
 
 from adadecode.errors import UnsupportedModelError
-from adadecode.model.families import FAMILIES, check_supported
+from adadecode.model.families import FAMILIES, check_decodable
 from adadecode.model.files import CONFIG, ModelFiles, damage, is_pointer, shown
 from adadecode.model.refusals import partial_rotary
 
@@ -123,7 +123,7 @@ def check_config(files: ModelFiles, config: dict[str, Any]) -> None:
             if why is not None:
                 raise ValueError(f"{CONFIG}: {why}")
     if kind not in FAMILIES:
-        check_supported(SimpleNamespace(**config))
+        check_decodable(SimpleNamespace(**config))
         if kind not in CONFIG_MAPPING:
             raise UnsupportedModelError(
                 f"model type {kind!r}: its layers are not known to the engine; supported are {', '.join(FAMILIES)}"

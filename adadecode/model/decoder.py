@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from adadecode.errors import UnsupportedModelError
 from adadecode.files import short_hash
 from adadecode.kernels.choose import Steps
 from adadecode.kernels.kv_cache import KVCache
@@ -19,7 +18,7 @@ from adadecode.kernels.layers import embed, finished
 from adadecode.kernels.stages import Stage
 from adadecode.kernels.step import DecodeStep
 from adadecode.kernels.weights import Weights
-from adadecode.model.families import check_supported, context_len, why_borrowed
+from adadecode.model.families import check_one_device, check_supported, context_len, is_borrowed, why_borrowed
 from adadecode.model.own_layers import OwnLayers, borrow_weights
 from adadecode.model.parts import WholeSequences, body_of, norm_of, read_weights
 from adadecode.records import ChosenKernels
@@ -48,11 +47,8 @@ class DecoderModel:
         self.eos_token_ids = _eos_token_ids(lm)
         lm.generation_config = GenerationConfig()  # greedy means greedy: no penalties from the model's own defaults
         self.model_hash = hash_weights(lm)
-        if kernels == "transformers" or because is not None:
-            if stages:
-                raise UnsupportedModelError(
-                    "--kernels transformers runs a model on one GPU: use --gpus-per-worker 1, or a smaller model"
-                )
+        check_one_device(config, kernels, len(stages))
+        if is_borrowed(config, kernels):
             asked_for = kernels == "transformers"
             self.weights = borrow_weights(lm, OwnLayers(lm, self.context_len, None if asked_for else because))
         else:

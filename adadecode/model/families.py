@@ -17,6 +17,7 @@ from adadecode.model.refusals import (
     USUAL_REFUSALS,
     Refusal,
     activation_of,
+    lacking_sizes,
     rotary_settings,
 )
 from adadecode.settings import Kernels
@@ -258,13 +259,34 @@ def rotary_types(config: Any) -> list[str]:
 
 def check_supported(config: Any, kernels: Kernels = "auto") -> None:
     """Raises UnsupportedModelError when `config` asks for something that `kernels` do not do."""
-    for why in filter(None, (refusal(config) for refusal in ANYBODYS_REFUSALS)):
-        raise UnsupportedModelError(f"model type {config.model_type!r}: {why}; supported are {', '.join(FAMILIES)}")
+    check_decodable(config)
     why = why_borrowed(config)
+    if why is not None and (lacks := lacking_sizes(config)) is not None:
+        raise UnsupportedModelError(f"model type {config.model_type!r}: {lacks}")
     if why is not None and kernels not in BORROWING:
         raise UnsupportedModelError(
             f"model type {config.model_type!r}: {why}, so --kernels {kernels} cannot compute them; "
             "use --kernels transformers, which runs the model's own layers, or auto"
+        )
+
+
+def check_decodable(config: Any) -> None:
+    """Raises UnsupportedModelError when no kernels decode what `config`, perhaps part of one, describes."""
+    for why in filter(None, (refusal(config) for refusal in ANYBODYS_REFUSALS)):
+        raise UnsupportedModelError(f"model type {config.model_type!r}: {why}; supported are {', '.join(FAMILIES)}")
+
+
+def is_borrowed(config: Any, kernels: Kernels) -> bool:
+    """Whether `kernels` run the own layers of a model of a `config` that `check_supported` lets pass."""
+    return kernels == "transformers" or why_borrowed(config) is not None
+
+
+def check_one_device(config: Any, kernels: Kernels, num_devices: int) -> None:
+    """Raises UnsupportedModelError where a model's own layers would be on several devices."""
+    if num_devices > 1 and is_borrowed(config, kernels):
+        raise UnsupportedModelError(
+            f"--gpus-per-worker {num_devices}: --kernels transformers runs a model on one GPU; "
+            "use --gpus-per-worker 1, or a smaller model"
         )
 
 

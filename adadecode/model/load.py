@@ -25,7 +25,7 @@ from adadecode.files import short_hash
 from adadecode.model.checkpoint import check_folder, few, lacking, layers_too_many, wrong_shapes
 from adadecode.model.config_file import TOKENIZER_FILES, check_config, check_tokenizer, ends_of, read_config
 from adadecode.model.decoder import DecoderModel
-from adadecode.model.families import attention_of, check_supported, context_len, family_of
+from adadecode.model.families import FAMILIES, attention_of, check_one_device, check_supported, context_len
 from adadecode.model.files import ModelFiles, find_model, reason
 from adadecode.model.gguf import check_gguf
 from adadecode.model.memory import SMALLER_MODEL, is_out_of_memory, out_of_memory_named
@@ -53,6 +53,7 @@ def load_model(settings: ModelSettings, flag: str = "--model") -> Loaded:
     files = find_model(settings.model, settings.revision, flag)
     raw, config = _read_config(files, settings.kernels)
     devices = devices_of(settings, config.num_hidden_layers)
+    check_one_device(config, settings.kernels, len(devices))
     tokenizer = _read_tokenizer(files, config)
     with _explained(files, "what ends a sequence cannot be read"):
         ends = ends_of(files, raw, config.vocab_size)
@@ -79,11 +80,11 @@ def use_threads(threads: int | None) -> None:
 
 
 def load_tokenizer(
-    model: str, revision: str | None = None, flag: str = "--model"
+    model: str, revision: str | None = None, flag: str = "--model", kernels: Kernels = "auto"
 ) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The configuration and the tokenizer of a model that `load_model` takes, `flag` in errors, without its weights."""
+    """The configuration and tokenizer of a model that `load_model` takes for `kernels`, `flag` in errors; no weights."""
     files = find_model(model, revision, flag)
-    _, config = _read_config(files)
+    _, config = _read_config(files, kernels)
     return config, _read_tokenizer(files, config)
 
 
@@ -163,8 +164,10 @@ def check_local(files: ModelFiles, config: Any) -> None:
     assert files.folder is not None, files
     with torch.device("meta"):
         lm: Any = AutoModelForCausalLM.from_config(config, **NO_CODE, **attention_of(config))
-    saved_as = family_of(config).saved_as
-    expected = {saved_as.get(name, name): tuple(parameter.shape) for name, parameter in lm.named_parameters()}
+    expected: dict[str, tuple[int, ...]] | None = None  # another family's files may have names that loading changes
+    if config.model_type in FAMILIES:
+        saved_as = FAMILIES[config.model_type].saved_as
+        expected = {saved_as.get(name, name): tuple(parameter.shape) for name, parameter in lm.named_parameters()}
     with files.refused():
         check_folder(files.folder, expected, config.num_hidden_layers)
 

@@ -27,6 +27,8 @@ class MachineKind(NamedTuple):
         is_gpu = model.device.type == "cuda"
         weights = model.weights
         read = [t for layer in weights.layers for t in vars(layer).values() if t is not None] + [*weights.head.matrices]
+        if weights.borrowed is not None:
+            read = [*model.lm.parameters()]
         num_bytes = sum(tensor.nbytes for tensor in read)
         return cls(
             processor=gpu_names(model.devices) if is_gpu else processor_family(),

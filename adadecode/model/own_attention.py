@@ -94,6 +94,8 @@ def attend(
         attention_mask = causal_mask(place.positions, place.columns, sliding_window, query.dtype)[None, None]
     # the query heads that share keys become rows, so keys are never repeated
     folded = query.reshape(1, num_groups, -1, head_dim)
+    if attention_mask.dtype == torch.bool:
+        attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(~attention_mask, float("-inf"))
     mask = attention_mask.to(query.dtype).expand(1, num_heads, num_rows, -1)
     mask = mask.reshape(1, num_groups, -1, mask.shape[-1])
     scale = head_dim**-0.5 if scaling is None else scaling

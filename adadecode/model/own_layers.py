@@ -14,15 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from adadecode.errors import UnsupportedModelError
-from adadecode.kernels.kv_cache import KVCache
+from adadecode.kernels.kv_cache import KVCache, num_columns
 from adadecode.kernels.weights import Calls, Head, LayerShape, LogitShape, Weights
 from adadecode.model.memory import is_out_of_memory
 from adadecode.model.own_attention import NAME, PLACE, Columns, Measure, Place
 
 PROBE_LEN = 12  # tokens that a model is tried with
+LONGEST_WINDOW = 512  # that it is tried beyond
 FAR = {torch.float32: 1e-3}  # how far logits may be from the model's own, of their norm
 FAR_ROUNDED = 0.25  # in other dtypes
+EXPERTS_BY = "batched_mm"  # transformers' products of experts whose shapes do not depend on where rows are routed
 REMEDY = "a family of its own in adadecode/model/families.py would lift it"
+NOTHING: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})  # noted
 
 
 class StandIn(nn.Module):
@@ -32,7 +35,7 @@ class StandIn(nn.Module):
         """`num_outputs` is the length of the tuple that the layer returns; None where it returns the hidden state."""
         super().__init__()
         self.__dict__["layer"] = layer  # no part of this module
-        self.__dict__["noted"] = ((), {})
+        self.__dict__["noted"] = NOTHING
         self.num_outputs, self.given = num_outputs, None
 
     def __getattr__(self, name: str) -> Any:
@@ -51,8 +54,7 @@ class OwnLayers:
         """Learns how `lm` calls its layers; raises UnsupportedModelError when they cannot be run from outside."""
         self.because, self.context_len = because, context_len
         self._lm, self._kind = lm, str(lm.config.model_type)
-        if lm._can_set_experts_implementation():
-            lm.set_experts_implementation("batched_mm")  # whose shapes do not depend on where rows are routed
+        self.has_experts: bool = lm._can_set_experts_implementation()
         found = found_layers(lm)
         if found is None:
             raise self._refusal(f"it has no list of its {lm.config.num_hidden_layers} layers")
@@ -61,7 +63,7 @@ class OwnLayers:
         if not lm._can_set_attn_implementation():
             raise self._refusal("its attention does not go through transformers' attention interface")
         try:
-            self._learn(min(PROBE_LEN, context_len))
+            self._learn(min(probe_len(lm.config), context_len))
         except UnsupportedModelError:
             raise
         except Exception as error:
@@ -123,8 +125,9 @@ class OwnLayers:
 
     @torch.inference_mode()
     def _through_columns(self, token_ids: Tensor) -> Tensor:
-        """Logits `[V]` after `token_ids` `[T]`, float32: half of them at once, then one by one beside an idle row."""
-        cache, half = self.new_cache(64), len(token_ids) // 2
+        """Logits `[V]` after `token_ids` `[T]`, float32: half or more at once, then one by one beside an idle row."""
+        cache = self.new_cache(num_columns(len(token_ids)))
+        half = max(len(token_ids) // 2, len(token_ids) - PROBE_LEN)
         positions = torch.arange(len(token_ids), device=token_ids.device)
         if half:
             calls = self.calls(token_ids[:half], positions[:half], positions[:half], cache)
@@ -146,7 +149,7 @@ class OwnLayers:
             self._lm.base_model(
                 token_ids[None], position_ids=positions[None], past_key_values=Columns(cache, columns), use_cache=True
             )
-        noted = tuple(stand_in.noted for stand_in in self._stand_ins)
+            noted = tuple(stand_in.noted for stand_in in self._stand_ins)
         args, kwargs = noted[0]
         entering = args[0] if args else kwargs["hidden_states"]
         return Calls(entering[0], positions, columns, cache, noted)
@@ -207,18 +210,31 @@ class OwnLayers:
             yield
         finally:
             setattr(self._owner, self._name, self.layers)
+            for stand_in in self._stand_ins:  # else they would keep a request's cache
+                stand_in.given, stand_in.__dict__["noted"] = None, NOTHING
 
     @contextmanager
     def _attending(self, place: Place) -> Generator[None]:
         """Has our attention compute that of the model, with rows at `place`."""
         config = self._lm.config
         before, token = config._attn_implementation, PLACE.set(place)
+        experts = config._experts_implementation_internal if self.has_experts else None
         config._attn_implementation = NAME
+        if self.has_experts:
+            config._experts_implementation_internal = EXPERTS_BY
         try:
             yield
         finally:
             config._attn_implementation = before
+            if self.has_experts:
+                config._experts_implementation_internal = experts
             PLACE.reset(token)
+
+
+def probe_len(config: Any) -> int:
+    """Tokens that a model of `config` is tried with: some of them beyond its window, where that is short."""
+    window = getattr(config, "sliding_window", None)
+    return max(PROBE_LEN, window + 4) if isinstance(window, int) and window <= LONGEST_WINDOW else PROBE_LEN
 
 
 def found_layers(lm: Any) -> tuple[nn.Module, str, nn.ModuleList] | None:

@@ -5,6 +5,8 @@ from typing import Any
 
 from adadecode.kernels.weights import Activation
 
+# What decoding takes of any configuration.
+SIZES = ("num_hidden_layers", "vocab_size", "num_attention_heads", "max_position_embeddings")
 Refusal = Callable[[Any], str | None]  # why a configuration is refused; None when it is not
 
 ACTIVATIONS: Mapping[str, Activation] = {
@@ -57,7 +59,23 @@ def other_attention(config: Any) -> str | None:
 
 def encoder_and_decoder(config: Any) -> str | None:
     """Why `config` is refused when it has an encoder; else None."""
-    return "encoder-decoder models are not decoded here" if getattr(config, "is_encoder_decoder", False) else None
+    if getattr(config, "is_encoder_decoder", False):
+        return "encoder-decoder models are not decoded here; use a decoder-only one"
+    return None
+
+
+def lacking_sizes(config: Any) -> str | None:
+    """Why a configuration is refused that lacks a size which decoding takes; else None."""
+    lacks = next((name for name in SIZES if not isinstance(getattr(config, name, None), int)), None)
+    if lacks is None:
+        return None
+    text: Any = getattr(config, "text_config", None)
+    if text is None:
+        return f"its configuration has no {lacks}; a model whose config.json gives {', '.join(SIZES)} can be decoded"
+    kind = getattr(text, "model_type", None)
+    return (
+        f"its text model is a part of it (text_config); save that alone, as {kind or 'its own model type'}, and give it"
+    )
 
 
 def looks_ahead(config: Any) -> str | None:
