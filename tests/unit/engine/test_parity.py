@@ -199,7 +199,9 @@ def test_the_row_check_passes_with_windows_and_leaves_them(kernels, context_len,
 
     monkeypatch.setattr(NativeStep if kernels == "native" else EagerStep, "begin", noted)
     check_rows_independent(model, 8)
-    assert max(stood) == min(8 + 8 + 8, context_len - 1), "the row itself, in slot 0, and eight see nothing of the prompt"
+    assert max(stood) == min(8 + 8 + 8, context_len - 1), (
+        "the row itself, in slot 0, and eight see nothing of the prompt"
+    )
 
 
 def test_the_row_check_sees_rows_that_depend_on_each_other_past_a_window_alone():
