@@ -68,10 +68,13 @@ OTHERS = {
     "gemma3_text": (Gemma3TextConfig, Gemma3ForCausalLM),
     "gpt_neox": (GPTNeoXConfig, GPTNeoXForCausalLM),
 }
-TYPES = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+# All that a property test draws from: mistral with a window as well.
+ANY_FAMILY = FAMILIES | OTHERS | {"mistral, windowed": FAMILIES["mistral"]}
+TYPES = ["sliding_attention", "full_attention"] * 4
 LACKED = {"gpt_neox": ("num_key_value_heads", "head_dim")}
 EXTRA: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": None},
+    "mistral, windowed": {"sliding_window": 8},
     "qwen2": {"use_sliding_window": False},
     "phi3": {"sliding_window": 8, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
     "granite": {
@@ -133,7 +136,7 @@ def tiny_lm(
 
     `config` replaces sizes of its configuration, such as `hidden_size`.
     """
-    config_type, lm_type = (FAMILIES | OTHERS)[family]
+    config_type, lm_type = ANY_FAMILY[family]
     sizes = {
         "vocab_size": vocab_size,
         "hidden_size": 32,

@@ -23,14 +23,17 @@ def check_rows_independent(model: DecoderModel, width: int, num_positions: tuple
     """Raises RowsDependentError unless a row gives the same bits in each of `width` slots, whoever is beside it.
 
     Runs one token through all layers and the LM head in every slot: alone, and with the tokens before it in the slots below
-    and random ones in those above; in a step for each of `num_positions`, or as many of them as the context has. Kernels
+    and random ones in those above; in a step for each of `num_positions`, or as many of them as the context has. Where
+    layers have windows it does so once more past them, in each step that has room for it. Kernels
     are deterministic for a shape, but some choose other instructions for the last rows of a step, and attention may split
     its columns by their number; which do so depends on the library, the number of threads and the chip, so it is tried
     instead of assumed. Raises NotFiniteError when the model gives no finite logits at all.
     """
     first_token = sound_token(model, width)
     if model.kernels == "native":  # to which columns are no shape: as many as all slots take
-        num_positions = (min(num_positions), max(*num_positions, PROMPT_LEN + 2 * width))
+        window = _smallest_window(model)
+        past_window = 0 if window is None else window + 3 * width
+        num_positions = (min(num_positions), max(*num_positions, PROMPT_LEN + 2 * width, past_window))
     for columns in {model.num_columns(min(num, model.context_len)): num for num in num_positions}.values():
         _check_at(model, width, columns, first_token)
 
@@ -138,39 +141,70 @@ class _Row:
         return f"at W = {self.width} and S = {columns} in {logits.dtype} with {threads} threads"
 
 
-def _row_at(model: DecoderModel, width: int, num_positions: int, first_token: int) -> _Row | None:
+def _smallest_window(model: DecoderModel) -> int | None:
+    """Positions that the layers see that see fewest; None where all layers see all of them, as far as is known."""
+    return min((kind.window for kind in model.weights.kinds if kind.window is not None), default=None)
+
+
+def _room(model: DecoderModel, num_positions: int) -> int:
+    """Positions that rows of a step for `num_positions` may stand at."""
+    return min(model.context_len, model.num_columns(num_positions) - 1)
+
+
+def _past_window(model: DecoderModel, width: int, num_positions: int) -> int | None:
+    """Where W rows begin that no longer see all positions, in a step for `num_positions`.
+
+    None where no row of the step leaves a window, or rows after a prompt do.
+    """
+    window = _smallest_window(model)
+    if window is None:
+        return None
+    first = min(window + width, _room(model, num_positions) - 1 - width)
+    return first if first > PROMPT_LEN and first + width >= window else None
+
+
+def _row_at(
+    model: DecoderModel, width: int, num_positions: int, first_token: int, first_position: int | None = None
+) -> _Row | None:
     """A row in a step for `num_positions`, with tokens from `first_token` on; None without room for a second token.
 
-    Where its columns, or the context, are too few for W rows after a prompt, as many slots are tried as a request could
-    use.
+    Those before it stand at `first_position` and after, or right after a prompt. Between the prompt and them are whatever
+    keys the step has, which stay as they are: it is bits that are compared. Where columns, or the context, are too few for
+    W rows after a prompt, as many slots are tried as a request could use.
     """
-    room = min(model.context_len, model.num_columns(num_positions) - 1)  # positions
+    room = _room(model, num_positions)
     prompt_len = max(1, min(PROMPT_LEN, room // 2))
-    num_slots = min(width, room - prompt_len - 1)
+    first_position = prompt_len if first_position is None else first_position
+    num_slots = min(width, room - first_position - 1)
     if num_slots < 1:
         return None
     step = model.new_step(width, min(num_positions, model.context_len))
     tokens = [(first_token + i) % model.vocab_size for i in range(max(prompt_len, 2 + num_slots))]
     step.prefill(tokens[:prompt_len])
     _, token, *before = tokens[: 2 + num_slots]
-    step.begin(prompt_len)
+    step.begin(first_position)
     step.put(0, before)
     step.run(0, num_slots, 0, model.num_layers)
-    last = prompt_len + num_slots
+    last = first_position + num_slots
     return _Row(step, model.num_layers, model.vocab_size, width, num_slots, room, last, token, before)
 
 
 def _check_at(model: DecoderModel, width: int, num_positions: int, first_token: int) -> None:
     """The check in a step for `num_positions`, with tokens from `first_token` on, in every slot that has room."""
-    row = _row_at(model, width, num_positions, first_token)
-    if row is None:
-        return
+    past_window = _past_window(model, width, num_positions)
+    for first_position in (None,) if past_window is None else (None, past_window):
+        row = _row_at(model, width, num_positions, first_token, first_position)
+        if row is not None:
+            _check_slots(row)
+
+
+def _check_slots(row: _Row) -> None:
     expected = None
     for company in range(NUM_COMPANIES):
         for slot in range(row.num_slots):
             # the row always stands at position `last`, after the same tokens; nobody stands past the room
-            lo, hi = (0, min(width, row.room - (row.last - slot))) if company else (slot, slot + 1)
-            bits = row.bits(slot, lo, hi, seed=company * width + slot)
+            lo, hi = (0, min(row.width, row.room - (row.last - slot))) if company else (slot, slot + 1)
+            bits = row.bits(slot, lo, hi, seed=company * row.width + slot)
             expected = bits if expected is None else expected
             if not torch.equal(bits, expected):
                 raise RowsDependentError(

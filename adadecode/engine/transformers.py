@@ -57,7 +57,7 @@ class _RoundClock(StoppingCriteria):
 def generate_with_transformers(
     model: DecoderModel, request: Request, policy: Policy = VANILLA, draft: DecoderModel | None = None
 ) -> Decoded:
-    """`generate` of the wrapped model through transformers' SDPA attention and its own cache.
+    """`generate` of the wrapped model through transformers' attention, mostly SDPA, and its own cache.
 
     What `policy` drafts with, one thing at most, drafts: `draft` where that is the draft model. Where tokens are drawn it
     draws under the same temperature and filters, by torch's own generator, seeded with the draw's key.

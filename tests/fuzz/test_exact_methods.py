@@ -22,7 +22,7 @@ from adadecode.model.exit_heads import ExitHeads
 from adadecode.model.medusa_heads import MedusaHeads
 from tests.fuzz.cases import fuzzed
 from tests.models import (
-    FAMILIES,
+    ANY_FAMILY,
     KERNELS,
     letters_stop,
     medusa_heads,
@@ -72,7 +72,7 @@ def models(draw: Any, *, min_layers: int = 2, vocab_size: int | None = None) -> 
     """The arguments of a random `tiny_lm`."""
     sizes = dict(zip(NAMES, draw(st.sampled_from(SIZES)), strict=True))
     return sizes | {
-        "family": draw(st.sampled_from(sorted(FAMILIES))),
+        "family": draw(st.sampled_from(sorted(ANY_FAMILY))),
         "seed": draw(st.integers(0, 9)),
         "num_layers": draw(st.integers(min_layers, 6)),
         "tied": draw(st.booleans()),
@@ -100,8 +100,12 @@ def draft_models(draw: Any, of: dict[str, Any], dtype: torch.dtype, kernels: Any
         return tiny_model(dtype=dtype, kernels=kernels, **draw(models(min_layers=1)))
     lm = tiny_lm(**of | {"num_layers": of["num_layers"] + (kind == "a layer more")})
     if kind == "first layers":
-        lm.config.num_hidden_layers = num_layers = draw(st.integers(1, of["num_layers"] - 1))
-        del lm.model.layers[num_layers:]
+        num_layers = draw(st.integers(1, of["num_layers"] - 1))
+        for name in ("layer_types", "no_rope_layers"):
+            if hasattr(lm.config, name):
+                setattr(lm.config, name, getattr(lm.config, name)[:num_layers])
+        lm.config.num_hidden_layers = num_layers
+        del lm.base_model.layers[num_layers:]
     return DecoderModel(lm.to(dtype), kernels)
 
 

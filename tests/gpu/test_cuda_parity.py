@@ -62,7 +62,7 @@ def assert_same_bits(expected: Decoded, other: Decoded) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "gemma2", "gemma3_text", "gpt_neox"])
 def test_rows_are_independent_in_every_family(family, dtype):
     lm = tiny_lm(family, num_layers=3, hidden_size=256, intermediate_size=320, head_dim=64, vocab_size=512)
     model = DecoderModel(lm.to(DEVICE, dtype), "graphs")

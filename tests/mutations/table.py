@@ -211,6 +211,13 @@ MUTATIONS = (
         "step = model.new_step(width, min(max(num_positions, prompt_len + 2 * width), model.context_len))",
         ("tests/unit/engine/test_parity.py",),
     ),
+    Mutation(
+        "rows are not checked past windows",
+        "adadecode/engine/invariance.py",
+        "(None,) if past_window is None else (None, past_window)",
+        "(None,)",
+        ("tests/unit/engine/test_parity.py",),
+    ),
     # kernels
     Mutation(
         "a row attends to the column after its own",

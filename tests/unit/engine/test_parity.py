@@ -25,6 +25,7 @@ from adadecode.model.head_tensors import HeadTensors
 from adadecode.records import Generation
 from adadecode.settings import Kernels
 from tests.models import (
+    ANY_FAMILY,
     EAGER_DTYPES,
     FAMILIES,
     KERNELS,
@@ -63,7 +64,7 @@ def assert_same_bits(vanilla: Decoded, other: Decoded) -> None:
 
 
 DRAW = {
-    "family": st.sampled_from(sorted(FAMILIES)),
+    "family": st.sampled_from(sorted(ANY_FAMILY)),
     "seed": st.integers(0, 3),
     "tied": st.booleans(),
     "exits": st.sets(st.integers(1, 4), max_size=4).map(lambda found: tuple(sorted(found))),
@@ -184,6 +185,38 @@ def test_the_row_check_sees_a_row_that_depends_on_its_company():
     model.steps.layer_step = leaky_step
     with pytest.raises(RowsDependentError, match=r"W = 8 .* --threads"):
         check_rows_independent(model, 8)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("context_len", [10, 24, 40, 1024])
+def test_the_row_check_passes_with_windows_and_leaves_them(kernels, context_len, monkeypatch):
+    model, stood = tiny_model("gemma2", num_layers=2, kernels=kernels, context_len=context_len), list[int]()
+    begin = type(model.new_step(1, 2)).begin
+
+    def noted(step, first_position: int) -> None:
+        stood.append(first_position)
+        begin(step, first_position)
+
+    monkeypatch.setattr(NativeStep if kernels == "native" else EagerStep, "begin", noted)
+    check_rows_independent(model, 8)
+    assert max(stood) == min(8 + 8 + 8, context_len - 1), (
+        "the row itself, in slot 0, and eight see nothing of the prompt"
+    )
+
+
+def test_the_row_check_sees_rows_that_depend_on_each_other_past_a_window_alone():
+    def leaky_step(weights, shape, hidden, rotary, columns, *others):
+        out = layer_step(weights, shape, hidden, rotary, columns, *others)
+        return out + hidden.mean() if columns.min() >= 100 else out
+
+    model = tiny_model("mistral", num_layers=1, sliding_window=100)
+    model.steps.layer_step = leaky_step
+    check_rows_independent(model, 8, (32,))  # no row of it leaves the window
+    with pytest.raises(RowsDependentError, match=r"W = 8 and S = 256"):
+        check_rows_independent(model, 8, (32, 200))
+    unwindowed = tiny_model(num_layers=1)
+    unwindowed.steps.layer_step = leaky_step
+    check_rows_independent(unwindowed, 8, (32, 200))
 
 
 class RaggedStep(EagerStep):

@@ -45,7 +45,7 @@ def places(draw: Draw, first_position: int, lo: int, hi: int) -> torch.Tensor:
     st.integers(0, 1 << 30),
 )
 @example(Draw(1.0, top_p=0.9, key=1), 3001, 0.0, False, torch.float32, 2, 1)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @torch.inference_mode()
 def test_native_kernels_draw_what_torch_does_from_the_same_logits(
     draw, num_outputs, spread, is_shortlist, dtype, threads, seed
@@ -84,13 +84,13 @@ def proposals_and_logits(step: DecodeStep, head: Head, num_rows: int) -> tuple[l
 
 
 @pytest.mark.parametrize(("kernels", "dtype"), KERNELS_AND_DTYPES)
-@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize("draw", [DRAWS[3], *(pytest.param(draw, marks=pytest.mark.slow) for draw in DRAWS[:3])])
 @torch.inference_mode()
 def test_a_row_draws_the_same_in_every_slot_and_beside_any_rows(kernels, dtype, draw):
     model = tiny_model(kernels=kernels, dtype=dtype)
     head = Head((model.weights.head.matrices[0][:50].contiguous(),), torch.randperm(model.vocab_size)[:50])
     seen = set()
-    for slot in range(8):
+    for slot in (0, 3, 7):
         for lo, hi in {(0, 8), (slot, slot + 1)}:
             step = model.new_step(8, 40)
             step.prefill(list(range(1, 10)))

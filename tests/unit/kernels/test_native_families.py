@@ -48,7 +48,7 @@ def test_rows_of_all_families_have_the_same_bits_in_any_calls_and_threads(family
     model, before = tiny_model(family, kernels="native", dtype=dtype), torch.get_num_threads()
     expected = run_in_calls(model.new_step(30, 40), 4, *[1] * 30)
     try:
-        for num_threads, calls in ((1, [30]), (1, [2] * 15), (1, [5] * 6), (2, [3, 4, 9]), (3, [13])):
+        for num_threads, calls in ((1, [30]), (1, [5] * 6), (2, [3, 4, 9])):
             torch.set_num_threads(num_threads)
             step = run_in_calls(model.new_step(30, 40), 4, *calls)
             for found, told in ((step.hidden, expected.hidden), (step.logits, expected.logits)):
@@ -164,7 +164,7 @@ def random_weights(seed: int) -> Weights:
     )
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", [*range(8), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(8, 30))])
 @torch.inference_mode()
 def test_any_mixture_of_options_agrees_with_the_eager_kernels_and_keeps_bits(seed):
     weights = random_weights(seed)
@@ -184,7 +184,7 @@ def test_any_mixture_of_options_agrees_with_the_eager_kernels_and_keeps_bits(see
     assert torch.equal(prompted.prefill(TOKENS), ours.logits[-1])
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
 @torch.inference_mode()
 def test_windows_of_a_long_prompt_keep_bits_in_blocks_and_agree_with_the_eager_kernels(dtype, monkeypatch):
     lm = tiny_lm("gemma2", sliding_window=100).to(dtype)

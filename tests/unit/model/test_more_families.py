@@ -51,6 +51,9 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
 }
 
 
+MORE = [*sorted(OTHERS.keys() - {"gemma2", "gpt_neox"}), "stablelm, parallel", "llama, biases", "mistral, a window"]
+
+
 def variant(name: str, **settings) -> DecoderModel:
     family, config = VARIANTS[name]
     return tiny_model(family, **config, **settings)
@@ -73,7 +76,7 @@ def test_prompt_and_steps_past_every_window_are_as_transformers_has_them(name, k
     assert ours == generate_with_transformers(model, Request(PROMPT, 12)).generation.output_token_ids
 
 
-@pytest.mark.parametrize("name", [*OTHERS, "stablelm, parallel", "llama, biases", "mistral, a window"])
+@pytest.mark.parametrize("name", ["gemma2", "gpt_neox", *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_rounds_keep_every_bit_of_vanilla(name, kernels):
     model = variant(name, dtype=torch.bfloat16, kernels=kernels)
