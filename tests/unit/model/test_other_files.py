@@ -115,7 +115,7 @@ def test_experts_are_computed_as_before_after_every_call_and_prompts_by_the_step
         rows.append(len(hidden))
         return run(calls, hidden, start, stop)
 
-    own.run = noted  # type: ignore[method-assign]
+    own.run = noted
     model.layers[0].register_forward_hook(lambda *_: inside.append(lm.config._experts_implementation))
     model.new_step(4, 32).prefill([*range(1, 12)])
     assert (rows, {*inside}) == ([4, 4, 3], {"batched_mm"})
