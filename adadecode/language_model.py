@@ -117,7 +117,8 @@ class LanguageModel:
     ) -> Output:
         """The continuation of `prompt` by `method`, of at most `max_new_tokens` (the settings' when None).
 
-        With a temperature in the settings it is drawn, for each prompt and `repeat` anew and by every method alike; else greedy.
+        With a temperature in the settings it is drawn, for each prompt and `repeat` anew and by all methods alike; else
+        greedy.
 
         It ends before the first of the settings' stop strings, if any. Raises UsageError for a method that is not there or
         that lacks heads, also as PromptError for a prompt that cannot be used, NonFiniteLogitsError, RowsDependentError

@@ -65,7 +65,7 @@ def bench_lines(result: BenchResult) -> list[str]:
         lines.append(
             f"exits that never fire: {result.never_fires_cost:.3f} of {REFERENCE}'s time at W {result.machine.width}"
         )
-    owing = {name: row for name, row in result.methods.items() if METHODS[name].owes == "exact"}
+    owing = {name: row for name, row in result.methods.items() if METHODS[name].owes == "exact" and row.num_prompts}
     broken = {name: row for name, row in owing.items() if not row.is_exact}
     lines += [
         f"parity {result.parity}: {name}'s tokens are {REFERENCE}'s on {row.num_parity_exact}/{row.num_prompts} prompts, "

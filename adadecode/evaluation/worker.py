@@ -88,7 +88,7 @@ class Worker:
             "context_len": self.model.context_len,
             "eos_token_ids": sorted(self.model.eos_token_ids),
             "model_notes": list(self.model.notes),  # what was odd about its files
-            "model_commit": getattr(self.model.config, "_commit_hash", None),
+            "model_commit": _hub_commit(self.model),
             **self._draft_facts(),
             **self._medusa_facts(),
             **foreign_facts(self.heads, self.medusa),
@@ -106,7 +106,7 @@ class Worker:
         return {
             "draft_model_hash": draft.model_hash,
             "draft_model_notes": list(draft.notes),
-            "draft_model_commit": getattr(draft.config, "_commit_hash", None),
+            "draft_model_commit": _hub_commit(draft),
         }
 
     def _medusa_facts(self) -> dict[str, Any]:
@@ -188,6 +188,11 @@ def _warm_up(worker: Worker, task: str, method: str) -> None:
         decode_once()
     else:
         result_or_failure(f"warm-up of {method} on {task}", decode_once, *worker.models)
+
+
+def _hub_commit(model: DecoderModel) -> str | None:
+    """The commit on the hub that `model` was loaded from, None where that is not known."""
+    return getattr(model.config, "_commit_hash", None)
 
 
 def decode_prompt(
