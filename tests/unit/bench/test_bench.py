@@ -163,7 +163,7 @@ def test_one_token_leaves_nothing_to_measure_and_breaks_nothing():
 
 
 def test_what_is_drawn_by_noise_of_its_own_is_not_called_exact():
-    config = bench_config(method="vanilla,adadecode,transformers", limit=1, repeats=1, temperature=1.0)
+    config = bench_config(methods="vanilla,adadecode,transformers", limit=1, repeats=1, temperature=1.0)
     result, _ = run_bench(config, lambda _: None)
     assert result.parity == "exact"
     assert {name: row.is_exact for name, row in result.methods.items()}["transformers"] is None
