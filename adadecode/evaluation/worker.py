@@ -36,7 +36,7 @@ from adadecode.model.medusa_heads import MedusaHeads
 from adadecode.model.memory import broken_devices_named, out_of_memory_named
 from adadecode.provenance import code_hash, cpu_name, gpu_driver
 from adadecode.records import Shard
-from adadecode.settings import EvalConfig, sampling_facts, tuned_for
+from adadecode.settings import EvalConfig, drawn_otherwise, sampling_facts, tuned_for
 from adadecode.stopwatch import lap, stopwatch
 from adadecode.tasks import expand_task, score, stops_of, task_domain
 from adadecode.tasks.encode import check_stops, decode_output, encode_prompt
@@ -116,7 +116,9 @@ class Worker:
 
     def notes(self) -> list[str]:
         """What a person should know of how this worker decodes, a line each."""
-        return tuned_elsewhere(tuned_for(self.config.decode.policy), MachineKind.of(self.model)) if self.heads else []
+        policy = self.config.decode.policy
+        elsewhere = tuned_elsewhere(tuned_for(policy), MachineKind.of(self.model))
+        return [*elsewhere, *drawn_otherwise(policy, self.config.model_dump())] if self.heads else []
 
     @property
     def models(self) -> list[DecoderModel]:
