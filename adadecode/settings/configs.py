@@ -100,10 +100,7 @@ class EvalConfig(PlacementSettings, MethodSettings, StopSettings, SamplingSettin
     """One evaluation run. The resolved form is stored in run.json; `fingerprint` ties a run folder to it."""
 
     repeats: int = Field(
-        default=1,
-        ge=1,
-        le=MAX_REPEATS,
-        description="Measurements of each sample and method; each draws another output at a temperature.",
+        default=1, ge=1, le=MAX_REPEATS, description="Runs of each sample and method; each draws anew."
     )
     warmup: int = Field(
         default=1, ge=0, le=MAX_WARMUP, description="Generations per method and worker that are not recorded."
