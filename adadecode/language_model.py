@@ -38,24 +38,33 @@ class Output:
 class Stream:
     """An output while its tokens are verified: its pieces of text, one after the other, and in the end the whole of it.
 
-    `output` is None until then, and for one that was stopped; `num_tokens` counts those that were verified.
+    `output` is None until then, and for one that was stopped; `num_tokens` counts those that were verified. A model decodes
+    one request at a time: the next one closes a stream that was begun and not read to its end.
     """
 
     def __init__(self, lm: LanguageModel, request: Request, method: str) -> None:
         """Decodes as its pieces are asked for."""
         self.output: Output | None = None
-        self.num_tokens, self._is_stopped = 0, False
+        self.num_tokens, self._is_stopped, self._is_closed = 0, False, False
         self._pieces = self._decode(lm, request, method)
 
     def __iter__(self) -> Iterator[Piece]:
-        return self._pieces
+        return self
 
     def __next__(self) -> Piece:
+        """The next piece of text. Raises UsageError for a stream that was closed, and what `generate` raises."""
+        if self._is_closed:
+            raise UsageError("stream: closed before its end; read it all before the next request to its model")
         return next(self._pieces)
 
     def stop(self) -> None:
         """Has it end after the tokens that are verified."""
         self._is_stopped = True
+
+    def close(self) -> None:
+        """Ends it where it stands, as the next request to its model does: it cannot be read on."""
+        self._is_closed = True
+        self._pieces.close()
 
     def _decode(self, lm: LanguageModel, request: Request, method: str) -> Generator[Piece]:
         from adadecode.engine.decode import decode_rounds
@@ -66,17 +75,23 @@ class Stream:
         tokenizer, stops = lm.tokenizer, lm.config.stop_strings or ()
         decode: Callable[[list[int]], str] = tokenizer.decode  # pyright: ignore[reportAssignmentType]  # of one output
         text = TextIncrements(decode, stops, request.eos(lm.model))
+        lm.close_stream()
+        lm.open_streams.append(self)
         rounds = decode_rounds(lm.model, METHODS[method], request, lm.policy, lm.heads, lm.draft, lm.medusa)
-        while not self._is_stopped:
-            try:
-                with out_of_memory_named():
-                    kept = next(rounds)
-            except StopIteration as end:
-                self.output = Output(decode_output(tokenizer, end.value.generation, stops), end.value.generation)
-                break
-            self.num_tokens += len(kept.token_ids)
-            yield from text.add(kept.token_ids, kept.depths)
-        rounds.close()
+        try:
+            while not self._is_stopped:
+                try:
+                    with out_of_memory_named():
+                        kept = next(rounds)
+                except StopIteration as end:
+                    self.output = Output(decode_output(tokenizer, end.value.generation, stops), end.value.generation)
+                    break
+                self.num_tokens += len(kept.token_ids)
+                yield from text.add(kept.token_ids, kept.depths)
+        finally:
+            rounds.close()
+            if self in lm.open_streams:
+                lm.open_streams.remove(self)
         yield from text.end()
 
 
@@ -95,13 +110,15 @@ class LanguageModel:
     draft: DecoderModel | None = None
     medusa: MedusaHeads | None = None
     checked: set[int] = field(default_factory=set[int])  # S of the steps in which rows were found to be independent
+    open_streams: list[Stream] = field(default_factory=list[Stream])  # the one that decodes, if any: steps share memory
 
     def generate(
         self, prompt: str, *, method: str = OURS, max_new_tokens: int | None = None, repeat: int = 0
     ) -> Output:
         """The continuation of `prompt` by `method`, of at most `max_new_tokens` (the settings' when None).
 
-        With a temperature in the settings it is drawn, for each `repeat` anew and by every method alike; else greedy.
+        With a temperature in the settings it is drawn, for each prompt and `repeat` anew and by all methods alike; else
+        greedy.
 
         It ends before the first of the settings' stop strings, if any. Raises UsageError for a method that is not there or
         that lacks heads, also as PromptError for a prompt that cannot be used, NonFiniteLogitsError, RowsDependentError
@@ -167,6 +184,11 @@ class LanguageModel:
         foreign = foreign_text(foreign_facts(heads, medusa) | {"model_hash": self.model.model_hash})
         return self.model.chosen_kernels.lines() + ([] if foreign is None else [foreign])
 
+    def close_stream(self) -> None:
+        """Closes the stream that was begun and not read to its end, if any: another request takes its memory."""
+        while self.open_streams:
+            self.open_streams.pop().close()
+
     def _request(
         self,
         prompt: str,
@@ -182,6 +204,7 @@ class LanguageModel:
         from adadecode.engine.invariance import check_rows_once
         from adadecode.engine.sampling import draw_of
         from adadecode.engine.stop_strings import StopStrings
+        from adadecode.files import short_hash
         from adadecode.model.memory import out_of_memory_named
         from adadecode.records import Example
         from adadecode.tasks.encode import usable_ids
@@ -196,6 +219,7 @@ class LanguageModel:
             raise UsageError("context: the model's tokenizer has no chat template to write a conversation with")
         if max_new_tokens is not None and max_new_tokens < 1:
             raise UsageError(f"max_new_tokens {max_new_tokens}: give at least 1")
+        self.close_stream()
         limit = self.config.decode.max_new_tokens if max_new_tokens is None else max_new_tokens
         prompt_ids = usable_ids(
             self.tokenizer,
@@ -204,7 +228,11 @@ class LanguageModel:
             self.model.vocab_size,
         )
         stops = self.config.stop_strings or ()
-        draw = draw_of(self.config, self.config.sampling_key("generate", "prompt", repeat, turn), len(prompt_ids))
+        prompt_hash = short_hash(
+            " ".join(map(str, prompt_ids))
+        )  # each prompt meets noise of its own, whatever the method
+        key = self.config.sampling_key("generate", prompt_hash, repeat, turn)
+        draw = draw_of(self.config, key, len(prompt_ids))
         request = Request(prompt_ids, limit, stops=StopStrings.of(stops, self.tokenizer), draw=draw)
         num_positions = len(prompt_ids) + min(limit, room_for_output(self.model, len(prompt_ids)))
         with out_of_memory_named():

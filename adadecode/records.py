@@ -99,7 +99,7 @@ class Rejected(NamedTuple):
 
 @dataclass(frozen=True)
 class Generation:
-    """What one greedy generation gave and cost.
+    """What one generation, greedy or drawn, gave and cost.
 
     The first token comes from the prefill; rounds, drafts and layers count the tokens after it. Times are seconds.
     `decode_s` is e2e minus TTFT; `step_gaps_s` holds one gap per round. `draft_depths` has one entry per output token:

@@ -94,7 +94,8 @@ def bench_result(measured: Measurements) -> BenchResult:
     repeats = {method: Repeats.of(measured, method) for method in subject.methods}
     faster = FasterVanilla.of(measured, repeats)
     methods = {method: _speed(measured, method, repeats[method], faster, roofline) for method in subject.methods}
-    exact = [speed.is_exact for name, speed in methods.items() if METHODS[name].owes == "exact"]
+    owing = [speed.is_exact for name, speed in methods.items() if METHODS[name].owes == "exact"]
+    exact = [is_exact for is_exact in owing if is_exact is not None]
     never = NEVER_FIRES in methods
     return BenchResult(
         bench=subject.config.name,
@@ -208,7 +209,9 @@ def _speed(
         num_parity_exact=num_exact,
         num_near_ties=sum(found.parity == "near_tie" for found in parity),
         num_logits_equal=sum(found.logits_equal is True for found in parity),
-        is_exact=num_exact == len(parity) and all(found.logits_equal is not False for found in parity),
+        is_exact=(
+            num_exact == len(parity) and all(found.logits_equal is not False for found in parity) if parity else None
+        ),
         speedup_over_faster_vanilla=_paired_ratio(measured.rows, faster.in_all, method),
         speedup_geomean=_geomean_ratio(measured.rows, faster.by_prompt, method),
         ceiling_tokens_per_s=ceiling,

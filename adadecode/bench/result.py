@@ -35,7 +35,8 @@ class MethodSpeed:
 
     Tokens come after the first of each output. Rates are medians over the repeats with their extremes. `parts` are the
     calls of its rounds, each timed alone; the ceiling is the speed if there was nothing between them, the roofline what
-    the device's memory allows vanilla. `is_exact` says whether tokens and logits were vanilla's on every prompt.
+    the device's memory allows vanilla. `is_exact` says whether tokens and logits were vanilla's on every prompt, None where
+    nothing was compared.
     """
 
     width: int | None
@@ -56,7 +57,7 @@ class MethodSpeed:
     num_parity_exact: int
     num_near_ties: int
     num_logits_equal: int
-    is_exact: bool
+    is_exact: bool | None
     speedup_over_faster_vanilla: float | None
     speedup_geomean: float | None
     ceiling_tokens_per_s: float | None

@@ -10,6 +10,7 @@ from adadecode.bench.result import BenchResult, PartTime
 from adadecode.methods import METHODS, REFERENCE
 from adadecode.report.cells import cell, fraction_text, number_text
 from adadecode.report.foreign import foreign_text
+from adadecode.settings import sampling_text
 
 BENCH_ROWS = pa.schema(
     [
@@ -59,13 +60,15 @@ def bench_lines(result: BenchResult) -> list[str]:
         f"{number_text(roofline.bandwidth_bytes_per_s, '.0f', 1e-9)} GB/s, roofline "
         f"{number_text(roofline.vanilla_tokens_per_s, '.1f')} tokens/s",
     ]
+    if (drawn := sampling_text(result.settings)) is not None:
+        lines.append(f"outputs are drawn: {drawn}")
     if (foreign := foreign_text(asdict(result.machine))) is not None:
         lines.append(foreign)
     if result.never_fires_cost is not None:
         lines.append(
             f"exits that never fire: {result.never_fires_cost:.3f} of {REFERENCE}'s time at W {result.machine.width}"
         )
-    owing = {name: row for name, row in result.methods.items() if METHODS[name].owes == "exact"}
+    owing = {name: row for name, row in result.methods.items() if METHODS[name].owes == "exact" and row.num_prompts}
     broken = {name: row for name, row in owing.items() if not row.is_exact}
     lines += [
         f"parity {result.parity}: {name}'s tokens are {REFERENCE}'s on {row.num_parity_exact}/{row.num_prompts} prompts, "

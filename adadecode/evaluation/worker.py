@@ -36,7 +36,7 @@ from adadecode.model.medusa_heads import MedusaHeads
 from adadecode.model.memory import broken_devices_named, out_of_memory_named
 from adadecode.provenance import code_hash, cpu_name, gpu_driver
 from adadecode.records import Shard
-from adadecode.settings import EvalConfig, sampling_facts, tuned_for
+from adadecode.settings import EvalConfig, drawn_otherwise, sampling_facts, tuned_for
 from adadecode.stopwatch import lap, stopwatch
 from adadecode.tasks import expand_task, score, stops_of, task_domain
 from adadecode.tasks.encode import check_stops, decode_output, encode_prompt
@@ -88,7 +88,7 @@ class Worker:
             "context_len": self.model.context_len,
             "eos_token_ids": sorted(self.model.eos_token_ids),
             "model_notes": list(self.model.notes),  # what was odd about its files
-            "model_commit": getattr(self.model.config, "_commit_hash", None),
+            "model_commit": _hub_commit(self.model),
             **self._draft_facts(),
             **self._medusa_facts(),
             **foreign_facts(self.heads, self.medusa),
@@ -106,7 +106,7 @@ class Worker:
         return {
             "draft_model_hash": draft.model_hash,
             "draft_model_notes": list(draft.notes),
-            "draft_model_commit": getattr(draft.config, "_commit_hash", None),
+            "draft_model_commit": _hub_commit(draft),
         }
 
     def _medusa_facts(self) -> dict[str, Any]:
@@ -116,7 +116,9 @@ class Worker:
 
     def notes(self) -> list[str]:
         """What a person should know of how this worker decodes, a line each."""
-        return tuned_elsewhere(tuned_for(self.config.decode.policy), MachineKind.of(self.model)) if self.heads else []
+        policy = self.config.decode.policy
+        elsewhere = tuned_elsewhere(tuned_for(policy), MachineKind.of(self.model))
+        return [*elsewhere, *drawn_otherwise(policy, self.config.model_dump())] if self.heads else []
 
     @property
     def models(self) -> list[DecoderModel]:
@@ -188,6 +190,11 @@ def _warm_up(worker: Worker, task: str, method: str) -> None:
         decode_once()
     else:
         result_or_failure(f"warm-up of {method} on {task}", decode_once, *worker.models)
+
+
+def _hub_commit(model: DecoderModel) -> str | None:
+    """The commit on the hub that `model` was loaded from, None where that is not known."""
+    return getattr(model.config, "_commit_hash", None)
 
 
 def decode_prompt(

@@ -139,7 +139,7 @@ class NativeStep:
                 if stop in self._blocks:
                     self._run_block(self._blocks[stop], hidden.clone(), first)
             self.hidden[0] = hidden[-1]
-        self._run_head(self._head, 0, 1, self._logits_at, None, None)
+        self._run_head(self._head, 0, 1, self._logits_at, None, draws=False)
         return self.logits[0].clone()
 
     def draw_by(self, draw: Draw | None) -> None:
@@ -180,7 +180,7 @@ class NativeStep:
         return self._proposals(hi - first_tested) if is_tested else None
 
     def test(self, head: Head, lo: int, hi: int) -> Proposals:
-        self._run_head(head, lo, hi, None, self._probabilities, self._draw_at())
+        self._run_head(head, lo, hi, None, self._probabilities, draws=True)
         return self._proposals(hi - lo)
 
     def probe(self, gate: Gate, slot: int) -> float:
@@ -189,11 +189,11 @@ class NativeStep:
         return self._packed.library.adadecode_gate(self._shape_at, row, self._norm_at, weights, gate.bias)
 
     def verify(self, lo: int, hi: int) -> tuple[list[int], list[float]]:
-        self._run_head(self._head, lo, hi, self._logits_at + lo * self._logits_len, None, self._draw_at())
+        self._run_head(self._head, lo, hi, self._logits_at + lo * self._logits_len, None, draws=True)
         return self._ids[: hi - lo], self._tops[: hi - lo]
 
     def _draw_at(self) -> int | None:
-        """The address of the draw with room for all heads, or null for the argmax."""
+        """The address of the draw with room for all heads there are by now, or null for the argmax."""
         return None if self._draw is None else self._draw.at(self.width, self._widest_head)
 
     def _proposals(self, num_rows: int) -> Proposals:
@@ -235,9 +235,7 @@ class NativeStep:
     def read_by(self, head: Head) -> Tensor:
         return self.hidden if head.block is None else self._blocks[head.block.exit_layer].rows
 
-    def _run_head(
-        self, head: Head, lo: int, hi: int, logits: int | None, probabilities: Any, draw_at: int | None
-    ) -> None:
+    def _run_head(self, head: Head, lo: int, hi: int, logits: int | None, probabilities: Any, *, draws: bool) -> None:
         check_slots(lo, hi, self.width)
         packed = self._packed_head(head)
         self._packed.library.adadecode_head(
@@ -254,7 +252,7 @@ class NativeStep:
             self._ids,
             self._tops,
             probabilities,
-            draw_at,
+            self._draw_at() if draws else None,
             self._first_position + lo,
         )
 

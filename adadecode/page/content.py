@@ -21,7 +21,7 @@ NAMES = ("cell", "run", "task", "method", "methods", "task and method", "metric"
 WORDS = frozenset((*NAMES, "part", "what", "between", "in", "rows that are"))
 
 TERMS = {
-    "vanilla": "Greedy decoding by the full model, one token a pass; vanilla-w1 is the same at width 1.",
+    "vanilla": "Decoding by the full model, greedy or drawn, one token a pass; vanilla-w1 is the same at width 1.",
     "baseline": "The faster of the vanillas on a task: what speedups are over.",
     "speedup": "Geometric mean over n prompts of the ratio of end-to-end times. In brackets its 95 % interval.",
     "interval": "What holds the true value 95 times of 100, had other prompts of the kind been drawn; none below 8.",

@@ -24,10 +24,7 @@ def coloured_text(generation: Generation, tokenizer: Any, num_layers: int) -> Te
             whole = whole.rstrip("\ufffd")
         text.append(printable(whole[shown_len:], keep="\n\t"), styles.get(depth))
         shown_len = max(shown_len, len(whole))
-    text.append("\n\ndrafted at layer ")
-    for exit_layer, style in styles.items():
-        text.append(f"{exit_layer} ", style)
-    return text.append(f"or given by all {num_layers}")
+    return text.append("\n\n").append_text(legend(generation.exits, num_layers))
 
 
 def depth_styles(exits: Sequence[int]) -> dict[int, str]:

@@ -75,8 +75,8 @@ def recompute_parity(samples: pa.Table) -> pa.Table:
     Equal means equal ids, equal lengths and an equal finish reason; `logits_equal` compares the digests and is null
     where one is missing. Margins need logits, so they come from the stored row, as does `near_tie`, provided the row
     names the divergence the ids show. A stored claim that the ids or digests contradict comes out as `mismatch`. Parity
-    is null where vanilla's row is missing or an error, and where transformers drew the
-    tokens. Raises RunFolderError when a row is stored twice.
+    is null where vanilla's row is missing or an error, and where transformers drew the tokens. Raises RunFolderError
+    when a row is stored twice.
     """
     reject_duplicates(samples)
     rows, partners = _pair_with_vanilla(samples)

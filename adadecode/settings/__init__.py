@@ -33,7 +33,7 @@ from adadecode.settings.groups import (
     allowed_errors,
 )
 from adadecode.settings.heads import ORIGINAL_HEADS, HeadsSettings
-from adadecode.settings.policy import read_policy, tuned_for
+from adadecode.settings.policy import drawn_otherwise, read_policy, tuned_for
 from adadecode.settings.reading import (
     build_settings,
     checked_decode,
@@ -97,6 +97,7 @@ __all__ = [
     "build_settings",
     "checked_decode",
     "draft_model_missing",
+    "drawn_otherwise",
     "fingerprint_of",
     "flag_name",
     "given_flags",

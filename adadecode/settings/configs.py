@@ -99,7 +99,7 @@ class GenerateConfig(ThreadSettings, StopSettings, SamplingSettings, DecodingSet
 class EvalConfig(PlacementSettings, MethodSettings, StopSettings, SamplingSettings, DataSettings, DecodingSettings):
     """One evaluation run. The resolved form is stored in run.json; `fingerprint` ties a run folder to it."""
 
-    repeats: int = Field(default=1, ge=1, le=MAX_REPEATS, description="Measurements of each sample and method.")
+    repeats: int = Field(default=1, ge=1, le=MAX_REPEATS, description="Runs of each sample and method, drawn anew.")
     warmup: int = Field(
         default=1, ge=0, le=MAX_WARMUP, description="Generations per method and worker that are not recorded."
     )

@@ -1,6 +1,7 @@
 """Policies: decode settings under a name, which those that are given are laid over."""
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from adadecode.settings.files import read_mapping
 from adadecode.settings.groups import DecodeSettings
 from adadecode.settings.problems import bad_values_line, shown_value, unknown_line
 from adadecode.settings.rivals import RIVALS_BEFORE
+from adadecode.settings.sampling import DRAWN_BEFORE, sampling_text
 
 POLICIES = (
     "give paper, demo or a YAML file of decode settings, such as `gamma: 0.7`, or the name of one that is published: "
@@ -76,12 +78,30 @@ def read_policy(name: object) -> dict[str, Any]:
 
 def tuned_for(name: str) -> dict[str, Any] | None:
     """The kind of machine that policy `name` was tuned for, as its file has it; None where it does not tell."""
+    machine = (_tuned(name) or {}).get("machine")
+    return dict(machine) if is_mapping(machine) else None
+
+
+def drawn_otherwise(name: str, config: Mapping[str, Any]) -> list[str]:
+    """One line when policy `name` was tuned on outputs drawn in another way than `config` draws; else none."""
+    if (tuned := _tuned(name)) is None:
+        return []
+    wanted = tuned.get("sampling") or "greedy"
+    here = sampling_text({**config, "sampling_seed": DRAWN_BEFORE["sampling_seed"]}) or "greedy"
+    if wanted == here:
+        return []
+    return [
+        f"the policy was tuned on other outputs ({wanted}) than these ({here}): `adadecode tune` finds the fastest here"
+    ]
+
+
+def _tuned(name: str) -> dict[str, Any] | None:
+    """What `tune` says in the file of policy `name`; None where it says nothing."""
     if name == "paper":
         return None
     with contextlib.suppress(UsageError):
         tuned = read_mapping(_file_of(name)).get("tuned")
-        machine = tuned.get("machine") if is_mapping(tuned) else None
-        return dict(machine) if is_mapping(machine) else None
+        return dict(tuned) if is_mapping(tuned) else None
     return None
 
 

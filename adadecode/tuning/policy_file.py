@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from adadecode.files import write_whole
-from adadecode.settings import HeadKind
+from adadecode.settings import DRAWN_BEFORE, HeadKind, sampling_text
 from adadecode.tuning.replay import Candidate
 from adadecode.tuning.result import TuneResult
 
@@ -31,11 +31,13 @@ def write_policy(path: Path, result: TuneResult) -> None:
     """Writes the policy of `result`; `eval --policy` reads the settings alone."""
     tuned, made_from = result.tuned, result.made_from
     assert tuned.predicted_speedup is not None, tuned
+    drawn = sampling_text({**result.settings, "sampling_seed": DRAWN_BEFORE["sampling_seed"]})  # whatever the noise
     known = {
         "model": result.settings["model"],
         "model_hash": made_from["model_hash"],
         "heads_hash": made_from["heads_hash"],
         **({"foreign_heads": made_from["foreign_heads"]} if "foreign_heads" in made_from else {}),
+        **({} if drawn is None else {"sampling": drawn}),
         "machine": result.machine.kind._asdict(),
         "prompts": {"tuned_on": result.num_prompts.tuned_on, "held_out": result.num_prompts.held_out},
         "cross_validated_speedup": round(result.predicted.cross_validated, 3),

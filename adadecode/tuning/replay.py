@@ -104,7 +104,7 @@ def generate_over(
         device=torch.device("cpu"),
         new_step=lambda width, num_positions: step,
     )
-    request = Request(trace.prompt_ids, space.max_new_tokens, draw=trace.draw)
+    request = Request(trace.prompt_ids, space.max_new_tokens)  # without a draw: the step knows the first token too
     decoded = generate(model, request, replace(policy, rows=space.width), drafters)
     assert decoded.generation.output_token_ids == trace.output_ids, trace.sample_id
     return decoded.generation
@@ -188,7 +188,7 @@ class ReplayStep:
         """Does nothing: what was drawn stands in the trace."""
 
     def prefill(self, prompt_ids: list[int]) -> Tensor:
-        logits = torch.full((self._vocab_size,), -torch.inf)  # of nothing else, so that a draw takes it too
+        logits = torch.full((self._vocab_size,), -torch.inf)
         logits[self._trace.output_ids[0]] = 1.0
         return logits
 

@@ -7,6 +7,7 @@ from rich.table import Table
 from adadecode.report.cells import ABSENT, fraction_text, number_text
 from adadecode.report.foreign import foreign_text
 from adadecode.report.stats import Estimate
+from adadecode.settings import sampling_text
 from adadecode.tuning.result import TuneResult
 
 MOST_ERROR = 0.1  # of a predicted speedup
@@ -87,6 +88,7 @@ def tune_lines(result: TuneResult) -> list[str]:
         f"cross-validated; {tuned.predicted_speedup:.2f}x predicted and {measured:.2f}x measured on held-out prompts",
         f"of the perfect policy's speed: {measured / oracle.heads_alone:.0%} with heads alone, "
         f"{measured / oracle.with_ngrams:.0%} with n-grams",
+        *([] if (drawn := sampling_text(result.settings)) is None else [f"outputs are drawn: {drawn}"]),
         *warnings,
     ]
 

@@ -135,7 +135,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 LARGEST_SHARE = 0.15  # of the lines, in one room
 LONGEST_FILE = 300
-LONG_FILES = {"adadecode/kernels/native.cpp"}  # one translation unit, compiled at first use
+LONG_FILES = {"adadecode/kernels/native.cpp", "adadecode/kernels/draw.h"}  # one translation unit, compiled at first use
 
 
 def imports(tree: ast.AST, *, types_too: bool = True) -> Iterator[str]:
@@ -245,7 +245,10 @@ def owner(imported: str, modules: Mapping[str, Path]) -> str | None:
 
 
 def test_no_room_is_a_hall_and_no_file_a_scroll():
-    sources = [*FILES, *(file.relative_to(ROOT) for file in (ROOT / "adadecode").rglob("*.cpp"))]
+    sources = [
+        *FILES,
+        *(file.relative_to(ROOT) for file in (ROOT / "adadecode").rglob("*.[ch]*") if file.suffix in (".cpp", ".h")),
+    ]
     num_lines = {file: len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file in sources}
     of_room = Counter[str]()
     for file, lines in num_lines.items():

@@ -26,7 +26,7 @@ from adadecode.bench.figures import step_weights
 from adadecode.bench.machine import READ_BLOCK, ReadBandwidth
 from adadecode.bench.subject import load_subject
 from adadecode.bench.synthetic import synthetic_lm
-from adadecode.bench.table import BENCH_ROWS, bench_tables
+from adadecode.bench.table import BENCH_ROWS, bench_lines, bench_tables
 from adadecode.evaluation.compare import compare
 from adadecode.model.medusa_heads import TENSORS
 from adadecode.published import DEMO_MEDUSA_DIR
@@ -160,6 +160,15 @@ def test_one_token_leaves_nothing_to_measure_and_breaks_nothing():
     assert row.tokens_per_s is row.ceiling_share is row.host_overhead_ms_per_round is None
     assert result.never_fires_cost is None
     assert result.parity == "exact"
+
+
+def test_what_is_drawn_by_noise_of_its_own_is_not_called_exact():
+    config = bench_config(methods="vanilla,adadecode,transformers", limit=1, repeats=1, temperature=1.0)
+    result, _ = run_bench(config, lambda _: None)
+    assert result.parity == "exact"
+    assert {name: row.is_exact for name, row in result.methods.items()}["transformers"] is None
+    assert result.methods["adadecode"].is_exact is True
+    assert not any("transformers's tokens" in line for line in bench_lines(result))
 
 
 def test_the_command_prints_tables_stores_them_and_ends_with_one_json_line(cli, tmp_path):

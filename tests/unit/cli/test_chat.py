@@ -1,5 +1,6 @@
 """A conversation with the real program on a real terminal, and what `generate` reads when it is given no prompt."""
 
+import dataclasses
 import io
 import os
 import pty
@@ -15,6 +16,7 @@ from rich.console import Console
 
 import adadecode
 from adadecode.cli import chat
+from adadecode.errors import UsageError
 from adadecode.records import Message
 
 ROOT = Path(__file__).parents[3]
@@ -48,6 +50,35 @@ def test_a_stream_that_is_stopped_has_no_output(lm):
     stream.stop()
     assert len(list(stream)) <= 1
     assert stream.output is None
+
+
+def test_a_request_closes_the_stream_that_was_not_read_to_its_end(lm):
+    alone = lm.generate("w11 w12").generation.output_token_ids
+    first, second = lm.stream("w10 w20"), lm.stream("w11 w12")
+    next(first)
+    assert list(second)
+    assert second.output.generation.output_token_ids == alone
+    assert list(second) == []
+    with pytest.raises(UsageError, match="closed before its end"):
+        next(first)
+    assert first.output is None
+    third = lm.stream("w10 w20")
+    next(third)
+    assert lm.generate("w11 w12").generation.output_token_ids == alone
+    with pytest.raises(UsageError, match="closed before its end"):
+        list(third)
+    assert lm.open_streams == []
+
+
+def test_each_prompt_is_drawn_by_a_key_of_its_own_and_all_methods_share_it(lm):
+    sampled = dataclasses.replace(lm, config=lm.config.model_copy(update={"temperature": 1.0}))
+    keys = [
+        sampled._request(prompt, (), method, None, repeat, 0).draw.key
+        for prompt, repeat in (("w10 w20", 0), ("w11 w12", 0), ("w10 w20", 1))
+        for method in ("vanilla", "adadecode", "transformers")
+    ]
+    assert [len(set(keys[at : at + 3])) for at in (0, 3, 6)] == [1, 1, 1]
+    assert len(set(keys)) == 3
 
 
 def test_a_turn_is_asked_after_those_before_it(lm):

@@ -78,8 +78,7 @@ def proposals_and_logits(step: DecodeStep, head: Head, num_rows: int) -> tuple[l
     """What `head` proposes for the first rows of a native step, and from which logits."""
     assert isinstance(step, NativeStep)
     logits = torch.zeros(num_rows, len(head.matrices[-1]), dtype=step.hidden.dtype)
-    step._packed_head(head)  # makes room
-    step._run_head(head, 0, num_rows, logits.data_ptr(), step._probabilities, step._draw_at())
+    step._run_head(head, 0, num_rows, logits.data_ptr(), step._probabilities, draws=True)
     return step._proposals(num_rows), logits
 
 

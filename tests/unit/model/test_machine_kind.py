@@ -6,7 +6,7 @@ import torch
 from adadecode.cli.main import main
 from adadecode.model.machine_kind import MachineKind, cache_bytes, gpu_names, processor_family, tuned_elsewhere
 from adadecode.provenance import cpu_name
-from adadecode.settings import tuned_for
+from adadecode.settings import drawn_otherwise, tuned_for
 from tests.folders import save_tiny_heads, save_tiny_model, write_prompts
 from tests.models import tiny_model
 
@@ -106,3 +106,14 @@ def test_several_gpus_are_told_by_their_number_and_names(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: names[device.index])
     gpus = [torch.device("cuda", idx) for idx in range(3)]
     assert [gpu_names(gpus[:count]) for count in (1, 2, 3)] == ["H100", "2 x H100", "2 x H100 + A100"]
+
+
+def test_a_policy_tuned_on_outputs_drawn_otherwise_is_told(tmp_path):
+    file = tmp_path / "policy.yaml"
+    greedy, drawn = {"temperature": 0.0}, {"temperature": 0.7, "sampling_seed": 3}
+    file.write_text("gamma: 0.5\ntuned: {sampling: temperature 0.7}\n")
+    assert drawn_otherwise(str(file), drawn) == drawn_otherwise("paper", drawn) == []
+    assert "(temperature 0.7) than these (greedy)" in drawn_otherwise(str(file), greedy)[0]
+    file.write_text("gamma: 0.5\ntuned: {model: demo}\n")
+    assert drawn_otherwise(str(file), greedy) == []
+    assert len(drawn_otherwise(str(file), drawn)) == 1

@@ -5,10 +5,13 @@ import pytest
 
 from adadecode.bench.calls import RecordingModel
 from adadecode.engine.policy import VANILLA, Policy
+from adadecode.kernels.sampling import Draw
+from adadecode.records import Prompt
 from adadecode.tuning.contenders import Contender
 from adadecode.tuning.measure import decode_traced, random_candidate, replays_alike
 from adadecode.tuning.replay import Candidate, replay, replay_oracle
-from tests.unit.tuning.conftest import EOS, EXITS, FLOORS
+from adadecode.tuning.trace import record
+from tests.unit.tuning.conftest import EOS, EXITS, FLOORS, PROMPTS
 
 NUM_CANDIDATES = 10
 
@@ -37,6 +40,16 @@ def test_a_replay_makes_every_call_of_the_engine_with_the_same_answers(traced):
             num_rejected += candidate.policy.reject is not None and generation.num_drafted > generation.num_accepted
     assert num_wrong > 100, "the heads are never wrong: the test has no teeth"
     assert num_rejected > 10
+
+
+def test_a_replay_of_a_drawn_output_is_the_engine_too(eager):
+    draw = Draw(1.0, key=3)
+    prompts = [Prompt("tiny", str(idx), prompt) for idx, prompt in enumerate(PROMPTS[2:4])]
+    draws = [replace(draw, first_position=len(prompt.token_ids)) for prompt in prompts]
+    traces = [record(eager.model, eager.heads, eager.space, *each) for each in zip(prompts, draws, strict=True)]
+    candidate = candidates(eager)[-5]
+    for trace in traces:
+        assert replays_alike(eager.model, contender_of(eager, candidate), trace, eager.space)
 
 
 def test_a_replay_drafts_from_the_store_that_was_traced(traced):
