@@ -99,9 +99,7 @@ def test_doctor_and_bench_say_that_heads_are_foreign(cli, tiny, fine_tune, tmp_p
 
 
 @pytest.mark.parametrize("told", [71, None])
-def test_heads_of_another_or_an_unknown_vocabulary_are_refused_with_the_flag_too(
-    usage_error, tiny, fine_tune, tmp_path, told
-):
+def test_heads_of_another_or_no_known_vocabulary_are_refused(usage_error, tiny, fine_tune, tmp_path, told):
     heads = shutil.copytree(tiny.heads, tmp_path / "heads")
     facts = json.loads((heads / "exit_heads.json").read_text())
     (heads / "exit_heads.json").write_text(json.dumps(facts | {"vocab_size": told}))
