@@ -10,7 +10,7 @@ from adadecode.runs.folder import read_samples
 from adadecode.settings import key_of, key_text
 from tests.unit.evaluation.test_local_run import rewrite
 
-OURS = ("vanilla-w1", "adadecode", "ngram", "layerskip")
+OURS = ("vanilla-w1", "adadecode", "ngram")
 SETTINGS = {"methods": ",".join(("vanilla", *OURS, "transformers")), "repeats": 2, "temperature": 0.7, "top_p": 0.95}
 
 
