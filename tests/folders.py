@@ -53,6 +53,7 @@ def tiny_facts(model: DecoderModel, exits: tuple[int, ...], **changed: Any) -> H
         "base_model_hash": model.model_hash,
         "exits": exits,
         "width": model.width,
+        "vocab_size": model.vocab_size,
         "dtype": "float32",
         "training": {},
     }

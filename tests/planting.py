@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from adadecode.report.schema import SAMPLES
 from adadecode.runs.folder import RunFolder
 from adadecode.runs.outcome import outcome_of
 from adadecode.runs.result import read_result
@@ -55,8 +56,11 @@ def plant_worker(run: Path, shard_idx: int, **facts: Any) -> dict[str, Any]:
 
 
 def forge(run: Path, commit_file: Path, rows: list[Row], schema: pa.Schema, *, fits: bool = True) -> None:
-    """Replaces the rows of a shard, and makes its commit fit."""
+    """Replaces the rows of a shard, and makes its commit fit. A column that older files lack is there if a row has it."""
     commit = json.loads(commit_file.read_text())
+    for name in SAMPLES.names:
+        if name not in schema.names and any(row.get(name) is not None for row in rows):
+            schema = schema.append(SAMPLES.field(name))
     optional = pa.schema([field.with_nullable(True) for field in schema], schema.metadata)
     table = pa.Table.from_pylist(rows, schema=optional)
     pq.write_table(table, run / commit["file"])

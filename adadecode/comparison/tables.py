@@ -11,9 +11,11 @@ from adadecode.comparison.result import Comparison
 from adadecode.printable import printable
 from adadecode.report.cells import ABSENT, cell, number_text, p_text
 from adadecode.report.detail import percentile_texts
+from adadecode.report.foreign import foreign_text
 from adadecode.report.paired import ScoreChange
 from adadecode.report.stats import Estimate
 from adadecode.report.tables import figures_table
+from adadecode.runs.engines import stored_facts
 
 COLUMNS = (
     "task",
@@ -68,8 +70,16 @@ def comparison_lines(comparison: Comparison) -> list[str]:
         *_score_lines(comparison.scores),
         *([] if comparison.outputs is None else comparison.outputs.lines()),
         *comparison.notes,
+        *_foreign_lines(comparison),
         *difference_lines(comparison.provenance),
     ]
+
+
+def _foreign_lines(comparison: Comparison) -> list[str]:
+    """By side, what heads of other weights it had."""
+    sides = (("A", comparison.a), ("B", comparison.b))
+    told = [(name, foreign_text(facts)) for name, side in sides for facts in stored_facts(side.run)]
+    return list(dict.fromkeys(f"{name}: {text}" for name, text in told if text is not None))
 
 
 def side_lines(comparison: Comparison) -> list[str]:

@@ -16,8 +16,10 @@ from adadecode.engine.drafters import drafters_of
 from adadecode.engine.generate import Request
 from adadecode.engine.invariance import NUM_POSITIONS, check_every_count, check_rows_independent, check_ties
 from adadecode.engine.policy import Policy, make_policy
+from adadecode.engine.sampling import draw_of
 from adadecode.evaluation.compare import compare
 from adadecode.kernels.choose import PLAIN_KERNELS
+from adadecode.kernels.sampling import Draw
 from adadecode.kernels.step import Segment
 from adadecode.kernels.weights import ExitTest
 from adadecode.methods import METHODS, REFERENCE
@@ -110,16 +112,19 @@ def graphs(subject: Subject) -> Iterator[Finding]:
         policy, exit_heads = _policy(subject, task), subject.heads(task)
         tests = [test for drafter in drafters_of(policy, exit_heads) for test in drafter.tests]
         with out_of_memory_named():
-            one_round(loaded, policy, tests, subject.num_positions)
+            one_round(loaded, policy, tests, subject.num_positions, draw_of(subject.config, None, 0))
     torch.cuda.synchronize()
     reserved = sum(map(torch.cuda.max_memory_reserved, loaded.devices))
     yield Finding.ok("graphs", f"captured and replayed; {gb(reserved)} reserved with model and cache")
 
 
 @torch.inference_mode()
-def one_round(loaded: DecoderModel, policy: Policy, tests: Sequence[ExitTest], num_positions: int) -> None:
+def one_round(
+    loaded: DecoderModel, policy: Policy, tests: Sequence[ExitTest], num_positions: int, draw: Draw | None = None
+) -> None:
     """One row through every segment, test and verification of a round of `policy`; on CUDA each becomes a graph."""
     step = loaded.new_step(policy.width, num_positions)
+    step.draw_by(draw)
     boundaries = (*policy.exits, loaded.num_layers)
     step.prepare(boundaries, tests)
     prompt_ids = _prompt(loaded.vocab_size, loaded.context_len)
@@ -139,15 +144,21 @@ def methods(subject: Subject) -> Iterator[Finding]:
     """Each method decodes a short prompt, and those that owe vanilla's tokens and logits have them."""
     loaded, config = subject.model, subject.config
     task = subject.tasks[0]
-    request = Request(_prompt(loaded.vocab_size, loaded.context_len), OUTPUT_LEN, record_logits=config.check_logits)
+    prompt_ids = _prompt(loaded.vocab_size, loaded.context_len)
+    draw = draw_of(config, None, len(prompt_ids))
+    request = Request(prompt_ids, OUTPUT_LEN, record_logits=config.check_logits, draw=draw)
     policy, exit_heads, medusa = _policy(subject, task), subject.heads(task), subject.medusa(task)
     found: dict[str, Decoded] = {}
     for name in config.methods:
         with out_of_memory_named():
             found[name] = decode(loaded, METHODS[name], request, policy, exit_heads, subject.draft, medusa)
-    exact = [name for name in found if METHODS[name].owes == "exact"]
+    exact = [
+        name
+        for name in found
+        if METHODS[name].is_compared(is_sampled=draw is not None) and METHODS[name].owes == "exact"
+    ]
     for name in exact:
-        compared = compare(found[REFERENCE], found[name], config.dtype)
+        compared = compare(found[REFERENCE], found[name], config.dtype, draw)
         if compared.parity != "exact" or compared.logits_equal is False:
             differing = "logits" if compared.parity == "exact" else "tokens"
             what = f"{name} gives other {differing} than {REFERENCE} for a short prompt"

@@ -30,8 +30,13 @@ def check_made_for(
 
 
 def check_sizes(named: str, width: int, vocab_size: int | None, model: DecoderModel, remedy: str) -> None:
-    """Raises ExitHeadsError unless foreign heads have the width and, where it is known, the vocabulary of `model`."""
-    if width != model.width or vocab_size not in (None, model.vocab_size):
+    """Raises ExitHeadsError unless foreign heads are known to have the width and the vocabulary of `model`."""
+    if width == model.width and vocab_size is None:
+        raise ExitHeadsError(
+            f"{named}: made for a vocabulary that they do not tell, so that {FLAG} cannot allow them; {remedy}, or add "
+            f"its vocab_size to their facts where it is known to be this model's {model.vocab_size}"
+        )
+    if width != model.width or vocab_size != model.vocab_size:
         tokens = "" if vocab_size is None else f" and {vocab_size} tokens"
         raise ExitHeadsError(
             f"{named}: made for a model of width {width}{tokens}, this one has width {model.width} and "

@@ -98,7 +98,10 @@ def load_heads(
         flag, facts.base_model_hash, model, retrain, allows_foreign=allows_foreign, whose=facts.base_model
     )
     if foreign is not None:
-        check_sizes(flag, facts.width, facts.vocab_size, model, retrain)
+        told = (
+            model.vocab_size if facts.kind == "full" else facts.vocab_size
+        )  # that the tensors of full heads fit is checked
+        check_sizes(flag, facts.width, told, model, retrain)
     try:
         tensors = HeadTensors.from_named(named, facts.exits, facts.kind)
     except KeyError as error:
@@ -116,4 +119,4 @@ def load_heads(
             raise ExitHeadsError(f"{flag}: the heads in {str(folder)!r} were made without; use {remedy}, or {retrain}")
     heads = tensors.on(model, head, gate, short_hash(raw)).made_for_weights(foreign)
     store = load_store(folder, model, allows_foreign=allows_foreign)
-    return heads if store is None else heads.with_store(store)
+    return heads if store is None else heads.with_store(store).made_for_weights(foreign or store.made_for)

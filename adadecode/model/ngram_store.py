@@ -66,8 +66,8 @@ class StoreNodes:
 class NgramStore:
     """Says what mostly followed the longest known context. Nothing is ever added: a run leaves it as it was loaded."""
 
-    def __init__(self, nodes: StoreNodes, content_hash: str | None = None) -> None:
-        self.content_hash = content_hash
+    def __init__(self, nodes: StoreNodes, content_hash: str | None = None, made_for: str | None = None) -> None:
+        self.content_hash, self.made_for = content_hash, made_for  # the weights it is for, where another model's
         keys = (nodes.parents.astype(np.int64) << TOKEN_BITS) | nodes.token_ids
         self._children = dict(zip(keys.tolist(), range(1, len(nodes) + 1), strict=True))
         self._said = list(zip([-1, *nodes.next_ids.tolist()], [0.0, *nodes.chances.tolist()], strict=True))
@@ -125,11 +125,11 @@ def load_store(folder: Path, model: DecoderModel, *, allows_foreign: bool = Fals
         raise ExitHeadsError(
             f"{named} has format_version {shown(version)}, this program knows {FORMAT_VERSION}; {REMEDY}"
         )
-    check_made_for(named, facts.get("base_model_hash"), model, REMEDY, allows_foreign=allows_foreign)
+    foreign = check_made_for(named, facts.get("base_model_hash"), model, REMEDY, allows_foreign=allows_foreign)
     flaw = f"it has tensors {shown(sorted(tensors))} too" if tensors else nodes.flaw(model.vocab_size)
     if flaw is not None:
         raise ExitHeadsError(f"{named} is damaged: {flaw}; {REMEDY}")
-    return NgramStore(nodes, short_hash(raw))
+    return NgramStore(nodes, short_hash(raw), foreign)
 
 
 def _facts(raw: bytes) -> dict[str, Any]:

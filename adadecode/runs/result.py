@@ -232,7 +232,7 @@ def read_committed(
     `checks` see all of them, and so does `see`. Of times that no clock can have shown none is left in the rows that are
     returned, nor a row that is there again. Raises RunFolderError when a committed file is missing or altered.
     """
-    columns = list(dict.fromkeys([*NARROW, *ERROR_COLUMNS, "shard", "worker_id"]))
+    columns = list(dict.fromkeys([*NARROW, *ERROR_COLUMNS, "shard", "worker_id", "sampling_key"]))
     narrow = [SAMPLES.empty_table().select(columns)]
     verify, wrong_claims = [VERIFY.empty_table()], []
     num_read = 0

@@ -198,9 +198,9 @@ def test_synthetic_weights_are_named_so_in_the_title_and_the_json(cli):
 
 
 def test_an_output_that_differs_from_vanillas_ends_with_exit_code_3(cli, monkeypatch):
-    def differs(vanilla, other, dtype):
+    def differs(vanilla, other, dtype, draw):
         wrong = other.generation.num_drafted == 0  # of exits that never fire
-        found = compare(vanilla, other, dtype)
+        found = compare(vanilla, other, dtype, draw)
         return replace(found, parity="mismatch" if wrong else "exact", logits_equal=not wrong)
 
     monkeypatch.setattr(bench_module, "compare", differs)

@@ -44,7 +44,10 @@ def eval_error(tiny, usage_error, tmp_path):
         ({"gate": 0.5}, "--gate 0.5: the heads in "),
         ({"head": "shortlist"}, "--head shortlist: the heads in "),
         ({"head": "tiny"}, "--head 'tiny': Input should be 'full' or 'shortlist'"),
-        ({"kernels": "fast"}, "--kernels 'fast': Input should be 'auto', 'native', 'eager', 'graphs' or 'compile'"),
+        (
+            {"kernels": "fast"},
+            "--kernels 'fast': Input should be 'auto', 'native', 'eager', 'graphs', 'compile' or 'transformers'",
+        ),
         ({"kernels": "native", "dtype": "float16"}, "--kernels native: only on a CPU in float32 or bfloat16"),
         ({"policy": "none.yaml"}, "--policy 'none.yaml': give paper, demo or a YAML file"),
         ({"exits": "4,2"}, "--exits 4,2: exit layers must increase"),

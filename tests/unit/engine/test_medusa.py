@@ -9,6 +9,7 @@ from adadecode.engine.decode import check_can_decode, decode
 from adadecode.engine.generate import Request
 from adadecode.engine.policy import Policy
 from adadecode.errors import UsageError
+from adadecode.kernels.sampling import Draw
 from adadecode.kernels.step import Proposals
 from adadecode.methods import METHODS
 from adadecode.records import Generation
@@ -26,7 +27,9 @@ class Scripted:
         self.states: list[torch.Tensor] = []
         self.starts = [0]  # where in the output the newest certain token of each round is
 
-    def proposals(self, hidden: torch.Tensor, num_tokens: int) -> Proposals:
+    def proposals(
+        self, hidden: torch.Tensor, num_tokens: int, draw: Draw | None = None, position: int = 0
+    ) -> Proposals:
         start, num_right = self.starts[-1], self.right[len(self.states) % len(self.right)]
         self.states.append(hidden)
         self.starts.append(start + num_right + 1)

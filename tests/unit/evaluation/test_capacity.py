@@ -183,8 +183,9 @@ def test_what_an_older_run_could_not_set_is_no_difference():
 def test_every_setting_changes_the_time_of_a_sample_or_is_known_not_to():
     which_samples = {"task", "data_file", "prompt_field", "offset", "limit", "shuffle_seed"}
     which_samples |= {"repeats", "warmup", "shard_size"}
+    what_may_be_used = {"foreign_heads"}  # which heads are used is decisive, whether they may be is not
     where_and_how_patiently = set(PlacementSettings.model_fields) - {"threads"}
-    groups = ({*DECISIVE_FIELDS, "decode"}, which_samples, where_and_how_patiently)
+    groups = ({*DECISIVE_FIELDS, "decode"}, which_samples, what_may_be_used, where_and_how_patiently)
     assert sum(map(len, groups)) == len(set().union(*groups)), "each setting stands once"
     assert set().union(*groups) == set(EvalConfig.model_fields)
 

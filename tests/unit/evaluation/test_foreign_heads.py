@@ -1,5 +1,6 @@
 """Heads of a relative: those of a model draft for its fine-tune with parity, by a flag, and everything says so."""
 
+import json
 import shutil
 
 import pytest
@@ -48,7 +49,9 @@ def test_run_json_the_table_and_the_page_say_that_heads_are_foreign(cli, run, tm
     assert line in printed
     assert line in cli("report", location).stdout
     assert cli("verify", location).exit_code == 0
-    assert cli("compare", location, location).exit_code == 0
+    compared = cli("compare", location, location)
+    assert compared.exit_code == 0
+    assert {f"{side}: {line}" in compared.stdout.replace("\n", " ") for side in "AB"} == {True}
     page = tmp_path / "page.html"
     assert cli("report", location, "--html", "--out", page).exit_code == 0
     assert line in page.read_text(encoding="utf-8")
@@ -93,3 +96,14 @@ def test_doctor_and_bench_say_that_heads_are_foreign(cli, tiny, fine_tune, tmp_p
     )
     assert measured.exit_code == 0, measured.stderr
     assert "foreign heads made for weights" in measured.stdout
+
+
+@pytest.mark.parametrize("told", [71, None])
+def test_heads_of_another_or_no_known_vocabulary_are_refused(usage_error, tiny, fine_tune, tmp_path, told):
+    heads = shutil.copytree(tiny.heads, tmp_path / "heads")
+    facts = json.loads((heads / "exit_heads.json").read_text())
+    (heads / "exit_heads.json").write_text(json.dumps(facts | {"vocab_size": told}))
+    line = usage_error(
+        "generate", "w5", "--model", fine_tune, "--heads", heads, "--foreign-heads", "--dtype", "float32"
+    )
+    assert ("and 71 tokens, this one has width" if told else "a vocabulary that they do not tell") in line

@@ -306,6 +306,7 @@ PLANTED: dict[str, tuple[Fault, str]] = {
     "a turn taken twice": (rows(each(order_idx=lambda r: 0)), "turns"),
     "an order that was not planned": (rows(each(order_idx=lambda r: (r["order_idx"] + 1) % 5)), "order"),
     "a claim withdrawn": (rows(each(OURS, parity=lambda r: None)), "owed"),
+    "a key where nothing was drawn": (rows(once(OURS, sampling_key="0" * 16)), "keys"),
     "a digest that is none": (rows(each(logits_digest=lambda r: "equal")), "claims"),
     "an end at a stop string of a run that has none": (rows(each(finish_reason=lambda r: "stop")), "stops"),
     "all answers right": (rows(each(correct=lambda r: True)), "correct"),

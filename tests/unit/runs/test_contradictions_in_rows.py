@@ -317,8 +317,8 @@ def test_a_fault_planted_in_the_rows_is_a_line_and_exit_code_3(run, cli, name):
 
 MAY_BE_NULL = {
     *("lossy", "first_diff_idx", "vanilla_token_id", "method_token_id", "vanilla_margin", "method_margin"),
-    *("error_type", "error_message", "turn", "category", "rejected"),
-}  # in an ok row that equals vanilla's; lossy in files of version 1, and this run's version has the last three not
+    *("error_type", "error_message", "turn", "category", "rejected", "sampling_key"),
+}  # in an ok row that equals vanilla's; lossy in files of version 1, and this run's version has the last four not
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLES.names if name not in MAY_BE_NULL])
