@@ -7,7 +7,7 @@ which is asserted. N-grams are left out: they draw nothing.
     python tests/efficiency/shared_noise.py --limit 24
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -39,7 +39,7 @@ class OwnNoise:
         self._step.draw_by(draw)
 
     @contextmanager
-    def _other_key(self) -> Iterator[None]:
+    def _other_key(self) -> Generator[None]:
         assert self._draw is not None
         self._step.draw_by(replace(self._draw, key=self._draw.key ^ 1))
         try:
@@ -57,7 +57,7 @@ class OwnNoise:
 
 
 @contextmanager
-def own_noise(lm: LanguageModel) -> Iterator[None]:
+def own_noise(lm: LanguageModel) -> Generator[None]:
     """Within, the exits of `lm` draw by noise of their own."""
     lm.model.new_step = lambda *size: OwnNoise(type(lm.model).new_step(lm.model, *size))
     try:
