@@ -69,7 +69,8 @@ def test_heads_of_another_width_are_refused_with_the_flag_too(usage_error, tiny,
     line = usage_error(
         "generate", "w5", "--model", tiny.model, "--heads", heads, "--foreign-heads", "--dtype", "float32"
     )
-    assert "made for a model of width 48, this one has width 32" in line
+    assert "made for a model of width 48 and " in line
+    assert "tokens, this one has width 32 and " in line
 
 
 def test_the_flag_needs_heads_that_are_named(usage_error, tiny):
