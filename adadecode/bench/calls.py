@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adadecode.engine.drafters import Heads
 from adadecode.kernels.sampling import Draw
-from adadecode.kernels.step import DecodeStep, Proposals, Segment
+from adadecode.kernels.step import DecodeStep, Prefilled, Proposals, Segment
 from adadecode.kernels.weights import ExitTest, Gate, Head
 from adadecode.model.decoder import DecoderModel
 
@@ -53,7 +53,7 @@ class RecordingStep:
     def draw_by(self, draw: Draw | None) -> None:
         self._step.draw_by(draw)
 
-    def prefill(self, prompt_ids: list[int]) -> Tensor:
+    def prefill(self, prompt_ids: list[int]) -> Prefilled:
         return self._step.prefill(prompt_ids)
 
     def begin(self, first_position: int) -> None:

@@ -22,7 +22,7 @@ from adadecode.engine.round import (
 from adadecode.engine.stop_strings import StopScan, StopStrings
 from adadecode.engine.tally import Decoded, Tally
 from adadecode.errors import PromptTooLongError, UnknownTokenError
-from adadecode.kernels.sampling import Draw, first_token
+from adadecode.kernels.sampling import Draw
 from adadecode.kernels.step import DecodeStep, Proposals
 from adadecode.model.decoder import DecoderModel
 
@@ -114,8 +114,7 @@ def rounds(model: DecoderModel, request: Request, policy: Policy, drafters: Sequ
 
     keeps_logits = request.record_logits and policy.verified
     tally = Tally(model.device, model.num_layers, policy.draft_exits, record_logits=keeps_logits)
-    first_logits = step.prefill(prompt_ids)
-    first_id, top = first_token(first_logits, request.draw)
+    first_id, top, first_logits = step.prefill(prompt_ids)
     output = [first_id]
     extend(drafters, prompt_ids)
     extend(drafters, output)

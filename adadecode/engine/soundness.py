@@ -27,8 +27,8 @@ def sound_token(model: DecoderModel, width: int) -> int:
     prompt_len = max(1, min(PROMPT_LEN, model.context_len // 2))
     step = model.new_step(width, prompt_len + 1)
     for first in (0, vocab_size // 3, 2 * vocab_size // 3):
-        logits = step.prefill([(first + i) % vocab_size for i in range(prompt_len)])
-        if math.isfinite(float(logits.max())):  # NaN when any is
+        prefilled = step.prefill([(first + i) % vocab_size for i in range(prompt_len)])
+        if math.isfinite(prefilled.top):  # NaN when any is
             return first
     raise NotFiniteError(
         f"logits are not finite in {str(model.dtype).removeprefix('torch.')}, whatever the prompt: "

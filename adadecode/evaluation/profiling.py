@@ -11,13 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from adadecode.engine.generate import room_for_output
 from adadecode.evaluation.failures import result_or_failure
 from adadecode.evaluation.worker import Worker, decode_prompt
-from adadecode.kernels.step import DecodeStep, Proposals, Segment
+from adadecode.kernels.step import DecodeStep, Prefilled, Proposals, Segment
 from adadecode.kernels.weights import ExitTest, Gate, Head
 from adadecode.model.decoder import DecoderModel
 from adadecode.records import Shard
@@ -121,7 +120,7 @@ class NamedStep:
         with record_function("prepare"):
             self._step.prepare(tuple(boundaries), tests)
 
-    def prefill(self, prompt_ids: list[int]) -> Tensor:
+    def prefill(self, prompt_ids: list[int]) -> Prefilled:
         with record_function(f"prefill of {len(prompt_ids)} tokens"):
             return self._step.prefill(prompt_ids)
 

@@ -25,11 +25,11 @@ class BorrowedStep(EagerStep):
     def __init__(
         self, weights: Weights, borrowed: Borrowed, width: int, cache: KVCache, attention: SDPBackend | None = None
     ) -> None:
-        super().__init__(weights, _no_prefill, width, cache, attention=attention)
+        super().__init__(weights, None, width, cache, attention=attention)
         self._borrowed = borrowed
         self._calls: tuple[int, Calls] | None = None  # of the position of slot 0
 
-    def prefill(self, prompt_ids: list[int]) -> Tensor:
+    def prompt_logits(self, prompt_ids: list[int]) -> Tensor:
         check_token_ids(prompt_ids, self.weights.vocab_size)
         token_ids = torch.tensor(prompt_ids, device=self.hidden.device)
         most = self.width if self._borrowed.has_experts else PROMPT_ROWS
@@ -65,7 +65,3 @@ class BorrowedStep(EagerStep):
 
     def final_logits(self) -> Tensor:
         return self._borrowed.logits(self.hidden)
-
-
-def _no_prefill(*_: object) -> tuple[Tensor, dict[int, Tensor]]:
-    raise NotImplementedError("a borrowed step runs prompts itself")

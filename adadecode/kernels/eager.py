@@ -16,7 +16,15 @@ from adadecode.kernels.arithmetic import PREFILL_BACKENDS, attention_by
 from adadecode.kernels.kv_cache import KVCache
 from adadecode.kernels.layers import causal_mask, embed, gate_step, head_step, layer_step, top1
 from adadecode.kernels.sampling import Draw, Drawn, Filters, Numbers, drawn_by
-from adadecode.kernels.step import Proposals, Segment, blocks_of, check_slots, check_token_ids, run_probe_test
+from adadecode.kernels.step import (
+    Prefilled,
+    Proposals,
+    Segment,
+    blocks_of,
+    check_slots,
+    check_token_ids,
+    run_probe_test,
+)
 from adadecode.kernels.weights import Block, ExitTest, Gate, Head, LayerKind, LayerWeights, RotaryTable, Weights
 from adadecode.stopwatch import lap
 
@@ -99,15 +107,16 @@ class EagerStep:
     def __init__(
         self,
         weights: Weights,
-        prefill: Prefill,
+        prefill: Prefill | None,
         width: int,
         cache: KVCache,
         layer_step: LayerStep = layer_step,
         attention: SDPBackend | None = None,
         prompts: Sequence[SDPBackend] = PREFILL_BACKENDS,
     ) -> None:
-        """W = `width` rows over `cache`; prompts are run by `prefill`, one layer of rows by `layer_step`.
+        """W = `width` rows over `cache`; one layer of rows is run by `layer_step`, prompts by `prefill`.
 
+        `prefill` is None for a subclass that runs prompts itself.
         `attention` is who computes that of the rows, on CUDA, and the first of `prompts` that can that of prompts; None
         leaves both to torch.
         """
@@ -138,7 +147,18 @@ class EagerStep:
         if draw is not None:
             self._numbers.put(draw)
 
-    def prefill(self, prompt_ids: list[int]) -> Tensor:
+    def prefill(self, prompt_ids: list[int]) -> Prefilled:
+        logits = self.prompt_logits(prompt_ids)
+        if self._filters is None:
+            top, token_id = logits.max(dim=-1)
+        else:
+            places = (len(prompt_ids) - self._numbers.first_position)[None]
+            token_id, top, _ = drawn_by(self._numbers, self._filters, logits[None], places, None)
+        return Prefilled(int(token_id), float(top), logits)
+
+    def prompt_logits(self, prompt_ids: list[int]) -> Tensor:
+        """Runs the prompt, as `prefill` does; the logits `[V]` of its last row."""
+        assert self._prefill is not None
         check_token_ids(prompt_ids, self.weights.vocab_size)
         token_ids = torch.tensor(prompt_ids, device=self.hidden.device)
         with attention_by(self._prompts):

@@ -17,7 +17,7 @@ from adadecode.kernels.arithmetic import attention_by
 from adadecode.kernels.eager import EagerStep, LayerStep, Prefill
 from adadecode.kernels.kv_cache import KVCache
 from adadecode.kernels.sampling import Draw, Filters
-from adadecode.kernels.step import Proposals
+from adadecode.kernels.step import Prefilled, Proposals
 from adadecode.kernels.weights import Block, ExitTest, Gate, Head, Weights
 from adadecode.printable import on_one_line
 from adadecode.stopwatch import lap
@@ -114,7 +114,7 @@ class GraphedStep(EagerStep):
         if self._filters != before and self._verify:  # it was prepared: nothing is left to be captured later
             self._prepare_tests()
 
-    def prefill(self, prompt_ids: list[int]) -> Tensor:
+    def prefill(self, prompt_ids: list[int]) -> Prefilled:
         self.cache.clear()  # what an earlier request left there may not be finite
         return super().prefill(prompt_ids)
 

@@ -17,7 +17,7 @@ from adadecode.kernels.layers import embed
 from adadecode.kernels.library import BlockStruct, DrawStruct, ExitTestStruct, Pointer
 from adadecode.kernels.packed import PackedHead, PackedLayers, PackedWeights, shape_struct
 from adadecode.kernels.sampling import Draw
-from adadecode.kernels.step import Proposals, Segment, blocks_of, check_slots, check_token_ids
+from adadecode.kernels.step import Prefilled, Proposals, Segment, blocks_of, check_slots, check_token_ids
 from adadecode.kernels.weights import Block, ExitTest, Gate, Head, Weights
 
 # Rows of a prompt that are run at once: few enough that what they work in stays small, and so many that the weights,
@@ -130,7 +130,7 @@ class NativeStep:
             )
             self._exit_tests[test] = exit_test, ctypes.addressof(exit_test)
 
-    def prefill(self, prompt_ids: list[int]) -> Tensor:
+    def prefill(self, prompt_ids: list[int]) -> Prefilled:
         for first in range(0, len(prompt_ids), BLOCK_LEN):
             block = torch.tensor(prompt_ids[first : first + BLOCK_LEN])
             hidden = embed(self.weights, block)
@@ -139,8 +139,9 @@ class NativeStep:
                 if stop in self._blocks:
                     self._run_block(self._blocks[stop], hidden.clone(), first)
             self.hidden[0] = hidden[-1]
-        self._run_head(self._head, 0, 1, self._logits_at, None, draws=False)
-        return self.logits[0].clone()
+        self.begin(len(prompt_ids) - 1)
+        [token_id], [top] = self.verify(0, 1)
+        return Prefilled(token_id, top, self.logits[0].clone())
 
     def draw_by(self, draw: Draw | None) -> None:
         self._draw = None if draw is None else NativeDraw(draw, self._packed.library, self._shape.num_threads)
@@ -180,7 +181,7 @@ class NativeStep:
         return self._proposals(hi - first_tested) if is_tested else None
 
     def test(self, head: Head, lo: int, hi: int) -> Proposals:
-        self._run_head(head, lo, hi, None, self._probabilities, draws=True)
+        self._run_head(head, lo, hi, None, self._probabilities)
         return self._proposals(hi - lo)
 
     def probe(self, gate: Gate, slot: int) -> float:
@@ -189,7 +190,7 @@ class NativeStep:
         return self._packed.library.adadecode_gate(self._shape_at, row, self._norm_at, weights, gate.bias)
 
     def verify(self, lo: int, hi: int) -> tuple[list[int], list[float]]:
-        self._run_head(self._head, lo, hi, self._logits_at + lo * self._logits_len, None, draws=True)
+        self._run_head(self._head, lo, hi, self._logits_at + lo * self._logits_len, None)
         return self._ids[: hi - lo], self._tops[: hi - lo]
 
     def _draw_at(self) -> int | None:
@@ -235,7 +236,7 @@ class NativeStep:
     def read_by(self, head: Head) -> Tensor:
         return self.hidden if head.block is None else self._blocks[head.block.exit_layer].rows
 
-    def _run_head(self, head: Head, lo: int, hi: int, logits: int | None, probabilities: Any, *, draws: bool) -> None:
+    def _run_head(self, head: Head, lo: int, hi: int, logits: int | None, probabilities: Any) -> None:
         check_slots(lo, hi, self.width)
         packed = self._packed_head(head)
         self._packed.library.adadecode_head(
@@ -252,7 +253,7 @@ class NativeStep:
             self._ids,
             self._tops,
             probabilities,
-            self._draw_at() if draws else None,
+            self._draw_at(),
             self._first_position + lo,
         )
 

@@ -114,15 +114,6 @@ def draw_rows(logits: Tensor, draw: Draw, places: Tensor, token_ids: Tensor | No
     return drawn_by(numbers, draw.filters, logits, places, token_ids)
 
 
-def first_token(logits: Tensor, draw: Draw | None) -> tuple[int, float]:
-    """The token of place 0 by `logits` `[V]`, drawn or their argmax, and its logit; NaN when any logit is."""
-    if draw is None:
-        top, token_id = logits.max(dim=-1)
-        return int(token_id), float(top)
-    drawn = draw_rows(logits[None], draw, torch.zeros(1, dtype=torch.long, device=logits.device))
-    return int(drawn.token_ids), float(drawn.logits)
-
-
 def drawn_by(numbers: Numbers, filters: Filters, logits: Tensor, places: Tensor, token_ids: Tensor | None) -> Drawn:
     """`draw_rows` with the numbers of a draw in tensors, at shapes that do not depend on what they hold."""
     logits = logits.float()

@@ -8,7 +8,7 @@ from torch import Tensor
 from adadecode.kernels.eager import EagerStep
 from adadecode.kernels.sampling import Draw
 from adadecode.kernels.stages import Stage, computing_on, stages_between
-from adadecode.kernels.step import Proposals, Segment, blocks_of, run_probe_test
+from adadecode.kernels.step import Prefilled, Proposals, Segment, blocks_of, run_probe_test
 from adadecode.kernels.weights import ExitTest, Gate, Head
 
 
@@ -33,7 +33,7 @@ class StagedStep:
         for start, stop in pairwise((0, *boundaries)):
             self.run(0, 0, start, stop)  # no slot takes part: what is captured or compiled is so now
 
-    def prefill(self, prompt_ids: list[int]) -> Tensor:
+    def prefill(self, prompt_ids: list[int]) -> Prefilled:
         return self._home.prefill(prompt_ids)
 
     def draw_by(self, draw: Draw | None) -> None:

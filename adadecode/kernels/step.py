@@ -24,6 +24,14 @@ class Segment(NamedTuple):
     stop: int
 
 
+class Prefilled(NamedTuple):
+    """What a prompt is followed by: next token and its logit as `verify` gives them, and all its `logits` `[V]`."""
+
+    token_id: int
+    top: float
+    logits: Tensor
+
+
 class DecodeStep(Protocol):
     """W slots at consecutive positions. A slot holds a token's hidden state between two layers, `hidden` `[W, d]`.
 
@@ -45,7 +53,7 @@ class DecodeStep(Protocol):
         ...
 
     def draw_by(self, draw: Draw | None) -> None:
-        """From now on `test`, `run_to_exit` and `verify` give what `draw` draws for the position after each slot.
+        """From now on `prefill`, `test`, `run_to_exit` and `verify` give what `draw` draws for the position after a token.
 
         Slot i, which stands at position p, has the next token of place p + 1 - `draw.first_position`. None: the argmax, as
         in a new step.
@@ -56,8 +64,8 @@ class DecodeStep(Protocol):
         """The rows `[W, d]` that `head` reads: `hidden`, or what its block made of it when the slots came to its exit."""
         ...
 
-    def prefill(self, prompt_ids: list[int]) -> Tensor:
-        """Runs the prompt through all layers and fills the cache; returns its last row's logits `[V]`.
+    def prefill(self, prompt_ids: list[int]) -> Prefilled:
+        """Runs the prompt through all layers and fills the cache; returns what its last row is followed by.
 
         The last row's state after all layers is in slot 0 then.
         """

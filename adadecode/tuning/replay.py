@@ -17,7 +17,7 @@ from adadecode.engine.ngram import NgramDrafter
 from adadecode.engine.policy import Policy
 from adadecode.engine.round import Round
 from adadecode.kernels.sampling import Draw
-from adadecode.kernels.step import DecodeStep, Proposals, Segment, run_probe_test
+from adadecode.kernels.step import DecodeStep, Prefilled, Proposals, Segment, run_probe_test
 from adadecode.kernels.weights import ExitTest, Gate, Head
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
@@ -172,7 +172,7 @@ class ReplayStep:
         self.cache: KVCache = None  # pyright: ignore[reportAttributeAccessIssue]
         self.hidden = self.logits = torch.empty(0)
         self.calls = Calls(space.width)
-        self._trace, self._vocab_size = trace, facts.vocab_size
+        self._trace = trace
         self._exit_idx = {exit_layer: idx for idx, exit_layer in enumerate(space.exits)}
         self._block_exits = space.block_exits
         self._prompt_len = len(trace.prompt_ids)
@@ -187,10 +187,8 @@ class ReplayStep:
     def draw_by(self, draw: Draw | None) -> None:
         """Does nothing: what was drawn stands in the trace."""
 
-    def prefill(self, prompt_ids: list[int]) -> Tensor:
-        logits = torch.full((self._vocab_size,), -torch.inf)
-        logits[self._trace.output_ids[0]] = 1.0
-        return logits
+    def prefill(self, prompt_ids: list[int]) -> Prefilled:
+        return Prefilled(self._trace.output_ids[0], 1.0, torch.empty(0))
 
     def begin(self, first_position: int) -> None:
         self._first = first_position - self._prompt_len

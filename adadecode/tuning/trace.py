@@ -17,7 +17,7 @@ from adadecode.engine.generate import room_for_output
 from adadecode.engine.ngram import NgramDrafter
 from adadecode.engine.policy import Policy, step_width
 from adadecode.engine.round import check_finite
-from adadecode.kernels.sampling import Draw, first_token
+from adadecode.kernels.sampling import Draw
 from adadecode.kernels.step import Proposals, Segment
 from adadecode.model.decoder import DecoderModel
 from adadecode.model.exit_heads import ExitHeads
@@ -134,7 +134,7 @@ class _Recorder:
         draw: Draw | None,
     ) -> None:
         self._model, self._space, self._limit = model, space, limit
-        self._prompt_ids, self._output, self._draw = prompt_ids, list[int](), draw
+        self._prompt_ids, self._output = prompt_ids, list[int]()
         self._step = model.new_step(space.width, len(prompt_ids) + limit)
         self._tests = {e: test for e, test in zip(heads.exits, heads.tests, strict=True) if e in space.exits}
         self._gates = {e: gate for e, gate in heads.gates.items() if e in space.exits}
@@ -145,7 +145,7 @@ class _Recorder:
 
     def prefill(self) -> int:
         """The first output token."""
-        first_id, top = first_token(self._step.prefill(self._prompt_ids), self._draw)
+        first_id, top, _ = self._step.prefill(self._prompt_ids)
         check_finite([top], len(self._prompt_ids) - 1)
         for drafter in self.ngrams:
             drafter.extend(self._prompt_ids)

@@ -213,7 +213,7 @@ def test_vanilla_repeats_itself_and_agrees_with_transformers():
 def play(step: DecodeStep, prompt: list[int]) -> list[torch.Tensor]:
     """Hidden states and logits after every call of a round with parked slots."""
     step.hidden.zero_()
-    kept = [step.prefill(prompt)]
+    kept = [step.prefill(prompt).logits]
     step.begin(len(prompt))
     step.put(0, [3])
     for call in (
@@ -254,7 +254,7 @@ def test_a_replayed_graph_gives_the_bits_of_the_same_operations_one_by_one(dtype
 @torch.inference_mode()
 def play_one_row(step: DecodeStep, prompt: list[int]) -> list[torch.Tensor]:
     """Hidden states and logits of three tokens in the only slot."""
-    kept = [step.prefill(prompt)]
+    kept = [step.prefill(prompt).logits]
     for idx in range(3):
         step.begin(len(prompt) + idx)
         step.put(0, [7 + idx])

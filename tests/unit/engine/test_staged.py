@@ -143,7 +143,7 @@ def test_no_operation_mixes_two_devices(family, exits):
         step = Steps(weights, functools.partial(prefill, lm, weights), "eager").new(8, 40)
         assert isinstance(step, StagedStep)
         step.prepare((*exits, 4), [ExitTest(weights.head)])
-        assert step.prefill([1, 2, 3]).device == CPU
+        assert step._home.prompt_logits([1, 2, 3]).device == CPU
         step.begin(3)
         step.put(0, [3, 4])
         for start, stop in pairwise((0, *exits, 4)):
@@ -159,8 +159,9 @@ def test_a_mistake_of_placement_would_be_seen():
     weights = read_weights(lm, stages)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
         step = Steps(weights, functools.partial(prefill, lm, weights), "eager").new(8, 40)
+        assert isinstance(step, StagedStep)
         with pytest.raises(RuntimeError, match="device"):
-            step.prefill([1, 2, 3])
+            step._home.prompt_logits([1, 2, 3])
 
 
 def test_gpus_that_are_not_there_or_have_no_layer_are_refused(monkeypatch):

@@ -24,7 +24,7 @@ def forced(model, output: tuple[int, ...]) -> tuple[list[int], torch.Tensor]:
     """What vanilla's steps predict after each prefix of `output`, and the logits `[n, V]` of that."""
     with torch.inference_mode():
         step = model.new_step(WIDTH, FIRST + len(output))
-        logits = [step.prefill(PROMPT)]
+        logits = [step.prefill(PROMPT).logits]
         predicted = [int(logits[0].argmax())]
         for idx, token_id in enumerate(output[:-1]):
             round_ = begin_round(step, token_id, FIRST + idx, 0)

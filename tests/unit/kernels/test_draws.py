@@ -78,7 +78,7 @@ def proposals_and_logits(step: DecodeStep, head: Head, num_rows: int) -> tuple[l
     """What `head` proposes for the first rows of a native step, and from which logits."""
     assert isinstance(step, NativeStep)
     logits = torch.zeros(num_rows, len(head.matrices[-1]), dtype=step.hidden.dtype)
-    step._run_head(head, 0, num_rows, logits.data_ptr(), step._probabilities, draws=True)
+    step._run_head(head, 0, num_rows, logits.data_ptr(), step._probabilities)
     return step._proposals(num_rows), logits
 
 
@@ -102,6 +102,32 @@ def test_a_row_draws_the_same_in_every_slot_and_beside_any_rows(kernels, dtype, 
             assert (draft, chance) == step.test(head, lo, hi)[slot - lo]
             seen.add((ids[slot - lo], tops[slot - lo], draft, chance))
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize(("kernels", "dtype"), KERNELS_AND_DTYPES)
+@torch.inference_mode()
+def test_a_prompt_is_followed_by_what_is_drawn_from_its_logits_or_by_their_argmax(kernels, dtype):
+    model, prompt = tiny_model(kernels=kernels, dtype=dtype), [1, 2, 3, 4]
+    step = model.new_step(8, 40)
+    plain = step.prefill(prompt)
+    assert (plain.token_id, plain.top) == (int(plain.logits.argmax()), float(plain.logits.max()))
+    drawn = set()
+    for draw in (*DRAWS, *(Draw(1.5, key=key, first_position=4) for key in range(8))):
+        step.draw_by(draw)
+        token_id, top, logits = step.prefill(prompt)
+        expected = draw_rows(plain.logits[None], draw, places(draw, 3, 0, 1))
+        assert (token_id, top) == (int(expected.token_ids), float(expected.logits))
+        assert torch.equal(logits, plain.logits)
+        drawn.add(token_id)
+    assert len(drawn) > 3
+    step.draw_by(None)
+    assert step.prefill(prompt)[:2] == plain[:2]
+    for broken_by in (None, DRAWS[0]):
+        broken = tiny_model(kernels=kernels, dtype=dtype)
+        broken.weights.norm[0] = torch.nan
+        step = broken.new_step(8, 40)
+        step.draw_by(broken_by)
+        assert torch.tensor(step.prefill(prompt).top).isnan()
 
 
 @pytest.mark.parametrize(("kernels", "dtype"), KERNELS_AND_DTYPES)

@@ -156,7 +156,7 @@ def test_attention_over_many_columns_agrees_with_the_eager_kernels():
     prompt = [(5 * i + i // 7) % 97 for i in range(700)]
     ours, theirs = (DecoderModel(lm, kernels).new_step(8, 720) for kernels in ("native", "eager"))
     close = {"rtol": 1e-4, "atol": 1e-4}
-    torch.testing.assert_close(ours.prefill(prompt), theirs.prefill(prompt), **close)
+    torch.testing.assert_close(ours.prefill(prompt).logits, theirs.prefill(prompt).logits, **close)
     for step in (ours, theirs):
         step.begin(700)
         step.put(0, TOKENS[:7])
@@ -227,7 +227,7 @@ def test_a_prompt_in_blocks_has_the_bits_of_one_that_is_run_as_a_whole(sizes, dt
         for num_rows in (length, block_len, 100):
             monkeypatch.setattr(native, "BLOCK_LEN", num_rows)
             step = model.new_step(8, length + 10)
-            found.append((step.prefill(prompt), step.hidden.clone(), step.cache.kv))
+            found.append((step.prefill(prompt).logits, step.hidden.clone(), step.cache.kv))
         whole, *in_blocks = found
         for block in in_blocks:
             assert all(torch.equal(a, b) for a, b in zip(whole, block, strict=True)), length
@@ -250,7 +250,7 @@ def test_what_earlier_calls_left_in_the_scratch_leaves_no_trace(dtype, num_threa
             step._scratch.fill_(left)
             return call()
 
-        found = [after(lambda: step.prefill(PROMPT))]
+        found = [after(lambda: step.prefill(PROMPT).logits)]
         step.begin(len(PROMPT))
         step.put(0, TOKENS)
         after(lambda: step.run(0, 1, 0, 2))

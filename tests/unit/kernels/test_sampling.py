@@ -1,7 +1,5 @@
 """The rule by which tokens are drawn: its generator, its noise, its filters, and the distribution that comes of them."""
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +13,6 @@ from adadecode.kernels.sampling import (
     Filters,
     draw_rows,
     exp,
-    first_token,
     gumbel,
     is_kept,
     noise,
@@ -200,16 +197,6 @@ def test_a_row_draws_the_same_whatever_is_beside_it():
         for m in range(9):
             alone = draw_rows(rows[m : m + 1], draw, torch.tensor([m]))
             assert [float(part) for part in alone] == [float(part[m]) for part in drawn]
-
-
-def test_the_first_token_is_that_of_place_zero_or_the_argmax():
-    logits = torch.tensor([1.0, 3.0, 3.0, 0.0])
-    assert first_token(logits, None) == (1, 3.0)
-    draw = Draw(5.0, key=8, first_position=30)
-    drawn = draw_rows(logits[None], draw, torch.tensor([0]))
-    assert first_token(logits, draw) == (int(drawn.token_ids), float(drawn.logits))
-    for bad in (math.nan, math.inf):
-        assert math.isnan(first_token(torch.tensor([1.0, bad, 2.0]), draw)[1])
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def assert_close_to_transformers(model: DecoderModel) -> None:
     expected = logits_by_transformers(model, PROMPT + TOKENS)
     step = model.new_step(9, 40)
     close = {"rtol": 1e-4, "atol": 1e-4}
-    torch.testing.assert_close(step.prefill(PROMPT), expected[len(PROMPT) - 1], **close)
+    torch.testing.assert_close(step.prefill(PROMPT).logits, expected[len(PROMPT) - 1], **close)
     lo = 0
     for num_rows in (1, 2, 3, 9):
         step.begin(len(PROMPT) + lo)
@@ -86,7 +86,7 @@ def test_a_prompt_of_300_tokens_is_as_good_as_one_token_after_another(kernels, d
     model = tiny_model("qwen3", kernels=kernels, dtype=dtype)
     prompt = [(5 * i + i // 7) % 97 for i in range(300)]
     at_once, one_by_one = (model.new_step(8, 310) for _ in range(2))
-    logits = at_once.prefill(prompt)
+    logits = at_once.prefill(prompt).logits
     one_by_one.prefill(prompt[:1])
     for position in range(1, 300):
         one_by_one.begin(position)
