@@ -73,10 +73,14 @@ check doctor 200 "$python" -m adadecode doctor --local --device cuda --out "$out
 check pytest 900 "$python" -m pytest tests/gpu -p no:cacheprovider --durations 10
 check eval-demo 120 "$python" -m adadecode eval --local --device cuda --task demo --limit 8 \
     --max-new-tokens 96 --out "$out/eval-demo"
+check eval-demo-drawn 120 "$python" -m adadecode eval --local --device cuda --task demo --limit 8 \
+    --max-new-tokens 96 --temperature 0.7 --top-p 0.9 --out "$out/eval-demo-drawn"
 bench llama-3.1-8b-graphs --shape llama-3.1-8b --kernels graphs
 bench llama-3.1-8b-compile --shape llama-3.1-8b --kernels compile
 bench llama-3.1-8b-compile-shortlist --shape llama-3.1-8b --kernels compile --head shortlist
 bench llama-3.1-8b-compile-shortlist-gate --shape llama-3.1-8b --kernels compile --head shortlist --gate 0.5
+bench llama-3.1-8b-compile-drawn --shape llama-3.1-8b --kernels compile --temperature 0.7
+bench llama-3.1-8b-compile-top-p --shape llama-3.1-8b --kernels compile --temperature 0.7 --top-p 0.9
 bench llama-3.2-1b-eager --shape llama-3.2-1b --kernels eager
 bench llama-3.2-1b-graphs --shape llama-3.2-1b --kernels graphs
 bench llama-3.2-1b-compile --shape llama-3.2-1b --kernels compile
@@ -84,7 +88,7 @@ bench llama-3.2-1b-compile-shortlist-gate --shape llama-3.2-1b --kernels compile
 bench qwen3-8b-compile --shape qwen3-8b --kernels compile
 check tune-demo 300 "$python" -m adadecode tune --device cuda --task demo --limit 12 \
     --max-new-tokens 96 --repeats 2 --out "$out/tune-demo"
-for log in "$out"/{doctor,pytest,eval-demo,tune-demo}/log; do
+for log in "$out"/{doctor,pytest,eval-demo,eval-demo-drawn,tune-demo}/log; do
     [ -e "$log" ] && printf '\n%s\n' "$log" && tail -n 20 "$log"
 done
 for text in "$out"/*/bench.txt; do
