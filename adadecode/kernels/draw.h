@@ -194,6 +194,14 @@ struct Row {
     float scaled_at(int v, float scale) const { return (logits[v] - top) * scale; }
     bool keeps(int v) const { return !is_filtered || !is_before(last, {logits[v], v}); }
 
+    // Which of LANES outputs from v on come before `output` in the order of filters.
+    vi before(int v, Output output) const {
+        const vf some = load(logits + v);
+        vi idx;
+        for (int i = 0; i < LANES; i++) idx[i] = v + i;
+        return (vi)(some > splat(output.logit)) | ((vi)(some == splat(output.logit)) & (vi)(idx < output.idx));
+    }
+
     // Which of LANES outputs from v on are kept.
     vi kept(int v) const {
         const vf some = load(logits + v);
@@ -373,29 +381,46 @@ inline Winner winner_of(const Draw& draw, const Row& row, const int64_t* token_i
     return best;
 }
 
+// What `row` has of mass, in all and before `output`, times 2^34 and exactly.
+struct Masses {
+    double total, before;
+};
+
+inline Masses masses_of(const Row& row, float scale, Output output) {
+    vd total = {}, before = {};
+    for (int v = 0; v < row.V; v += LANES) {
+        const vf exps = draw_exp(row.scaled(v, scale));
+        const vi is_before = row.before(v, output);
+        total += whole_weights(exps);
+        if (any(is_before)) before += whole_weights(is_before ? exps : splat(0.0f));
+    }
+    return {sum(total), sum(before)};
+}
+
+// Whether less than `top_p` of the mass is before `output`: told by bounds of it, which are cheap, unless it is too near.
+inline bool is_within_top_p(const Row& row, float scale, double top_p, Output output) {
+    constexpr double MOST_OVER = 1.1, ROUNDING = 1.01;  // more than `more_than_exp` is over, and than float sums are off
+    vf total = {}, before = {};
+    for (int v = 0; v < row.V; v += LANES) {
+        const vf most = more_than_exp(row.scaled(v, scale));
+        total += most;
+        before += row.before(v, output) ? most : splat(0.0f);
+    }
+    if (sum(before) * ROUNDING < top_p * sum(total) / MOST_OVER) return true;
+    if (sum(before) / MOST_OVER > top_p * sum(total) * ROUNDING) return false;
+    const Masses masses = masses_of(row, scale, output);
+    return masses.before < top_p * masses.total;
+}
+
 // Who is drawn under a top-p that is not in `row.last`, where `winner` would be without it: an output that top-p leaves out
 // takes all behind it along, and what is left is drawn from again. So nothing is sorted, and one try is mostly enough.
 inline int winner_under_top_p(const Draw& draw, Row row, const int64_t* token_ids, int winner) {
-    vd total = {};
-    for (bool is_first_try = true;; is_first_try = false) {
-        vd before = {};
-        const Output drawn{row.logits[winner], winner};
-        for (int v = 0; v < row.V; v += LANES) {
-            const vf some = load(row.logits + v);
-            vi idx;
-            for (int i = 0; i < LANES; i++) idx[i] = v + i;
-            const vi is_before = (vi)(some > splat(drawn.logit)) | ((vi)(some == splat(drawn.logit)) & (vi)(idx < winner));
-            const bool some_are = any(is_before);
-            if (!is_first_try && !some_are) continue;
-            const vf exps = draw_exp(row.scaled(v, draw.scale));
-            if (is_first_try) total += whole_weights(exps);
-            if (some_are) before += whole_weights(is_before ? exps : splat(0.0f));
-        }
-        if (sum(before) < draw.top_p * sum(total)) return winner;
+    while (!is_within_top_p(row, draw.scale, draw.top_p, {row.logits[winner], winner})) {
         row.is_filtered = true;
-        row.last = {drawn.logit, drawn.idx - 1};
+        row.last = {row.logits[winner], winner - 1};
         winner = winner_of(draw, row, token_ids, 0, row.V).idx;
     }
+    return winner;
 }
 
 // What the tempered, filtered distribution gives output `idx`.

@@ -74,6 +74,29 @@ def test_native_kernels_draw_what_torch_does_from_the_same_logits(
         torch.set_num_threads(before)
 
 
+@needs_compiler
+@torch.inference_mode()
+def test_native_kernels_tell_outputs_next_to_the_end_of_top_p_apart():
+    """Outputs of two sizes, whose cheap bounds are off by unlike shares: 326 of 680 below the first are kept."""
+    model = tiny_model(kernels="native", num_layers=1)
+    step = model.new_step(32, 40)
+    assert isinstance(step, NativeStep)
+    step.hidden.fill_(1.0)
+    matrix = torch.zeros(1500, model.width)
+    matrix[500:, 3] = -0.386  # 1000 outputs of 0.68 times the chance of each of the first 500
+    head, logits = Head((matrix / model.weights.norm[3],)), torch.zeros(32, 1500)
+    nearest = 0
+    for key in range(40):
+        draw = Draw(1.0, top_p=0.7, key=key)
+        step.draw_by(draw)
+        step.begin(5)
+        step._run_head(head, 0, 32, logits.data_ptr(), None)
+        drawn = draw_rows(logits, draw, places(draw, 5, 0, 32))
+        assert step._ids[:] == drawn.token_ids.tolist()
+        nearest = max(nearest, *step._ids)
+    assert 970 < nearest < 985, "a draw next to the end"
+
+
 def proposals_and_logits(step: DecodeStep, head: Head, num_rows: int) -> tuple[list[tuple[int, float]], torch.Tensor]:
     """What `head` proposes for the first rows of a native step, and from which logits."""
     assert isinstance(step, NativeStep)
