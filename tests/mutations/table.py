@@ -346,6 +346,13 @@ MUTATIONS = (
         DRAWN,
     ),
     Mutation(
+        "bounds of a row's mass are taken for its sums",
+        "adadecode/kernels/draw.h",
+        "MOST_OVER = 1.1, ROUNDING = 1.01",
+        "MOST_OVER = 1.0, ROUNDING = 1.0",
+        DRAWN,
+    ),
+    Mutation(
         "native words are of the next counter",
         "adadecode/kernels/draw.h",
         "words_of_group(draw.key, uint32_t(v) / BLOCK_WORDS, row.place, words);",
