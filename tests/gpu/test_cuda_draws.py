@@ -93,8 +93,8 @@ def test_drawn_outputs_of_every_method_are_vanillas_bit_for_bit(kernels, dtype):
     policy = Policy(exits, (0.2, 0.2), 5, ngram=0.2, layerskip=OneExit(exits[0], 4))
     [prompt] = synthetic_prompts(model.vocab_size, 1, 40, 0)
     outputs = set()
-    for draw in (DRAWS[0], DRAWS[2], DRAWS[3], DRAWS[4]):
-        request = Request(prompt, 120, record_logits=True, draw=draw)
+    for draw in (DRAWS[0], DRAWS[3], DRAWS[4]):
+        request = Request(prompt, 60, record_logits=True, draw=draw)
         vanilla = decode(model, METHODS["vanilla"], request, policy)
         outputs.add(tuple(vanilla.generation.output_token_ids))
         for name in ("adadecode", "ngram", "layerskip"):
@@ -102,7 +102,7 @@ def test_drawn_outputs_of_every_method_are_vanillas_bit_for_bit(kernels, dtype):
             assert found.generation.output_token_ids == vanilla.generation.output_token_ids
             assert torch.equal(found.logits, vanilla.logits)
             assert found.generation.num_drafted > 0
-    assert len(outputs) == 4
+    assert len(outputs) == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -362,8 +362,8 @@ MUTATIONS = (
     Mutation(
         "who is drawn at the end of top-p is kept",
         "adadecode/kernels/draw.h",
-        "if (sum(before) < draw.top_p * sum(total)) return winner;",
-        "if (sum(before) <= draw.top_p * sum(total) * 1.05) return winner;",
+        "return masses.before < top_p * masses.total;",
+        "return masses.before <= top_p * masses.total;",
         DRAWN,
     ),
     Mutation(
