@@ -70,7 +70,7 @@ class ModelDrafter:
         if self._is_lost:
             return
         if is_prompt:
-            self._step.prefill(token_ids)
+            self._step.prefill(token_ids)  # what follows it is drawn for nothing, once an output
             self._read = list(token_ids)
         else:
             self._keep(first, token_ids)

@@ -28,7 +28,7 @@ def sound_token(model: DecoderModel, width: int) -> int:
     step = model.new_step(width, prompt_len + 1)
     for first in (0, vocab_size // 3, 2 * vocab_size // 3):
         prefilled = step.prefill([(first + i) % vocab_size for i in range(prompt_len)])
-        if math.isfinite(prefilled.top):  # NaN when any is
+        if math.isfinite(prefilled.top):  # NaN when any logit is
             return first
     raise NotFiniteError(
         f"logits are not finite in {str(model.dtype).removeprefix('torch.')}, whatever the prompt: "

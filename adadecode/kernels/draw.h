@@ -149,7 +149,7 @@ inline vf draw_exp(vf x) {
     return p * (vf)((__builtin_convertvector(n, vi) + 127) << 23);
 }
 
-// More than exp(x), for x below 80, and by less than a tenth: 2^k (1 + f) is at least 2^(k + f).
+// More than exp(x), for x from -80 to 80, and by less than a tenth: 2^k (1 + f) is at least 2^(k + f). Below, that of -80.
 inline vf more_than_exp(vf x) {
     x = x > splat(-80.0f) ? x : splat(-80.0f);
     return (vf)__builtin_convertvector(x * 12102203.2f + 1065357000.0f, vi);
@@ -194,21 +194,16 @@ struct Row {
     float scaled_at(int v, float scale) const { return (logits[v] - top) * scale; }
     bool keeps(int v) const { return !is_filtered || !is_before(last, {logits[v], v}); }
 
-    // Which of LANES outputs from v on come before `output` in the order of filters.
-    vi before(int v, Output output) const {
+    // Which of LANES outputs from v on come no later than `output` in the order of filters.
+    vi up_to(int v, Output output) const {
         const vf some = load(logits + v);
         vi idx;
         for (int i = 0; i < LANES; i++) idx[i] = v + i;
-        return (vi)(some > splat(output.logit)) | ((vi)(some == splat(output.logit)) & (vi)(idx < output.idx));
+        return (vi)(some > splat(output.logit)) | ((vi)(some == splat(output.logit)) & (vi)(idx <= output.idx));
     }
 
     // Which of LANES outputs from v on are kept.
-    vi kept(int v) const {
-        const vf some = load(logits + v);
-        vi idx;
-        for (int i = 0; i < LANES; i++) idx[i] = v + i;
-        return (vi)(some > splat(last.logit)) | ((vi)(some == splat(last.logit)) & (vi)(idx <= last.idx));
-    }
+    vi kept(int v) const { return up_to(v, last); }
 };
 
 // What a thread works in: `outputs` has room for V.
@@ -381,35 +376,26 @@ inline Winner winner_of(const Draw& draw, const Row& row, const int64_t* token_i
     return best;
 }
 
-// What `row` has of mass, in all and before `output`, times 2^34 and exactly.
-struct Masses {
-    double total, before;
-};
-
-inline Masses masses_of(const Row& row, float scale, Output output) {
+// Whether less than `top_p` of the mass is before `output`: told by bounds of it, which are cheap, unless it is too near.
+inline bool is_within_top_p(const Row& row, float scale, double top_p, Output output) {
+    // more than `more_than_exp` is over, and than float sums, and weights that are whole, are off
+    constexpr double MOST_OVER = 1.1, ROUNDING = 1.01;
+    const Output last{output.logit, output.idx - 1};
+    vf most_total = {}, most_before = {};
+    for (int v = 0; v < row.V; v += LANES) {
+        const vf most = more_than_exp(row.scaled(v, scale));
+        most_total += most;
+        most_before += row.up_to(v, last) ? most : splat(0.0f);
+    }
+    if (sum(most_before) * ROUNDING < top_p * sum(most_total) / MOST_OVER) return true;
+    if (sum(most_before) / MOST_OVER > top_p * sum(most_total) * ROUNDING) return false;
     vd total = {}, before = {};
     for (int v = 0; v < row.V; v += LANES) {
         const vf exps = draw_exp(row.scaled(v, scale));
-        const vi is_before = row.before(v, output);
         total += whole_weights(exps);
-        if (any(is_before)) before += whole_weights(is_before ? exps : splat(0.0f));
+        before += whole_weights(row.up_to(v, last) ? exps : splat(0.0f));
     }
-    return {sum(total), sum(before)};
-}
-
-// Whether less than `top_p` of the mass is before `output`: told by bounds of it, which are cheap, unless it is too near.
-inline bool is_within_top_p(const Row& row, float scale, double top_p, Output output) {
-    constexpr double MOST_OVER = 1.1, ROUNDING = 1.01;  // more than `more_than_exp` is over, and than float sums are off
-    vf total = {}, before = {};
-    for (int v = 0; v < row.V; v += LANES) {
-        const vf most = more_than_exp(row.scaled(v, scale));
-        total += most;
-        before += row.before(v, output) ? most : splat(0.0f);
-    }
-    if (sum(before) * ROUNDING < top_p * sum(total) / MOST_OVER) return true;
-    if (sum(before) / MOST_OVER > top_p * sum(total) * ROUNDING) return false;
-    const Masses masses = masses_of(row, scale, output);
-    return masses.before < top_p * masses.total;
+    return sum(before) < top_p * sum(total);
 }
 
 // Who is drawn under a top-p that is not in `row.last`, where `winner` would be without it: an output that top-p leaves out

@@ -67,7 +67,7 @@ class DecodeStep(Protocol):
     def prefill(self, prompt_ids: list[int]) -> Prefilled:
         """Runs the prompt through all layers and fills the cache; returns what its last row is followed by.
 
-        The last row's state after all layers is in slot 0 then.
+        The last row's state after all layers is in slot 0 then; where slots stand, `begin` must say anew.
         """
         ...
 

@@ -155,7 +155,7 @@ def replays_alike(model: DecoderModel, contender: Contender, trace: SampleTrace,
     recording = RecordingModel(model)
     decode_traced(recording, contender, trace, space)
     facts = ModelFacts.of(model, contender.heads)
-    replayed = RecordingStep(ReplayStep(trace, space, facts))
+    replayed = RecordingStep(ReplayStep(trace, space))
     drafters = drafters_of(contender.policy, TracedHeads(contender.candidate, facts.stores.get(trace.task)), trace.draw)
     try:
         generate_over(replayed, trace, space, facts, contender.policy, drafters)

@@ -62,7 +62,7 @@ class Replayed(NamedTuple):
 def replay(trace: SampleTrace, space: TraceSpace, facts: ModelFacts, candidate: Candidate) -> Replayed:
     """What `generate` does on the prompt of `trace` under `candidate`, which `space` must cover."""
     assert space.covers(candidate.policy), (candidate, space)
-    step = ReplayStep(trace, space, facts)
+    step = ReplayStep(trace, space)
     drafters = drafters_of(candidate.policy, TracedHeads(candidate, facts.stores.get(trace.task)), trace.draw)
     generation = generate_over(step, trace, space, facts, candidate.policy, drafters)
     step.calls.num_rounds = generation.num_rounds
@@ -75,7 +75,7 @@ def replay_oracle(trace: SampleTrace, space: TraceSpace, facts: ModelFacts, max_
 
     Each token exits at the first exit whose head agrees with the last layer. With `ngrams` boundary 0 is such an exit.
     """
-    step = ReplayStep(trace, space, facts)
+    step = ReplayStep(trace, space)
     gammas = (0.0,) * len(space.exits)
     policy = Policy(space.exits, gammas, max_drafts, ngram=0.0 if ngrams else None)
     proposers: list[Drafter] = [OracleNgrams(trace.output_ids, facts.stores.get(trace.task))] if ngrams else []
@@ -167,7 +167,7 @@ class OracleNgrams:
 class ReplayStep:
     """A decode step that computes nothing: it knows which node each slot is, and counts its calls."""
 
-    def __init__(self, trace: SampleTrace, space: TraceSpace, facts: ModelFacts) -> None:
+    def __init__(self, trace: SampleTrace, space: TraceSpace) -> None:
         self.width = space.width
         self.cache: KVCache = None  # pyright: ignore[reportAttributeAccessIssue]
         self.hidden = self.logits = torch.empty(0)

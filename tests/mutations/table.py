@@ -339,6 +339,13 @@ MUTATIONS = (
         DRAWN,
     ),
     Mutation(
+        "a prompt's next token is drawn by the place of the one after it",
+        "adadecode/kernels/eager.py",
+        "len(prompt_ids) - self._numbers.first_position",
+        "len(prompt_ids) + 1 - self._numbers.first_position",
+        DRAWN,
+    ),
+    Mutation(
         "a native row draws by the place of its own token",
         "adadecode/kernels/native.cpp",
         "uint32_t(position + m + 1 - draw.first_position)",
@@ -362,8 +369,8 @@ MUTATIONS = (
     Mutation(
         "who is drawn at the end of top-p is kept",
         "adadecode/kernels/draw.h",
-        "return masses.before < top_p * masses.total;",
-        "return masses.before <= top_p * masses.total;",
+        "return sum(before) < top_p * sum(total);",
+        "return sum(before) <= top_p * sum(total) * 1.05;",
         DRAWN,
     ),
     Mutation(

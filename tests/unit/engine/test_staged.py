@@ -22,6 +22,7 @@ from adadecode.errors import UsageError
 from adadecode.kernels.choose import Steps
 from adadecode.kernels.eager import EagerStep
 from adadecode.kernels.staged import StagedStep
+from adadecode.kernels.step import Prefilled
 from adadecode.kernels.weights import ExitTest
 from adadecode.methods import METHODS, names_that_owe
 from adadecode.model.decoder import DecoderModel, prefill
@@ -82,7 +83,7 @@ def test_whatever_a_graph_is_captured_for_is_run_before_the_prompt(exits, monkey
         ran.append((id(step), start, stop))
         segment(step, start, stop)
 
-    def marked(step: EagerStep, prompt_ids: list[int]) -> torch.Tensor:
+    def marked(step: EagerStep, prompt_ids: list[int]) -> Prefilled:
         ready.update(ran)
         ran.clear()
         return prefill(step, prompt_ids)
