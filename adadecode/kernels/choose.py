@@ -11,7 +11,8 @@ from torch.nn.attention import SDPBackend
 from adadecode.errors import KernelsError
 from adadecode.kernels.arithmetic import PLAIN_BACKENDS, set_exact_arithmetic, step_backend
 from adadecode.kernels.borrowed import BorrowedStep
-from adadecode.kernels.eager import CompiledStep, EagerStep, LayerStep, Prefill, compile_layer_step
+from adadecode.kernels.compiled import CompiledStep, compile_layer_step
+from adadecode.kernels.eager import EagerStep, LayerStep, Prefill
 from adadecode.kernels.graphed import GraphedStep, free_workspaces, why_no_graphs
 from adadecode.kernels.kv_cache import KVCache, bucket_columns, num_columns
 from adadecode.kernels.layers import layer_step

@@ -1,17 +1,15 @@
-"""Decode steps of torch operations at static shapes, as written or with compiled layers.
+"""Decode steps of torch operations at static shapes.
 
 Shapes: W rows, d model width, S cache columns, V vocabulary.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from adadecode.errors import KernelsError
 from adadecode.kernels.arithmetic import PREFILL_BACKENDS, attention_by
 from adadecode.kernels.kv_cache import KVCache
 from adadecode.kernels.layers import causal_mask, embed, gate_step, head_step, layer_step, top1
@@ -26,36 +24,10 @@ from adadecode.kernels.step import (
     run_probe_test,
 )
 from adadecode.kernels.weights import Block, ExitTest, Gate, Head, LayerKind, LayerWeights, RotaryTable, Weights
-from adadecode.stopwatch import lap
 
 LayerStep = Callable[..., Tensor]  # `layer_step`, as written or compiled
 # Runs a prompt `[T]`, fills the cache; gives the last row's logits `[V]`, and the hidden states `[T, d]` after the layers.
 Prefill = Callable[[Tensor, KVCache, Collection[int]], tuple[Tensor, dict[int, Tensor]]]
-
-
-def compile_layer_step() -> LayerStep:
-    """`layer_step` compiled for static shapes: once per W and S, for all layers alike.
-
-    What it returns raises KernelsError when it is called and cannot be compiled.
-    """
-    from torch._dynamo.exc import BackendCompilerFailed
-
-    torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
-    compiled = torch.compile(layer_step, dynamic=False, fullgraph=True)
-
-    def compiled_step(*arguments: Any) -> Tensor:
-        try:
-            return compiled(*arguments)
-        except BackendCompilerFailed as error:
-            if isinstance(error.inner_exception, torch.OutOfMemoryError):
-                raise error.inner_exception from None
-            reason = str(error.inner_exception).strip().splitlines()[0][:200]
-            raise KernelsError(
-                "--kernels compile: torch cannot compile the layers here; it needs a C++ compiler (g++) on a CPU, a C "
-                f"compiler (gcc) and triton on a GPU: install what is missing, or use --kernels auto or eager ({reason})"
-            ) from error
-
-    return compiled_step
 
 
 class Places:
@@ -283,30 +255,3 @@ class EagerStep:
         else:
             token_ids, tops, _ = drawn
         return torch.stack((token_ids.double(), tops.double()))
-
-
-class CompiledStep(EagerStep):
-    """An eager step with compiled layers, made ready once per W and S for all steps of a model."""
-
-    def __init__(
-        self,
-        weights: Weights,
-        prefill: Prefill,
-        width: int,
-        cache: KVCache,
-        layer_step: LayerStep,
-        compiled_shapes: set[tuple[int, int]],
-    ) -> None:
-        """`layer_step` is compiled; `compiled_shapes` holds each W and S it is ready for, and is added to."""
-        super().__init__(weights, prefill, width, cache, layer_step)
-        self._compiled_shapes = compiled_shapes
-        kinds = [weights.kind(idx) for idx in range(weights.num_layers)]
-        self._num_different = max(kinds.index(kind) for kind in {*kinds}) + 1
-
-    def prepare(self, boundaries: Sequence[int], tests: Iterable[ExitTest]) -> None:
-        super().prepare(boundaries, tests)
-        shape = (self.width, self.cache.num_columns)
-        if shape not in self._compiled_shapes:
-            with lap("kernels"):
-                self.segment(0, self._num_different)  # the others are like these, and no slot takes part
-            self._compiled_shapes.add(shape)
