@@ -78,11 +78,11 @@ def test_the_commands_that_check_a_gpu_are_ones_the_program_takes(monkeypatch):
     monkeypatch.chdir(ROOT)
     script = (ROOT / "tests" / "gpu" / "check.sh").read_text(encoding="utf-8")
     commands = list(program_commands(script.replace('"$@"', "")))
-    assert [command[0] for command in commands] == ["bench", "doctor", "eval", "tune"]
+    assert [command[0] for command in commands] == ["bench", "doctor", "eval", "eval", "tune"]
     for command in commands:
         parse(command)
     shapes = re.findall(r"^bench \S+ (.*)$", script, re.MULTILINE)
-    assert len(shapes) == 9
+    assert len(shapes) == 11
     for flags in shapes:
         parse(["bench", *flags.split()])
 

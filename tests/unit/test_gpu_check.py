@@ -17,7 +17,7 @@ tests/gpu/facts.py) printf '# gpu-stand-in-1234567\n\n| | |\n|---|---|\n| GPU | 
 *) echo "made" ;;
 esac
 """
-CHECKS = ["doctor", "pytest", "eval-demo", "tune-demo"]
+CHECKS = ["doctor", "pytest", "eval-demo", "eval-demo-drawn", "tune-demo"]
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_a_check_that_fails_is_told_and_the_others_go_on_and_the_folder_says_of_
     assert (done.returncode, done.stderr) == (1, "")
     assert "pytest: exit code 1 after " in done.stdout
     assert "\n2 failed\n" in done.stdout, "the end of its log"
-    assert done.stdout.endswith(f"failed: pytest; 12 others passed; results in {out}\n")
+    assert done.stdout.endswith(f"failed: pytest; 15 others passed; results in {out}\n")
     made = {folder.name for folder in out.iterdir() if folder.is_dir()}
     assert made > set(CHECKS)
     assert len(list(out.glob("*/bench.txt"))) == len(made) - len(CHECKS)
@@ -54,7 +54,7 @@ def test_a_check_that_fails_is_told_and_the_others_go_on_and_the_folder_says_of_
         "doctor": "0 (with warnings)",
     }
     assert "`python -m adadecode eval --local --device cuda " in readme
-    assert readme.endswith("\nfailed: pytest; 12 others passed\n\n")
+    assert readme.endswith("\nfailed: pytest; 15 others passed\n\n")
 
 
 def test_what_is_there_is_made_again_only_where_it_is_named(check, tmp_path):
