@@ -24,6 +24,9 @@ TIMEOUT_S = 900.0  # an endless loop is noticed too
 def main(wanted: list[str]) -> int:
     """Runs the mutations whose name has one of `wanted` in it, all without; returns the exit code."""
     chosen = [one for one in MUTATIONS if not wanted or any(part in one.name for part in wanted)]
+    if not chosen:
+        print(f"no mutation has one of {', '.join(wanted)} in its name")
+        return 2
     survivors: list[Mutation] = []
     with tempfile.TemporaryDirectory() as folder:
         copy = copy_of_project(Path(folder) / "project")
