@@ -1,6 +1,6 @@
 """Sampling on a CUDA device: graphs draw what torch does from the same logits, and outputs stay vanilla's."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import pytest
@@ -41,7 +41,7 @@ KERNELS = ("graphs", "eager")
 
 
 @contextmanager
-def no_captures(step: DecodeStep, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_captures(step: DecodeStep, monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
     """What runs within may replay graphs of `step` but capture none."""
 
     def refuse(*_: object) -> None:
